@@ -1,0 +1,1 @@
+"""Multimodal sentiment analysis with missing modalities, as an extension of transformers."""
