@@ -1,1 +1,34 @@
-"""Multimodal sentiment analysis with missing modalities, as an extension of transformers."""
+"""Multimodal sentiment analysis with missing modalities, as an extension of transformers.
+
+Importing this package registers every method with the Auto classes of transformers. Everything else is loaded on first
+use, so that the import costs no more than transformers itself.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+from .models.auto import METHODS, register
+
+if TYPE_CHECKING:
+    from .data.collator import MsaCollator
+    from .data.loading import load_msa
+    from .evaluation.metrics import regression_metrics
+    from .models.processing_msa import MsaProcessor
+
+register()
+
+_LAZY = {
+    "MsaCollator": "hf_msa.data.collator",
+    "MsaProcessor": "hf_msa.models.processing_msa",
+    "load_msa": "hf_msa.data.loading",
+    "regression_metrics": "hf_msa.evaluation.metrics",
+}
+
+__all__ = ["METHODS", "__version__", *sorted(_LAZY)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

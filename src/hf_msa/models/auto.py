@@ -1,0 +1,62 @@
+"""The methods of hf_msa, one line each, and their registration with the Auto classes."""
+
+import importlib
+from dataclasses import dataclass
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+)
+
+from .configuration_msa import MsaConfig
+from .feature_extraction_msa import MsaFeatureExtractor
+from .modeling_msa import MsaPreTrainedModel
+from .processing_msa import MsaProcessor
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where a method's classes are.
+
+    Args:
+        name: The key, as in `hf-msa train <name>/<dataset>` and in the file names.
+        prefix: What its class names begin with.
+        title: One line for people.
+    """
+
+    name: str
+    prefix: str
+    title: str
+
+    @property
+    def config_class(self) -> type[MsaConfig]:
+        """The configuration class."""
+        return getattr(importlib.import_module(f"{__package__}.configuration_{self.name}"), f"{self.prefix}Config")
+
+    @property
+    def model_class(self) -> type[MsaPreTrainedModel]:
+        """The model class that predicts a sentiment score."""
+        module = importlib.import_module(f"{__package__}.modeling_{self.name}")
+        return getattr(module, f"{self.prefix}ForSentimentAnalysis")
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("text", "Text", "text encoder, mean pooling, linear head: the plain baseline"),
+    )
+}
+
+
+def register() -> None:
+    """Register every method with `AutoConfig`, `AutoModel`, `AutoModelForSequenceClassification` and `AutoProcessor`."""
+    for method in METHODS.values():
+        config_class, model_class = method.config_class, method.model_class
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModel.register(config_class, model_class, exist_ok=True)
+        AutoModelForSequenceClassification.register(config_class, model_class, exist_ok=True)
+        AutoFeatureExtractor.register(config_class, MsaFeatureExtractor, exist_ok=True)
+        AutoProcessor.register(config_class, MsaProcessor, exist_ok=True)

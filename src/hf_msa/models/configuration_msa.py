@@ -1,0 +1,81 @@
+"""The configuration that every method shares: widths and lengths by modality name, text backbone, label range."""
+
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .msa_schema import LABEL_FAMILIES
+
+
+@strict
+class MsaConfig(PreTrainedConfig):
+    r"""Base configuration of all hf_msa methods. Shapes come from the data; see `hf_msa.training.model_shapes`.
+
+    Args:
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the BERT-family text encoder; a dict needs `model_type`. Default: bert-base.
+        audio_dim (`int`, *optional*): Width of an audio frame. `None`: the data has no audio.
+        vision_dim (`int`, *optional*): Width of a vision frame. `None`: the data has no vision.
+        text_max_length (`int`): Longest text in tokens, `[CLS]` and `[SEP]` included.
+        audio_max_length (`int`): Longest audio sequence in frames.
+        vision_max_length (`int`): Longest vision sequence in frames.
+        label_family (`"mosi"` or `"sims"`): Which label range and which metrics apply.
+        mask_padding (`bool`): Whether attention leaves padded positions out. False is what the public LNLN code does;
+            predictions then depend on the padded length, so batches must be padded to fixed lengths.
+    """
+
+    model_type = "hf_msa_base"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+    _auto_class: ClassVar[str] = "AutoConfig"
+
+    # Named rows of the paper's ablation table: name -> the fields that differ from the full method.
+    ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {}
+    # Modalities (beside text) of which at least one must exist; empty: text alone will do.
+    NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ()
+
+    text_config: dict | PreTrainedConfig | None = None
+    audio_dim: int | None = None
+    vision_dim: int | None = None
+    text_max_length: int = 50
+    audio_max_length: int = 500
+    vision_max_length: int = 500
+    label_family: Literal["mosi", "sims"] = "mosi"
+    mask_padding: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in what the library expects of a regression model, then check."""
+        kwargs.setdefault("num_labels", 1)
+        self.problem_type = self.problem_type or "regression"
+        super().__post_init__(**kwargs)
+        # A path on the machine of whoever trained the model is of no use to anyone else.
+        self.text_config._name_or_path = ""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that the model reads, in schema order."""
+        present = [name for name in ("audio", "vision") if getattr(self, f"{name}_dim") is not None]
+        return ("text", *present)
+
+    @property
+    def label_range(self) -> tuple[float, float]:
+        """Lowest and highest possible label."""
+        return LABEL_FAMILIES[self.label_family]
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether predicting needs the true labels: an upper bound, not a usable model."""
+        return False
+
+    def validate_msa(self) -> None:
+        """Check widths and lengths, and that a modality exists without which the method makes no sense."""
+        for name in ("audio_dim", "vision_dim", "text_max_length", "audio_max_length", "vision_max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}; leave a modality out with None.")
+        if self.NEEDS_ONE_OF and not any(getattr(self, f"{name}_dim") for name in self.NEEDS_ONE_OF):
+            raise ValueError(
+                f"{type(self).__name__} needs at least one of {', '.join(self.NEEDS_ONE_OF)} beside text, but the data "
+                "has none; use the method 'text' for text alone."
+            )

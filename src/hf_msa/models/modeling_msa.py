@@ -1,0 +1,116 @@
+"""The base class of all hf_msa models: initialisation, input checks, text backbone, what goes to the Hub."""
+
+import inspect
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from .configuration_msa import MsaConfig
+from .msa_schema import FEATURE_MODALITIES, VALUE_KEYS
+
+
+def build_text_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a BERT-family encoder (architecture only, no weights are read), without a pooler where that is possible."""
+    model_class = AutoModel._model_mapping[type(text_config)]
+    takes_pooling = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return AutoModel.from_config(text_config, **({"add_pooling_layer": False} if takes_pooling else {}))
+
+
+def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Average over the positions where `mask` is 1.
+
+    Args:
+        hidden (`torch.FloatTensor` of shape `(batch, length, width)`): What to average.
+        mask (`torch.Tensor` of shape `(batch, length)`): 1 = counts, 0 = does not.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, width)`; zeros for a row without any position.
+    """
+    weights = mask.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+
+
+class MsaPreTrainedModel(PreTrainedModel):
+    """Base class of all models. A subclass builds its text backbone as `self.text_encoder` and ends with `post_init()`.
+
+    Every forward takes the model inputs of the schema by name and may take training-only tensors beside them.
+    """
+
+    config: MsaConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _auto_class = "AutoModel"
+    # All Auto classes under which the saved checkpoint answers; they all give the model that predicts.
+    _auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel", "AutoModelForSequenceClassification")
+    _supports_sdpa = True
+    # Without this the Trainer believes that forward divides the loss by the number of items, and multiplies it.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: MsaConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        module = type(self).__module__.rpartition(".")[2]
+        config_module = type(config).__module__.rpartition(".")[2]
+        config.auto_map = {
+            "AutoConfig": f"{config_module}.{type(config).__name__}",
+            **{name: f"{module}.{type(self).__name__}" for name in self._auto_classes},
+        }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Use torch's own initialisation: the papers' fusion layers rely on it, not on N(0, 0.02)."""
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+
+    @classmethod
+    def from_text_pretrained(cls, text_model: str, config: MsaConfig) -> Self:
+        """Build a model around a pretrained text encoder; everything else is initialised anew.
+
+        Args:
+            text_model: Folder or Hub name of a BERT-family checkpoint.
+            config: The method's configuration; its `text_config` is replaced by that of `text_model`.
+        """
+        text_encoder = AutoModel.from_pretrained(text_model, dtype=torch.float32)
+        fields = config.to_dict() | {"text_config": text_encoder.config.to_dict()}
+        model = cls(type(config).from_dict(fields))
+        wanted = model.text_encoder.state_dict()
+        model.text_encoder.load_state_dict({k: v for k, v in text_encoder.state_dict().items() if k in wanted})
+        return model
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Run the text encoder.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids.
+            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, tokens, text width)`.
+        """
+        return self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def check_inputs(self, **inputs: Tensor | None) -> None:
+        """Check that every modality the model reads is there, with the right width.
+
+        Args:
+            **inputs: The forward's own arguments `input_ids`, `audio_values`, `vision_values`.
+
+        Raises:
+            ValueError: Naming the modality, the config field and the width that was given.
+        """
+        for modality in self.config.modalities:
+            value = inputs.get(VALUE_KEYS[modality])
+            if value is None:
+                raise ValueError(
+                    f"{type(self).__name__} reads {modality}, but {VALUE_KEYS[modality]!r} was not given; pass zeros with "
+                    "an all-zero attention mask for samples that lack it."
+                )
+        for modality in FEATURE_MODALITIES:
+            value, width = inputs.get(VALUE_KEYS[modality]), getattr(self.config, f"{modality}_dim")
+            if value is not None and width is not None and value.shape[-1] != width:
+                raise ValueError(
+                    f"{VALUE_KEYS[modality]} has width {value.shape[-1]}, but this checkpoint was built for "
+                    f"{modality}_dim={width}; use features of the same kind as in training."
+                )

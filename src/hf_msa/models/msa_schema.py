@@ -1,0 +1,21 @@
+"""The one contract between data and models: modality names, batch keys, mask polarity and label families.
+
+Modalities are names, never positions. Where an order is needed (a ``(batch, 3)`` table), it is that of `MODALITIES`.
+
+Masks:
+    ``attention_mask``, ``audio_attention_mask``, ``vision_attention_mask``: 1 = a real position, 0 = padding.
+    ``text_missing_mask``, ``audio_missing_mask``, ``vision_missing_mask``: True = dropped by the missing-data engine.
+    A dropped token has the tokenizer's unknown id, a dropped frame is all zeros; both keep their attention-mask value of 1.
+"""
+
+MODALITIES = ("text", "audio", "vision")
+FEATURE_MODALITIES = ("audio", "vision")
+
+VALUE_KEYS = {"text": "input_ids", "audio": "audio_values", "vision": "vision_values"}
+ATTENTION_MASK_KEYS = {"text": "attention_mask", "audio": "audio_attention_mask", "vision": "vision_attention_mask"}
+MISSING_MASK_KEYS = {"text": "text_missing_mask", "audio": "audio_missing_mask", "vision": "vision_missing_mask"}
+COMPLETE_KEYS = {"text": "complete_input_ids", "audio": "complete_audio_values", "vision": "complete_vision_values"}
+UNIMODAL_LABEL_KEYS = {"text": "label_text", "audio": "label_audio", "vision": "label_vision"}
+
+# Label families decide which metrics apply and which scores are possible.
+LABEL_FAMILIES = {"mosi": (-3.0, 3.0), "sims": (-1.0, 1.0)}

@@ -1,0 +1,98 @@
+"""From raw rows to model inputs in one call: tokenizer for text, padding for audio and vision features."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
+
+from .feature_extraction_msa import MsaFeatureExtractor
+from .msa_schema import FEATURE_MODALITIES
+
+
+class MsaProcessor(ProcessorMixin):
+    """Tokenizer and feature padding in one object, saved and loaded with the model.
+
+    Args:
+        feature_extractor (`MsaFeatureExtractor`): Pads audio and vision.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the text encoder.
+        text_max_length (`int`): Longest text in tokens, special tokens included; longer ones are cut.
+    """
+
+    _auto_class = "AutoProcessor"
+
+    def __init__(
+        self,
+        feature_extractor: MsaFeatureExtractor,
+        tokenizer: PreTrainedTokenizerBase,
+        text_max_length: int = 50,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(feature_extractor, tokenizer, **kwargs)
+        self.text_max_length = text_max_length
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        audio: Sequence[np.ndarray | None] | np.ndarray | None = None,
+        vision: Sequence[np.ndarray | None] | np.ndarray | None = None,
+        pad_to_fixed: bool = False,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Turn texts and feature sequences into model inputs.
+
+        Args:
+            text: One text or one per sample.
+            audio, vision: Per sample an array of shape `(frames, width)`, or `None` for a sample that lacks the modality;
+                a modality that the model reads and that is left out altogether counts as lacking everywhere.
+            pad_to_fixed: Pad to the fixed maximum lengths, as the papers do, instead of the batch's need.
+            return_tensors: `"pt"` for torch tensors, `"np"` for numpy arrays.
+            **kwargs: Not used.
+
+        Returns:
+            `BatchFeature` with `input_ids`, `attention_mask` and the values and attention masks of the feature modalities.
+
+        Raises:
+            ValueError: If the number of samples differs between modalities, or a width is wrong.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        sequences: dict[str, list[np.ndarray | None]] = {}
+        for modality, given in (("audio", audio), ("vision", vision)):
+            if modality not in self.feature_extractor.modalities:
+                continue
+            if given is None:
+                given = [None] * len(texts)
+            elif isinstance(given, np.ndarray) and given.ndim == 2:
+                given = [given]
+            if len(given) != len(texts):
+                raise ValueError(f"There are {len(texts)} texts but {len(given)} {modality} sequences; give one per text.")
+            sequences[modality] = list(given)
+        encoded = self.tokenizer(
+            texts,
+            padding="max_length" if pad_to_fixed else True,
+            truncation=True,
+            max_length=self.text_max_length,
+            return_token_type_ids=False,
+            return_attention_mask=True,
+        )
+        features = self.feature_extractor(**sequences, pad_to_fixed=pad_to_fixed)
+        data = {name: np.asarray(encoded[name], dtype=np.int64) for name in ("input_ids", "attention_mask")}
+        return BatchFeature({**data, **features}, tensor_type=return_tensors)
+
+    def from_rows(self, rows: Sequence[Mapping[str, Any]], **kwargs: Any) -> BatchFeature:
+        """Turn rows of a data set into model inputs.
+
+        Args:
+            rows: Rows with `text` and the feature columns; a false `<modality>_present` marks a sample that lacks it.
+            **kwargs: Passed on to `__call__`.
+        """
+
+        def column(modality: str) -> list[np.ndarray | None]:
+            return [
+                np.asarray(row[modality], dtype=np.float32) if modality in row and row.get(f"{modality}_present", True) else None
+                for row in rows
+            ]
+
+        return self([row["text"] for row in rows], **{name: column(name) for name in FEATURE_MODALITIES}, **kwargs)
