@@ -65,6 +65,20 @@ class MsaPreTrainedModel(PreTrainedModel):
             reset()
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint; see `transformers.PreTrainedModel.from_pretrained`.
+
+        Weights come as views of a memory-mapped file, at addresses on which CPU kernels round differently. Copying them
+        into memory of their own gives a reloaded model bit for bit the outputs of the model that was saved.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu":
+                parameter.data = parameter.data.clone()
+        return loaded
+
+    @classmethod
     def from_text_pretrained(cls, text_model: str, config: MsaConfig) -> Self:
         """Build a model around a pretrained text encoder; everything else is initialised anew.
 
