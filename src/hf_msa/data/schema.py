@@ -1,0 +1,302 @@
+"""The one form in which every data set reaches hf_msa: columns, facts, and the benchmarks known by name."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_msa.errors import MsaError, unknown_name
+from hf_msa.files import write_json
+from hf_msa.models.msa_schema import FEATURE_MODALITIES, LABEL_FAMILIES, UNIMODAL_LABEL_KEYS
+
+ID = "id"
+VIDEO_ID = "video_id"
+CLIP_ID = "clip_id"
+TEXT = "text"
+AUDIO = "audio"
+VISION = "vision"
+LABEL = "label"
+ANNOTATION = "annotation"
+PRESENCE = {modality: f"{modality}_present" for modality in FEATURE_MODALITIES}
+"""Modality name -> the boolean column that is False where a sample lacks the modality."""
+
+SPLITS = ("train", "validation", "test")
+SPLIT_ALIASES = {
+    "train": "train",
+    "valid": "validation",
+    "dev": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+"""What the field's files call a split -> its name here."""
+
+ID_SEPARATOR = "$_$"
+FACTS_FILE = "msa_dataset.json"
+SCHEMA_VERSION = 1
+
+
+def msa_features(
+    audio_dim: int | None = None,
+    vision_dim: int | None = None,
+    *,
+    unimodal_labels: bool = False,
+    annotation: bool = False,
+    presence: bool = False,
+) -> datasets.Features:
+    """Build the columns of a data set.
+
+    Args:
+        audio_dim: Width of an audio frame; None leaves the column out. Rows are (T, audio_dim) float32, true length.
+        vision_dim: Width of a vision frame; None leaves the column out.
+        unimodal_labels: Whether `label_text`, `label_audio` and `label_vision` exist.
+        annotation: Whether the annotators' word ("Negative", ...) exists.
+        presence: Whether some samples lack a modality: adds `audio_present` / `vision_present` for the modalities
+            that exist. Where it is False the array holds one zero frame; it is never None and never empty.
+    """
+    string, number = datasets.Value("string"), datasets.Value("float32")
+    columns: dict[str, Any] = {ID: string, VIDEO_ID: string, CLIP_ID: string, TEXT: string}
+    widths = {AUDIO: audio_dim, VISION: vision_dim}
+    present = [modality for modality in FEATURE_MODALITIES if widths[modality] is not None]
+    for modality in present:
+        columns[modality] = datasets.Array2D((None, widths[modality]), "float32")
+    columns[LABEL] = number
+    if unimodal_labels:
+        columns |= dict.fromkeys(UNIMODAL_LABEL_KEYS.values(), number)
+    if annotation:
+        columns[ANNOTATION] = string
+    if presence:
+        columns |= {PRESENCE[modality]: datasets.Value("bool") for modality in present}
+    return datasets.Features(columns)
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What one must know about a data set beyond its columns.
+
+    Attributes:
+        name: Short name, e.g. ``"mosi"``.
+        label_family: ``"mosi"`` or ``"sims"``: which metrics apply.
+        label_low: Lowest label that can occur.
+        label_high: Highest label that can occur.
+        language: ISO 639-1 code of the transcripts.
+        license: Under which terms the data may be used, in a sentence.
+        aligned: Whether audio and vision frames are aligned to the words.
+        source: What the rows were made from, e.g. ``"MMSA pickle"``.
+        audio_features: Names of the audio features in column order, where known.
+        vision_features: Names of the vision features in column order, where known.
+        homepage: Where the data set is described.
+        citation: BibTeX.
+    """
+
+    name: str
+    label_family: str
+    label_low: float
+    label_high: float
+    language: str = "en"
+    license: str = "unknown"
+    aligned: bool = False
+    source: str = "unknown"
+    audio_features: tuple[str, ...] | None = None
+    vision_features: tuple[str, ...] | None = None
+    homepage: str = ""
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        if self.label_family not in LABEL_FAMILIES:
+            raise unknown_name("label family", self.label_family, LABEL_FAMILIES)
+        if not self.label_low < self.label_high:
+            raise MsaError(
+                f"The label range [{self.label_low}, {self.label_high}] is empty; give the lower bound first."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain JSON values."""
+        facts = dataclasses.asdict(self)
+        for key in ("audio_features", "vision_features"):
+            facts[key] = list(facts[key]) if facts[key] is not None else None
+        return {"schema_version": SCHEMA_VERSION, **facts}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DatasetFacts":
+        """Rebuild the facts from `to_dict`; keys that this version does not know are ignored.
+
+        Raises:
+            MsaError: If a key that every data set needs is absent.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {key: value for key, value in values.items() if key in names}
+        for key in ("audio_features", "vision_features"):
+            if known.get(key) is not None:
+                known[key] = tuple(str(name) for name in known[key])
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise MsaError(f"The data set facts are incomplete ({error}); prepare the data set again.") from error
+
+
+def write_facts(folder: Path, facts: DatasetFacts) -> None:
+    """Write `facts` beside the Parquet shards in `folder`."""
+    write_json(folder / FACTS_FILE, facts.to_dict())
+
+
+def read_facts(path: Path) -> DatasetFacts:
+    """Read the facts file at `path`.
+
+    Raises:
+        MsaError: If it is not valid JSON or lacks a key.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise MsaError(f"{path} is not valid JSON ({error}); prepare the data set again.") from error
+    if not isinstance(values, dict):
+        raise MsaError(f"{path} must hold a JSON object; prepare the data set again.")
+    return DatasetFacts.from_dict(values)
+
+
+@dataclass(frozen=True)
+class KnownDataset:
+    """A benchmark of the field: its facts, and the sizes that the published files have.
+
+    Sizes and shapes serve only to warn about a file that differs; the code takes every shape from the data.
+
+    Attributes:
+        facts: The facts of the data set.
+        title: How people write its name.
+        split_sizes: Split name -> number of samples in the official split.
+        shapes: Modality -> the (T, d) that published MMSA files have, unaligned first.
+    """
+
+    facts: DatasetFacts
+    title: str
+    split_sizes: Mapping[str, int]
+    shapes: Mapping[str, tuple[tuple[int, int], ...]]
+
+
+_RESEARCH_ONLY = "Research use only; the videos' owners keep their rights; do not redistribute without permission."
+
+DATASETS: dict[str, KnownDataset] = {
+    "mosi": KnownDataset(
+        DatasetFacts(
+            name="mosi",
+            label_family="mosi",
+            label_low=-3.0,
+            label_high=3.0,
+            language="en",
+            license=_RESEARCH_ONLY,
+            homepage="http://multicomp.cs.cmu.edu/resources/cmu-mosi-dataset/",
+            citation=(
+                "@article{zadeh2016mosi,\n"
+                "  title={{MOSI}: Multimodal Corpus of Sentiment Intensity and Subjectivity Analysis in Online "
+                "Opinion Videos},\n"
+                "  author={Zadeh, Amir and Zellers, Rowan and Pincus, Eli and Morency, Louis-Philippe},\n"
+                "  journal={arXiv preprint arXiv:1606.06259},\n  year={2016}\n}"
+            ),
+        ),
+        "CMU-MOSI",
+        {"train": 1284, "validation": 229, "test": 686},
+        {AUDIO: ((375, 5), (50, 5)), VISION: ((500, 20), (50, 20))},
+    ),
+    "mosei": KnownDataset(
+        DatasetFacts(
+            name="mosei",
+            label_family="mosi",
+            label_low=-3.0,
+            label_high=3.0,
+            language="en",
+            license=_RESEARCH_ONLY,
+            homepage="http://multicomp.cs.cmu.edu/resources/cmu-mosei-dataset/",
+            citation=(
+                "@inproceedings{zadeh2018mosei,\n"
+                "  title={Multimodal Language Analysis in the Wild: {CMU-MOSEI} Dataset and Interpretable Dynamic "
+                "Fusion Graph},\n"
+                "  author={Zadeh, Amir and Liang, Paul Pu and Poria, Soujanya and Cambria, Erik and Morency, "
+                "Louis-Philippe},\n"
+                "  booktitle={ACL},\n  year={2018}\n}"
+            ),
+        ),
+        "CMU-MOSEI",
+        {"train": 16326, "validation": 1871, "test": 4659},
+        {AUDIO: ((500, 74), (50, 74)), VISION: ((500, 35), (50, 35))},
+    ),
+    "sims": KnownDataset(
+        DatasetFacts(
+            name="sims",
+            label_family="sims",
+            label_low=-1.0,
+            label_high=1.0,
+            language="zh",
+            license=_RESEARCH_ONLY,
+            homepage="https://github.com/thuiar/MMSA",
+            citation=(
+                "@inproceedings{yu2020sims,\n"
+                "  title={{CH-SIMS}: A {C}hinese Multimodal Sentiment Analysis Dataset with Fine-grained Annotation "
+                "of Modality},\n"
+                "  author={Yu, Wenmeng and Xu, Hua and Meng, Fanyang and Zhu, Yilin and Ma, Yixiao and Wu, Jiele and "
+                "Zou, Jiyun and Yang, Kaicheng},\n"
+                "  booktitle={ACL},\n  year={2020}\n}"
+            ),
+        ),
+        "CH-SIMS",
+        {"train": 1368, "validation": 456, "test": 457},
+        {AUDIO: ((400, 33),), VISION: ((55, 709),)},
+    ),
+    "simsv2": KnownDataset(
+        DatasetFacts(
+            name="simsv2",
+            label_family="sims",
+            label_low=-1.0,
+            label_high=1.0,
+            language="zh",
+            license=_RESEARCH_ONLY,
+            homepage="https://github.com/thuiar/ch-sims-v2",
+            citation=(
+                "@inproceedings{liu2022simsv2,\n"
+                "  title={Make Acoustic and Visual Cues Matter: {CH-SIMS} v2.0 Dataset and {AV-Mixup} Consistent "
+                "Module},\n"
+                "  author={Liu, Yihe and Yuan, Ziqi and Mao, Huisheng and Liang, Zhiyun and Yang, Wanqiuyue and Qiu, "
+                "Yuanzhe and Cheng, Tie and Li, Xiaoteng and Xu, Hua and Gao, Kai},\n"
+                "  booktitle={ICMI},\n  year={2022}\n}"
+            ),
+        ),
+        "CH-SIMS v2 (supervised part)",
+        {"train": 2722, "validation": 647, "test": 1034},
+        {AUDIO: ((925, 25),), VISION: ((232, 177),)},
+    ),
+}
+"""The benchmarks that hf_msa knows by name; `custom` data gives its own label family."""
+
+DATASET_NAMES = (*DATASETS, "custom")
+"""Every name that `hf-msa prepare` takes."""
+
+
+def facts_for(
+    name: str, label_family: str | None = None, label_range: tuple[float, float] | None = None
+) -> DatasetFacts:
+    """Return the facts of a data set by name, before its file is read.
+
+    Args:
+        name: One of `DATASET_NAMES`.
+        label_family: ``"mosi"`` or ``"sims"``; needed for ``"custom"``, otherwise it overrides the benchmark's.
+        label_range: Lowest and highest label; by default the benchmark's, or the family's.
+
+    Raises:
+        MsaError: If the name or family is unknown, or a custom data set comes without a family.
+    """
+    if name not in DATASET_NAMES:
+        raise unknown_name("data set", name, DATASET_NAMES)
+    if label_family is not None and label_family not in LABEL_FAMILIES:
+        raise unknown_name("label family", label_family, LABEL_FAMILIES)
+    if name in DATASETS:
+        facts = DATASETS[name].facts
+        family = label_family or facts.label_family
+        low, high = label_range or LABEL_FAMILIES[family]
+        return dataclasses.replace(facts, label_family=family, label_low=low, label_high=high)
+    if label_family is None:
+        raise MsaError("A custom data set needs a label family, which decides the metrics: 'mosi' or 'sims'.")
+    low, high = label_range or LABEL_FAMILIES[label_family]
+    return DatasetFacts(name=name, label_family=label_family, label_low=low, label_high=high)
