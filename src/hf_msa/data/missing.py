@@ -1,0 +1,589 @@
+"""The missing-modality engine: which tokens, frames or whole modalities of a sample are dropped.
+
+A *protocol* is a frozen dataclass. What it drops is a pure function of (seed, split, sample id, modality, rate or
+pattern, draw): it does not depend on the batch a sample sits in, on order, workers or processes, and it is nested in
+the rate (what is dropped at 0.3 is dropped at 0.6). A *draw* is what re-draws the pattern: the epoch in training, the
+repeat in evaluation.
+
+Mask polarity everywhere: True = dropped. Masks are never True on padding, nor on the tokenizer's special tokens.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hf_msa.data.missing_base import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    MissingMasks,
+    MissingProtocol,
+    RealisedRates,
+    Samples,
+    bound_rows,
+    check_range,
+    check_rate,
+    check_seed,
+    modality_names,
+    numbered,
+    states,
+)
+from hf_msa.data.missing_legacy import LegacyLnln
+from hf_msa.errors import MsaError, nearest, unknown_name
+from hf_msa.models.msa_schema import MISSING_MASK_KEYS, MODALITIES, VALUE_KEYS
+
+__all__ = [
+    "PROTOCOLS",
+    "BlockMissing",
+    "CompleteProtocol",
+    "FixedPattern",
+    "FrameMissing",
+    "LegacyLnln",
+    "MissingMasks",
+    "MissingModality",
+    "MissingProtocol",
+    "ModalityMissing",
+    "RealisedRates",
+    "UserMasks",
+    "apply_missing",
+    "protocol_from_dict",
+    "tokenized_special",
+]
+
+
+@dataclass(frozen=True)
+class CompleteProtocol(MissingProtocol):
+    """Nothing is dropped (P3)."""
+
+    name: ClassVar[str] = "complete"
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        return samples.whole({})
+
+
+@dataclass(frozen=True)
+class FrameMissing(MissingProtocol):
+    """Tokens and frames are dropped one by one, independently (P1; LNLN, TCMR section 3.1, PGLH).
+
+    Attributes:
+        rate: The missing rate in [0, 1], the same for all samples and modalities: evaluation.
+        rate_range: Instead of `rate`, ``(low, high)``: each sample, modality and draw gets its own rate, uniform in
+            [low, high): training. TCMR uses (0, 1), PGLH (0, 0.9).
+        rate_sampler: ``"uniform"``, or ``"lnln_half_clean"``: as LNLN's code, which sets the rate to 0 for a random
+            half of the samples, independently per modality (here with probability 1/2 per sample).
+        seed: The mask seed, not the training seed.
+        modalities: The modalities that lose something; the others stay complete.
+    """
+
+    name: ClassVar[str] = "frame"
+
+    rate: float | None = None
+    rate_range: tuple[float, float] | None = None
+    rate_sampler: Literal["uniform", "lnln_half_clean"] = "uniform"
+    seed: int = 1111
+    modalities: tuple[str, ...] = MODALITIES
+
+    def __post_init__(self) -> None:
+        if (self.rate is None) == (self.rate_range is None):
+            raise MsaError(
+                f"FrameMissing got rate={self.rate} and rate_range={self.rate_range}; give exactly one of the two."
+            )
+        if self.rate is not None:
+            check_rate(self.rate)
+        if self.rate_range is not None:
+            low, high = check_range(self.rate_range)
+            object.__setattr__(self, "rate_range", (low, high))
+        if self.rate_sampler not in (samplers := ("uniform", "lnln_half_clean")):
+            raise unknown_name("rate_sampler", str(self.rate_sampler), samplers)
+        if self.rate_sampler != "uniform" and self.rate_range is None:
+            raise MsaError(
+                f"rate_sampler={self.rate_sampler!r} draws rates, so it needs rate_range, not a fixed rate."
+            )
+        check_seed(self.seed)
+        object.__setattr__(self, "modalities", modality_names("modalities", self.modalities))
+
+    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        masks = {}
+        rates = np.zeros((len(samples.ids), len(MODALITIES)))
+        for modality in (m for m in self.modalities if m in samples.maskable):
+            rate = self._rates(samples, modality)
+            field_ = samples.uniform(self.seed, f"frame/{modality}", samples.maskable[modality].shape[1])
+            masks[modality] = field_ < rate[:, None]
+            rates[:, MODALITIES.index(modality)] = rate
+        return masks, rates
+
+    def _rates(self, samples: Samples, modality: str) -> FloatArray:
+        """The rate of each sample for one modality, shape (B,)."""
+        if self.rate_range is None:
+            return np.full(len(samples.ids), float(self.rate or 0.0))
+        low, high = self.rate_range
+        draw = samples.uniform(self.seed, f"rate/{modality}", 2)
+        rate = low + (high - low) * draw[:, 0]
+        return np.where(draw[:, 1] < 0.5, 0.0, rate) if self.rate_sampler == "lnln_half_clean" else rate
+
+    def with_rate(self, rate: float) -> "FrameMissing":
+        """Return this protocol at one fixed rate."""
+        return dataclasses.replace(self, rate=rate, rate_range=None, rate_sampler="uniform")
+
+
+@dataclass(frozen=True)
+class ModalityMissing(MissingProtocol):
+    """Whole modalities are dropped at random, at a target rate met exactly over the split (P2 random; OMG-Agent).
+
+    The shares of samples that lose two and one modalities are IMDer's and DiCMoR's table for MR 0.1 to 0.7; "0.7"
+    leaves exactly one modality, which is a true MR of 2/3. The released code gives whole batches in loader order the
+    same fate; here a seeded permutation of the split's samples decides, so that the shares hold to within half a
+    sample, whatever the batches are. The last modality that a sample has is never dropped: with two modalities a
+    sample of the "lose two" share loses one, and the realised rate, not the nominal one, says what happened.
+
+    Attributes:
+        rate: The target rate MR: 0.0, 0.1, ... 0.7.
+        seed: The mask seed.
+    """
+
+    name: ClassVar[str] = "modality"
+    SHARES: ClassVar[dict[int, tuple[int, int]]] = {
+        0: (0, 0),
+        1: (1, 1),
+        2: (2, 2),
+        3: (3, 3),
+        4: (5, 2),
+        5: (7, 1),
+        6: (9, 0),
+        7: (10, 0),
+    }
+    """MR in tenths -> (tenths of the samples that lose two modalities, tenths that lose one)."""
+
+    rate: float
+    seed: int = 1111
+    _rows: dict[str, int] | None = field(default=None, init=False, repr=False, compare=False)
+    _ranks: dict[tuple[str, int], IntArray] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_rate(self.rate)
+        tenths = round(self.rate * 10)
+        if tenths not in self.SHARES or abs(self.rate * 10 - tenths) > 1e-6:
+            near = min(tenths, max(self.SHARES)) / 10
+            raise MsaError(f"The modality missing rate is {self.rate}; use 0.0, 0.1, ... 0.7, the nearest is {near}.")
+        check_seed(self.seed)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """All: which of them a sample loses is part of the draw."""
+        return MODALITIES
+
+    def bind(self, ids: Iterable[str]) -> "ModalityMissing":
+        """Return this protocol for the split with exactly these ids, in any order.
+
+        Raises:
+            MsaError: If an id comes twice.
+        """
+        bound = dataclasses.replace(self)
+        object.__setattr__(bound, "_rows", numbered(sorted(ids)))
+        return bound
+
+    def with_rate(self, rate: float) -> "ModalityMissing":
+        """Return this protocol at another rate, bound to the same split."""
+        other = dataclasses.replace(self, rate=rate)
+        object.__setattr__(other, "_rows", self._rows)
+        object.__setattr__(other, "_ranks", self._ranks)
+        return other
+
+    def _rank(self, split: str, draw: int) -> IntArray:
+        """The place of each sample of the split in the permutation of this draw, shape (N,)."""
+        if (split, draw) not in self._ranks:
+            assert self._rows is not None
+            draws = np.full(len(self._rows), draw, dtype=np.uint64)
+            order = np.argsort(states(self.seed, split, list(self._rows), draws, "permutation"), kind="stable")
+            rank = np.empty(len(order), dtype=np.int64)
+            rank[order] = np.arange(len(order))
+            while len(self._ranks) >= 64:
+                self._ranks.pop(next(iter(self._ranks)))
+            self._ranks[split, draw] = rank
+        return self._ranks[split, draw]
+
+    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        rows = bound_rows(self, self._rows, samples.ids)
+        rank = np.empty(len(rows), dtype=np.int64)
+        for draw in np.unique(samples.draws):
+            chosen = samples.draws == draw
+            rank[chosen] = self._rank(samples.split, int(draw))[rows[chosen]]
+        two, one = self.SHARES[round(self.rate * 10)]
+        total = len(self._rows or ())
+        # Whole-number arithmetic: rounds half up, and both limits grow with the rate, which keeps the rates nested.
+        target = (rank < (total * two + 5) // 10).astype(np.int64) + (rank < (total * (two + one) + 5) // 10)
+        there = list(samples.lengths)
+        keys = np.stack([samples.uniform(self.seed, f"modality/{m}", 1)[:, 0] for m in there], axis=1)
+        present = np.stack([samples.lengths[m] > 0 for m in there], axis=1)
+        order = np.argsort(np.argsort(np.where(present, keys, 2.0), axis=1, kind="stable"), axis=1)
+        lost = np.minimum(target, np.maximum(present.sum(axis=1) - 1, 0))
+        return samples.whole({m: order[:, column] < lost for column, m in enumerate(there)})
+
+
+@dataclass(frozen=True)
+class FixedPattern(MissingProtocol):
+    """The same modalities are available in every sample, the others are dropped whole (P2 fixed; OMG-Agent Table 1).
+
+    Text that is dropped whole keeps its special tokens; all others become the unknown token. A single sample that
+    lacks the available modalities is left with none; a data set that lacks them all is refused.
+
+    Attributes:
+        available: The modalities that stay, at least one.
+    """
+
+    name: ClassVar[str] = "fixed"
+
+    available: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "available", modality_names("available", self.available))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those that are dropped."""
+        return tuple(m for m in MODALITIES if m not in self.available)
+
+    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        if not any(m in samples.lengths for m in self.available):
+            raise MsaError(
+                f"The pattern keeps {' and '.join(self.available)}, but the data has only "
+                f"{' and '.join(samples.lengths)}; keep a modality that the data has."
+            )
+        everyone = np.ones(len(samples.ids), dtype=bool)
+        return samples.whole({m: everyone for m in self.modalities if m in samples.lengths})
+
+
+@dataclass(frozen=True)
+class BlockMissing(MissingProtocol):
+    """Contiguous blocks are dropped, as when a sensor or a line fails for a while.
+
+    The droppable positions of a modality are cut into `blocks` equal parts, and in each part one block of about
+    ``rate * part`` positions is dropped; the fraction of a position is rounded up or down at random, so that the
+    expected share is the rate. Its place is uniform, and it grows in place with the rate, which keeps the rates
+    nested.
+
+    Attributes:
+        rate: The missing rate in [0, 1].
+        blocks: How many blocks per sample and modality, at most (two neighbours may touch).
+        seed: The mask seed.
+        modalities: The modalities that lose something; the others stay complete.
+    """
+
+    name: ClassVar[str] = "block"
+
+    rate: float
+    blocks: int = 1
+    seed: int = 1111
+    modalities: tuple[str, ...] = MODALITIES
+
+    def __post_init__(self) -> None:
+        check_rate(self.rate)
+        if not isinstance(self.blocks, int) or isinstance(self.blocks, bool) or self.blocks < 1:
+            raise MsaError(f"blocks is {self.blocks!r}; give a whole number of at least 1.")
+        check_seed(self.seed)
+        object.__setattr__(self, "modalities", modality_names("modalities", self.modalities))
+
+    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        masks = {}
+        rates = np.zeros((len(samples.ids), len(MODALITIES)))
+        for modality in (m for m in self.modalities if m in samples.maskable):
+            maskable = samples.maskable[modality]
+            place = np.cumsum(maskable, axis=1) - 1  # (B, T) number of each droppable position
+            count = maskable.sum(axis=1)
+            draw = samples.uniform(self.seed, f"block/{modality}", 2 * self.blocks)
+            mask = np.zeros_like(maskable)
+            for block in range(self.blocks):
+                first, end = count * block // self.blocks, count * (block + 1) // self.blocks
+                size = np.floor(self.rate * (end - first) + draw[:, 2 * block]).astype(np.int64)
+                # With a fixed draw, size + 1 starts at this start or one earlier: the longer block holds the shorter.
+                start = first + np.floor(draw[:, 2 * block + 1] * (end - first - size + 1)).astype(np.int64)
+                mask |= (place >= start[:, None]) & (place < (start + size)[:, None])
+            masks[modality] = mask
+            rates[:, MODALITIES.index(modality)] = self.rate
+        return masks, rates
+
+    def with_rate(self, rate: float) -> "BlockMissing":
+        """Return this protocol at another rate."""
+        return dataclasses.replace(self, rate=rate)
+
+
+@dataclass(frozen=True)
+class UserMasks(MissingProtocol):
+    """Masks that the user supplies, by sample id: the same for every split and draw.
+
+    Attributes:
+        source: A mapping ``{id: {modality: [0, 1, ...]}}``, or the path of a ``.json`` (a list of records) or
+            ``.parquet`` file with the columns ``id`` and some of ``text``, ``audio``, ``vision``. 1 = dropped, one
+            entry per true position; text counts the special tokens too, which are kept whatever the mask says. A
+            modality that a record leaves out, or sets to null, stays complete.
+    """
+
+    name: ClassVar[str] = "user"
+
+    source: str | Mapping[str, Mapping[str, Sequence[int]]]
+    _table: dict[str, dict[str, BoolArray]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, Mapping):
+            plain = {
+                str(key): {str(m): np.asarray(mask).astype(int).tolist() for m, mask in record.items()}
+                for key, record in self.source.items()
+            }
+            object.__setattr__(self, "source", plain)
+            records: list[dict[str, Any]] = [{"id": key, **record} for key, record in plain.items()]
+        else:
+            object.__setattr__(self, "source", os.fspath(self.source))
+            records = _read_records(Path(os.fspath(self.source)))
+        for record in records:
+            sample_id = record.get("id")
+            if not isinstance(sample_id, str) or sample_id in self._table:
+                raise MsaError(
+                    f"A record of the user masks has the id {sample_id!r}; ids are strings, each given once."
+                )
+            masks = {m: mask for m, mask in record.items() if m != "id" and mask is not None}
+            for modality in masks:
+                if modality not in MODALITIES:
+                    raise unknown_name("modality in the user masks", modality, MODALITIES)
+            self._table[sample_id] = {m: _flags(sample_id, m, mask) for m, mask in masks.items()}
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those that some record has a mask for."""
+        return tuple(m for m in MODALITIES if any(m in record for record in self._table.values()))
+
+    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        masks = {m: np.zeros_like(maskable) for m, maskable in samples.maskable.items()}
+        for row, sample_id in enumerate(samples.ids):
+            if sample_id not in self._table:
+                raise MsaError(
+                    f"The user masks have no record for the sample {sample_id!r}.{nearest(sample_id, self._table)}"
+                )
+            for modality, mask in self._table[sample_id].items():
+                length = int(samples.lengths[modality][row]) if modality in samples.lengths else 0
+                if len(mask) != length:
+                    raise MsaError(
+                        f"The user mask of sample {sample_id!r} for {modality} has {len(mask)} entries, but the "
+                        f"sample has {length} positions; give one entry per position."
+                    )
+                masks[modality][row, :length] = mask
+        rates = np.zeros((len(samples.ids), len(MODALITIES)))
+        for modality, mask in masks.items():
+            maskable = samples.maskable[modality]
+            share = (mask & maskable).sum(axis=1) / np.maximum(maskable.sum(axis=1), 1)
+            rates[:, MODALITIES.index(modality)] = share
+        return masks, rates
+
+
+def _flags(sample_id: str, modality: str, mask: Any) -> BoolArray:
+    array = np.asarray(mask)
+    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
+        raise MsaError(
+            f"The user mask of sample {sample_id!r} for {modality} is not a flat list of 0 and 1 (1 = dropped)."
+        )
+    return array.astype(bool)
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    """Read a table of user masks."""
+    if path.suffix not in (".json", ".parquet"):
+        raise MsaError(f"The user masks are in {path.name!r}; give a .json or a .parquet file.")
+    if not path.is_file():
+        raise MsaError(f"There is no file of user masks at {str(path)!r}; check the path.")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return [dict(record) for record in pq.read_table(path).to_pylist()]
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MsaError(f"The user masks in {path.name!r} are not JSON ({error}); write a list of records.") from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise MsaError(
+            f"The user masks in {path.name!r} are not a list of records with the columns id, text, audio, vision."
+        )
+    return records
+
+
+PROTOCOLS: dict[str, type[MissingProtocol]] = {
+    protocol.name: protocol
+    for protocol in (
+        CompleteProtocol,
+        FrameMissing,
+        ModalityMissing,
+        FixedPattern,
+        BlockMissing,
+        UserMasks,
+        LegacyLnln,
+    )
+}
+"""Every protocol by the name that `to_dict`, recipes and the command line use."""
+
+
+def protocol_from_dict(values: Mapping[str, Any]) -> MissingProtocol:
+    """Build a protocol from what `MissingProtocol.to_dict` gave, or from a recipe's entry.
+
+    Args:
+        values: ``name`` and the protocol's fields.
+
+    Raises:
+        MsaError: For an unknown name or field (the nearest valid one is named), or a value that is not allowed.
+    """
+    rest = dict(values)
+    name = rest.pop("name", None)
+    if name not in PROTOCOLS:
+        raise unknown_name("missing protocol", str(name), PROTOCOLS)
+    protocol = PROTOCOLS[name]
+    fields = {f.name: f for f in dataclasses.fields(protocol) if f.init}  # type: ignore[arg-type]
+    for key, value in rest.items():
+        if key not in fields:
+            raise unknown_name(f"field of the missing protocol {name!r}:", key, fields)
+        if isinstance(value, list):
+            rest[key] = tuple(value)
+    for key, entry in fields.items():
+        if key not in rest and entry.default is dataclasses.MISSING:
+            raise MsaError(f"The missing protocol {name!r} needs {key!r}; add it.")
+    return protocol(**rest)
+
+
+# Applying masks
+
+
+def apply_missing(
+    batch: Mapping[str, Any], masks: MissingMasks | Mapping[str, NDArray[np.bool_]], unk_token_id: int
+) -> dict[str, Any]:
+    """Replace what is dropped: tokens by the unknown token, frames by zeros (LNLN; TCMR section 3.1).
+
+    Args:
+        batch: Model inputs: ``input_ids`` (B, L), ``audio_values`` (B, T, d), ``vision_values`` (B, T, d), torch
+            tensors or numpy arrays; other keys pass through. Attention masks stay as they are: a dropped token is
+            still attended to.
+        masks: `MissingMasks`, or boolean arrays (B, <= length) by modality, True = dropped; narrower ones than the
+            values are filled up with False.
+        unk_token_id: The tokenizer's own unknown token.
+
+    Returns:
+        A new mapping with new values and with ``*_missing_mask`` for each modality in `batch`; `batch` is not changed.
+    """
+    arrays = masks.masks if isinstance(masks, MissingMasks) else masks
+    result = dict(batch)
+    for modality in MODALITIES:
+        values = batch.get(VALUE_KEYS[modality])
+        if values is None:
+            continue
+        mask = np.zeros(tuple(values.shape[:2]), dtype=bool)
+        if modality in arrays:
+            mask[:, : arrays[modality].shape[1]] = arrays[modality]
+        fill = unk_token_id if modality == "text" else 0
+        if isinstance(values, torch.Tensor):
+            marks = torch.from_numpy(mask).to(values.device)
+            result[VALUE_KEYS[modality]] = values.masked_fill(marks.view(*mask.shape, *[1] * (values.ndim - 2)), fill)
+            result[MISSING_MASK_KEYS[modality]] = marks
+        else:
+            shaped = mask.reshape(*mask.shape, *[1] * (values.ndim - 2))
+            result[VALUE_KEYS[modality]] = np.where(shaped, np.asarray(fill, dtype=values.dtype), values)
+            result[MISSING_MASK_KEYS[modality]] = mask
+    return result
+
+
+class MissingModality:
+    """Adds the masks of a protocol to rows of a data set: for ``dataset.map(fn, batched=True)`` and ``set_transform``.
+
+    It adds the columns ``text_missing_mask`` (one boolean per token, special tokens included), ``audio_missing_mask``
+    and ``vision_missing_mask`` (one per frame), True = dropped, and what the collator needs to make the same batch as
+    with its own protocol: ``missing_rates`` (three numbers, NaN for a modality that is not there) and ``draw``. Values
+    stay complete; the collator, or `apply_missing`, replaces them.
+
+    Args:
+        protocol: What is dropped. A protocol that has to be bound must be bound to the whole split.
+        tokenizer: The model's tokenizer; None for data without text.
+        split: The split that the rows come from.
+        max_length: The most tokens per text, as in the processor; None for no limit.
+        draw: The draw of rows that carry no ``draw`` column.
+
+    Example:
+        >>> dataset.map(MissingModality(FrameMissing(rate=0.3), tokenizer, "test"), batched=True)
+    """
+
+    def __init__(
+        self,
+        protocol: MissingProtocol,
+        tokenizer: Any = None,
+        split: str = "train",
+        max_length: int | None = None,
+        draw: int = 0,
+    ) -> None:
+        self.protocol = protocol
+        self.tokenizer = tokenizer
+        self.split = split
+        self.max_length = max_length
+        self.draw = draw
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `batch` with the columns added.
+
+        Args:
+            batch: Columns of the data set as sequences of equal length: ``id``, and those of ``text``, ``audio``,
+                ``vision`` that it has, with ``audio_present`` and ``vision_present`` where some samples lack a
+                modality.
+        """
+        ids = list(batch["id"])
+        special = None
+        sizes: dict[str, IntArray] = {}
+        lengths: dict[str, IntArray] = {}
+        if "text" in batch and self.tokenizer is not None:
+            special, sizes["text"] = tokenized_special(self.tokenizer, list(batch["text"]), self.max_length)
+        for modality in ("audio", "vision"):
+            if modality in batch:
+                sizes[modality] = np.array([len(rows) for rows in batch[modality]], dtype=np.int64)
+        for modality, size in sizes.items():
+            present = batch.get(f"{modality}_present")
+            lengths[modality] = size if present is None else np.where(np.asarray(present, dtype=bool), size, 0)
+        draws = np.asarray(batch.get("draw", np.full(len(ids), self.draw)), dtype=np.int64)
+        found = self.protocol.masks(ids, self.split, draws, lengths, special)
+        added: dict[str, Any] = {"missing_rates": list(found.rates), "draw": draws.tolist()}
+        for modality, mask in found.masks.items():
+            # A sample that lacks the modality still holds one zero frame; its mask says False for it.
+            wide = np.zeros((len(ids), int(sizes[modality].max(initial=0))), dtype=bool)
+            wide[:, : mask.shape[1]] = mask
+            added[MISSING_MASK_KEYS[modality]] = [row[:n] for row, n in zip(wide, sizes[modality], strict=True)]
+        return {**batch, **added}
+
+
+def tokenized_special(tokenizer: Any, texts: list[str], max_length: int | None) -> tuple[BoolArray, IntArray]:
+    """Tokenize texts and say where the special tokens are.
+
+    Args:
+        tokenizer: A `transformers` tokenizer.
+        texts: B texts.
+        max_length: The most tokens, special tokens included; None for no limit.
+
+    Returns:
+        ``special`` (B, L), True on special tokens and False on padding, and the lengths (B,).
+    """
+    encoded = tokenizer(
+        texts,
+        truncation=max_length is not None,
+        max_length=max_length,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    marks = encoded["special_tokens_mask"]
+    lengths = np.array([len(row) for row in marks], dtype=np.int64)
+    special = np.zeros((len(marks), int(lengths.max(initial=0))), dtype=bool)
+    for row, mark in enumerate(marks):
+        special[row, : len(mark)] = mark
+    return special, lengths
