@@ -1,0 +1,305 @@
+"""Checks on the way in: every row of a source passes here before it is written, and the findings become a report."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_msa.data.schema import ANNOTATION, CLIP_ID, ID, LABEL, PRESENCE, TEXT, VIDEO_ID, DatasetFacts, KnownDataset
+from hf_msa.errors import MsaError
+from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+# Labels are stored as float32, in which 0.6666667 or 1/3 steps carry this much rounding.
+_LABEL_TOLERANCE = 1e-5
+
+
+@dataclass
+class ModalityCheck:
+    """What was found in one modality of one split.
+
+    Attributes:
+        width: Features per frame.
+        dtype: Type of the numbers in the source; they are stored as float32.
+        shortest: Frames of the shortest sample.
+        longest: Frames of the longest sample.
+        frames: Frames of all samples together.
+        nan: NaN values, set to 0.
+        positive_infinite: Values of +inf, set to 0.
+        negative_infinite: Values of -inf, set to 0.
+        absent: Samples that lack the modality.
+        silent: Samples that have the modality, all zeros.
+    """
+
+    width: int
+    dtype: str
+    shortest: int = 0
+    longest: int = 0
+    frames: int = 0
+    nan: int = 0
+    positive_infinite: int = 0
+    negative_infinite: int = 0
+    absent: int = 0
+    silent: int = 0
+
+    def add(self, array: np.ndarray) -> np.ndarray:
+        """Count what is in one sample's (T, d) array and return it as finite float32, a copy only where needed."""
+        self.shortest = min(self.shortest, len(array)) if self.frames else len(array)
+        self.longest = max(self.longest, len(array))
+        self.frames += len(array)
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(array, dtype=np.float32)
+        if not np.isfinite(values).all():
+            self.nan += int(np.isnan(values).sum())
+            self.positive_infinite += int(np.isposinf(values).sum())
+            self.negative_infinite += int(np.isneginf(values).sum())
+            values = np.where(np.isfinite(values), values, np.float32(0))
+        if not values.any():
+            self.silent += 1
+        return values
+
+
+@dataclass
+class SplitCheck:
+    """What was found in one split.
+
+    Attributes:
+        labels: The sentiment label of every sample, in order.
+        videos: Number of samples per video.
+        annotations: Number of samples per annotation word.
+        empty_texts: Samples whose transcript is empty.
+        modalities: Modality name -> what was found in it.
+    """
+
+    labels: list[float] = field(default_factory=list)
+    videos: Counter[str] = field(default_factory=Counter)
+    annotations: Counter[str] = field(default_factory=Counter)
+    empty_texts: int = 0
+    modalities: dict[str, ModalityCheck] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    def polarity(self) -> tuple[int, int, int]:
+        """Return how many labels are below, at and above zero."""
+        labels = np.asarray(self.labels)
+        return int((labels < 0).sum()), int((labels == 0).sum()), int((labels > 0).sum())
+
+
+@dataclass
+class ValidationReport:
+    """The findings on a whole data set; `rich.print(report)` shows it, `markdown` goes into the card.
+
+    Attributes:
+        name: Name of the data set.
+        source: What it was read from.
+        splits: Split name -> findings.
+        warnings: Sentences on what a user should look at.
+        notes: Sentences on how the source was read.
+    """
+
+    name: str
+    source: str
+    splits: dict[str, SplitCheck] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def split_rows(self) -> list[list[str]]:
+        """Return the cells of the table of splits, header first."""
+        rows = [["split", "samples", "videos", "label mean", "std", "min", "max", "neg / zero / pos", "empty texts"]]
+        for name, split in self.splits.items():
+            labels = np.asarray(split.labels)
+            numbers = [f"{value:.4f}" for value in (labels.mean(), labels.std(), labels.min(), labels.max())]
+            polarity = " / ".join(map(str, split.polarity()))
+            rows.append([name, str(split.count), str(len(split.videos)), *numbers, polarity, str(split.empty_texts)])
+        return rows
+
+    def modality_rows(self) -> list[list[str]]:
+        """Return the cells of the table of audio and vision, header first; a text-only data set has no other row."""
+        rows = [["split", "modality", "width", "dtype", "frames", "NaN / +inf / -inf set to 0", "absent", "all zero"]]
+        for name, split in self.splits.items():
+            for modality, check in split.modalities.items():
+                mean = check.frames / max(split.count - check.absent, 1)
+                lengths = f"{check.shortest}-{check.longest} (mean {mean:.1f})"
+                replaced = f"{check.nan} / {check.positive_infinite} / {check.negative_infinite}"
+                cells = [check.width, check.dtype, lengths, replaced, check.absent, check.silent]
+                rows.append([name, modality, *map(str, cells)])
+        return rows
+
+    def markdown(self) -> str:
+        """Return the tables, warnings and notes as Markdown."""
+        tables = [table for table in (self.split_rows(), self.modality_rows()) if len(table) > 1]
+        parts = [
+            "\n".join(["| " + " | ".join(row) + " |" for row in [table[0], ["---"] * len(table[0]), *table[1:]]])
+            for table in tables
+        ]
+        parts += [
+            "\n".join(f"- {kind}: {text}" for text in texts)
+            for kind, texts in (("Warning", self.warnings), ("Note", self.notes))
+            if texts
+        ]
+        return "\n\n".join(parts)
+
+    def __rich__(self) -> "Group":
+        from rich.console import Group, RenderableType
+        from rich.table import Table
+        from rich.text import Text
+
+        parts: list[RenderableType] = []
+        for title, rows in ((f"{self.name}: splits", self.split_rows()), ("audio and vision", self.modality_rows())):
+            if len(rows) > 1:
+                table = Table(*rows[0], title=title, title_justify="left")
+                for row in rows[1:]:
+                    table.add_row(*row)
+                parts.append(table)
+        parts += [Text(f"Warning: {text}", style="yellow") for text in self.warnings]
+        parts += [Text(f"Note: {text}") for text in self.notes]
+        return Group(*parts)
+
+
+class Validator:
+    """Passes rows on, made finite and typed, and collects what is wrong with them.
+
+    Args:
+        facts: Label range and name of the data set.
+        source: What the rows are read from, for messages and the report.
+        widths: Modality name -> features per frame, for the modalities that the data set has.
+        known: The benchmark to compare sizes with, if it is one.
+    """
+
+    def __init__(
+        self, facts: DatasetFacts, source: str, widths: Mapping[str, int], known: KnownDataset | None = None
+    ) -> None:
+        self._facts = facts
+        self._widths = dict(widths)
+        self._known = known
+        self._split_of_id: dict[str, str] = {}
+        self._report = ValidationReport(facts.name, source)
+
+    def check(self, split: str, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the rows of one split in the form that is written.
+
+        Args:
+            split: Name of the split.
+            rows: Rows with an `id`, `video_id`, `clip_id`, `text`, `label` and a (T, d) array per modality.
+
+        Raises:
+            MsaError: At an empty split, a repeated id, an id of another split, a label that is out of range or not a
+                number, or an array of the wrong width or without a frame. The message names the sample.
+        """
+        found = self._report.splits[split] = SplitCheck()
+        for row in rows:
+            yield self._check_row(split, found, row)
+        if not found.count:
+            raise MsaError(f"The split {split!r} of {self._report.source} has no samples; leave it out or fill it.")
+
+    def _check_row(self, split: str, found: SplitCheck, row: dict[str, Any]) -> dict[str, Any]:
+        identifier = str(row[ID])
+        earlier = self._split_of_id.get(identifier)
+        if earlier == split:
+            raise MsaError(f"The id {identifier!r} occurs twice in {split!r}; every sample needs an id of its own.")
+        if earlier is not None:
+            raise MsaError(
+                f"Sample {identifier!r} is in both {earlier!r} and {split!r}; a sample may be in one split only."
+            )
+        self._split_of_id[identifier] = split
+        clean: dict[str, Any] = {
+            ID: identifier,
+            VIDEO_ID: str(row[VIDEO_ID]),
+            CLIP_ID: str(row[CLIP_ID]),
+            TEXT: str(row[TEXT]),
+            LABEL: self._label(identifier, LABEL, row[LABEL]),
+        }
+        for column in UNIMODAL_LABEL_KEYS.values():
+            if column in row:
+                clean[column] = self._label(identifier, column, row[column])
+        if ANNOTATION in row:
+            clean[ANNOTATION] = str(row[ANNOTATION])
+            found.annotations[clean[ANNOTATION]] += 1
+        for modality in FEATURE_MODALITIES:
+            if modality in self._widths:
+                clean |= self._modality(identifier, found, modality, row)
+        found.labels.append(clean[LABEL])
+        found.videos[clean[VIDEO_ID]] += 1
+        found.empty_texts += not clean[TEXT].strip()
+        return clean
+
+    def _label(self, identifier: str, column: str, value: Any) -> float:
+        low, high = self._facts.label_low, self._facts.label_high
+        try:
+            label = float(value)
+        except (TypeError, ValueError) as error:
+            raise MsaError(f"Sample {identifier!r} has {column} {value!r}, which is not a number.") from error
+        if not low - _LABEL_TOLERANCE <= label <= high + _LABEL_TOLERANCE:
+            raise MsaError(
+                f"Sample {identifier!r} has {column} {label:g}, outside [{low:g}, {high:g}] of {self._facts.name!r}; "
+                "correct it, or give the right label range."
+            )
+        return label
+
+    def _modality(self, identifier: str, found: SplitCheck, modality: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        array = np.asarray(row[modality])
+        width = self._widths[modality]
+        if array.ndim != 2 or array.shape[1] != width or not len(array):
+            raise MsaError(
+                f"The {modality} of sample {identifier!r} has shape {array.shape}; (frames, {width}) with at least "
+                "one frame is needed, as in the other samples."
+            )
+        if array.dtype.kind not in "fiub":
+            raise MsaError(f"The {modality} of sample {identifier!r} holds {array.dtype}, not numbers.")
+        check = found.modalities.setdefault(modality, ModalityCheck(width, str(array.dtype)))
+        clean: dict[str, Any] = {}
+        if PRESENCE[modality] in row:
+            clean[PRESENCE[modality]] = bool(row[PRESENCE[modality]])
+        if clean.get(PRESENCE[modality], True):
+            clean[modality] = check.add(array)
+        else:
+            check.absent += 1
+            clean[modality] = np.zeros((1, width), dtype=np.float32)
+        return clean
+
+    def report(self, notes: Iterable[str] = ()) -> ValidationReport:
+        """Return the findings, with the warnings that need all splits.
+
+        Args:
+            notes: Sentences of the reader on how it read the source.
+        """
+        report = self._report
+        report.notes = list(notes)
+        report.warnings = [*self._shared_videos(), *self._unlike_benchmark()]
+        for split, found in report.splits.items():
+            if found.empty_texts:
+                report.warnings.append(f"{found.empty_texts} samples of {split!r} have an empty transcript.")
+        return report
+
+    def _shared_videos(self) -> Iterator[str]:
+        names = list(self._report.splits)
+        for number, first in enumerate(names):
+            for second in names[number + 1 :]:
+                shared = self._report.splits[first].videos.keys() & self._report.splits[second].videos.keys()
+                if shared:
+                    yield (
+                        f"{len(shared)} videos (such as {min(shared)!r}) have clips in both {first!r} and {second!r}: "
+                        "a model may recognise the speaker instead of the sentiment."
+                    )
+
+    def _unlike_benchmark(self) -> Iterator[str]:
+        if self._known is None:
+            return
+        for split, expected in self._known.split_sizes.items():
+            if split not in self._report.splits:
+                yield f"The split {split!r} is absent; the official one has {expected} samples."
+            elif (count := self._report.splits[split].count) != expected:
+                yield f"The split {split!r} has {count} samples; the official one has {expected}."
+        for modality, shapes in self._known.shapes.items():
+            if modality not in self._widths:
+                yield f"There is no {modality}: models will run without it."
+            elif (width := self._widths[modality]) not in {known[1] for known in shapes}:
+                usual = " or ".join(str(known) for known in sorted({known[1] for known in shapes}))
+                yield f"The {modality} has {width} features per frame; published files have {usual}."
