@@ -55,7 +55,8 @@ __all__ = [
     "UserMasks",
     "apply_missing",
     "protocol_from_dict",
-    "tokenized_special",
+    "pad_rows",
+    "tokenize",
 ]
 
 
@@ -344,9 +345,13 @@ class UserMasks(MissingProtocol):
             }
             object.__setattr__(self, "source", plain)
             records: list[dict[str, Any]] = [{"id": key, **record} for key, record in plain.items()]
-        else:
+        elif isinstance(self.source, (str, os.PathLike)):
             object.__setattr__(self, "source", os.fspath(self.source))
-            records = _read_records(Path(os.fspath(self.source)))
+            records = _read_records(Path(self.source))
+        else:
+            raise MsaError(
+                f"The source of the user masks is {self.source!r}; give a file's path or a mapping by sample id."
+            )
         for record in records:
             sample_id = record.get("id")
             if not isinstance(sample_id, str) or sample_id in self._table:
@@ -443,7 +448,7 @@ def protocol_from_dict(values: Mapping[str, Any]) -> MissingProtocol:
     """
     rest = dict(values)
     name = rest.pop("name", None)
-    if name not in PROTOCOLS:
+    if not isinstance(name, str) or name not in PROTOCOLS:
         raise unknown_name("missing protocol", str(name), PROTOCOLS)
     protocol = PROTOCOLS[name]
     fields = {f.name: f for f in dataclasses.fields(protocol) if f.init}  # type: ignore[arg-type]
@@ -470,8 +475,8 @@ def apply_missing(
         batch: Model inputs: ``input_ids`` (B, L), ``audio_values`` (B, T, d), ``vision_values`` (B, T, d), torch
             tensors or numpy arrays; other keys pass through. Attention masks stay as they are: a dropped token is
             still attended to.
-        masks: `MissingMasks`, or boolean arrays (B, <= length) by modality, True = dropped; narrower ones than the
-            values are filled up with False.
+        masks: `MissingMasks`, or boolean arrays (B, T) by modality, True = dropped; narrower ones than the values are
+            filled up with False, and what reaches beyond the values is cut.
         unk_token_id: The tokenizer's own unknown token.
 
     Returns:
@@ -485,7 +490,8 @@ def apply_missing(
             continue
         mask = np.zeros(tuple(values.shape[:2]), dtype=bool)
         if modality in arrays:
-            mask[:, : arrays[modality].shape[1]] = arrays[modality]
+            width = min(mask.shape[1], arrays[modality].shape[1])
+            mask[:, :width] = arrays[modality][:, :width]
         fill = unk_token_id if modality == "text" else 0
         if isinstance(values, torch.Tensor):
             marks = torch.from_numpy(mask).to(values.device)
@@ -544,7 +550,9 @@ class MissingModality:
         sizes: dict[str, IntArray] = {}
         lengths: dict[str, IntArray] = {}
         if "text" in batch and self.tokenizer is not None:
-            special, sizes["text"] = tokenized_special(self.tokenizer, list(batch["text"]), self.max_length)
+            marks = tokenize(self.tokenizer, batch["text"], self.max_length)[1]
+            sizes["text"] = np.array([len(row) for row in marks], dtype=np.int64)
+            special = pad_rows(marks, sizes["text"], False)
         for modality in ("audio", "vision"):
             if modality in batch:
                 sizes[modality] = np.array([len(rows) for rows in batch[modality]], dtype=np.int64)
@@ -562,8 +570,8 @@ class MissingModality:
         return {**batch, **added}
 
 
-def tokenized_special(tokenizer: Any, texts: list[str], max_length: int | None) -> tuple[BoolArray, IntArray]:
-    """Tokenize texts and say where the special tokens are.
+def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int | None) -> tuple[list[IntArray], list[BoolArray]]:
+    """Tokenize texts without padding.
 
     Args:
         tokenizer: A `transformers` tokenizer.
@@ -571,19 +579,27 @@ def tokenized_special(tokenizer: Any, texts: list[str], max_length: int | None) 
         max_length: The most tokens, special tokens included; None for no limit.
 
     Returns:
-        ``special`` (B, L), True on special tokens and False on padding, and the lengths (B,).
+        Per text its token ids, and True where a token is special (added by the tokenizer; an unknown word is not).
     """
+    if not texts:
+        return [], []
     encoded = tokenizer(
-        texts,
+        list(texts),
         truncation=max_length is not None,
         max_length=max_length,
         return_special_tokens_mask=True,
         return_attention_mask=False,
         return_token_type_ids=False,
     )
-    marks = encoded["special_tokens_mask"]
-    lengths = np.array([len(row) for row in marks], dtype=np.int64)
-    special = np.zeros((len(marks), int(lengths.max(initial=0))), dtype=bool)
-    for row, mark in enumerate(marks):
-        special[row, : len(mark)] = mark
-    return special, lengths
+    ids = [np.asarray(row, dtype=np.int64) for row in encoded["input_ids"]]
+    return ids, [np.asarray(row, dtype=bool) for row in encoded["special_tokens_mask"]]
+
+
+def pad_rows(
+    rows: Sequence[NDArray[Any]], lengths: IntArray, fill: int | bool, width: int | None = None
+) -> NDArray[Any]:
+    """Put 1-D rows into one array (B, width), `fill` behind each; without a `width` the longest row decides."""
+    padded = np.full((len(rows), int(lengths.max(initial=0)) if width is None else width), fill)
+    for target, row, length in zip(padded, rows, lengths, strict=True):
+        target[:length] = row[:length]
+    return padded

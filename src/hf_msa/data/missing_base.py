@@ -152,6 +152,29 @@ class RealisedRates:
         return self._lost / self._present if self._present else float("nan")
 
 
+def maskable_positions(lengths: Mapping[str, IntArray], special: NDArray[Any] | None) -> dict[str, BoolArray]:
+    """Where something may be dropped: real positions that hold no special token.
+
+    Args:
+        lengths: True lengths per modality, shape (B,).
+        special: Boolean of shape (B, >= longest text), True on special tokens; needed when `lengths` has text.
+
+    Returns:
+        Per modality a boolean array of shape (B, longest).
+
+    Raises:
+        MsaError: If `special` is absent or too small.
+    """
+    maskable = {m: np.arange(n.max(initial=0)) < n[:, None] for m, n in lengths.items()}
+    if "text" in maskable:
+        count, width = maskable["text"].shape
+        if special is None or special.ndim != 2 or special.shape[0] != count or special.shape[1] < width:
+            got = "none" if special is None else f"one of shape {special.shape}"
+            raise MsaError(f"Text of shape {(count, width)} needs a mask of special tokens that covers it; got {got}.")
+        maskable["text"] &= ~special[:, :width].astype(bool)
+    return maskable
+
+
 # The protocols
 
 
@@ -204,13 +227,7 @@ class MissingProtocol(ABC):
                 )
         if count and draw_keys.min() < 0:
             raise MsaError(f"A draw is {draw_keys.min()}; draws are counted from 0.")
-        maskable = {m: np.arange(n.max(initial=0)) < n[:, None] for m, n in known.items()}
-        if "text" in maskable:
-            wide = maskable["text"].shape
-            if special is None or special.ndim != 2 or special.shape[0] != count or special.shape[1] < wide[1]:
-                got = "None" if special is None else f"shape {special.shape}"
-                raise MsaError(f"Text of shape {wide} needs a special-tokens mask at least as large, and got {got}.")
-            maskable["text"] = maskable["text"] & ~special[:, : wide[1]].astype(bool)
+        maskable = maskable_positions(known, special)
         dropped, rates = self._drop(Samples(ids, split, draw_keys.astype(np.uint64), known, maskable))
         # Nothing gets past this line onto padding or special tokens, whatever a protocol does.
         masks = {m: dropped[m] & real if m in dropped else np.zeros_like(real) for m, real in maskable.items()}
