@@ -388,7 +388,7 @@ class PickleSource:
         splits: The splits it holds, in the order train, validation, test.
         features: The columns of its rows.
         widths: Modality name -> features per frame.
-        aligned: Whether audio and vision are as long as the text and carry no lengths of their own.
+        aligned: Whether audio and vision march in step: several frames, as many in both, with the same lengths.
         notes: How the file was read, in sentences.
 
     Raises:
@@ -403,18 +403,18 @@ class PickleSource:
         self._data = self._splits_of(content)
         self.splits = [split for split in SPLITS if split in self._data]
         self.notes: list[str] = []
-        self._keep: set[str] = set()
         first = self._data[self.splits[0]]
         present = [modality for modality in FEATURE_MODALITIES if modality in first]
-        unimodal = all(key in first for key in _UNIMODAL_SOURCES)
+        self._unimodal = all(key in data for data in self._data.values() for key in _UNIMODAL_SOURCES)
         self._annotated = all("annotations" in data for data in self._data.values())
-        self._unimodal = unimodal
         self._lengths: dict[tuple[str, str], np.ndarray | None] = {}
         self.widths: dict[str, int] = {}
         for split in self.splits:
             self._check_split(split, present)
-        no_lengths = [modality for modality in present if self._lengths[self.splits[0], modality] is None]
-        self.aligned = bool(no_lengths) and self._is_aligned(no_lengths)
+        no_lengths = [
+            modality for modality in present if any(self._lengths[split, modality] is None for split in self.splits)
+        ]
+        self.aligned = all(self._is_aligned(split) for split in self.splits)
         self._presence = any(lengths is not None and bool((lengths == 0).any()) for lengths in self._lengths.values())
         if no_lengths:
             self.notes.append(
@@ -426,7 +426,7 @@ class PickleSource:
         self.features = msa_features(
             self.widths.get("audio"),
             self.widths.get("vision"),
-            unimodal_labels=unimodal,
+            unimodal_labels=self._unimodal,
             annotation=self._annotated,
             presence=self._presence,
         )
@@ -461,12 +461,17 @@ class PickleSource:
             wanted |= {name for modality in FEATURE_MODALITIES for name in (modality, f"{modality}_lengths")}
             data[split] = {name: value for name, value in values.items() if name in wanted}
             values.clear()
-            for name in (
-                wanted & {"raw_text", "annotations", "regression_labels", *_UNIMODAL_SOURCES} & data[split].keys()
-            ):
-                if isinstance(data[split][name], np.ndarray):
-                    data[split][name] = data[split][name].reshape(-1)
+            self._flatten(data[split])
         return data
+
+    @staticmethod
+    def _flatten(values: dict[str, Any]) -> None:
+        # Columns may come as (N, 1), and features that were averaged over time as (N, d).
+        for name, value in values.items():
+            if name in FEATURE_MODALITIES and isinstance(value, np.ndarray) and value.ndim == 2:
+                values[name] = value[:, None, :]
+            elif name not in (ID, *FEATURE_MODALITIES) and isinstance(value, np.ndarray):
+                values[name] = value.reshape(-1)
 
     def _refuse_old_schema(self, split: str, values: Mapping[str, Any]) -> None:
         if "labels" in values and "regression_labels" not in values:
@@ -488,10 +493,12 @@ class PickleSource:
 
     def _check_split(self, split: str, present: Sequence[str]) -> None:
         data = self._data[split]
-        count = len(data["raw_text"])
+        count = len(data["raw_text"]) if isinstance(data["raw_text"], np.ndarray | list | tuple) else 0
         if not count:
             raise self._error(split, "has no samples; leave it out or fill it.")
         for key in (key for key in data if key not in FEATURE_MODALITIES and not key.endswith("_lengths")):
+            if not isinstance(data[key], np.ndarray | list | tuple):
+                raise self._error(split, f"has a {type(data[key]).__name__} as {key!r}; a list or an array is needed.")
             if len(data[key]) != count:
                 raise self._error(split, f"has {count} transcripts but {len(data[key])} of {key!r}.")
         if (modalities := [modality for modality in FEATURE_MODALITIES if modality in data]) != list(present):
@@ -539,9 +546,13 @@ class PickleSource:
             )
         self._lengths[split, modality] = lengths
 
-    def _is_aligned(self, modalities: Sequence[str]) -> bool:
-        frames = {self._data[split][modality].shape[1] for split in self.splits for modality in modalities}
-        return len(modalities) == len(self.widths) and len(frames) == 1 and frames != {1}
+    def _is_aligned(self, split: str) -> bool:
+        if len(self.widths) < 2:
+            return False
+        frames = {self._data[split][modality].shape[1] for modality in self.widths}
+        audio, vision = (self._lengths[split, modality] for modality in self.widths)
+        same = audio is vision if audio is None or vision is None else bool((audio == vision).all())
+        return same and len(frames) == 1 and frames != {1}
 
     def count(self, split: str) -> int:
         """Return the number of samples of a split."""
