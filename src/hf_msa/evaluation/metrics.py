@@ -1,0 +1,297 @@
+"""The field's regression metrics, in numpy alone, for the two label families.
+
+MOSI and MOSEI (family ``"mosi"``, labels in [-3, 3]) and CH-SIMS v1 and v2 (family ``"sims"``, labels in [-1, 1]) are
+scored by different rules. Both follow MMSA's reference: values and bin edges are compared in float32, and rounding is
+half-to-even.
+
+Every metric but the correlation is a ratio of sums over samples, and the correlation needs five sums. So one matrix of
+per-sample terms serves a single evaluation and, multiplied by a matrix of draw counts, a thousand bootstrap resamples.
+
+Undefined values are NaN, never a stand-in number: the ``non0`` metrics where no label differs from zero, the
+correlation where predictions or labels are constant.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hf_msa.errors import MsaError, unknown_name
+
+FloatArray = NDArray[np.float64]
+
+# A variance this small beside its own sum of squares is rounding error, not spread.
+_CONSTANT = 1e-12
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a reader needs to know of a metric.
+
+    Attributes:
+        name: The key in results and arguments, e.g. ``"non0_acc2"``.
+        pretty: The name in tables and plots.
+        higher_is_better: Direction.
+        percent: Whether tables show it times 100 (it is always stored as a fraction).
+        description: One line on what is counted.
+    """
+
+    name: str
+    pretty: str
+    higher_is_better: bool
+    percent: bool
+    description: str
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("acc7", "Acc-7", True, True, "clipped to [-3, 3] and rounded, share of equal pairs"),
+        Metric("acc5", "Acc-5", True, True, "MOSI: clipped to [-2, 2] and rounded; SIMS: five bins"),
+        Metric("acc3", "Acc-3", True, True, "SIMS: negative, neutral, positive with edges -0.1 and 0.1"),
+        Metric("has0_acc2", "Has0 Acc-2", True, True, "negative against non-negative, all samples"),
+        Metric("has0_f1", "Has0 F1", True, True, "weighted F1, negative against non-negative, all samples"),
+        Metric("non0_acc2", "Non0 Acc-2", True, True, "negative against positive, samples labelled zero left out"),
+        Metric("non0_f1", "Non0 F1", True, True, "weighted F1, samples labelled zero left out"),
+        Metric("acc2", "Acc-2", True, True, "SIMS: non-positive against positive"),
+        Metric("f1", "F1", True, True, "SIMS: weighted F1, non-positive against positive"),
+        Metric("mae", "MAE", False, False, "mean absolute error in label units"),
+        Metric("corr", "Corr", True, False, "Pearson correlation"),
+    )
+}
+
+FAMILY_METRICS: dict[str, tuple[str, ...]] = {
+    "mosi": ("acc7", "acc5", "has0_acc2", "has0_f1", "non0_acc2", "non0_f1", "mae", "corr"),
+    "sims": ("acc2", "acc3", "acc5", "f1", "mae", "corr"),
+}
+"""The metrics of each label family, in the order of tables."""
+
+FAMILY_RANGES: dict[str, tuple[float, float]] = {"mosi": (-3.0, 3.0), "sims": (-1.0, 1.0)}
+"""The label range of each family."""
+
+# Right-closed bins: a value equal to an edge belongs to the bin below it.
+_SIMS_EDGES: dict[str, NDArray[np.float32]] = {
+    "acc2": np.array([0.0], dtype=np.float32),
+    "acc3": np.array([-0.1, 0.1], dtype=np.float32),
+    "acc5": np.array([-0.7, -0.1, 0.1, 0.7], dtype=np.float32),
+}
+
+
+def family_metrics(family: str) -> tuple[str, ...]:
+    """Return the metric names of a label family, in table order.
+
+    Args:
+        family: ``"mosi"`` or ``"sims"``.
+
+    Raises:
+        MsaError: If the family is unknown.
+    """
+    if family not in FAMILY_METRICS:
+        raise unknown_name("label family", family, FAMILY_METRICS)
+    return FAMILY_METRICS[family]
+
+
+def regression_metrics(
+    predictions: ArrayLike, labels: ArrayLike, family: str, *, legacy_f1: bool = False
+) -> dict[str, float]:
+    """Score predictions against labels.
+
+    Args:
+        predictions: N scores in label units; shape (N,) or (N, 1).
+        labels: N labels in the same units; shape (N,) or (N, 1).
+        family: ``"mosi"`` (MOSI, MOSEI) or ``"sims"`` (CH-SIMS v1, v2).
+        legacy_f1: Weight F1 by predicted instead of true support, as MMSA did before April 2021. Only for reading old
+            tables: it rewards a model that predicts one class.
+
+    Returns:
+        The family's metrics, accuracies and F1 as fractions; NaN where undefined (see the module's description).
+
+    Raises:
+        MsaError: If the family is unknown, the input is empty, the shapes differ, or a value is NaN or infinite.
+    """
+    terms = _Terms.of(predictions, labels, family)
+    scored = terms.score(np.ones((1, len(terms.matrix))), legacy_f1=legacy_f1)
+    return {name: float(values[0]) for name, values in scored.items()}
+
+
+def resampled_metrics(
+    predictions: ArrayLike, labels: ArrayLike, family: str, counts: ArrayLike
+) -> dict[str, FloatArray]:
+    """Score many resamples of the same rows at once.
+
+    Args:
+        predictions: N scores; shape (N,) or (N, 1).
+        labels: N labels.
+        family: ``"mosi"`` or ``"sims"``.
+        counts: How often each resample holds each row; shape (resamples, N), see `hf_msa.evaluation.statistics`.
+
+    Returns:
+        Per metric, the (resamples,) values; NaN where undefined in that resample.
+
+    Raises:
+        MsaError: As `regression_metrics`, or if `counts` does not have N columns.
+    """
+    terms = _Terms.of(predictions, labels, family)
+    weights = np.asarray(counts, dtype=np.float64)
+    if weights.ndim != 2 or weights.shape[1] != len(terms.matrix):
+        raise MsaError(
+            f"Draw counts must have the shape (resamples, {len(terms.matrix)}), a column per row; got {weights.shape}."
+        )
+    return terms.score(weights)
+
+
+def weighted_f1(truth: ArrayLike, prediction: ArrayLike) -> float:
+    """Mean F1 over classes, weighted by how often each class is true.
+
+    Equal to scikit-learn's ``f1_score(truth, prediction, average="weighted", zero_division=0)``. The order of the
+    arguments matters: swapped, classes are weighted by how often they are *predicted*.
+
+    Args:
+        truth: N class labels.
+        prediction: N class labels.
+
+    Raises:
+        MsaError: If the input is empty or the shapes differ.
+    """
+    true, predicted = np.ravel(truth), np.ravel(prediction)
+    if true.shape != predicted.shape or not true.size:
+        raise MsaError(
+            f"F1 needs as many predictions as labels and at least one; got {predicted.size} and {true.size}."
+        )
+    classes, codes = np.unique(np.concatenate([true, predicted]), return_inverse=True)
+    rows, columns = codes[: true.size], codes[true.size :]
+    confusion = np.bincount(rows * classes.size + columns, minlength=classes.size**2).astype(np.float64)
+    return float(_weighted_f1(confusion.reshape(1, classes.size, classes.size))[0])
+
+
+def _weighted_f1(confusion: FloatArray, *, by_prediction: bool = False) -> FloatArray:
+    """Weighted F1 of each confusion matrix (R, truth, prediction); NaN where it is empty."""
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
+    f1 = _ratio(2 * hits, true + predicted, undefined=0.0)
+    support = predicted if by_prediction else true
+    return _ratio((f1 * support).sum(axis=1), support.sum(axis=1))
+
+
+def _ratio(numerator: FloatArray, denominator: FloatArray, undefined: float = np.nan) -> FloatArray:
+    return np.divide(numerator, denominator, out=np.full_like(numerator, undefined), where=denominator != 0)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Per-sample terms (N, K) whose sums give every metric, with the columns each metric reads."""
+
+    matrix: FloatArray
+    columns: Mapping[str, slice]
+    family: str
+
+    @staticmethod
+    def of(predictions: ArrayLike, labels: ArrayLike, family: str) -> "_Terms":
+        family_metrics(family)
+        score, label = _checked(predictions, labels)
+        build = _mosi_terms if family == "mosi" else _sims_terms
+        blocks = build(score, label)
+        columns: dict[str, slice] = {}
+        start = 0
+        for name, block in blocks.items():
+            columns[name] = slice(start, start + block.shape[1])
+            start += block.shape[1]
+        return _Terms(np.concatenate(list(blocks.values()), axis=1), columns, family)
+
+    def score(self, counts: FloatArray, *, legacy_f1: bool = False) -> dict[str, FloatArray]:
+        """Metrics of each row of `counts` (R, N)."""
+        sums = counts @ self.matrix
+        total = counts.sum(axis=1)
+        result: dict[str, FloatArray] = {}
+        for name in FAMILY_METRICS[self.family]:
+            if name.endswith("f1"):
+                accuracy = name.removesuffix("f1") + "acc2"
+                confusion = sums[:, self.columns[accuracy]].reshape(-1, 2, 2)
+                result[name] = _weighted_f1(confusion, by_prediction=legacy_f1)
+            elif name.endswith("acc2"):
+                # A confusion matrix, flattened: the diagonal over the samples that count (non0 leaves some out).
+                cells = sums[:, self.columns[name]]
+                result[name] = _ratio(cells[:, 0] + cells[:, 3], cells.sum(axis=1))
+            elif name == "corr":
+                result[name] = _correlation(sums[:, self.columns[name]], total)
+            else:
+                result[name] = _ratio(sums[:, self.columns[name].start], total)
+        return result
+
+
+def _checked(predictions: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    arrays = []
+    for what, values in (("predictions", predictions), ("labels", labels)):
+        array = np.asarray(values, dtype=np.float32)
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.ndim != 1:
+            raise MsaError(f"The {what} must have the shape (N,) or (N, 1); got {array.shape}.")
+        if not array.size:
+            raise MsaError(f"There are no {what} to score; give at least one sample.")
+        if not np.isfinite(array).all():
+            bad = int((~np.isfinite(array)).sum())
+            raise MsaError(f"{bad} of {array.size} {what} are NaN or infinite, and only finite values can be scored.")
+        arrays.append(array)
+    score, label = arrays
+    if score.shape != label.shape:
+        raise MsaError(f"There are {score.size} predictions but {label.size} labels; give one of each per sample.")
+    return score, label
+
+
+def _mosi_terms(score: NDArray[np.float32], label: NDArray[np.float32]) -> dict[str, FloatArray]:
+    blocks = {
+        f"acc{2 * bound + 1}": _column(
+            np.round(np.clip(score, -bound, bound)) == np.round(np.clip(label, -bound, bound))
+        )
+        for bound in (3, 2)
+    }
+    blocks["has0_acc2"] = _confusion_terms(label >= 0, score >= 0, np.ones_like(label, dtype=bool))
+    blocks["non0_acc2"] = _confusion_terms(label > 0, score > 0, label != 0)
+    return blocks | _distance_terms(score, label)
+
+
+def _sims_terms(score: NDArray[np.float32], label: NDArray[np.float32]) -> dict[str, FloatArray]:
+    score, label = np.clip(score, -1, 1), np.clip(label, -1, 1)
+    bins = {
+        name: (np.searchsorted(edges, label, side="left"), np.searchsorted(edges, score, side="left"))
+        for name, edges in _SIMS_EDGES.items()
+    }
+    true, predicted = bins["acc2"]
+    blocks = {"acc2": _confusion_terms(true > 0, predicted > 0, np.ones_like(label, dtype=bool))}
+    blocks |= {name: _column(bins[name][0] == bins[name][1]) for name in ("acc3", "acc5")}
+    return blocks | _distance_terms(score, label)
+
+
+def _column(flags: NDArray[np.bool_]) -> FloatArray:
+    return flags.astype(np.float64)[:, None]
+
+
+def _confusion_terms(true: NDArray[np.bool_], predicted: NDArray[np.bool_], counted: NDArray[np.bool_]) -> FloatArray:
+    """The cell of a flattened (truth, prediction) matrix that each sample falls into, (N, 4)."""
+    cells = (~true & ~predicted, ~true & predicted, true & ~predicted, true & predicted)
+    return np.stack([cell & counted for cell in cells], axis=1).astype(np.float64)
+
+
+def _distance_terms(score: NDArray[np.float32], label: NDArray[np.float32]) -> dict[str, FloatArray]:
+    x, y = _centred(score), _centred(label)
+    return {
+        "mae": np.abs(score - label).astype(np.float64)[:, None],
+        "corr": np.stack([x, y, x * x, y * y, x * y], axis=1),
+    }
+
+
+def _centred(values: NDArray[np.float32]) -> FloatArray:
+    # The first value goes first, so that a constant becomes exactly zero.
+    shifted = values.astype(np.float64) - float(values[0])
+    return shifted - float(shifted.mean())
+
+
+def _correlation(sums: FloatArray, total: FloatArray) -> FloatArray:
+    x, y, xx, yy, xy = sums.T
+    spread_x, spread_y = xx - x * x / total, yy - y * y / total
+    defined = (spread_x > _CONSTANT * xx) & (spread_y > _CONSTANT * yy)
+    scale = np.sqrt(np.where(defined, spread_x, 1.0) * np.where(defined, spread_y, 1.0))
+    values: FloatArray = np.where(defined, np.clip((xy - x * y / total) / scale, -1.0, 1.0), np.nan)
+    return values

@@ -1,0 +1,445 @@
+"""The result of an evaluation on disk: ``results.json`` (numbers) and ``predictions.parquet`` (a row per prediction).
+
+Everything that is printed, plotted, compared or written into a model card is read from ``results.json``; nothing is
+typed by hand. The file is made from the predictions alone, so its numbers can be recomputed.
+
+A prediction table has the columns ``id``, ``training_seed``, ``mask_seed``, ``rate`` (a missing rate, or the name of a
+pattern), ``prediction`` and ``label``, and any more that a method wants to keep (``confidence``, ``gate``). It is a
+full grid: each training seed, mask seed and rate scores the same rows once.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_msa.errors import MsaError
+from hf_msa.evaluation.metrics import family_metrics, regression_metrics, resampled_metrics
+from hf_msa.evaluation.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    confidence_interval,
+    mean_and_std,
+    resample_counts,
+)
+from hf_msa.files import atomic_write, write_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""The version of ``results.json`` that is written and read."""
+
+RESULTS_FILE = "results.json"
+PREDICTIONS_FILE = "predictions.parquet"
+PREDICTION_COLUMNS = ("id", "training_seed", "mask_seed", "rate", "prediction", "label")
+"""The columns that every prediction table has."""
+
+Results = dict[str, Any]
+"""The content of ``results.json``."""
+
+Rate = float | str
+"""A missing rate, or the name of an availability pattern such as ``"text+audio"``."""
+
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "method": str,
+    "ablation": (str, type(None)),
+    "model": (str, type(None)),
+    "recipe": (str, type(None)),
+    "oracle": bool,
+    "dataset": dict,
+    "protocol": dict,
+    "runs": list,
+    "per_rate": list,
+    "mean_over_rates": dict,
+    "bootstrap": dict,
+    "selection": list,
+    "versions": dict,
+    "config": dict,
+}
+_ESTIMATE_KEYS = {"mean", "std", "n", "ci_low", "ci_high"}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A grid of predictions, its rows sorted by id.
+
+    Attributes:
+        ids: The N sample ids, sorted.
+        labels: Their labels, (N,).
+        training_seeds: S seeds; None for a model of unknown seed.
+        mask_seeds: M seeds of the missing-data protocol; None where nothing is masked.
+        rates: R missing rates in ascending order, or patterns in order of appearance.
+        scores: Predictions, (S, M, R, N).
+    """
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.float32]
+    training_seeds: tuple[int | None, ...]
+    mask_seeds: tuple[int | None, ...]
+    rates: tuple[Rate, ...]
+    scores: NDArray[np.float32]
+
+    @staticmethod
+    def from_table(table: "pa.Table") -> "Predictions":
+        """Arrange a prediction table as a grid.
+
+        Args:
+            table: See the module's description for its columns.
+
+        Raises:
+            MsaError: If a column is absent, the table is empty, a prediction is absent or given twice, or an id has
+                several labels.
+        """
+        absent = [name for name in PREDICTION_COLUMNS if name not in table.column_names]
+        if absent:
+            raise MsaError(
+                f"The prediction table lacks the column {absent[0]!r}; it needs {', '.join(PREDICTION_COLUMNS)}."
+            )
+        if not table.num_rows:
+            raise MsaError("The prediction table has no rows; evaluate at least one sample.")
+        ids, id_codes = _encode(table, "id")
+        training_seeds, training_codes = _encode(table, "training_seed")
+        mask_seeds, mask_codes = _encode(table, "mask_seed")
+        rates, rate_codes = _encode(table, "rate")
+        shape = (len(training_seeds), len(mask_seeds), len(rates), len(ids))
+        cells = np.ravel_multi_index((training_codes, mask_codes, rate_codes, id_codes), shape)
+        counts = np.bincount(cells, minlength=math.prod(shape))
+        if (counts != 1).any():
+            cell = int((counts != 1).argmax())
+            worst = np.unravel_index(cell, shape)
+            seed, mask, rate, sample = (
+                names[int(index)] for names, index in zip((training_seeds, mask_seeds, rates, ids), worst, strict=True)
+            )
+            raise MsaError(
+                f"The prediction table holds {counts[cell]} predictions for id {sample!r} at training seed {seed}, "
+                f"mask seed {mask} and rate {rate!r}; it must hold exactly one."
+            )
+        scores = np.empty(math.prod(shape), dtype=np.float32)
+        scores[cells] = table.column("prediction").to_numpy()
+        given = np.asarray(table.column("label").to_numpy(), dtype=np.float32)
+        labels = np.empty(len(ids), dtype=np.float32)
+        labels[id_codes] = given
+        if (labels[id_codes] != given).any():
+            sample = ids[int(id_codes[int((labels[id_codes] != given).argmax())])]
+            raise MsaError(f"The prediction table gives id {sample!r} several labels; an id must name one sample.")
+        order = np.argsort(np.asarray(ids))
+        return Predictions(
+            ids=tuple(ids[int(index)] for index in order),
+            labels=labels[order],
+            training_seeds=tuple(training_seeds),
+            mask_seeds=tuple(mask_seeds),
+            rates=tuple(rates),
+            scores=scores.reshape(shape)[..., order],
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of ids and labels: equal for two evaluations of the same rows."""
+        digest = hashlib.sha256("\n".join(self.ids).encode())
+        digest.update(self.labels.astype("<f4").tobytes())
+        return digest.hexdigest()[:16]
+
+    def metrics(self, family: str) -> dict[str, NDArray[np.float64]]:
+        """Score every cell of the grid; per metric an (S, M, R) array."""
+        flat = self.scores.reshape(-1, len(self.ids))
+        rows = [regression_metrics(scores, self.labels, family) for scores in flat]
+        shape = self.scores.shape[:3]
+        return {name: np.array([row[name] for row in rows]).reshape(shape) for name in family_metrics(family)}
+
+    def resampled(self, family: str, counts: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Score every resample; per metric a (R, resamples) array, averaged over training and mask seeds."""
+        sums = {name: np.zeros((len(self.rates), len(counts))) for name in family_metrics(family)}
+        cells = self.scores.shape[0] * self.scores.shape[1]
+        for block in self.scores.reshape(cells, len(self.rates), len(self.ids)):
+            for rate, scores in enumerate(block):
+                for name, values in resampled_metrics(scores, self.labels, family, counts).items():
+                    sums[name][rate] += values / cells
+        return sums
+
+
+def _encode(table: "pa.Table", column: str) -> tuple[list[Any], NDArray[np.int64]]:
+    """The distinct values of a column, numbers in ascending order, and each row's index into them."""
+    import pyarrow.compute as pc
+
+    encoded = pc.dictionary_encode(table.column(column).combine_chunks(), null_encoding="encode")
+    values = encoded.dictionary.to_pylist()
+    codes = encoded.indices.to_numpy().astype(np.int64)
+    if column == "id" or any(value is None or isinstance(value, str) for value in values):
+        return values, codes
+    order = sorted(range(len(values)), key=values.__getitem__)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return [values[index] for index in order], rank[codes]
+
+
+def predictions_table(parts: Iterable[Mapping[str, Any]]) -> "pa.Table":
+    """Put the predictions of several passes into one table.
+
+    Args:
+        parts: One mapping per pass over the data: ``id``, ``prediction`` and ``label`` of N values each;
+            ``training_seed``, ``mask_seed`` and ``rate`` as single values; any further column as N values or one.
+
+    Returns:
+        The table, in the order of the parts.
+
+    Raises:
+        MsaError: If there are no parts or a part's columns differ in length.
+    """
+    import pyarrow as pa
+
+    types = {
+        "id": pa.string(),
+        "training_seed": pa.int64(),
+        "mask_seed": pa.int64(),
+        "prediction": pa.float32(),
+        "label": pa.float32(),
+    }
+    tables = []
+    for part in parts:
+        rows = len(part["id"])
+        columns = {}
+        for name, values in part.items():
+            if np.ndim(values) == 0:
+                values = [values] * rows
+            if len(values) != rows:
+                raise MsaError(f"The prediction column {name!r} has {len(values)} values for {rows} ids.")
+            columns[name] = pa.array(values, type=types.get(name))
+        tables.append(pa.table(columns))
+    if not tables:
+        raise MsaError("There are no predictions to write; evaluate at least one rate.")
+    return pa.concat_tables(tables)
+
+
+def build_results(
+    predictions: "pa.Table",
+    *,
+    method: str,
+    dataset: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    ablation: str | None = None,
+    model: str | None = None,
+    recipe: str | None = None,
+    oracle: bool = False,
+    realised: Mapping[tuple[int | None, Rate], Mapping[str, float]] | None = None,
+    selection: Sequence[Mapping[str, Any]] = (),
+    versions: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    seconds: float | None = None,
+    resamples: int = RESAMPLES,
+    bootstrap_seed: int = 0,
+) -> Results:
+    """Score a prediction table.
+
+    Each number comes with its mean and standard deviation over training seeds (mask seeds are averaged first) and a
+    percentile bootstrap interval over samples: one resample draws the same rows for every rate and seed, the metric is
+    averaged over them, and the interval covers 95 % of these averages. An undefined metric is None, never a stand-in.
+
+    Args:
+        predictions: See the module's description, and `predictions_table`.
+        method: E.g. ``"tcmr"``.
+        dataset: ``name``, ``split`` and ``label_family`` at least; ``n`` and ``fingerprint`` come from the rows.
+        protocol: ``name`` and the protocol's own settings; ``rates`` and ``mask_seeds`` come from the table.
+        ablation: The ablation's name, if any.
+        model: Where the checkpoint came from.
+        recipe: The recipe it was trained by.
+        oracle: Whether the model saw what a user does not have (test labels, at prediction or in selection).
+        realised: Share of dropped positions per modality, by (mask seed, rate).
+        selection: How each training seed's checkpoint was chosen.
+        versions: Package versions.
+        config: The model's config.
+        seconds: How long the evaluation took.
+        resamples: Bootstrap resamples.
+        bootstrap_seed: The same seed draws the same rows, whatever the method.
+
+    Raises:
+        MsaError: If the table is no full grid, `dataset` or `protocol` lacks a key, or the label family is unknown.
+    """
+    for what, mapping, keys in (
+        ("dataset", dataset, ("name", "split", "label_family")),
+        ("protocol", protocol, ("name",)),
+    ):
+        absent = [key for key in keys if key not in mapping]
+        if absent:
+            raise MsaError(f"The {what} facts of a result lack {absent[0]!r}; they need {', '.join(keys)}.")
+    grid = Predictions.from_table(predictions)
+    family = str(dataset["label_family"])
+    values = grid.metrics(family)
+    drawn = grid.resampled(family, resample_counts(len(grid.ids), resamples, bootstrap_seed))
+    runs = [
+        {
+            "training_seed": training_seed,
+            "mask_seed": mask_seed,
+            "rate": rate,
+            "metrics": {name: array[s, m, r] for name, array in values.items()},
+            "realised": (realised or {}).get((mask_seed, rate), {}),
+        }
+        for s, training_seed in enumerate(grid.training_seeds)
+        for m, mask_seed in enumerate(grid.mask_seeds)
+        for r, rate in enumerate(grid.rates)
+    ]
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "method": method,
+        "ablation": ablation,
+        "model": model,
+        "recipe": recipe,
+        "oracle": oracle,
+        "dataset": {**dataset, "n": len(grid.ids), "fingerprint": grid.fingerprint},
+        "protocol": {**protocol, "rates": grid.rates, "mask_seeds": grid.mask_seeds},
+        "runs": runs,
+        "per_rate": [
+            {
+                "rate": rate,
+                "metrics": {
+                    name: _estimate(array[:, :, r].mean(axis=1), drawn[name][r]) for name, array in values.items()
+                },
+            }
+            for r, rate in enumerate(grid.rates)
+        ],
+        "mean_over_rates": {
+            name: _estimate(array.mean(axis=(1, 2)), drawn[name].mean(axis=0)) for name, array in values.items()
+        },
+        "bootstrap": {"resamples": resamples, "seed": bootstrap_seed, "confidence": CONFIDENCE},
+        "selection": list(selection),
+        "versions": versions or {},
+        "config": config or {},
+        "seconds": seconds,
+    }
+    plain = _plain(results)
+    validate_results(plain, "the new result")
+    return dict(plain)
+
+
+def _estimate(per_seed: NDArray[np.float64], resampled: NDArray[np.float64]) -> dict[str, float | int]:
+    mean, std = mean_and_std(per_seed.tolist())
+    low, high = confidence_interval(resampled)
+    return {"mean": mean, "std": std, "n": len(per_seed), "ci_low": low, "ci_high": high}
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy values, tuples and paths into what JSON has; NaN and infinity become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def write_results(folder: str | os.PathLike[str], results: Results, predictions: "pa.Table | None" = None) -> Path:
+    """Write a result into a folder: the predictions first, so that a ``results.json`` means that all is there.
+
+    Args:
+        folder: Created where absent.
+        results: From `build_results`.
+        predictions: The table the result was made from.
+
+    Returns:
+        The path of ``results.json``.
+    """
+    target = Path(folder)
+    if predictions is not None:
+        import pyarrow.parquet as pq
+
+        with atomic_write(target / PREDICTIONS_FILE) as temporary:
+            pq.write_table(predictions, temporary)
+    write_json(target / RESULTS_FILE, results)
+    return target / RESULTS_FILE
+
+
+def read_results(path: str | os.PathLike[str]) -> Results:
+    """Read and check a result.
+
+    Args:
+        path: A ``results.json``, or the folder that holds one.
+
+    Raises:
+        MsaError: If there is none, it is no JSON, or it is not of the schema that this version reads.
+    """
+    file = Path(path)
+    file = file / RESULTS_FILE if file.is_dir() else file
+    if not file.is_file():
+        raise MsaError(
+            f"There is no result at {os.fspath(path)}; `hf-msa evaluate` writes {RESULTS_FILE} into its output."
+        )
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MsaError(f"{file} is not a JSON file ({error}); evaluate the model again.") from error
+    validate_results(results, os.fspath(file))
+    return dict(results)
+
+
+def read_predictions(folder: str | os.PathLike[str]) -> Predictions:
+    """Read the predictions beside a result.
+
+    Args:
+        folder: The folder that holds ``predictions.parquet``, or a file in it.
+
+    Raises:
+        MsaError: If there are none or they are no full grid.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(folder)
+    file = (path if path.is_dir() else path.parent) / PREDICTIONS_FILE
+    if not file.is_file():
+        raise MsaError(f"There are no predictions at {file}; evaluate the model again to write them.")
+    try:
+        table = pq.read_table(file, columns=list(PREDICTION_COLUMNS))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise MsaError(f"{file} cannot be read as a prediction table; evaluate the model again.") from error
+    return Predictions.from_table(table)
+
+
+def validate_results(results: Any, where: str) -> None:
+    """Check that a value is a result of the schema that this version reads.
+
+    Args:
+        results: Parsed JSON.
+        where: What the message calls it.
+
+    Raises:
+        MsaError: One sentence naming the first thing that is wrong.
+    """
+    if not isinstance(results, Mapping) or "schema_version" not in results:
+        raise MsaError(f"{where} is not a result of `hf-msa evaluate`: it has no schema_version.")
+    if results["schema_version"] != SCHEMA_VERSION:
+        raise MsaError(
+            f"{where} has the schema_version {results['schema_version']!r}, and this version of hf_msa reads "
+            f"{SCHEMA_VERSION}; evaluate the model again or use the version that wrote it."
+        )
+    for key, kind in _REQUIRED.items():
+        if key not in results or not isinstance(results[key], kind):
+            raise MsaError(
+                f"{where} is damaged: its {key!r} is absent or of the wrong type; evaluate the model again."
+            )
+    for section, keys in (
+        ("dataset", ("name", "split", "n", "label_family", "fingerprint")),
+        ("protocol", ("name", "rates", "mask_seeds")),
+    ):
+        absent = [key for key in keys if key not in results[section]]
+        if absent:
+            raise MsaError(f"{where} is damaged: its {section!r} lacks {absent[0]!r}; evaluate the model again.")
+    names = family_metrics(results["dataset"]["label_family"])
+    blocks = {"mean_over_rates": results["mean_over_rates"]}
+    for entry in results["per_rate"]:
+        blocks[f"per_rate {entry.get('rate')!r}"] = entry.get("metrics", {})
+    for place, block in blocks.items():
+        for name in names:
+            if not isinstance(block.get(name), Mapping) or not set(block[name]) >= _ESTIMATE_KEYS:
+                raise MsaError(f"{where} is damaged: {place} lacks the metric {name!r}; evaluate the model again.")

@@ -1,0 +1,253 @@
+"""results.json: what it says, that it survives the disk, and how it refuses what it cannot read."""
+
+import json
+import math
+from io import StringIO
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from made_results import RATES, make_results, make_table
+from rich.console import Console
+
+from hf_msa.errors import MsaError
+from hf_msa.evaluation.metrics import FAMILY_METRICS, regression_metrics
+from hf_msa.evaluation.report import (
+    format_estimate,
+    format_value,
+    print_results,
+    result_rows,
+    results_markdown,
+    run_name,
+)
+from hf_msa.evaluation.results import (
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    Predictions,
+    predictions_table,
+    read_predictions,
+    read_results,
+    write_results,
+)
+
+
+def part(training_seed, mask_seed, rate, prediction, label=(1.0, -1.0), **extra):
+    return {
+        "id": ["a", "b"],
+        "training_seed": training_seed,
+        "mask_seed": mask_seed,
+        "rate": rate,
+        "prediction": list(prediction),
+        "label": list(label),
+    } | extra
+
+
+def test_means_and_spread_by_hand():
+    # MAE per pass: seed 1: rate 0 0.1 and 0.3 (two masks), rate 0.5 0.5 and 0.7; seed 2: 0.4, 0.4, 1.0, 1.0.
+    errors = {(1, 8, 0.0): 0.1, (1, 9, 0.0): 0.3, (1, 8, 0.5): 0.5, (1, 9, 0.5): 0.7}
+    errors |= {(2, 8, 0.0): 0.4, (2, 9, 0.0): 0.4, (2, 8, 0.5): 1.0, (2, 9, 0.5): 1.0}
+    table = predictions_table(part(*key, (1 + error, -1 + error)) for key, error in errors.items())
+    results = make_results(table)
+    first, second = (entry["metrics"]["mae"] for entry in results["per_rate"])
+    assert first["mean"] == pytest.approx((0.2 + 0.4) / 2)
+    assert first["std"] == pytest.approx(math.sqrt(2 * 0.1**2))
+    assert first["n"] == 2
+    assert second["mean"] == pytest.approx(0.8)
+    overall = results["mean_over_rates"]["mae"]
+    # Per seed: (0.2 + 0.6) / 2 and (0.4 + 1.0) / 2.
+    assert overall["mean"] == pytest.approx(0.55)
+    assert overall["std"] == pytest.approx(math.sqrt(2 * 0.15**2))
+    # Every row has the same error, so no resample differs.
+    assert overall["ci_low"] == pytest.approx(0.55) and overall["ci_high"] == pytest.approx(0.55)
+    assert results["protocol"]["rates"] == [0.0, 0.5] and results["protocol"]["mask_seeds"] == [8, 9]
+    assert [run["metrics"]["mae"] for run in results["runs"]] == pytest.approx(
+        [0.1, 0.5, 0.3, 0.7, 0.4, 1.0, 0.4, 1.0], abs=1e-6
+    )
+
+
+def test_interval_resamples_the_same_rows_for_all_rates():
+    # Two passes whose errors cancel row by row: their mean has no spread at all, though each alone has.
+    ids = [str(index) for index in range(40)]
+    labels = np.zeros(40)
+    error = np.random.default_rng(0).uniform(0, 1, 40)
+    common = {"id": ids, "training_seed": 1, "mask_seed": 1, "label": labels}
+    table = predictions_table(
+        [common | {"rate": 0.0, "prediction": error}, common | {"rate": 0.5, "prediction": 1 - error}]
+    )
+    results = make_results(table)
+    overall = results["mean_over_rates"]["mae"]
+    assert overall["ci_low"] == pytest.approx(0.5, abs=1e-6) and overall["ci_high"] == pytest.approx(0.5, abs=1e-6)
+    single = results["per_rate"][0]["metrics"]["mae"]
+    assert single["ci_high"] - single["ci_low"] > 0.05
+
+
+@pytest.mark.parametrize("family", FAMILY_METRICS)
+def test_numbers_are_the_metrics_of_the_rows(family):
+    table = make_table(family=family)
+    results = make_results(table, family=family)
+    frame = table.to_pylist()
+    for run in results["runs"]:
+        key = (run["training_seed"], run["mask_seed"], run["rate"])
+        rows = [row for row in frame if (row["training_seed"], row["mask_seed"], row["rate"]) == key]
+        expected = regression_metrics([row["prediction"] for row in rows], [row["label"] for row in rows], family)
+        assert run["metrics"] == pytest.approx(expected)
+    for estimate in results["mean_over_rates"].values():
+        assert estimate["ci_low"] <= estimate["mean"] <= estimate["ci_high"]
+
+
+def test_order_of_rows_does_not_matter():
+    table = make_table()
+    shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
+    assert make_results(table)["mean_over_rates"] == make_results(shuffled)["mean_over_rates"]
+    assert Predictions.from_table(table).fingerprint == Predictions.from_table(shuffled).fingerprint
+
+
+def test_fingerprint_tells_rows_apart():
+    one, other = (Predictions.from_table(make_table(n=n)).fingerprint for n in (20, 21))
+    assert one != other
+    relabelled = predictions_table([part(1, 1, 0.0, (0, 0)), part(1, 1, 0.5, (0, 0))])
+    changed = predictions_table([part(1, 1, 0.0, (0, 0), label=(1.0, -0.5))])
+    assert Predictions.from_table(relabelled).fingerprint != Predictions.from_table(changed).fingerprint
+
+
+def test_undefined_numbers_are_null(tmp_path):
+    table = predictions_table([part(1, 1, 0.0, (0.5, 0.5)), part(1, 1, 0.5, (1.0, -1.0))])
+    results = make_results(table)
+    assert results["per_rate"][0]["metrics"]["corr"]["mean"] is None
+    assert results["per_rate"][1]["metrics"]["corr"]["mean"] == pytest.approx(1.0)
+    # A mean over the defined rates alone would hide that the model gave up.
+    assert results["mean_over_rates"]["corr"] == {"mean": None, "std": None, "n": 1, "ci_low": None, "ci_high": None}
+    assert results["mean_over_rates"]["mae"]["std"] is None
+    text = write_results(tmp_path, results).read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert result_rows(results, ["corr"])[1][0] == ["0", "-"]
+
+
+def test_patterns_keep_their_order_and_seeds_may_be_unknown():
+    rates = ("text", "audio", "text+audio")
+    table = predictions_table(part(None, None, rate, (1.0, -1.0)) for rate in rates)
+    results = make_results(table, protocol={"name": "fixed"})
+    assert results["protocol"]["rates"] == list(rates)
+    assert results["runs"][0]["training_seed"] is None
+
+
+def test_realised_rates_go_to_their_runs():
+    table = predictions_table([part(1, 7, rate, (1.0, -1.0)) for rate in (0.0, 0.5)])
+    results = make_results(table, realised={(7, 0.0): {"text": 0.0}, (7, 0.5): {"text": np.float32(0.375)}})
+    assert [run["realised"] for run in results["runs"]] == [{"text": 0.0}, {"text": 0.375}]
+
+
+def test_extra_columns_are_kept(tmp_path):
+    table = predictions_table([part(1, 1, 0.0, (1.0, -1.0), confidence=[0.25, 0.75], stage="b")])
+    write_results(tmp_path, make_results(table), table)
+    import pyarrow.parquet as pq
+
+    read = pq.read_table(tmp_path / PREDICTIONS_FILE)
+    assert read.column("confidence").to_pylist() == [0.25, 0.75]
+    assert read.column("stage").to_pylist() == ["b", "b"]
+
+
+def test_round_trip(tmp_path):
+    table = make_table()
+    results = make_results(table, selection=[{"training_seed": 1111, "value": np.float64(0.5)}], seconds=1.5)
+    path = write_results(tmp_path, results, table)
+    assert read_results(path) == read_results(tmp_path) == results
+    grid = read_predictions(tmp_path)
+    assert grid.scores.shape == (3, 2, len(RATES), 60)
+    assert grid.rates == RATES
+    assert sorted(file.name for file in tmp_path.iterdir()) == [PREDICTIONS_FILE, RESULTS_FILE]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (lambda: predictions_table([]), "no predictions"),
+        (lambda: predictions_table([part(1, 1, 0.0, (1.0,))]), "'prediction' has 1 values for 2 ids"),
+        (lambda: make_results(make_table().drop_columns("rate")), "lacks the column 'rate'"),
+        (lambda: make_results(make_table().slice(0, 0)), "no rows"),
+        (lambda: make_results(make_table().slice(1)), "holds 0 predictions for id 'video0"),
+        (
+            lambda: make_results(pa.concat_tables([make_table(), make_table().slice(5, 1)])),
+            "holds 2 predictions for id 'video1",
+        ),
+        (
+            lambda: make_results(
+                predictions_table([part(1, 1, 0.0, (0, 0)), part(1, 1, 0.5, (0, 0), label=(1.0, -0.5))])
+            ),
+            "id 'b' several labels",
+        ),
+        (lambda: make_results(make_table(), dataset={"name": "mosi"}), "dataset facts of a result lack 'split'"),
+        (lambda: make_results(predictions_table([part(1, 1, 0.0, (math.nan, 0))])), "1 of 2 predictions are NaN"),
+    ],
+)
+def test_bad_tables(table, message):
+    with pytest.raises(MsaError, match=message):
+        table()
+
+
+def test_files_that_are_no_results(tmp_path):
+    with pytest.raises(MsaError, match="no result at"):
+        read_results(tmp_path)
+    with pytest.raises(MsaError, match="no predictions at"):
+        read_predictions(tmp_path)
+    (tmp_path / PREDICTIONS_FILE).write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(MsaError, match="cannot be read as a prediction table"):
+        read_predictions(tmp_path)
+    file = tmp_path / RESULTS_FILE
+    file.write_text("{")
+    with pytest.raises(MsaError, match="not a JSON file"):
+        read_results(tmp_path)
+    file.write_text("[]")
+    with pytest.raises(MsaError, match="no schema_version"):
+        read_results(tmp_path)
+    good = make_results(make_table())
+    for change, message in (
+        ({"schema_version": 2}, "schema_version 2"),
+        ({"runs": None}, "'runs' is absent"),
+        ({"dataset": {"name": "mosi"}}, "'dataset' lacks 'split'"),
+        ({"mean_over_rates": {}}, "mean_over_rates lacks the metric 'acc7'"),
+        ({"per_rate": [{"rate": 0.3, "metrics": {}}]}, "per_rate 0.3 lacks the metric 'acc7'"),
+    ):
+        file.write_text(json.dumps(good | change))
+        with pytest.raises(MsaError, match=message):
+            read_results(file)
+
+
+def test_formats():
+    assert format_value("acc7", 0.32794) == "32.79"
+    assert format_value("mae", 1.07204) == "1.0720"
+    assert format_value("corr", None) == "-"
+    assert format_estimate("acc7", {"mean": 0.5, "std": 0.0123}) == "50.00 ± 1.23"
+    assert format_estimate("acc7", {"mean": 0.5, "std": None}) == "50.00"
+
+
+def test_markdown_says_what_the_result_says():
+    results = make_results(make_table())
+    text = results_markdown(results, ["acc7", "mae"])
+    lines = text.splitlines()
+    assert lines[0] == "| missing | Acc-7 ↑ | MAE ↓ |"
+    assert lines[1] == "|:---|---:|---:|"
+    assert [line.split(" | ")[0] for line in lines[2:8]] == ["| 0", "| 0.3", "| 0.6", "| 0.9", "| mean", "| 95 %"]
+    assert format_estimate("mae", results["mean_over_rates"]["mae"]) in lines[6]
+    assert "60 samples" in text and "3 training seeds (1111, 1112, 1113)" in text and "2 mask draws" in text
+
+
+def test_one_rate_is_its_own_mean():
+    rows = result_rows(make_results(make_table(rates=(0.0,))), ["mae"])[1]
+    assert [row[0] for row in rows] == ["0", "95 %"]
+    assert "±" in rows[0][1]
+
+
+def test_an_unknown_metric_is_named():
+    with pytest.raises(MsaError, match="Did you mean 'acc7'"):
+        results_markdown(make_results(make_table()), ["acc_7"])
+
+
+def test_terminal_table():
+    stream = StringIO()
+    results = make_results(make_table(), ablation="wo_tce", oracle=True)
+    print_results(results, console=Console(file=stream, width=200))
+    printed = stream.getvalue()
+    assert run_name(results) == "tcmr (wo_tce) [oracle]"
+    assert "tcmr (wo_tce) [oracle]" in printed
+    assert "Non0 F1 ↑" in printed and "0.9" in printed
