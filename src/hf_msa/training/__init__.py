@@ -1,0 +1,1 @@
+"""Training through `transformers.Trainer`: recipes, stages per method, resume, several processes."""

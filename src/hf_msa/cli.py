@@ -1,0 +1,184 @@
+"""What the commands of `hf-msa` do; their arguments are defined in `hf_msa_cli`."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .errors import MsaError, unknown_name
+
+
+def run_command(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run one parsed command.
+
+    Args:
+        arguments: What `hf_msa_cli.build_parser` parsed.
+        rest: Arguments it did not know: training arguments of transformers.
+
+    Returns:
+        The exit status: 0 done, 2 input that cannot be used.
+    """
+    try:
+        _COMMANDS[arguments.command](arguments, list(rest))
+    except MsaError as error:
+        print(f"hf-msa {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"hf-msa {arguments.command}: interrupted; the same command continues where it can.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from .data.prepare import prepare_dataset
+
+    report = prepare_dataset(
+        arguments.dataset,
+        arguments.source,
+        arguments.output,
+        label_family=arguments.label_family,
+        features=arguments.features,
+        push_to_hub=arguments.push_to_hub,
+        private=arguments.private,
+        overwrite=arguments.overwrite,
+    )
+    report.print()
+    print(f"Prepared data set: {arguments.output}")
+
+
+def _sample_corpus(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from .data.sample_corpus import write_sample_corpus
+
+    path = write_sample_corpus(arguments.output, preset=arguments.preset, seed=arguments.seed)
+    print(f"Sample corpus: {path} (its tiny text encoder: {path / 'text_model'})")
+
+
+def _recipes(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from .models.auto import METHODS
+    from .training.recipes import recipe_names
+
+    if arguments.method is not None and arguments.method not in METHODS:
+        raise unknown_name("method", arguments.method, METHODS)
+    for method in METHODS.values():
+        if arguments.method in (None, method.name):
+            print(f"{method.name}: {method.title}")
+            print(f"  recipes:   {', '.join(name for name in recipe_names() if name.startswith(method.name + '/'))}")
+            if method.config_class.ABLATIONS:
+                print(f"  ablations: {', '.join(method.config_class.ABLATIONS)}")
+
+
+def training_flags(rest: Sequence[str]) -> dict[str, Any]:
+    """Parse command-line flags of `MsaTrainingArguments`, giving only those that were passed.
+
+    Args:
+        rest: For example ``["--num_train_epochs", "5", "--bf16"]``.
+
+    Raises:
+        MsaError: For a flag that transformers does not know, with the nearest one.
+    """
+    from transformers import HfArgumentParser
+
+    from .training.arguments import MsaTrainingArguments
+
+    names = {field.name for field in dataclasses.fields(MsaTrainingArguments)} - {"output_dir", "seed"}
+    given = []
+    for argument in rest:
+        if argument.startswith("--"):
+            name = argument[2:].partition("=")[0].replace("-", "_")
+            if name not in names:
+                raise unknown_name("training argument", name, names)
+            given.append(name)
+    if rest and not given:
+        raise MsaError(f"Unexpected argument {rest[0]!r}; training arguments begin with '--'.")
+    parsed = vars(HfArgumentParser(MsaTrainingArguments).parse_args(list(rest)))
+    return {name: parsed[name] for name in given}
+
+
+def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from accelerate import PartialState
+
+    from .hub.cards import write_card
+    from .training.recipes import load_recipe
+    from .training.stages import run_recipe
+
+    flags = training_flags(rest)
+    recipe = load_recipe(
+        arguments.recipe,
+        ablation=arguments.ablation,
+        assignments=arguments.assignments,
+        text_model=arguments.text_model,
+    )
+    rows = None
+    for seed in arguments.seeds:
+        context = run_recipe(recipe, arguments.data, arguments.output, seed, flags, rows)
+        rows = context.rows
+        if PartialState().is_main_process:
+            write_card(context.folder)
+            print(f"Trained {recipe.method} with seed {seed}: {context.folder}")
+    if PartialState().is_main_process:
+        print(f"Next: hf-msa evaluate {arguments.output} --data {arguments.data}")
+
+
+def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from .evaluation.report import print_results
+    from .evaluation.sweep import evaluate_runs
+    from .hub.cards import write_card
+
+    results = evaluate_runs(
+        arguments.model,
+        arguments.data,
+        protocol=arguments.protocol,
+        rates=arguments.rates,
+        mask_seeds=arguments.seeds,
+        split=arguments.split,
+        batch_size=arguments.batch_size,
+        output=arguments.output,
+    )
+    print_results(results.content)
+    for run in results.runs:
+        write_card(run)
+    print("\n".join(f"Wrote {path}" for path in results.files))
+
+
+def _compare(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from .evaluation.compare import compare_runs
+
+    compare_runs(arguments.runs, paper=arguments.paper, metric=arguments.metric, output=arguments.output)
+
+
+def _analyze(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from .evaluation.analysis import run_tool
+
+    for path in run_tool(
+        arguments.tool, arguments.runs, data=arguments.data, output=arguments.output, split=arguments.split
+    ):
+        print(f"Wrote {path}")
+
+
+def _predict(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from .pipelines import predict_one
+
+    scores = predict_one(arguments.model, arguments.text, audio=arguments.audio, vision=arguments.vision)
+    for name, value in scores.items():
+        print(f"{name}: {value}")
+
+
+def _push(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from .hub.push import push_run
+
+    url = push_run(arguments.run, arguments.repo, private=arguments.private, verify=not arguments.no_verify)
+    print(f"Pushed: {url}")
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
+    "prepare": _prepare,
+    "sample-corpus": _sample_corpus,
+    "recipes": _recipes,
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "analyze": _analyze,
+    "predict": _predict,
+    "push": _push,
+}

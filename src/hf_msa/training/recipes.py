@@ -1,0 +1,181 @@
+"""Recipes: everything that a run is made of, as YAML with the source of each value."""
+
+import dataclasses
+import importlib.resources
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedConfig
+
+from hf_msa.errors import MsaError, unknown_name
+from hf_msa.models.auto import METHODS
+from hf_msa.models.configuration_msa import MsaConfig
+
+from .arguments import MsaTrainingArguments
+
+
+@dataclasses.dataclass(frozen=True)
+class MissingRecipe:
+    """Under which missing patterns a run trains and picks its checkpoint.
+
+    Args:
+        train: The training protocol, as `hf_msa.data.missing.protocol_from_dict` reads it.
+        validation: The selection protocol, likewise.
+        selection_repeats: Fixed draws of the validation masks that are averaged; 1 is what the papers do, but picks the
+            epoch half by luck where the validation split is small.
+    """
+
+    train: dict[str, Any]
+    validation: dict[str, Any]
+    selection_repeats: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A run, but for its data, seed and output folder.
+
+    Args:
+        name: `<method>/<dataset>`, or the file it was read from.
+        method: Key in `METHODS`.
+        text_model: Folder or Hub name of the pretrained text encoder; `None`: the one beside the data (`text_model/`).
+        model: Fields of the method's configuration that differ from its defaults.
+        missing: Protocols of training and selection.
+        feature_norm: `"none"`, or `"standard"` for per-feature mean and std of the training split's valid frames.
+        pad_to_fixed: Pad every batch to the fixed maximum lengths, as the papers do, instead of to its need.
+        stages: Training arguments by stage; `all` holds what the stages share.
+        ablation: The row of the method's `ABLATIONS` that was applied, if any.
+    """
+
+    name: str
+    method: str
+    text_model: str | None
+    model: dict[str, Any]
+    missing: MissingRecipe
+    feature_norm: str
+    pad_to_fixed: bool
+    stages: dict[str, dict[str, Any]]
+    ablation: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, for run.json."""
+        return dataclasses.asdict(self)
+
+    def stage_arguments(self, stage: str) -> dict[str, Any]:
+        """Training arguments of one stage: what all share, overridden by its own."""
+        return {**self.stages.get("all", {}), **self.stages.get(stage, {})}
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    root = importlib.resources.files("hf_msa") / "recipes"
+    return sorted(
+        f"{method.name}/{file.name.removesuffix('.yaml')}"
+        for method in root.iterdir()
+        if method.is_dir()
+        for file in method.iterdir()
+        if file.name.endswith(".yaml")
+    )
+
+
+def _read(name: str) -> tuple[str, dict[str, Any]]:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise MsaError(f"There is no recipe file {name!r}; give a file, or one of: {', '.join(recipe_names())}.")
+        return path.stem, yaml.safe_load(path.read_text(encoding="utf-8"))
+    method = name.partition("/")[0]
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if name not in recipe_names():
+        raise unknown_name("recipe", name, recipe_names())
+    text = (importlib.resources.files("hf_msa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return name, yaml.safe_load(text)
+
+
+def _check_keys(what: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    allowed = set(allowed)
+    for key in given:
+        if key not in allowed:
+            raise unknown_name(what, key, allowed)
+
+
+def config_fields(config_class: type[MsaConfig]) -> set[str]:
+    """Fields of a method's own configuration; those of transformers' base class are not for recipes."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return names - {field.name for field in dataclasses.fields(PreTrainedConfig)} - {"text_config"}
+
+
+def _set(recipe: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise MsaError(f"--set takes KEY=VALUE, e.g. model.num_tokens=4; {assignment!r} has no '='.")
+    *parents, last = key.strip().split(".")
+    place = recipe
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise MsaError(f"--set {key}: {parent!r} is a value, not a group of values.")
+    place[last] = yaml.safe_load(text)
+
+
+def load_recipe(
+    name: str, *, ablation: str | None = None, assignments: Iterable[str] = (), text_model: str | None = None
+) -> Recipe:
+    """Read a recipe and apply an ablation and overrides, checking every name.
+
+    Args:
+        name: `<method>/<dataset>`, or the path of a YAML file.
+        ablation: A row of the method's `ABLATIONS`.
+        assignments: Overrides, e.g. `model.num_tokens=4`, `stages.main.num_train_epochs=3`, `missing.selection_repeats=1`.
+        text_model: Overrides the recipe's text encoder.
+
+    Raises:
+        MsaError: For an unknown method, recipe, ablation or key, with the nearest one that exists.
+    """
+    name, content = _read(name)
+    for assignment in assignments:
+        _set(content, assignment)
+    if text_model is not None:
+        content["text_model"] = text_model
+    _check_keys("recipe key", content, {field.name for field in dataclasses.fields(Recipe)} - {"name", "ablation"})
+    method = content.get("method", "")
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    config_class = METHODS[method].config_class
+    if ablation is not None and ablation not in config_class.ABLATIONS:
+        raise unknown_name(f"ablation of {method}", ablation, config_class.ABLATIONS)
+    model = {**(content.get("model") or {}), **(config_class.ABLATIONS[ablation] if ablation else {})}
+    _check_keys(f"configuration field of {method}", model, config_fields(config_class))
+    missing = content.get("missing") or {}
+    _check_keys("key of 'missing'", missing, (field.name for field in dataclasses.fields(MissingRecipe)))
+    training_fields = {field.name for field in dataclasses.fields(MsaTrainingArguments)}
+    for stage, arguments in (content.get("stages") or {}).items():
+        _check_keys(f"training argument of stage {stage!r}", arguments or {}, training_fields)
+    feature_norm = content.get("feature_norm", "none")
+    if feature_norm not in ("none", "standard"):
+        raise unknown_name("feature_norm", str(feature_norm), ("none", "standard"))
+    return Recipe(
+        name=name,
+        method=method,
+        text_model=content.get("text_model"),
+        model=model,
+        missing=MissingRecipe(**missing),
+        feature_norm=feature_norm,
+        pad_to_fixed=bool(content.get("pad_to_fixed", False)),
+        stages={stage: dict(arguments or {}) for stage, arguments in (content.get("stages") or {}).items()},
+        ablation=ablation,
+    )
+
+
+def as_known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Training arguments with numbers as numbers: YAML reads ``1e-4`` (no dot) as text."""
+
+    def number(value: Any) -> Any:
+        try:
+            return float(value) if isinstance(value, str) and value[:1] in "0123456789.-" else value
+        except ValueError:
+            return value
+
+    return {name: number(value) for name, value in values.items()}

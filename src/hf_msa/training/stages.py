@@ -1,0 +1,406 @@
+"""Running a recipe: stages one after the other, each resumable, a finished one never repeated."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import AutoTokenizer, set_seed
+
+import hf_msa
+from hf_msa.data.collator import MsaCollator
+from hf_msa.data.loading import dataset_facts, load_msa
+from hf_msa.data.missing import protocol_from_dict
+from hf_msa.data.rows import MsaRows
+from hf_msa.data.schema import DatasetFacts
+from hf_msa.errors import MsaError
+from hf_msa.files import write_json
+from hf_msa.models.auto import METHODS
+from hf_msa.models.configuration_msa import MsaConfig
+from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.msa_schema import FEATURE_MODALITIES
+from hf_msa.models.processing_msa import MsaProcessor
+
+from .arguments import MsaTrainingArguments
+from .recipes import Recipe, as_known
+from .trainer import MsaTrainer
+
+RUN_SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass
+class RunContext:
+    """What every stage of a run works with.
+
+    Args:
+        recipe: What to run.
+        seed: Seed of initialisation, order, dropout and training masks.
+        folder: The run's folder.
+        data: The data set's folder or name.
+        facts: What is known of the data set.
+        rows: Tokenised rows by split; the test split is never among them.
+        processor: Tokenizer and feature padding.
+        config: The method's configuration, its shapes taken from the data.
+        text_model: Folder or Hub name of the text encoder.
+        flags: Training arguments from the command line: for every stage, and for the final one.
+    """
+
+    recipe: Recipe
+    seed: int
+    folder: Path
+    data: str
+    facts: DatasetFacts
+    rows: dict[str, MsaRows]
+    processor: MsaProcessor
+    config: MsaConfig
+    text_model: str
+    flags: dict[str, dict[str, Any]]
+    log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def arguments(self, stage: str, final: bool) -> MsaTrainingArguments:
+        """Training arguments of one stage: recipe, then flags; see `split_flags`."""
+        values: dict[str, Any] = {
+            "seed": self.seed,
+            **as_known(self.recipe.stage_arguments(stage)),
+            **self.flags.get("all", {}),
+            **(self.flags.get("final", {}) if final else {}),
+        }
+        if "bf16" not in values and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+            values["bf16"] = True
+        return MsaTrainingArguments(output_dir=str(self.folder / "stages" / stage), **values)
+
+    def collator(self, split: str, return_complete: bool = False) -> MsaCollator:
+        """The collator of a split, under the recipe's protocol for it."""
+        values = self.recipe.missing.train if split == "train" else self.recipe.missing.validation
+        protocol = protocol_from_dict(values)
+        # Training masks follow the run's seed; those of validation are fixed by the recipe, the same for every run.
+        if split == "train" and hasattr(protocol, "seed") and "seed" not in values:
+            protocol = dataclasses.replace(protocol, seed=self.seed)
+        return MsaCollator(
+            self.processor,
+            protocol,
+            split=split,
+            return_complete=return_complete,
+            pad_to_fixed=self.recipe.pad_to_fixed,
+        )
+
+    def complete_collator(self, split: str) -> MsaCollator:
+        """The collator of a split on complete data."""
+        return MsaCollator(self.processor, None, split=split, pad_to_fixed=self.recipe.pad_to_fixed)
+
+    def new_model(self, model_class: type[MsaPreTrainedModel]) -> MsaPreTrainedModel:
+        """A model around the pretrained text encoder, everything else initialised from the run's seed."""
+        set_seed(self.seed)
+        return model_class.from_text_pretrained(self.text_model, self.config)
+
+    def stage_folder(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoints, its model and its mark of completion."""
+        return self.folder / "stages" / stage
+
+    def train_stage(
+        self,
+        stage: str,
+        model_class: type[MsaPreTrainedModel],
+        build: Callable[[], MsaPreTrainedModel] | None = None,
+        *,
+        final: bool = False,
+        complete: bool = False,
+        return_complete: bool = False,
+        trainer_class: type[MsaTrainer] = MsaTrainer,
+        **options: Any,
+    ) -> MsaPreTrainedModel:
+        """Train one model to its end, or load it where this stage is finished.
+
+        Args:
+            stage: Name of the stage and of its folder.
+            model_class: Class of the model that is trained.
+            build: Makes the model; default: a new one around the pretrained text encoder.
+            final: Whether this stage gives the run's checkpoint (command-line flags on epochs and rates apply to it).
+            complete: Train and validate on complete data instead of under the recipe's protocols.
+            return_complete: Whether training batches also hold the complete inputs.
+            trainer_class: The trainer.
+            **options: Passed on to the trainer.
+
+        Returns:
+            The model with the weights of the checkpoint that is best on the validation split, in eval mode.
+        """
+        folder = self.stage_folder(stage)
+        finished = folder / "stage.json"
+        if finished.is_file():
+            self.log.append(json.loads(finished.read_text(encoding="utf-8")))
+            return model_class.from_pretrained(folder / "model").eval()
+        started = time.perf_counter()
+        model = build() if build is not None else self.new_model(model_class)
+        repeats = 1 if complete else self.recipe.missing.selection_repeats
+        trainer = trainer_class(
+            model,
+            self.arguments(stage, final),
+            self.rows["train"],
+            self.rows["validation"],
+            self.complete_collator("train") if complete else self.collator("train", return_complete),
+            self.complete_collator("validation") if complete else self.collator("validation"),
+            repeats,
+            **options,
+        )
+        state = trainer.fit()
+        model = trainer.model.cpu().eval()
+        facts = {
+            "name": stage,
+            "seconds": round(time.perf_counter() - started, 1),
+            "epochs": state.epoch,
+            "selection": {
+                "split": "validation",
+                "metric": trainer.args.metric_for_best_model,
+                "protocol": {"name": "complete"} if complete else self.recipe.missing.validation,
+                "repeats": repeats,
+                "value": state.best_metric,
+                "step": state.best_global_step,
+                "epoch": best_epoch(state.log_history, state.best_global_step),
+            },
+            "history": [entry for entry in state.log_history if "eval_loss" in entry or "loss" in entry],
+        }
+        if trainer.is_world_process_zero():
+            model.save_pretrained(folder / "model")
+            write_json(finished, facts)
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.free_memory()
+        self.log.append(facts)
+        return model
+
+
+def best_epoch(history: list[dict[str, Any]], step: int | None) -> float | None:
+    """The epoch of the evaluation at `step`."""
+    return next((entry["epoch"] for entry in history if entry.get("step") == step and "eval_loss" in entry), None)
+
+
+# Flags on how the optimiser works concern the final stage; the rest (devices, precision, logging, saving) every stage.
+_FINAL_FLAGS = {
+    "early_stopping_patience",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_kwargs",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "num_train_epochs",
+    "optim",
+    "per_device_train_batch_size",
+    "text_learning_rate",
+    "warmup_steps",
+    "weight_decay",
+}
+
+
+def split_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sort command-line training arguments into those for every stage (`all`) and those for the last one (`final`)."""
+    return {
+        "all": {name: value for name, value in flags.items() if name not in _FINAL_FLAGS},
+        "final": {name: value for name, value in flags.items() if name in _FINAL_FLAGS},
+    }
+
+
+def feature_statistics(rows: MsaRows, modality: str) -> tuple[list[float], list[float]]:
+    """Per-feature mean and standard deviation over all valid frames of `rows`."""
+    total = np.zeros(0)
+    squares = np.zeros(0)
+    frames = 0
+    for row in (rows[index] for index in range(len(rows))):
+        if not row.get(f"{modality}_present", True):
+            continue
+        values = np.asarray(row[modality], dtype=np.float64)
+        total = values.sum(axis=0) + (total if frames else 0)
+        squares = np.square(values).sum(axis=0) + (squares if frames else 0)
+        frames += len(values)
+    mean = total / max(frames, 1)
+    variance = np.maximum(squares / max(frames, 1) - mean**2, 0)
+    # A column that varies by less than float32 can tell from its mean is constant.
+    std = np.where(variance > 1e-10 * mean**2, np.sqrt(variance), 0.0)
+    return mean.tolist(), std.tolist()
+
+
+def model_shapes(rows: Mapping[str, MsaRows]) -> dict[str, int | None]:
+    """Widths and longest lengths of the feature modalities, from the training and validation rows."""
+    shapes: dict[str, int | None] = {}
+    for modality in FEATURE_MODALITIES:
+        if modality in rows["train"].lengths:
+            shapes[f"{modality}_dim"] = int(rows["train"][0][modality].shape[1])
+            shapes[f"{modality}_max_length"] = int(max(part.lengths[modality].max() for part in rows.values()))
+    return shapes
+
+
+def prepare_run(
+    recipe: Recipe,
+    data: str,
+    folder: str | Path,
+    seed: int,
+    flags: Mapping[str, Any],
+    rows: dict[str, MsaRows] | None = None,
+) -> RunContext:
+    """Load the data, build processor and configuration, and check that the folder does not hold another run.
+
+    Args:
+        recipe: What to run.
+        data: Folder or Hub name of a prepared data set.
+        folder: The run's own folder.
+        seed: The run's seed.
+        flags: Training arguments from the command line.
+        rows: Tokenised rows of an earlier run with the same data and text encoder, to save loading them again.
+
+    Raises:
+        MsaError: If the data, the text encoder or the folder will not do.
+    """
+    folder = Path(folder)
+    facts = dataset_facts(data)
+    text_model = recipe.text_model or _bundled_text_model(data)
+    config_class = METHODS[recipe.method].config_class
+    longest = recipe.model.get("text_max_length", config_class.text_max_length)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(text_model)
+    except (OSError, ValueError) as error:
+        raise MsaError(
+            f"The text encoder {text_model!r} cannot be loaded ({str(error).splitlines()[0]}); pass --text-model with a "
+            "folder or Hub name of a BERT-family checkpoint."
+        ) from error
+    if rows is None:
+        rows = {split: MsaRows(load_msa(data, split), split, tokenizer, longest) for split in ("train", "validation")}
+    shapes = {**model_shapes(rows), **{k: v for k, v in recipe.model.items() if k.endswith("_max_length")}}
+    config = config_class(**{**shapes, "label_family": facts.label_family, **recipe.model})
+    statistics: dict[str, list[float]] = {}
+    if recipe.feature_norm == "standard":
+        for modality in config.modalities[1:]:
+            mean, std = feature_statistics(rows["train"], modality)
+            statistics |= {f"{modality}_mean": mean, f"{modality}_std": std}
+    extractor = MsaFeatureExtractor(
+        **{name: getattr(config, name) for m in FEATURE_MODALITIES for name in (f"{m}_dim", f"{m}_max_length")}, **statistics
+    )
+    processor = MsaProcessor(extractor, tokenizer, text_max_length=longest)
+    settings = {
+        "recipe": recipe.to_dict(),
+        "seed": seed,
+        "flags": dict(flags),
+        "dataset": {"name": facts.name, **{split: len(part) for split, part in rows.items()}},
+        "fingerprint": _fingerprint(rows),
+    }
+    _check_same_run(folder / "settings.json", settings)
+    return RunContext(
+        recipe, seed, folder, data, facts, rows, processor, config, str(text_model), split_flags(flags)
+    )
+
+
+def _bundled_text_model(data: str) -> str:
+    bundled = Path(data) / "text_model"
+    if not bundled.is_dir():
+        raise MsaError(f"The recipe names no text encoder and {data!r} brings none; pass --text-model.")
+    return str(bundled)
+
+
+def _fingerprint(rows: Mapping[str, MsaRows]) -> str:
+    """Short hash of ids, texts and labels: tells whether two runs saw the same rows."""
+    digest = hashlib.blake2b(digest_size=8)
+    for split in sorted(rows):
+        digest.update("\n".join(rows[split].ids).encode())
+        digest.update(np.ascontiguousarray(rows[split].labels).tobytes())
+    return digest.hexdigest()
+
+
+def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
+    settings = json.loads(json.dumps(settings))
+    if PartialState().is_main_process and not path.is_file():
+        write_json(path, settings)
+    PartialState().wait_for_everyone()
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if earlier != settings:
+        changed = sorted(key for key in settings if earlier.get(key) != settings[key])
+        raise MsaError(
+            f"{path.parent} holds a run with other settings ({', '.join(changed)} differ); choose another --output, or "
+            "delete that folder to start anew."
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    import accelerate
+    import datasets
+    import transformers
+
+    modules = (hf_msa, torch, transformers, datasets, accelerate, np)
+    return {"python": platform.python_version(), **{module.__name__: str(module.__version__) for module in modules}}
+
+
+def run_recipe(
+    recipe: Recipe,
+    data: str,
+    output: str | Path,
+    seed: int,
+    flags: Mapping[str, Any] | None = None,
+    rows: dict[str, MsaRows] | None = None,
+) -> RunContext:
+    """Run all stages of a recipe for one seed and write the final checkpoint with its run.json.
+
+    A stage that is finished is not repeated; one that was interrupted continues from its last complete checkpoint.
+
+    Args:
+        recipe: What to run.
+        data: Folder or Hub name of a prepared data set.
+        output: Folder of the runs; this one goes to `seed-<seed>` in it.
+        seed: The run's seed.
+        flags: Training arguments from the command line.
+        rows: Tokenised rows of an earlier run, to save loading them again.
+    """
+    folder = Path(output) / f"seed-{seed}"
+    context = prepare_run(recipe, data, folder, seed, flags or {}, rows)
+    if (folder / "run.json").is_file():
+        return context
+    method = importlib.import_module(f"{__package__}.stages_{recipe.method}")
+    started = time.perf_counter()
+    model = method.run(context)
+    if PartialState().is_main_process:
+        model.save_pretrained(folder)
+        context.processor.save_pretrained(folder)
+        final = next(entry for entry in reversed(context.log) if entry["name"] == method.FINAL_STAGE)
+        write_json(
+            folder / "run.json",
+            {
+                "schema_version": RUN_SCHEMA_VERSION,
+                "method": recipe.method,
+                "recipe": recipe.name,
+                "ablation": recipe.ablation,
+                "seed": seed,
+                "text_model": text_model_name(context.text_model),
+                "dataset": {
+                    "name": context.facts.name,
+                    "label_family": context.facts.label_family,
+                    "n": {split: len(part) for split, part in context.rows.items()},
+                    "fingerprint": _fingerprint(context.rows),
+                },
+                "selection": {"stage": final["name"], **final["selection"]},
+                "stages": context.log,
+                "settings": recipe.to_dict() | {"text_model": text_model_name(context.text_model)},
+                "flags": dict(flags or {}),
+                "config": {k: v for k, v in model.config.to_dict().items() if k not in ("text_config", "auto_map")},
+                "parameters": {
+                    "all": sum(p.numel() for p in model.parameters()),
+                    "without text encoder": sum(
+                        p.numel() for n, p in model.named_parameters() if not n.startswith("text_encoder.")
+                    ),
+                },
+                "versions": versions(),
+                "seconds": round(time.perf_counter() - started, 1),
+            },
+        )
+    PartialState().wait_for_everyone()
+    return context
+
+
+def text_model_name(text_model: str) -> str:
+    """The text encoder's name without the folders of the machine it was trained on."""
+    return Path(text_model).name if Path(text_model).exists() else text_model

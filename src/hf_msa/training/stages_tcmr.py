@@ -1,0 +1,178 @@
+"""Training of TCMR: two pre-training stages, then the alternating optimisation (paper section 3.7, Algorithm 1).
+
+Stages by the value of `TcmrConfig.optimization` (paper Table 3, section 5):
+    aos, end2end: polarity, regressor, main
+    confnet_first: polarity, regressor, confidence (text encoder + ConfNet), main (both frozen)
+    confnet_later: polarity, regressor, main (with the target confidence), confidence (ConfNet alone)
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from hf_msa.data.rows import DrawnRows
+from hf_msa.files import atomic_write
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
+from hf_msa.models.msa_schema import MODALITIES
+
+from .optimizers import AlternatingOptimizer
+from .stages import RunContext
+from .trainer import MsaTrainer
+
+FINAL_STAGE = "main"
+
+
+class TcmrTrainer(MsaTrainer):
+    """Gives TCMR its targets: pseudo-confidence from the frozen classifier, complete-text features from the cache.
+
+    Args:
+        classifier: The frozen polarity classifier (eq. 7); `None` where the confidence target does not need it.
+        text_targets: Complete-text features of all training rows `(rows, 8, width)` (eq. 11).
+        objective: What is minimised: see `TcmrForSentimentAnalysis.forward`.
+        oracle: Mix with the target confidence instead of the predicted one (eq. 10).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        classifier: TcmrPolarityClassifier | None = None,
+        text_targets: Tensor | None = None,
+        objective: str = "all",
+        oracle: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.classifier = None if classifier is None else classifier.to(self.args.device).eval().requires_grad_(False)
+        self.text_targets = text_targets
+        self.objective = objective
+        self.oracle = oracle
+
+    def training_objective(self, inputs: dict[str, Tensor]) -> str:
+        """The objective of this batch."""
+        return self.objective
+
+    def confidence_targets(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The confidence label c of each sample `(batch,)` under the batch's own mask (eq. 7, or 1 - r without TCE)."""
+        if self.model.config.confidence_target == "completeness":
+            return 1.0 - inputs["missing_rates"][:, MODALITIES.index("text")].nan_to_num(0.0)
+        return self.classifier.true_class_probability(inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+
+    def model_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
+        """Objective and targets of this batch."""
+        objective = self.training_objective(inputs) if training else self.objective
+        if not training and objective in ("other", "all"):
+            objective = "task"
+        given: dict[str, Any] = {"objective": objective}
+        if self.oracle or objective in ("confidence", "all"):
+            given["confidence_targets"] = self.confidence_targets(inputs)
+        if self.oracle:
+            given["confidence"] = given["confidence_targets"]
+        if training and objective in ("other", "all") and self.text_targets is not None:
+            rows = inputs["sample_index"].to(self.text_targets.device)
+            given["text_targets"] = self.text_targets[rows].to(inputs["labels"].device, torch.float32)
+        return given
+
+
+class AlternatingTcmrTrainer(TcmrTrainer):
+    """The alternating optimisation strategy: phase A for the confidence, phase B for the rest, within every epoch."""
+
+    passes = 2
+    _PHASES = ("confidence", "other")
+
+    def training_objective(self, inputs: dict[str, Tensor]) -> str:
+        """The phase of this batch; it also chooses the optimizer that the next step runs."""
+        phase = self._PHASES[int(inputs["draw"][0]) % self.passes]
+        # The Trainer holds accelerate's wrapper around the optimizer.
+        getattr(self.optimizer, "optimizer", self.optimizer).activate(phase)
+        return phase
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Two optimizers that share the text encoder's tensors, each with moments of its own."""
+        if self.optimizer is None:
+            named = list(self.model.named_parameters())
+            groups = {"confidence": self.model.confidence_parameters(), "other": self.model.other_parameters()}
+            members = {name: {id(parameter) for parameter in group} for name, group in groups.items()}
+            self.optimizer = AlternatingOptimizer(
+                {
+                    name: self.build_optimizer([item for item in named if id(item[1]) in members[name]])
+                    for name in self._PHASES
+                }
+            )
+        return self.optimizer
+
+
+def complete_text_features(context: RunContext, regressor: TcmrTextRegressor, path: Path) -> Tensor:
+    """Features of every complete training text `(rows, 8, width)`, computed once and cached in half precision (eq. 11)."""
+    if not path.is_file():
+        rows = context.rows["train"]
+        loader = DataLoader(DrawnRows(rows, 1), batch_size=64, collate_fn=context.complete_collator("train"))
+        with torch.no_grad():
+            parts = [
+                regressor(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).features.half()
+                for batch in loader
+            ]
+        with atomic_write(path) as temporary:
+            save_file({"features": torch.cat(parts)}, temporary)
+    return load_file(path)["features"]
+
+
+def run(context: RunContext) -> MsaPreTrainedModel:
+    """Run all stages of TCMR; see the module's docstring for which there are."""
+    config = context.config
+    classifier = context.train_stage("polarity", TcmrPolarityClassifier, complete=True)
+    regressor = context.train_stage("regressor", TcmrTextRegressor, complete=True)
+    targets = complete_text_features(context, regressor, context.stage_folder("regressor") / "features.safetensors")
+    teachers: dict[str, Any] = {"classifier": classifier, "text_targets": targets}
+
+    def main(build: Any = None, **options: Any) -> MsaPreTrainedModel:
+        return context.train_stage(
+            "main", TcmrForSentimentAnalysis, build, final=True, return_complete=True, **teachers, **options
+        )
+
+    if config.is_oracle:
+
+        def with_classifier() -> MsaPreTrainedModel:
+            model = context.new_model(TcmrForSentimentAnalysis)
+            model.polarity_classifier.load_state_dict(classifier.state_dict())
+            return model
+
+        return main(with_classifier, trainer_class=TcmrTrainer, objective="other", oracle=True)
+    if config.optimization == "aos":
+        return main(trainer_class=AlternatingTcmrTrainer, objective="other")
+    if config.optimization == "end2end":
+        return main(trainer_class=TcmrTrainer, objective="all")
+    if config.optimization == "confnet_first":
+
+        def confidence_only() -> MsaPreTrainedModel:
+            model = context.new_model(TcmrForSentimentAnalysis).requires_grad_(False)
+            for parameter in model.confidence_parameters():
+                parameter.requires_grad_(True)
+            return model
+
+        first = context.train_stage(
+            "confidence", TcmrForSentimentAnalysis, confidence_only, trainer_class=TcmrTrainer, objective="confidence", **teachers
+        )
+
+        def without_confidence() -> MsaPreTrainedModel:
+            first.requires_grad_(True)
+            for parameter in first.confidence_parameters():
+                parameter.requires_grad_(False)
+            return first
+
+        return main(without_confidence, trainer_class=TcmrTrainer, objective="other")
+
+    rest = main(trainer_class=TcmrTrainer, objective="other", oracle=True)
+
+    def confidence_last() -> MsaPreTrainedModel:
+        rest.requires_grad_(False)
+        rest.confidence_net.requires_grad_(True)
+        return rest
+
+    return context.train_stage(
+        "confidence", TcmrForSentimentAnalysis, confidence_last, trainer_class=TcmrTrainer, objective="confidence", **teachers
+    )

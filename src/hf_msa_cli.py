@@ -1,0 +1,138 @@
+"""The `hf-msa` command: only the parser, so that `--help` answers at once; the work is in `hf_msa.cli`.
+
+This module stands beside the package on purpose: importing anything from `hf_msa` registers all methods with transformers,
+which takes seconds.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="{mosi,mosei,sims,simsv2,custom}", help="which data set the source holds")
+    parser.add_argument("--source", required=True, help="MMSA pickle, folder with label.csv and features, or Parquet")
+    parser.add_argument("--output", required=True, help="folder to write the prepared data set to")
+    parser.add_argument("--features", help="folder of feature files (.npy/.csv) beside a label.csv")
+    parser.add_argument("--label-family", choices=["mosi", "sims"], help="label range and metrics of a custom data set")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="also upload it to the Hub")
+    parser.add_argument("--private", action="store_true", help="make the Hub data set private")
+
+
+def _sample_corpus(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="small", help="tiny, small or mosi (default: small)")
+    parser.add_argument("--output", required=True, help="folder to write the corpus to")
+    parser.add_argument("--seed", type=int, default=1111, help="seed of everything (default: 1111)")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="<method>/<dataset>, or a YAML file; see `hf-msa recipes`")
+    parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
+    parser.add_argument("--output", required=True, help="folder of the runs; each seed gets seed-<N> in it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1111], help="training seeds (default: 1111)")
+    parser.add_argument("--ablation", help="a row of the method's ablation table")
+    parser.add_argument("--text-model", help="folder or Hub name of a BERT-family checkpoint")
+    parser.add_argument(
+        "--set", dest="assignments", nargs="+", default=[], metavar="KEY=VALUE", help="override the recipe, e.g. model.num_tokens=4"
+    )
+    parser.epilog = "Any flag of transformers.TrainingArguments is taken too, e.g. --num_train_epochs 5 --bf16."
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run (one seed or all of them), a saved model, or a Hub name")
+    parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
+    parser.add_argument("--output", help="folder for the results (default: the run itself)")
+    parser.add_argument("--protocol", default="frame", help="frame, modality, fixed or complete (default: frame)")
+    parser.add_argument("--rates", type=float, nargs="+", help="missing rates (default: the protocol's own)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1111], help="seeds of the masks (default: 1111)")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument("--batch-size", type=int, default=128, help="rows per batch (default: 128)")
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", help="folders with a results.json; the first is what the others are compared with")
+    parser.add_argument("--paper", help="a paper whose tables to put beside, e.g. tcmr")
+    parser.add_argument("--metric", default="mae", help="metric of the paired test (default: mae)")
+    parser.add_argument("--output", help="folder for comparison curves (PNG and SVG)")
+
+
+def _analyze(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tool", help="which analysis; `hf-msa analyze list` names them")
+    parser.add_argument("runs", nargs="*", help="runs of one method")
+    parser.add_argument("--data", help="folder or Hub name of a prepared data set")
+    parser.add_argument("--output", help="folder for tables and figures (default: analysis/<tool> in the first run)")
+    parser.add_argument("--split", default="validation", help="split to analyse (default: validation)")
+
+
+def _predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run, a saved model or a Hub name")
+    parser.add_argument("--text", required=True, help="the transcript")
+    parser.add_argument("--audio", help="audio features (frames x width): .npy or .csv")
+    parser.add_argument("--vision", help="vision features (frames x width): .npy or .csv")
+
+
+def _push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="folder of a finished run, e.g. runs/tcmr/seed-1111")
+    parser.add_argument("repo", metavar="ORG/NAME", help="the Hub repository")
+    parser.add_argument("--private", action="store_true", help="make it private")
+    parser.add_argument("--no-verify", action="store_true", help="do not download it again to compare predictions")
+
+
+def _recipes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", help="only those of one method")
+
+
+_COMMANDS = {
+    "prepare": (_prepare, "convert raw benchmark files to a data set that load_dataset reads"),
+    "sample-corpus": (_sample_corpus, "generate a data set with known truth: try everything with no download"),
+    "recipes": (_recipes, "list methods, recipes and ablations"),
+    "train": (_train, "train a method by a recipe, all stages, any number of seeds"),
+    "evaluate": (_evaluate, "test a model over missing rates or patterns"),
+    "compare": (_compare, "put results side by side, with paired tests, and beside the papers'"),
+    "analyze": (_analyze, "look into a trained model with its paper's analysis tools"),
+    "predict": (_predict, "score one utterance"),
+    "push": (_push, "upload a run to the Hub and check what arrived"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the `hf-msa` command."""
+    parser = argparse.ArgumentParser(
+        prog="hf-msa", description="Multimodal sentiment analysis with missing modalities, on top of transformers."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (add_arguments, help_text) in _COMMANDS.items():
+        add_arguments(commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + "."))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments; default: those of the process.
+
+    Returns:
+        The exit status: 0 done, 2 input that cannot be used (one sentence says why).
+    """
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if arguments.version:
+        from hf_msa._version import __version__
+
+        sys.stdout.write(f"hf-msa {__version__}\n")
+        return 0
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    from hf_msa.cli import run_command
+
+    return run_command(arguments, rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
