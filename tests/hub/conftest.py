@@ -22,8 +22,8 @@ def _server() -> Iterator[LoopbackHub]:
 def loopback_hub(_server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
     """An empty Hub that every client in this process and in its children uses; the token at hand may write.
 
-    The libraries read most settings when they are imported, which may have happened long ago: so the environment is set
-    for child processes, and the constants for this one.
+    The libraries read most settings when they are imported, which may have happened long ago: so the environment is
+    set for child processes, and the constants for this one.
     """
     import datasets.config
     import huggingface_hub.constants

@@ -1,8 +1,8 @@
-"""A Hub on 127.0.0.1 for the tests: the routes that the real clients call, kept in memory, on the standard library alone.
+"""A Hub on 127.0.0.1 for the tests: the routes that the real clients call, in memory, on the standard library alone.
 
-It answers as the Hub does where the clients can tell the difference: LFS for large or binary files, one commit for many
-files, revisions, private repositories that strangers cannot see, tokens that may read but not write. What goes wrong on
-a network is made to go wrong on demand (`LoopbackHub.fail`).
+It answers as the Hub does where the clients can tell the difference: LFS for large or binary files, one commit for
+many files, revisions, private repositories that strangers cannot see, tokens that may read but not write. What goes
+wrong on a network is made to go wrong on demand (`LoopbackHub.fail`).
 """
 
 import base64
@@ -41,7 +41,8 @@ class Blob:
     def git_oid(self) -> str:
         content = self.data
         if self.lfs:
-            content = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n".encode()
+            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
+            content = pointer.encode()
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
     @property

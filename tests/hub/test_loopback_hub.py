@@ -172,7 +172,7 @@ def test_a_folder_of_shards_is_a_data_set(
     folder.mkdir()
     Dataset.from_dict({"label": [0.5, -0.5]}).to_parquet(str(folder / "train-00000.parquet"))
     (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train-*.parquet}\n---\n# Rows\n"
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train-*.parquet}\n---\n"
     )
     api = HfApi()
     api.create_repo(f"{OWNER}/shards", repo_type="dataset")

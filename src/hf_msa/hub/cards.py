@@ -1,0 +1,412 @@
+"""Model cards: one template, the facts of the method, and the numbers of the run.
+
+Nothing here knows a method by name. What is true of a method lies in `model_cards/<method>.yaml`; the numbers come
+from the run's own `run.json` and from `results.json`.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_msa.errors import MsaError, unknown_name
+from hf_msa.evaluation.metrics import METRICS
+from hf_msa.files import atomic_write
+from hf_msa.models.auto import METHODS
+from hf_msa.models.configuration_msa import MsaConfig
+
+RUN_FILE = "run.json"
+RESULTS_FILE = "results.json"
+CARD_FILE = "README.md"
+LICENSE = "apache-2.0"
+TASK = "text-classification"
+
+PROTOCOLS = {
+    "complete": "Complete input: nothing is missing.",
+    "frame": "Each token and each frame is missing at random with the rate given, independently per modality; "
+    "a missing token is the unknown token, a missing frame is zeros.",
+    "modality": "Whole modalities are missing at random; the rate is the share of all modalities of all samples.",
+    "fixed": "The same modalities are there for every sample, the others are missing wholly.",
+}
+
+UNKNOWN_DATASET = {
+    "name": "unknown",
+    "language": "en",
+    "license": "not on record, ask the owners of the data",
+    "homepage": "",
+    "citation": "",
+    "n": {},
+}
+
+EXAMPLES = {"en": "i really liked the way they told this story", "zh": "这个故事讲得真好"}
+
+# The ids under which the Hub knows the kinds of metric.
+_HUB_METRICS = {"acc": "accuracy", "f1": "f1", "mae": "mae", "corr": "pearsonr"}
+
+# A path that begins at the root, at home, at a drive or at the current folder; never part of a URL, fraction or word.
+_START_OF_PATH = r"(?:(?:file://|~|\.{1,2})?/|[A-Za-z]:[/\\])"
+_LOCAL_PATH = re.compile(rf"(?<![\w.:/~]){_START_OF_PATH}[^\s'\"`,;|(){{}}]+")
+_WHOLE_PATH = re.compile(rf"{_START_OF_PATH}[^\n]+")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What is true of a method whatever it was trained on; see `model_cards/README.md`.
+
+    Attributes:
+        title: The card's heading, without the data set.
+        summary: What the method does.
+        paper: Where it was published, in a sentence.
+        bibtex: How to cite it.
+        modalities: What it can read.
+        inputs: What it needs to predict.
+        limits: Where it should not be trusted.
+    """
+
+    title: str
+    summary: str
+    paper: str
+    bibtex: str
+    modalities: Sequence[str]
+    inputs: str
+    limits: Sequence[str]
+
+
+def cards_folder() -> Path:
+    """The folder with the template and the facts: inside an installed package, else at the top of the repository."""
+    installed = Path(__file__).parents[1] / "model_cards"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "model_cards"
+
+
+def load_facts(method: str) -> CardFacts:
+    """Read the facts of one method.
+
+    Args:
+        method: The method's key, e.g. ``"tcmr"``.
+
+    Raises:
+        MsaError: If there is no such facts file.
+    """
+    path = cards_folder() / f"{method}.yaml"
+    if not path.is_file():
+        raise unknown_name("model card method", method, [file.stem for file in cards_folder().glob("*.yaml")])
+    return CardFacts(**yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def without_local_paths(value: Any) -> Any:
+    """Replace each local path inside a JSON value by its last part, so that nothing of a machine gets published.
+
+    Args:
+        value: Anything that JSON can hold; it is not changed.
+    """
+    if isinstance(value, str):
+        # A path that fills the whole string may hold spaces; one inside a sentence ends at the first.
+        return (
+            _last_part(value) if _WHOLE_PATH.fullmatch(value) else _LOCAL_PATH.sub(lambda m: _last_part(m[0]), value)
+        )
+    if isinstance(value, Mapping):
+        return {without_local_paths(key): without_local_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_local_paths(item) for item in value]
+    return value
+
+
+def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the `run.json` of a finished run.
+
+    Args:
+        folder: The run's folder, e.g. ``out/seed-1111``.
+
+    Raises:
+        MsaError: If it is absent, is not JSON or names a method that does not exist.
+    """
+    path = Path(folder) / RUN_FILE
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        method = run["method"]
+    except FileNotFoundError:
+        raise MsaError(
+            f"{folder} has no {RUN_FILE}, so it is not a finished run; give the seed folder that `hf-msa train` wrote."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise MsaError(f"{path} cannot be read ({error!r}); train again, or restore the file.") from error
+    if method not in METHODS:
+        raise unknown_name("method", str(method), METHODS)
+    return run
+
+
+def find_results(folder: str | os.PathLike[str], run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Find the results of a run: in its folder, else in the folder above, where several seeds are evaluated together.
+
+    Args:
+        folder: The run's folder.
+        run: Its `run.json`. Results of another method, ablation or training seed are passed over.
+    """
+    for place in (Path(folder), Path(folder).resolve().parent):
+        path = place / RESULTS_FILE
+        if not path.is_file():
+            continue
+        try:
+            results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise MsaError(f"{path} is not JSON ({error}); run `hf-msa evaluate` again.") from error
+        same = results.get("method") == run["method"] and results.get("ablation") == run.get("ablation")
+        if same and run.get("seed") in {one.get("training_seed") for one in results["runs"]}:
+            return results
+    return None
+
+
+def render_card(
+    run: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
+    facts: CardFacts,
+    config: MsaConfig,
+    repo_id: str | None = None,
+) -> str:
+    """Render a model card.
+
+    Args:
+        run: `run.json` of the checkpoint.
+        results: `results.json`, or None where it has not been evaluated.
+        facts: The method's facts.
+        config: The checkpoint's configuration.
+        repo_id: Its name on the Hub; None for a card that stays in a folder.
+
+    Returns:
+        YAML front matter and Markdown, without any path of this machine.
+    """
+    import jinja2
+
+    base_model = _hub_name((run.get("arguments") or {}).get("text_model"))
+    run, results = without_local_paths(run), without_local_paths(results)
+    about = {**UNKNOWN_DATASET, **{key: value for key, value in run["dataset"].items() if value}}
+    modalities = [modality for modality in config.modalities if modality in facts.modalities]
+    title = f"{facts.title} on {about['name']}"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(cards_folder()),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # the output is Markdown
+    )
+    return environment.get_template("template.md").render(
+        card_data=_card_data(run, results, about, base_model, repo_id, title).to_yaml(),
+        title=title,
+        run=run,
+        dataset=about,
+        facts=facts,
+        config=config,
+        ablation=f"ablation `{run['ablation']}`" if run.get("ablation") else "the full method",
+        label_range=[f"{bound:g}" for bound in config.label_range],
+        modalities=modalities,
+        widths={m: getattr(config, f"{m}_dim") for m in modalities if m != "text"},
+        example_text=EXAMPLES.get(about["language"], EXAMPLES["en"]),
+        repo_id=repo_id or "path/to/this/folder",
+        selections=_selections(run, results),
+        results=_results_section(run, results) if results else None,
+        stages={stage["name"]: _stage_text(stage) for stage in run.get("stages") or ()},
+    )
+
+
+def write_card(folder: str | os.PathLike[str], repo_id: str | None = None) -> Path:
+    """Write the card of a finished run into its folder, with its results where there are any.
+
+    Args:
+        folder: The run's folder: config.json, run.json and, here or one level up, results.json.
+        repo_id: Its name on the Hub; None for a card that stays in the folder.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        MsaError: If the folder holds no finished run.
+    """
+    path = Path(folder) / CARD_FILE
+    text = card_of(folder, repo_id)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def card_of(folder: str | os.PathLike[str], repo_id: str | None = None) -> str:
+    """Render the card of a finished run; arguments and errors as in `write_card`."""
+    run = read_run(folder)
+    if not (Path(folder) / "config.json").is_file():
+        raise MsaError(f"{folder} has no config.json, so it is not a finished run; let the training finish.")
+    config = METHODS[run["method"]].config_class.from_pretrained(folder)
+    return render_card(run, find_results(folder, run), load_facts(run["method"]), config, repo_id)
+
+
+def _last_part(path: str) -> str:
+    """The file or folder name that a path ends with."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _card_data(
+    run: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
+    dataset: Mapping[str, Any],
+    base_model: str | None,
+    repo_id: str | None,
+    title: str,
+) -> Any:
+    """Build the front matter: `huggingface_hub.ModelCardData` with one `EvalResult` per metric."""
+    from huggingface_hub import ModelCardData
+
+    return ModelCardData(
+        language=dataset["language"],
+        license=LICENSE,
+        library_name="transformers",
+        tags=["hf_msa", "multimodal-sentiment-analysis", "missing-modalities", run["method"]],
+        pipeline_tag=TASK,
+        datasets=[dataset["name"]],
+        base_model=base_model,
+        metrics=list(dict.fromkeys(_hub_metric(name) for name in (results or {}).get("mean_over_rates", {}))) or None,
+        model_name=repo_id.split("/")[-1] if repo_id else title,
+        eval_results=_eval_results(results) if results else None,
+    )
+
+
+def _eval_results(results: Mapping[str, Any]) -> list[Any]:
+    """The mean over rates and seeds of each metric, as plain numbers, with how they were measured."""
+    from huggingface_hub import EvalResult
+
+    dataset, protocol = results["dataset"], results["protocol"]
+    measured = {
+        "protocol": protocol["name"],
+        "rates": protocol.get("rates"),
+        "training_seeds": _training_seeds(results),
+        "mask_seeds": protocol.get("mask_seeds"),
+    }
+    return [
+        EvalResult(
+            task_type=TASK,
+            task_name="Multimodal sentiment analysis",
+            dataset_type=dataset["name"],
+            dataset_name=dataset["name"],
+            dataset_split=dataset["split"],
+            dataset_args=measured,
+            metric_type=_hub_metric(name),
+            metric_name=f"{_pretty(name)} (mean over the missing rates)",
+            metric_value=round(float(cell["mean"]), 6),
+        )
+        for name, cell in results["mean_over_rates"].items()
+        if _is_number(cell["mean"])
+    ]
+
+
+def _results_section(run: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the results section shows, as text."""
+    dataset, protocol = results["dataset"], results["protocol"]
+    names = list(results["mean_over_rates"])
+    seeds, mask_seeds = _training_seeds(results), protocol.get("mask_seeds") or []
+    about = (
+        f"Split **{dataset['split']}** of {dataset['name']}, {dataset['n']} samples. "
+        f"Protocol `{protocol['name']}`: {PROTOCOLS.get(protocol['name'], 'see results.json.')} "
+        f"Training seeds {_listed(seeds)}; mask seeds {_listed(mask_seeds)}."
+    )
+    rows = [
+        [_condition(row), *(_cell(name, row["metrics"].get(name)) for name in names)] for row in results["per_rate"]
+    ]
+    rows.append(["**mean**", *(_cell(name, results["mean_over_rates"][name]) for name in names)])
+    own = [one for one in results["runs"] if one["training_seed"] == run["seed"]] if len(seeds) > 1 else []
+    percent = any(METRICS[name].percent for name in names if name in METRICS)
+    return {
+        "about": about,
+        "header": ["missing", *(_pretty(name) for name in names)],
+        "rows": rows,
+        "legend": "Mean ± standard deviation over seeds."
+        + (" Accuracies and F1 in percent." if percent else "")
+        + (" These are upper bounds: predicting needed the true labels." if results.get("oracle") else ""),
+        "own": ", ".join(f"{_pretty(name)} {_number(name, _mean_metric(own, name))}" for name in names) if own else "",
+    }
+
+
+def _selections(run: Mapping[str, Any], results: Mapping[str, Any] | None) -> list[str]:
+    """One sentence per training seed on which checkpoint was taken and why."""
+    chosen = (results or {}).get("selection") or [run.get("selection")]
+    seeds = _training_seeds(results) if results else [run["seed"]]
+    sentences = []
+    for position, selection in enumerate(chosen):
+        if not selection:
+            continue
+        seed = selection.get("training_seed", seeds[position] if position < len(seeds) else "unknown")
+        details = [f"Training seed {seed}: best {_pretty(selection['metric'])} on the **{selection['split']}** split"]
+        if selection.get("rate") is not None:
+            details.append(f"at missing rate {selection['rate']}")
+        if selection.get("repeats"):
+            details.append(f"over {selection['repeats']} mask draw{'s' if selection['repeats'] > 1 else ''}")
+        found = [f"{key} {selection[key]}" for key in ("stage", "epoch", "step") if selection.get(key) is not None]
+        if _is_number(selection.get("value")):
+            found.append(f"value {float(selection['value']):.4f}")
+        sentences.append(" ".join(details) + (f" ({', '.join(found)})." if found else "."))
+    return sentences
+
+
+def _stage_text(stage: Mapping[str, Any]) -> str:
+    parts = []
+    if stage.get("epochs") is not None:
+        parts.append(f"{stage['epochs']:g} epochs")
+    if stage.get("seconds") is not None:
+        parts.append(f"{stage['seconds']:.0f} s")
+    return ", ".join(parts) or "finished"
+
+
+def _training_seeds(results: Mapping[str, Any]) -> list[Any]:
+    return list(dict.fromkeys(one["training_seed"] for one in results["runs"]))
+
+
+def _mean_metric(runs: Sequence[Mapping[str, Any]], name: str) -> float:
+    values = [float(one["metrics"][name]) for one in runs if _is_number(one["metrics"].get(name))]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _condition(row: Mapping[str, Any]) -> str:
+    """What distinguishes a row of the table: its missing rate, or the pattern of what is there."""
+    rate = row.get("rate")
+    return f"{rate:.1f}" if _is_number(rate) else str(rate if rate is not None else row.get("pattern", "all"))
+
+
+def _cell(name: str, statistics: Mapping[str, Any] | None) -> str:
+    if statistics is None or not _is_number(statistics["mean"]):
+        return "–"
+    text = _number(name, statistics["mean"])
+    several = statistics.get("n", 1) > 1 and _is_number(statistics.get("std"))
+    return f"{text} ± {_number(name, statistics['std'])}" if several else text
+
+
+def _number(name: str, value: float) -> str:
+    if not _is_number(value):
+        return "–"
+    metric = METRICS.get(name)
+    return f"{100 * value:.2f}" if metric is not None and metric.percent else f"{value:.3f}"
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and not isinstance(value, str | bool) and math.isfinite(value)
+
+
+def _pretty(name: str) -> str:
+    return METRICS[name].pretty if name in METRICS else name
+
+
+def _hub_metric(name: str) -> str:
+    return next((hub for part, hub in _HUB_METRICS.items() if part in name), name)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(str(value) for value in values) or "none"
+
+
+def _hub_name(text_model: str | None) -> str | None:
+    """The text model's name where it is one on the Hub; a folder on this machine is nobody else's business."""
+    if not text_model or Path(text_model).exists():
+        return None
+    return text_model if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text_model) else None

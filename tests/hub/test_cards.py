@@ -1,0 +1,382 @@
+"""The cards: one is pinned whole, the rest is what must hold for every card."""
+
+import json
+import re
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback_hub import LoopbackHub
+
+from hf_msa.errors import MsaError
+from hf_msa.hub.cards import (
+    cards_folder,
+    find_results,
+    load_facts,
+    render_card,
+    without_local_paths,
+    write_card,
+)
+from hf_msa.models.auto import METHODS
+from hf_msa.models.configuration_text import TextConfig
+
+RUN: dict[str, Any] = {
+    "schema_version": 1,
+    "method": "text",
+    "recipe": "text/mosi",
+    "ablation": None,
+    "seed": 1112,
+    "dataset": {
+        "name": "mosi",
+        "label_family": "mosi",
+        "language": "en",
+        "license": "For research only.",
+        "homepage": "https://example.org/mosi",
+        "citation": "@misc{mosi, title = {MOSI}}",
+        "n": {"train": 1284, "validation": 229, "test": 686},
+    },
+    "selection": {
+        "split": "validation",
+        "metric": "mae",
+        "rate": 0.5,
+        "repeats": 5,
+        "stage": "main",
+        "epoch": 7,
+        "step": 147,
+        "value": 1.0871,
+    },
+    "stages": [{"name": "main", "seconds": 310.4, "epochs": 12}],
+    "versions": {"hf_msa": "0.1.0", "torch": "2.13.0"},
+    "arguments": {"text_model": "google-bert/bert-base-uncased", "output_dir": "/home/someone/runs"},
+}
+
+
+def statistics(mean: float | None, std: float | None = None, n: int = 2) -> dict[str, Any]:
+    return {"mean": mean, "std": std, "n": n, "ci_low": None, "ci_high": None}
+
+
+RESULTS: dict[str, Any] = {
+    "schema_version": 1,
+    "method": "text",
+    "ablation": None,
+    "model": "/home/someone/runs/text",
+    "recipe": "text/mosi",
+    "oracle": False,
+    "dataset": {"name": "mosi", "split": "test", "n": 686, "label_family": "mosi", "fingerprint": "abc"},
+    "protocol": {"name": "frame", "rates": [0.0, 0.9], "mask_seeds": [0]},
+    "runs": [
+        {"training_seed": seed, "mask_seed": 0, "rate": rate, "metrics": {"mae": mae, "non0_acc2": 0.5 + mae / 10}}
+        for seed, rate, mae in ((1111, 0.0, 0.8), (1111, 0.9, 1.4), (1112, 0.0, 0.9), (1112, 0.9, 1.5))
+    ],
+    "per_rate": [
+        {"rate": 0.0, "metrics": {"mae": statistics(0.85, 0.0707), "non0_acc2": statistics(0.585, 0.00707)}},
+        {"rate": 0.9, "metrics": {"mae": statistics(1.45, 0.0707), "non0_acc2": statistics(None)}},
+    ],
+    "mean_over_rates": {"mae": statistics(1.15, 0.0707), "non0_acc2": statistics(0.615, 0.00707)},
+    "selection": [
+        {**RUN["selection"], "training_seed": 1111, "epoch": 6},
+        {**RUN["selection"], "training_seed": 1112},
+    ],
+    "versions": {},
+    "config": {},
+    "seconds": 12.0,
+}
+
+CONFIG = TextConfig(text_config={"model_type": "bert", "hidden_size": 8}, audio_dim=5)
+
+
+def render(run: dict[str, Any] = RUN, results: dict[str, Any] | None = RESULTS, **options: Any) -> str:
+    return render_card(run, results, load_facts(run["method"]), options.pop("config", CONFIG), **options)
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+CARD = """\
+---
+base_model: google-bert/bert-base-uncased
+datasets:
+- mosi
+language: en
+library_name: transformers
+license: apache-2.0
+metrics:
+- mae
+- accuracy
+pipeline_tag: text-classification
+tags:
+- hf_msa
+- multimodal-sentiment-analysis
+- missing-modalities
+- text
+model-index:
+- name: text-mosi
+  results:
+  - task:
+      type: text-classification
+      name: Multimodal sentiment analysis
+    dataset:
+      name: mosi
+      type: mosi
+      split: test
+      args:
+        protocol: frame
+        rates:
+        - 0.0
+        - 0.9
+        training_seeds:
+        - 1111
+        - 1112
+        mask_seeds:
+        - 0
+    metrics:
+    - type: mae
+      value: 1.15
+      name: MAE (mean over the missing rates)
+    - type: accuracy
+      value: 0.615
+      name: Non0 Acc-2 (mean over the missing rates)
+---
+
+# Text-only baseline on mosi
+
+<<A BERT-family text encoder.*>>
+
+Trained on **mosi** with the recipe `text/mosi`, the full method, training seed 1112.
+It reads text and predicts one sentiment score in [-3, 3].
+
+## Use
+<<.*>>
+model = AutoModel.from_pretrained("lab/text-mosi").eval()
+processor = AutoProcessor.from_pretrained("lab/text-mosi")
+<<.*>>
+model = AutoModel.from_pretrained("lab/text-mosi", trust_remote_code=True, revision="main").eval()
+processor = AutoProcessor.from_pretrained("lab/text-mosi", trust_remote_code=True, revision="main")
+<<.*>>
+inputs = processor(
+    text=["i really liked the way they told this story"],
+)
+with torch.no_grad():
+    score = model(**inputs).logits.item()
+```
+<<.*>>
+## How the checkpoint was chosen
+
+- Training seed 1111: best MAE on the **validation** split at missing rate 0.5 over 5 mask draws \
+(stage main, epoch 6, step 147, value 1.0871).
+- Training seed 1112: best MAE on the **validation** split at missing rate 0.5 over 5 mask draws \
+(stage main, epoch 7, step 147, value 1.0871).
+
+Every number below comes from that one checkpoint per training seed.
+
+## Results
+
+Split **test** of mosi, 686 samples. Protocol `frame`: <<Each token.*>> Training seeds 1111, 1112; mask seeds 0.
+
+| missing | MAE | Non0 Acc-2 |
+|---|---|---|
+| 0.0 | 0.850 ± 0.071 | 58.50 ± 0.71 |
+| 0.9 | 1.450 ± 0.071 | – |
+| **mean** | 1.150 ± 0.071 | 61.50 ± 0.71 |
+
+Mean ± standard deviation over seeds. Accuracies and F1 in percent.
+
+This checkpoint alone (training seed 1112), mean over the rates: MAE 1.200, Non0 Acc-2 62.00.
+
+## Limits
+
+<<- .*>>
+
+## Data
+
+The data are not part of this repository. Terms of use: For research only.
+See <https://example.org/mosi>.
+Rows: 1284 train, 229 validation, 686 test.
+
+## Training
+
+| | |
+|---|---|
+| Method | `text`, the full method |
+| Recipe | `text/mosi` |
+| Training seed | 1112 |
+| Stage `main` | 12 epochs, 310 s |
+| hf_msa | 0.1.0 |
+| torch | 2.13.0 |
+
+## Citation
+<<.*>>
+The data set:
+
+```bibtex
+@misc{mosi, title = {MOSI}}
+```
+"""
+
+
+def test_a_whole_card() -> None:
+    """<<...>> stands for prose that may change freely; everything else is pinned."""
+    parts = re.split(r"<<(.*?)>>", CARD)
+    pattern = "".join(part if odd % 2 else re.escape(part) for odd, part in enumerate(parts))
+    card = render(repo_id="lab/text-mosi")
+    assert re.fullmatch(pattern, card, re.DOTALL), card
+
+
+def test_a_run_without_results_says_so() -> None:
+    card = render(results=None)
+    assert "Not evaluated yet" in card and "| missing |" not in card
+    assert "model-index" not in front_matter(card) and "metrics" not in front_matter(card)
+    assert "- Training seed 1112: best MAE on the **validation** split" in card
+    assert 'from_pretrained("path/to/this/folder")' in card
+
+
+def test_the_snippet_follows_the_checkpoint() -> None:
+    run = {**RUN, "dataset": {**RUN["dataset"], "language": "zh"}}
+    facts = load_facts("tcmr")
+    config = TextConfig(
+        text_config={"model_type": "bert"}, audio_dim=33, vision_dim=709, mask_padding=False, label_family="sims"
+    )
+    card = render_card(run, None, facts, config)
+    assert "audio=[np.zeros((40, 33), dtype=np.float32)]," in card
+    assert "vision=[np.zeros((40, 709), dtype=np.float32)]," in card
+    assert "pad_to_fixed=True" in card and "这" in card and "in [-1, 1]" in card
+    config = TextConfig(text_config={"model_type": "bert"}, audio_dim=33)
+    card = render_card(run, None, facts, config)
+    assert "    vision=[" not in card and "pad_to_fixed" not in card and "It reads text, audio and" in card
+
+
+def test_an_upper_bound_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextConfig, "is_oracle", property(lambda self: True))
+    card = render(results={**RESULTS, "oracle": True})
+    assert "not a usable model" in card and "upper bounds" in card
+
+
+@pytest.mark.parametrize("path", ["/data/private/minilm", "~/minilm", "./minilm", "C:\\Users\\me\\minilm", "."])
+def test_a_text_model_from_a_folder_is_not_named(path: str) -> None:
+    card = render({**RUN, "arguments": {"text_model": path}})
+    assert "base_model" not in front_matter(card) and "minilm" not in card
+
+
+def test_no_path_of_this_machine_gets_into_a_card() -> None:
+    secret = "/home/someone/my secret"
+    run, results = deepcopy(RUN), deepcopy(RESULTS)
+    run |= {"recipe": f"{secret}/mine.yaml", "ablation": f"{secret}/x"}
+    run["dataset"] |= {"name": f"{secret}/mosi", "license": f"see {secret}/LICENSE"}
+    run["stages"] = [{"name": f"{secret}/main"}]
+    run["versions"] = {"hf_msa": f"0.1 at {secret}/hf_msa"}
+    results["dataset"]["name"] = f"{secret}/mosi"
+    results["protocol"]["name"] = f"user masks of {secret}/masks.json"
+    card = render(run, results)
+    assert "/home" not in card and "someone" not in card
+    assert "with the recipe `mine.yaml`" in card
+
+
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [
+        ("/home/me/a b/model", "model"),
+        ("read from /home/me/x.yaml, then", "read from x.yaml, then"),
+        ("C:\\Users\\me\\run", "run"),
+        ("file:///srv/data/mosi", "mosi"),
+        ("../shared/mosi", "mosi"),
+        ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
+        ("and/or 3/4, text/mosi", "and/or 3/4, text/mosi"),
+        ("title = {Caf{\\'e} and {\\aa}}, doi = 10.1/22", "title = {Caf{\\'e} and {\\aa}}, doi = 10.1/22"),
+        ("Has0 / Non0", "Has0 / Non0"),
+    ],
+)
+def test_local_paths_are_cut_to_their_last_part(text: str, published: str) -> None:
+    assert without_local_paths({"key": [text, 1, None]}) == {"key": [published, 1, None]}
+
+
+@given(st.lists(st.from_regex(r"[a-z0-9_-]{1,8}", fullmatch=True), min_size=1), st.sampled_from(["", "see ", "data="]))
+def test_no_absolute_path_survives(parts: list[str], before: str) -> None:
+    assert without_local_paths(f"{before}/{'/'.join(parts)}") == before + parts[-1]
+
+
+def test_the_hub_accepts_the_front_matter(loopback_hub: LoopbackHub) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(render(repo_id="lab/text-mosi"))
+    card.validate()
+    assert loopback_hub.count("POST", "/api/validate-yaml") == 1
+    assert card.data.model_name == "text-mosi"
+    first = card.data.eval_results[0]
+    assert (first.metric_type, first.metric_value, first.dataset_split) == ("mae", 1.15, "test")
+    assert type(first.metric_value) is float and first.dataset_args["training_seeds"] == [1111, 1112]
+
+
+def test_numpy_numbers_do_not_break_the_front_matter() -> None:
+    import numpy as np
+
+    results = {**RESULTS, "mean_over_rates": {"mae": statistics(np.float64(1.25), np.float32(0.5), np.int64(2))}}
+    assert front_matter(render(results=results))["model-index"][0]["results"][0]["metrics"][0]["value"] == 1.25
+
+
+def test_an_undefined_metric_is_a_dash_and_not_in_the_index() -> None:
+    results = {**RESULTS, "mean_over_rates": {"mae": statistics(1.0), "corr": statistics(float("nan"))}}
+    card = render(results=results)
+    assert [m["type"] for m in front_matter(card)["model-index"][0]["results"][0]["metrics"]] == ["mae"]
+    assert "| **mean** | 1.000 | – |" in card
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_has_its_facts(method: str) -> None:
+    facts = load_facts(method)
+    assert facts.title and facts.summary and facts.inputs and facts.limits
+    assert facts.bibtex.startswith("@") and facts.bibtex.count("{") == facts.bibtex.count("}")
+    assert facts.modalities[0] == "text" and set(facts.modalities) <= {"text", "audio", "vision"}
+
+
+def test_the_template_names_no_method() -> None:
+    template = (cards_folder() / "template.md").read_text()
+    for facts in cards_folder().glob("*.yaml"):
+        assert f'"{facts.stem}"' not in template and f"'{facts.stem}'" not in template
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(MsaError, match="Did you mean 'tcmr'"):
+        load_facts("tmcr")
+
+
+def save_run(folder: Path, run: dict[str, Any] = RUN) -> Path:
+    folder.mkdir(parents=True)
+    CONFIG.save_pretrained(folder)
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def test_a_card_is_written_beside_the_weights(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "seed-1112")
+    assert "Not evaluated yet" in write_card(folder).read_text()
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    assert "| **mean** | 1.150 ± 0.071" in write_card(folder, "lab/x").read_text()
+    assert not list(folder.glob(".README*"))
+
+
+@pytest.mark.parametrize("change", [{"method": "tcmr"}, {"ablation": "end2end"}, {"runs": []}])
+def test_results_of_another_run_are_not_used(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = save_run(tmp_path / "seed-1112")
+    (tmp_path / "results.json").write_text(json.dumps({**RESULTS, **change}))
+    assert find_results(folder, RUN) is None
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    assert find_results(folder, RUN) == RESULTS
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MsaError, match="not a finished run"):
+        write_card(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(MsaError, match="cannot be read"):
+        write_card(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({**RUN, "method": "txet"}))
+    with pytest.raises(MsaError, match="Did you mean 'text'"):
+        write_card(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    with pytest.raises(MsaError, match=r"no config\.json"):
+        write_card(tmp_path)
