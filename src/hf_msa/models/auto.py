@@ -47,6 +47,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("text", "Text", "text encoder, mean pooling, linear head: the plain baseline"),
+        Method("tcmr", "Tcmr", "text confidence decides how much of the text to rebuild from audio and vision"),
     )
 }
 

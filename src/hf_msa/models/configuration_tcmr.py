@@ -1,0 +1,140 @@
+"""Configuration of TCMR."""
+
+from dataclasses import field
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_msa import MsaConfig
+
+
+@strict
+class TcmrConfig(MsaConfig):
+    r"""TCMR: text confidence-aware missing semantic reconstruction.
+
+    Paper: "TCMR: Text Confidence-aware Missing Semantic Reconstruction for Incomplete Multimodal Sentiment Analysis".
+    Sources: T = a table of the paper, "eq." = its equation, LNLN = the public code of the model that it builds on,
+    ours = neither says.
+
+    Architecture:
+        hidden_size (`int`): Width of all tokens behind the encoders (T4: 128).
+        num_attention_heads (`int`): Heads of every Transformer but the text encoder (T4: 8).
+        attention_head_dim (`int`): Width of a head (LNLN: 64; 16 would be hidden size by heads).
+        feedforward_dim (`int`): Width inside the feed-forwards (LNLN: 128).
+        num_tokens (`int`): Learned tokens that summarise a modality (T4: 8).
+        encoder_layers (`int`): Layers of the text, audio and vision encoders (T4: 2).
+        generator_layers (`int`): Layers of the audio-to-text and vision-to-text generators (T4: 2).
+        refinement_layers (`int`): Layers of the text refinement, and steps of the fusion (T4: 2).
+        cross_layers (`int`): Layers of the cross Transformer (T4: 2).
+        reconstructor_layers (`int`): Layers of the audio and vision reconstructors (T4: 2).
+        hyper_head_dim (`int`): Width of a head in the fusion steps (LNLN: 16).
+        confnet_hidden (`list[int]`): Hidden widths of ConfNet between text width and 1 (T4: 768, 768, 1536, 768, 384).
+        gate_hidden (`int`): Hidden width of GateNet (T4: 128).
+        polarity_hidden (`int`): Hidden width of the polarity classifier (T4: 384).
+
+    Variants:
+        optimization: How confidence and the rest are trained (sections 3.7 and 5). `"aos"`: alternate, one pass each per
+            epoch. `"confnet_first"`: text encoder and ConfNet, then the rest with both frozen. `"end2end"`: one loss
+            (eq. 14). `"confnet_later"`: the rest with the target confidence in eq. 10, then ConfNet on the frozen text
+            encoder.
+        proxy: What stands in for text (section 3.4). `"gated"`: a generator per modality, weighted by GateNet (eq. 8, 9).
+            `"lnln"`: one generator over all modalities, no gate. `"mean"`: generators with equal weights. `"none"`:
+            nothing, so that confidence only scales the text.
+        confidence_target: What ConfNet learns. `"tcp"`: the true-class probability (eq. 7). `"completeness"`: one minus
+            the missing rate of the text.
+        confidence_source: What eq. 10 uses. `"predicted"`: ConfNet's output. `"oracle"`: the true-class probability, for
+            which true labels are needed also at test time (T6, TCMR-ub).
+        detach_confidence (`bool`): Whether the losses of the second phase leave ConfNet, and the text encoder through it,
+            alone (ours; section 3.7 speaks of decoupling).
+        fusion_style: `"tcmr"`: section 3.5. `"lnln"`: see `HyperFusion` (LNLN).
+        target_norm: `"layernorm"` normalises the complete-text features before they serve as a target (ours, off).
+
+    Loss weights (T1; eq. 14):
+        w_conf, w_rec_text, w_rec_aux, w_task (`float`): Of confidence, text reconstruction, audio and vision
+            reconstruction, and the sentiment score.
+    """
+
+    model_type = "hf_msa_tcmr"
+    keys_to_ignore_at_inference = [
+        "losses",
+        "confidence",
+        "gate",
+        "text_features",
+        "proxy_features",
+        "reconstructed_features",
+    ]
+
+    NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ("audio", "vision")
+    ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {
+        "confnet_first": {"optimization": "confnet_first"},
+        "end2end": {"optimization": "end2end"},
+        "confnet_later": {"optimization": "confnet_later"},
+        "wo_ipfg": {"proxy": "lnln"},
+        "wo_tce": {"confidence_target": "completeness"},
+        "ub": {"confidence_source": "oracle"},
+        "proxy_mean": {"proxy": "mean"},
+        "proxy_none": {"proxy": "none"},
+    }
+
+    hidden_size: int = 128
+    num_attention_heads: int = 8
+    attention_head_dim: int = 64
+    feedforward_dim: int = 128
+    num_tokens: int = 8
+    encoder_layers: int = 2
+    generator_layers: int = 2
+    refinement_layers: int = 2
+    cross_layers: int = 2
+    reconstructor_layers: int = 2
+    hyper_head_dim: int = 16
+    confnet_hidden: list[int] = field(default_factory=lambda: [768, 768, 1536, 768, 384])
+    gate_hidden: int = 128
+    polarity_hidden: int = 384
+
+    optimization: Literal["aos", "confnet_first", "end2end", "confnet_later"] = "aos"
+    proxy: Literal["gated", "lnln", "mean", "none"] = "gated"
+    confidence_target: Literal["tcp", "completeness"] = "tcp"
+    confidence_source: Literal["predicted", "oracle"] = "predicted"
+    detach_confidence: bool = True
+    fusion_style: Literal["tcmr", "lnln"] = "tcmr"
+    target_norm: Literal["none", "layernorm"] = "none"
+
+    w_conf: float | int = 0.1
+    w_rec_text: float | int = 0.8
+    w_rec_aux: float | int = 0.1
+    w_task: float | int = 1.0
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether predicting needs the true labels (TCMR-ub)."""
+        return self.confidence_source == "oracle"
+
+    def validate_tcmr(self) -> None:
+        """Check sizes, weights, and that the variants go together."""
+        for name in (
+            "hidden_size",
+            "num_attention_heads",
+            "attention_head_dim",
+            "feedforward_dim",
+            "num_tokens",
+            "encoder_layers",
+            "generator_layers",
+            "refinement_layers",
+            "cross_layers",
+            "reconstructor_layers",
+            "hyper_head_dim",
+            "gate_hidden",
+            "polarity_hidden",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if any(width < 1 for width in self.confnet_hidden):
+            raise ValueError(f"confnet_hidden must hold widths of at least 1, got {self.confnet_hidden}.")
+        for name in ("w_conf", "w_rec_text", "w_rec_aux", "w_task"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.is_oracle and self.confidence_target != "tcp":
+            raise ValueError(
+                "confidence_source='oracle' stands for the true-class probability and needs confidence_target='tcp', got "
+                f"{self.confidence_target!r}."
+            )

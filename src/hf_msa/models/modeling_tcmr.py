@@ -1,0 +1,554 @@
+"""TCMR: the confidence in the surviving text decides how much of the text to rebuild from audio and vision.
+
+Paper: "TCMR: Text Confidence-aware Missing Semantic Reconstruction for Incomplete Multimodal Sentiment Analysis".
+Beside the model this file holds the two text models that are trained before it: a polarity classifier, whose true-class
+probability is the target of the confidence, and a text regressor, whose features on complete text are the target of the
+reconstruction.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_tcmr import TcmrConfig
+from .modeling_msa import MsaPreTrainedModel, build_text_encoder
+from .msa_attention import HyperFusion
+from .msa_encoders import CrossTransformer, SequenceEncoder, TokenTransformer, perceptron
+from .msa_outputs import MsaOutput
+from .msa_schema import FEATURE_MODALITIES
+
+# The loss terms of every objective of the training scheme (section 3.7, eq. 14 and 15).
+OBJECTIVES = {
+    "all": ("task", "confidence", "reconstruct_text", "reconstruct_aux"),
+    "confidence": ("confidence",),
+    "other": ("task", "reconstruct_text", "reconstruct_aux"),
+    "task": ("task",),
+}
+
+
+@dataclass
+class TcmrOutput(MsaOutput):
+    """Output of `TcmrForSentimentAnalysis`. Features have the shape `(batch, num_tokens, hidden_size)`.
+
+    Args:
+        loss, logits, losses: See `MsaOutput`; `losses` may hold task, confidence, reconstruct_text, reconstruct_aux.
+        confidence (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Confidence in the text, in [0, 1], as used in
+            eq. 10: predicted, or what was given in its place.
+        gate (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Weight of audio against vision in the proxy (alpha
+            of eq. 9); `None` where there is no gate.
+        text_features (`torch.FloatTensor`, *optional*): H_t, the incomplete text.
+        proxy_features (`torch.FloatTensor`, *optional*): H_p, text as guessed from audio and vision (eq. 9).
+        reconstructed_features (`torch.FloatTensor`, *optional*): The mix of both by confidence (eq. 10).
+    """
+
+    confidence: torch.FloatTensor | None = None
+    gate: torch.FloatTensor | None = None
+    text_features: torch.FloatTensor | None = None
+    proxy_features: torch.FloatTensor | None = None
+    reconstructed_features: torch.FloatTensor | None = None
+
+
+@dataclass
+class TcmrTextRegressorOutput(MsaOutput):
+    """Output of `TcmrTextRegressor`.
+
+    Args:
+        loss, logits, losses: See `MsaOutput`.
+        features (`torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`, *optional*): Text features; those of
+            complete text are the reconstruction target of TCMR.
+    """
+
+    features: torch.FloatTensor | None = None
+
+
+def build_text_token_encoder(config: TcmrConfig) -> SequenceEncoder:
+    """Build the Text Encoder (T4): the text encoder's outputs without the first, as `num_tokens` tokens."""
+    return build_sequence_encoder(config, config.text_config.hidden_size, config.text_max_length - 1)
+
+
+def build_sequence_encoder(config: TcmrConfig, input_dim: int, max_length: int) -> SequenceEncoder:
+    """Build one of the three modality encoders of T4."""
+    return SequenceEncoder(
+        input_dim,
+        max_length,
+        dim=config.hidden_size,
+        depth=config.encoder_layers,
+        num_heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        feedforward_dim=config.feedforward_dim,
+        num_tokens=config.num_tokens,
+    )
+
+
+def build_token_transformer(config: TcmrConfig, length: int, depth: int, num_tokens: int = 0) -> TokenTransformer:
+    """Build a Transformer over `length` tokens of `hidden_size`, keeping only its learned tokens if it has any."""
+    return TokenTransformer(
+        length,
+        dim=config.hidden_size,
+        depth=depth,
+        num_heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        feedforward_dim=config.feedforward_dim,
+        num_tokens=num_tokens,
+        keep=num_tokens or None,
+    )
+
+
+def polarity_classes(labels: Tensor) -> Tensor:
+    """Turn scores into polarity classes: 0 = negative, 1 = neutral (a score of exactly 0), 2 = positive.
+
+    Args:
+        labels (`torch.FloatTensor` of shape `(batch,)`): Sentiment scores.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch,)`.
+    """
+    return torch.sign(labels).long() + 1
+
+
+class ProxyGenerator(nn.Module):
+    """Importance-aware proxy feature generator: text features as guessed from audio and vision (eq. 8, 9).
+
+    A modality that the data does not have gets no generator; with one modality, or a proxy other than `"gated"`, there
+    is no gate.
+
+    Args:
+        config: The model's configuration; `proxy` must not be `"none"`.
+    """
+
+    def __init__(self, config: TcmrConfig) -> None:
+        super().__init__()
+        self.modalities = config.modalities[1:]
+        self.joint = config.proxy == "lnln"
+        inputs = {"joint": len(self.modalities)} if self.joint else dict.fromkeys(self.modalities, 1)
+        self.generators = nn.ModuleDict(
+            {
+                name: build_token_transformer(
+                    config, count * config.num_tokens, config.generator_layers, num_tokens=config.num_tokens
+                )
+                for name, count in inputs.items()
+            }
+        )
+        gated = config.proxy == "gated" and len(self.modalities) == len(FEATURE_MODALITIES)
+        self.gate = perceptron([2 * config.hidden_size, config.gate_hidden, 1]) if gated else None
+
+    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Generate.
+
+        Args:
+            features: Per modality a `torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`.
+
+        Returns:
+            The proxy, of the same shape, and the gate of shape `(batch, 1)`, the weight of audio, if there is one.
+        """
+        if self.joint:
+            return self.generators["joint"](torch.cat([features[name] for name in self.modalities], dim=1)), None
+        generated = [self.generators[name](features[name]) for name in self.modalities]
+        if self.gate is None:
+            return torch.stack(generated).mean(dim=0), None
+        audio, vision = generated
+        gate = torch.sigmoid(self.gate(torch.cat([audio.mean(dim=1), vision.mean(dim=1)], dim=-1)))
+        weight = gate.unsqueeze(-1)
+        return weight * audio + (1 - weight) * vision, gate
+
+
+class TcmrPolarityClassifier(MsaPreTrainedModel):
+    """Three-way polarity of text, trained on complete text; its true-class probability is the confidence target (eq. 7).
+
+    A stage of training, saved and loaded by its own class and not through an Auto class.
+    """
+
+    config: TcmrConfig
+    _auto_class = None
+    _auto_classes: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: TcmrConfig) -> None:
+        super().__init__(config)
+        self.text_encoder = build_text_encoder(config.text_config)
+        self.classifier = perceptron([config.text_config.hidden_size, config.polarity_hidden, 3])
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        audio_values: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+        vision_values: Tensor | None = None,
+        vision_attention_mask: Tensor | None = None,
+        text_missing_mask: Tensor | None = None,
+        audio_missing_mask: Tensor | None = None,
+        vision_missing_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> MsaOutput:
+        """Predict the polarity.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids.
+            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
+            audio_values, audio_attention_mask, vision_values, vision_attention_mask: Not read.
+            text_missing_mask, audio_missing_mask, vision_missing_mask: Not read.
+            labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores; their sign is the class.
+
+        Returns:
+            `MsaOutput` whose `logits` have the shape `(batch, 3)`: negative, neutral, positive. With labels also the cross
+            entropy as `loss`, named polarity in `losses`.
+        """
+        logits = self.classifier(self.encode_text(input_ids, attention_mask)[:, 0])
+        if labels is None:
+            return MsaOutput(logits=logits)
+        loss = F.cross_entropy(logits, polarity_classes(labels))
+        return MsaOutput(loss=loss, logits=logits, losses={"polarity": loss.detach()})
+
+    @torch.no_grad()
+    def true_class_probability(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """Probability of the true polarity (eq. 7), without gradient; call `eval()` first to leave dropout out.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
+            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
+            labels (`torch.FloatTensor` of shape `(batch,)`): True scores.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch,)` in [0, 1].
+        """
+        probabilities = self(input_ids, attention_mask).logits.softmax(dim=-1)
+        return probabilities.gather(1, polarity_classes(labels).unsqueeze(1)).squeeze(1)
+
+
+class TcmrTextRegressor(MsaPreTrainedModel):
+    """Sentiment score from complete text; its features are the reconstruction target H_t^c (eq. 11).
+
+    A stage of training, saved and loaded by its own class and not through an Auto class.
+    """
+
+    config: TcmrConfig
+    _auto_class = None
+    _auto_classes: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: TcmrConfig) -> None:
+        super().__init__(config)
+        self.text_encoder = build_text_encoder(config.text_config)
+        self.encoder = build_text_token_encoder(config)
+        self.regressor = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        audio_values: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+        vision_values: Tensor | None = None,
+        vision_attention_mask: Tensor | None = None,
+        text_missing_mask: Tensor | None = None,
+        audio_missing_mask: Tensor | None = None,
+        vision_missing_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> TcmrTextRegressorOutput:
+        """Predict the sentiment score from text alone.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids.
+            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
+            audio_values, audio_attention_mask, vision_values, vision_attention_mask: Not read.
+            text_missing_mask, audio_missing_mask, vision_missing_mask: Not read.
+            labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores.
+
+        Returns:
+            `TcmrTextRegressorOutput` with `logits` of shape `(batch, 1)`, `features` of shape
+            `(batch, num_tokens, hidden_size)` and, with labels, the mean squared error as `loss`.
+        """
+        hidden = self.encode_text(input_ids, attention_mask)
+        features = self.encoder(hidden[:, 1:], attention_mask[:, 1:] if self.config.mask_padding else None)
+        logits = self.regressor(features.mean(dim=1))
+        if labels is None:
+            return TcmrTextRegressorOutput(logits=logits, features=features)
+        loss = F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        return TcmrTextRegressorOutput(loss=loss, logits=logits, losses={"task": loss.detach()}, features=features)
+
+
+class TcmrForSentimentAnalysis(MsaPreTrainedModel):
+    """Sentiment score from incomplete text, audio and vision by confidence-guided reconstruction of the text.
+
+    The reconstructors serve training only. With `confidence_source="oracle"` there is no ConfNet; the frozen
+    `polarity_classifier`, into which training copies the weights of that stage, takes its place and needs true labels.
+    """
+
+    config: TcmrConfig
+
+    def __init__(self, config: TcmrConfig) -> None:
+        super().__init__(config)
+        features = config.modalities[1:]
+        text_width = config.text_config.hidden_size
+        self.text_encoder = build_text_encoder(config.text_config)
+        self.encoders = nn.ModuleDict({"text": build_text_token_encoder(config)})
+        for name in features:
+            width, length = getattr(config, f"{name}_dim"), getattr(config, f"{name}_max_length")
+            self.encoders[name] = build_sequence_encoder(config, width, length)
+        if config.is_oracle:
+            # A copy, because a model writes its own class into its configuration.
+            self.confnet = None
+            self.polarity_classifier = TcmrPolarityClassifier(copy.deepcopy(config)).requires_grad_(False).eval()
+        else:
+            self.confnet = perceptron([text_width, *config.confnet_hidden, 1])
+            self.polarity_classifier = None
+        self.proxy_generator = None if config.proxy == "none" else ProxyGenerator(config)
+        self.refinement = build_token_transformer(config, config.num_tokens, config.refinement_layers)
+        self.fusion = HyperFusion(
+            dim=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            head_dim=config.hyper_head_dim,
+            num_tokens=config.num_tokens,
+            depth=config.refinement_layers,
+            modalities=features,
+            style=config.fusion_style,
+        )
+        self.cross = CrossTransformer(
+            config.num_tokens,
+            config.num_tokens,
+            dim=config.hidden_size,
+            depth=config.cross_layers,
+            num_heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            feedforward_dim=config.feedforward_dim,
+        )
+        self.regressor = nn.Linear(config.hidden_size, 1)
+        self.reconstructors = nn.ModuleDict(
+            {
+                name: build_token_transformer(config, config.num_tokens, config.reconstructor_layers)
+                for name in features
+            }
+        )
+        self.post_init()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; the polarity classifier stays frozen and in evaluation mode.
+
+        Loading makes new parameters, which want a gradient again, and ends with `eval()`: hence the freezing is here.
+        """
+        super().train(mode)
+        if self.polarity_classifier is not None:
+            self.polarity_classifier.requires_grad_(False).eval()
+        return self
+
+    def confidence_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the first phase: text encoder and ConfNet (theta^conf with theta^bert of algorithm 1)."""
+        yield from self.text_encoder.parameters()
+        if self.confnet is not None:
+            yield from self.confnet.parameters()
+
+    def other_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the second phase: all, text encoder included, but ConfNet and the frozen polarity classifier."""
+        for name, child in self.named_children():
+            if name not in ("confnet", "polarity_classifier"):
+                yield from child.parameters()
+
+    def encode(self, modality: str, values: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Summarise one modality in tokens (eq. 4).
+
+        Args:
+            modality: `"text"`, `"audio"` or `"vision"`.
+            values (`torch.FloatTensor` of shape `(batch, length, width)`): Frames, or text encoder outputs without the first.
+            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): 1 = real position, dropped ones
+                included; not used where `mask_padding` is off.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`.
+        """
+        return self.encoders[modality](values, attention_mask if self.config.mask_padding else None)
+
+    def estimate_confidence(self, sentence: Tensor) -> Tensor:
+        """Predict the confidence in the text (eq. 5).
+
+        Args:
+            sentence (`torch.FloatTensor` of shape `(batch, text width)`): The text encoder's output at `[CLS]`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, 1)` in [0, 1].
+
+        Raises:
+            ValueError: If this is the upper bound, which has no ConfNet.
+        """
+        if self.confnet is None:
+            raise ValueError(
+                "A model with confidence_source='oracle' has no ConfNet to predict or train a confidence with."
+            )
+        return torch.sigmoid(self.confnet(sentence))
+
+    def true_confidence(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None) -> Tensor:
+        """Confidence of the upper bound TCMR-ub: the frozen classifier's true-class probability, shape `(batch, 1)`.
+
+        Raises:
+            ValueError: If there are no labels.
+        """
+        if labels is None:
+            raise ValueError(
+                "This checkpoint is the upper bound TCMR-ub (confidence_source='oracle'), which cannot predict without the "
+                "true labels: pass labels or confidence, or use a checkpoint of the full method."
+            )
+        return self.polarity_classifier.true_class_probability(input_ids, attention_mask, labels).unsqueeze(1)
+
+    def fuse(self, text: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """Refine the reconstructed text, fuse it with audio and vision and predict (section 3.5).
+
+        Args:
+            text (`torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`): Reconstructed text features.
+            features: Per feature modality a tensor of the same shape.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, 1)`.
+        """
+        states = self.refinement.hidden_states(text)
+        crossed = self.cross(source=self.fusion(states, features), target=states[-1])
+        return self.regressor(crossed[:, 1:].mean(dim=1))
+
+    def reconstruction_loss(
+        self, features: dict[str, Tensor], complete: dict[str, Tensor], attention_masks: dict[str, Tensor | None]
+    ) -> Tensor:
+        """Mean squared error of the reconstructed audio and vision features (eq. 13); no gradient enters the target.
+
+        Args:
+            features: Per modality the features of the incomplete input, `(batch, num_tokens, hidden_size)`.
+            complete: Per modality the complete input, `(batch, length, width)`; only these modalities count.
+            attention_masks: Per modality the attention mask of both inputs.
+        """
+        rebuilt, targets = [], []
+        for name, values in complete.items():
+            with torch.no_grad():
+                targets.append(self.encode(name, values, attention_masks[name]))
+            rebuilt.append(self.reconstructors[name](features[name]))
+        return F.mse_loss(torch.cat(rebuilt), torch.cat(targets))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        audio_values: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+        vision_values: Tensor | None = None,
+        vision_attention_mask: Tensor | None = None,
+        text_missing_mask: Tensor | None = None,
+        audio_missing_mask: Tensor | None = None,
+        vision_missing_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        complete_audio_values: Tensor | None = None,
+        complete_vision_values: Tensor | None = None,
+        confidence_targets: Tensor | None = None,
+        text_targets: Tensor | None = None,
+        confidence: Tensor | None = None,
+        objective: Literal["all", "confidence", "other", "task"] = "all",
+    ) -> TcmrOutput:
+        """Predict the sentiment score; with targets also compute the loss of one objective.
+
+        Dropped tokens and frames (unknown ids, zero vectors) are attended to like any other: that something is missing, and
+        where, is information. Padding is left out of attention.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
+            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token, dropped ones included.
+            audio_values (`torch.FloatTensor` of shape `(batch, frames, audio_dim)`, *optional*): Zeros where dropped.
+            audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): 1 = real frame, dropped ones
+                included; without it all frames count as real.
+            vision_values, vision_attention_mask: Likewise.
+            text_missing_mask, audio_missing_mask, vision_missing_mask: Not read.
+            labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores.
+            complete_audio_values, complete_vision_values (`torch.FloatTensor`, *optional*): The inputs before frames were
+                dropped, for the reconstruction of audio and vision features.
+            confidence_targets (`torch.FloatTensor` of shape `(batch,)`, *optional*): What ConfNet should give.
+            text_targets (`torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`, *optional*): Complete-text
+                features of `TcmrTextRegressor`.
+            confidence (`torch.FloatTensor` of shape `(batch,)`, *optional*): Used in eq. 10 in place of the prediction.
+            objective: Which loss terms to compute, as far as their targets are given. `"all"`: eq. 14, with gradient
+                through the predicted confidence. `"confidence"`: eq. 6; only text encoder and ConfNet run, and there are no
+                logits. `"other"`: all but eq. 6, without gradient through the predicted confidence unless
+                `detach_confidence` is off. `"task"`: eq. 12, with gradients as in `"other"`.
+
+        Returns:
+            `TcmrOutput`; without any target `loss` is `None`.
+
+        Raises:
+            ValueError: If a modality is not given or has the wrong width, a sequence is longer than the checkpoint allows,
+                the objective is not known, or the upper bound gets neither labels nor confidence.
+        """
+        if objective not in OBJECTIVES:
+            raise ValueError(f"Unknown objective {objective!r}; known are {', '.join(OBJECTIVES)}.")
+        hidden = self.encode_text(input_ids, attention_mask)
+        predicted = None
+        if objective == "confidence" or not self.config.is_oracle:
+            predicted = self.estimate_confidence(hidden[:, 0])
+
+        terms: dict[str, Tensor] = {}
+        if confidence_targets is not None and predicted is not None:
+            terms["confidence"] = F.mse_loss(predicted.squeeze(-1), confidence_targets.to(predicted.dtype))
+        if objective == "confidence":
+            return TcmrOutput(**self.weigh(terms, objective), confidence=predicted)
+
+        self.check_inputs(input_ids=input_ids, audio_values=audio_values, vision_values=vision_values)
+        values = {"audio": audio_values, "vision": vision_values}
+        complete = {"audio": complete_audio_values, "vision": complete_vision_values}
+        attention_masks = {"audio": audio_attention_mask, "vision": vision_attention_mask}
+        feature_modalities = self.config.modalities[1:]
+
+        if confidence is not None:
+            used = confidence.to(hidden.dtype).unsqueeze(1)
+        elif predicted is None:
+            used = self.true_confidence(input_ids, attention_mask, labels).to(hidden.dtype)
+        else:
+            used = predicted.detach() if self.config.detach_confidence and objective != "all" else predicted
+
+        text = self.encode("text", hidden[:, 1:], attention_mask[:, 1:])
+        features = {name: self.encode(name, values[name], attention_masks[name]) for name in feature_modalities}
+        proxy, gate = (
+            (torch.zeros_like(text), None) if self.proxy_generator is None else self.proxy_generator(features)
+        )
+        weight = used.unsqueeze(-1)
+        reconstructed = weight * text + (1 - weight) * proxy
+        logits = self.fuse(reconstructed, features)
+
+        if labels is not None:
+            terms["task"] = F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        if text_targets is not None:
+            targets = text_targets.to(reconstructed.dtype)
+            if self.config.target_norm == "layernorm":
+                targets = F.layer_norm(targets, targets.shape[-1:])
+            terms["reconstruct_text"] = F.mse_loss(reconstructed, targets)
+        given = {name: complete[name] for name in feature_modalities if complete[name] is not None}
+        if given and "reconstruct_aux" in OBJECTIVES[objective]:
+            terms["reconstruct_aux"] = self.reconstruction_loss(features, given, attention_masks)
+        return TcmrOutput(
+            **self.weigh(terms, objective),
+            logits=logits,
+            confidence=used,
+            gate=gate,
+            text_features=text,
+            proxy_features=proxy,
+            reconstructed_features=reconstructed,
+        )
+
+    def weigh(self, terms: dict[str, Tensor], objective: str) -> dict[str, Any]:
+        """Sum the objective's loss terms by their weights (eq. 14, 15); the only term of a phase counts with weight 1.
+
+        Args:
+            terms: Scalar losses by name.
+            objective: A key of `OBJECTIVES`.
+
+        Returns:
+            `loss` and `losses` for the output; empty without a term of the objective.
+        """
+        chosen = {name: terms[name] for name in OBJECTIVES[objective] if name in terms}
+        if not chosen:
+            return {}
+        weights = {
+            "task": self.config.w_task,
+            "confidence": self.config.w_conf if objective == "all" else 1.0,
+            "reconstruct_text": self.config.w_rec_text,
+            "reconstruct_aux": self.config.w_rec_aux,
+        }
+        loss = torch.stack([weights[name] * term for name, term in chosen.items()]).sum()
+        return {"loss": loss, "losses": {name: term.detach() for name, term in chosen.items()}}
