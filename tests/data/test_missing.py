@@ -288,7 +288,7 @@ def test_user_masks_refuse_what_does_not_fit(tmp_path):
 
 
 def lnln(lengths, widths, rates, seed):
-    """The reference's rule: one field over the padded split, seeded anew per modality; keep where it exceeds the rate."""
+    """The reference's rule: one field over the padded split, seeded anew per modality; kept where above the rate."""
     dropped = {}
     for column, (modality, width) in enumerate(widths.items()):
         np.random.seed(seed)
