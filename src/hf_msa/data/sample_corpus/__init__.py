@@ -1,0 +1,31 @@
+"""The sample corpus: generated clips with planted truth, for a first run without a download and for tests.
+
+It is a test bed, never a benchmark. The specification is in the modules: `lexicon` and `grammar` (words, the rule that
+scores them), `story` (latent sentiment, speakers, voice and face), `writing` (the folder on disk), `text_model` (a
+tokenizer and tiny BERT), `ceiling` (the best possible prediction under a mask), `checks` (that it is what it claims).
+"""
+
+from hf_msa.data.sample_corpus.grammar import ROLES, score_tokens
+from hf_msa.data.sample_corpus.story import (
+    PRESETS,
+    SampleCorpusConfig,
+    SampleRow,
+    generate_row,
+    generate_rows,
+    preset,
+)
+from hf_msa.data.sample_corpus.writing import PlantedSplit, read_planted, write_sample_corpus
+
+__all__ = [
+    "PRESETS",
+    "ROLES",
+    "PlantedSplit",
+    "SampleCorpusConfig",
+    "SampleRow",
+    "generate_row",
+    "generate_rows",
+    "preset",
+    "read_planted",
+    "score_tokens",
+    "write_sample_corpus",
+]
