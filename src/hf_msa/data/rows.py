@@ -1,0 +1,255 @@
+"""Rows as numpy views straight out of Arrow's memory, which is what makes a pass over a data set cheap."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from hf_msa.data.schema import ID, LABEL, TEXT
+from hf_msa.errors import MsaError
+from hf_msa.models.msa_schema import FEATURE_MODALITIES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TOKENIZER_BATCH = 4096
+
+
+def _storage(array: pa.Array) -> pa.Array:
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
+
+
+def _primitive(array: pa.Array) -> np.ndarray:
+    # Booleans are packed eight to a byte and have no view; every other number is given as it lies in memory.
+    return np.asarray(array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type)))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+class ListColumn:
+    """A column of lists of numbers, or of lists of equally long lists, whose items are numpy views.
+
+    Args:
+        chunks: The column's Arrow arrays, e.g. of an `Array2D` feature or of a list of booleans.
+
+    Attributes:
+        lengths: Length of each item (frames of a 2-D one), int64 (N,).
+        width: Length of the inner lists, or None for a column of flat lists.
+    """
+
+    def __init__(self, chunks: Iterable[pa.Array]) -> None:
+        self._flat: list[np.ndarray] = []
+        self.width: int | None = None
+        numbers: list[np.ndarray] = []
+        starts: list[np.ndarray] = []
+        lengths: list[np.ndarray] = []
+        for number, chunk in enumerate(map(_storage, chunks)):
+            begin, length, values = self._bounds(chunk)
+            if _is_list(values.type):
+                begin, length, values = self._flatten(begin, length, values)
+            self._flat.append(_primitive(values))
+            numbers.append(np.full(len(begin), number, dtype=np.int32))
+            starts.append(begin)
+            lengths.append(length)
+        empty = np.zeros(0, dtype=np.int64)
+        self._chunk = np.concatenate([np.zeros(0, dtype=np.int32), *numbers])
+        self._start = np.concatenate([empty, *starts])
+        self.lengths = np.concatenate([empty, *lengths])
+
+    @staticmethod
+    def _bounds(array: pa.Array) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """Return start and length of each list within the array of values, sliced arrays included."""
+        if array.null_count:
+            raise MsaError(
+                "A column of features or masks has empty cells; mark a sample that lacks a modality by "
+                "'audio_present' or 'vision_present' and one zero frame."
+            )
+        if pa.types.is_fixed_size_list(array.type):
+            size = array.type.list_size
+            starts = (array.offset + np.arange(len(array), dtype=np.int64)) * size
+            return starts, np.full(len(array), size, dtype=np.int64), array.values
+        offsets = array.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
+        return offsets[:-1], np.diff(offsets), array.values
+
+    def _flatten(
+        self, begin: np.ndarray, length: np.ndarray, inner: pa.Array
+    ) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """Turn bounds in units of frames into bounds in units of numbers; `length` stays the number of frames."""
+        starts, widths, values = self._bounds(inner)
+        if len(widths):
+            width = self.width if self.width is not None else int(widths[0])
+            # Equal widths and gapless starts are what make (frames, width) a plain reshape of consecutive numbers.
+            if (widths != width).any() or (np.diff(starts) != width).any():
+                raise MsaError("A column of features has frames of different widths; prepare the data set again.")
+            self.width = width
+            begin = starts[np.minimum(begin, len(starts) - 1)]
+        return begin, length, values
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        start, length = int(self._start[index]), int(self.lengths[index])
+        values: np.ndarray = self._flat[self._chunk[index]][start : start + length * (self.width or 1)]
+        return values if self.width is None else values.reshape(length, self.width)
+
+    def take(self, order: np.ndarray) -> None:
+        """Re-order the items in place, without moving their numbers."""
+        self._chunk, self._start, self.lengths = self._chunk[order], self._start[order], self.lengths[order]
+
+
+class _RaggedTokens:
+    """Token ids of all rows in one flat array."""
+
+    def __init__(self, items: list[list[int]], dtype: type) -> None:
+        self.lengths = np.fromiter(map(len, items), dtype=np.int64, count=len(items))
+        self._ends = np.cumsum(self.lengths)
+        self._flat: np.ndarray = np.fromiter(itertools.chain.from_iterable(items), dtype, int(self.lengths.sum()))
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        end = self._ends[index]
+        return self._flat[end - self.lengths[index] : end]
+
+
+class MsaRows:
+    """A map-style data set (for `torch.utils.data.DataLoader`) over one split; its arrays are views of Arrow's memory.
+
+    The format and transform of `dataset` are not applied; rows selected or shuffled there are followed.
+
+    Args:
+        dataset: A split with the columns of `hf_msa.data.schema.msa_features`. Columns of other types than numbers,
+            strings, lists of numbers and arrays are left out.
+        split: Its name; the missing-modality protocols depend on it.
+        tokenizer: If given, all transcripts are tokenised here, once.
+        max_length: Longest token sequence, special tokens included; longer ones are cut. None: the tokenizer's own.
+
+    Attributes:
+        split: Name of the split.
+        ids: The sample ids.
+        labels: The sentiment labels, float32 (N,).
+        lengths: Modality name -> true length of each sample, int64 (N,); ``"text"`` only with a tokenizer.
+
+    Raises:
+        MsaError: If a column that every data set has is absent.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        split: str,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        max_length: int | None = None,
+    ) -> None:
+        absent = [name for name in (ID, TEXT, LABEL) if name not in dataset.column_names]
+        if absent:
+            raise MsaError(
+                f"The data has no column {absent[0]!r}; its columns are {', '.join(dataset.column_names)}. Make it "
+                "with `hf-msa prepare`."
+            )
+        self.split = split
+        self._dataset = dataset
+        self._lists: dict[str, ListColumn] = {}
+        self._values: dict[str, list[Any]] = {}
+        self._read()
+        self.ids: list[str] = self._values[ID]
+        self.labels = np.asarray(self._values[LABEL], dtype=np.float32)
+        self.lengths: dict[str, np.ndarray] = {
+            name: self._lists[name].lengths for name in FEATURE_MODALITIES if name in self._lists
+        }
+        self._tokens: dict[str, _RaggedTokens] = {}
+        if tokenizer is not None:
+            self._tokenize(tokenizer, max_length)
+
+    def _read(self) -> None:
+        # A selected or shuffled data set keeps its table and a column of row numbers; following them copies nothing,
+        # where `flatten_indices` would write the whole table anew.
+        indices = self._dataset._indices
+        order = None if indices is None else indices.column(0).to_numpy()
+        for name in self._dataset.column_names:
+            column = self._dataset.data.column(name)
+            kind = column.type.storage_type if isinstance(column.type, pa.ExtensionType) else column.type
+            if _is_list(kind):
+                inner = kind.value_type.value_type if _is_list(kind.value_type) else kind.value_type
+                if pa.types.is_primitive(inner):
+                    self._lists[name] = ListColumn(column.chunks)
+                    if order is not None:
+                        self._lists[name].take(order)
+            elif pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                self._values[name] = (column if order is None else column.take(pa.array(order))).to_pylist()
+
+    def _tokenize(self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None) -> None:
+        texts = self._values[TEXT]
+        ids: list[list[int]] = []
+        special: list[list[int]] = []
+        for start in range(0, len(texts), _TOKENIZER_BATCH):
+            encoded = tokenizer(
+                texts[start : start + _TOKENIZER_BATCH],
+                truncation=True,
+                max_length=max_length,
+                return_special_tokens_mask=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
+            ids += encoded["input_ids"]
+            special += encoded["special_tokens_mask"]
+        self._tokens = {
+            "input_ids": _RaggedTokens(ids, np.int64),
+            "special_tokens_mask": _RaggedTokens(special, np.bool_),
+        }
+        self.lengths = {TEXT: self._tokens["input_ids"].lengths, **self.lengths}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one row: every column by name, `index`, and with a tokenizer `input_ids` and `special_tokens_mask`.
+
+        `audio` and `vision` are read-only float32 (T, d) views.
+        """
+        index = range(len(self))[index]
+        row = {name: values[index] for name, values in self._values.items()}
+        for name, column in self._lists.items():
+            row[name] = column[index]
+        for name, tokens in self._tokens.items():
+            row[name] = tokens[index]
+        row["index"] = index
+        return row
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The views are dropped, so that a process that is started anew maps the file instead of receiving a copy.
+        return {**self.__dict__, "_lists": {}, "_values": {}}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._read()
+
+
+class DrawnRows:
+    """Rows with the number of a draw: item ``i`` is row ``i % N`` in draw ``i // N``.
+
+    A draw is what re-draws the missing pattern (an epoch in training, a repeat in validation), so that masks need no
+    state that workers would have to share.
+
+    Args:
+        rows: The rows.
+        draws: Number of draws.
+    """
+
+    def __init__(self, rows: MsaRows, draws: int) -> None:
+        if draws < 1:
+            raise MsaError(f"The number of draws is {draws}; at least 1 is needed.")
+        self.rows = rows
+        self.draws = draws
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.draws
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return row ``index % N`` with its `draw`, ``index // N``."""
+        draw, row = divmod(range(len(self))[index], len(self.rows))
+        return {**self.rows[row], "draw": draw}
