@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from loopback_hub import LoopbackHub
 
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.metrics import family_metrics
 from hf_msa.hub.cards import (
     cards_folder,
     find_results,
@@ -41,8 +42,8 @@ RUN: dict[str, Any] = {
     },
     "selection": {
         "split": "validation",
-        "metric": "mae",
-        "rate": 0.5,
+        "metric": "eval_loss",
+        "protocol": {"name": "frame", "rate": 0.5, "seed": 1111},
         "repeats": 5,
         "stage": "main",
         "epoch": 7,
@@ -51,12 +52,15 @@ RUN: dict[str, Any] = {
     },
     "stages": [{"name": "main", "seconds": 310.4, "epochs": 12}],
     "versions": {"hf_msa": "0.1.0", "torch": "2.13.0"},
-    "arguments": {"text_model": "google-bert/bert-base-uncased", "output_dir": "/home/someone/runs"},
+    "text_model": "google-bert/bert-base-uncased",
+    "flags": {"logging_dir": "/home/someone/logs"},
 }
 
 
-def statistics(mean: float | None, std: float | None = None, n: int = 2) -> dict[str, Any]:
-    return {"mean": mean, "std": std, "n": n, "ci_low": None, "ci_high": None}
+def block(mae: float, share: float | None, **spread: float | None) -> dict[str, dict[str, Any]]:
+    """Estimates of all metrics: the error, and one share that stands for everything else."""
+    rest = {"std": None, "n": 2, "ci_low": None, "ci_high": None, **spread}
+    return {name: {"mean": mae if name == "mae" else share, **rest} for name in family_metrics("mosi")}
 
 
 RESULTS: dict[str, Any] = {
@@ -69,18 +73,19 @@ RESULTS: dict[str, Any] = {
     "dataset": {"name": "mosi", "split": "test", "n": 686, "label_family": "mosi", "fingerprint": "abc"},
     "protocol": {"name": "frame", "rates": [0.0, 0.9], "mask_seeds": [0]},
     "runs": [
-        {"training_seed": seed, "mask_seed": 0, "rate": rate, "metrics": {"mae": mae, "non0_acc2": 0.5 + mae / 10}}
+        {
+            "training_seed": seed,
+            "mask_seed": 0,
+            "rate": rate,
+            "metrics": {name: mae if name == "mae" else mae / 2 for name in family_metrics("mosi")},
+            "realised": {},
+        }
         for seed, rate, mae in ((1111, 0.0, 0.8), (1111, 0.9, 1.4), (1112, 0.0, 0.9), (1112, 0.9, 1.5))
     ],
-    "per_rate": [
-        {"rate": 0.0, "metrics": {"mae": statistics(0.85, 0.0707), "non0_acc2": statistics(0.585, 0.00707)}},
-        {"rate": 0.9, "metrics": {"mae": statistics(1.45, 0.0707), "non0_acc2": statistics(None)}},
-    ],
-    "mean_over_rates": {"mae": statistics(1.15, 0.0707), "non0_acc2": statistics(0.615, 0.00707)},
-    "selection": [
-        {**RUN["selection"], "training_seed": 1111, "epoch": 6},
-        {**RUN["selection"], "training_seed": 1112},
-    ],
+    "per_rate": [{"rate": 0.0, "metrics": block(0.85, 0.425)}, {"rate": 0.9, "metrics": block(1.45, None)}],
+    "mean_over_rates": block(1.15, 0.575, std=0.0707, ci_low=0.5, ci_high=0.625),
+    "bootstrap": {"resamples": 10, "seed": 0, "confidence": 0.95},
+    "selection": [{**RUN["selection"], "epoch": 6}, RUN["selection"]],
     "versions": {},
     "config": {},
     "seconds": 12.0,
@@ -106,8 +111,10 @@ language: en
 library_name: transformers
 license: apache-2.0
 metrics:
-- mae
 - accuracy
+- f1
+- mae
+- pearsonr
 pipeline_tag: text-classification
 tags:
 - hf_msa
@@ -135,12 +142,16 @@ model-index:
         mask_seeds:
         - 0
     metrics:
+    - type: accuracy
+      value: 0.575
+      name: Acc-7 (mean over the missing rates)
+<<.*>>
     - type: mae
       value: 1.15
       name: MAE (mean over the missing rates)
-    - type: accuracy
-      value: 0.615
-      name: Non0 Acc-2 (mean over the missing rates)
+    - type: pearsonr
+      value: 0.575
+      name: Corr (mean over the missing rates)
 ---
 
 # Text-only baseline on mosi
@@ -167,26 +178,28 @@ with torch.no_grad():
 <<.*>>
 ## How the checkpoint was chosen
 
-- Training seed 1111: best MAE on the **validation** split at missing rate 0.5 over 5 mask draws \
+- Training seed 1111: best loss on the **validation** split at missing rate 0.5, mask draws averaged: 5 \
 (stage main, epoch 6, step 147, value 1.0871).
-- Training seed 1112: best MAE on the **validation** split at missing rate 0.5 over 5 mask draws \
+- Training seed 1112: best loss on the **validation** split at missing rate 0.5, mask draws averaged: 5 \
 (stage main, epoch 7, step 147, value 1.0871).
 
 Every number below comes from that one checkpoint per training seed.
 
 ## Results
 
-Split **test** of mosi, 686 samples. Protocol `frame`: <<Each token.*>> Training seeds 1111, 1112; mask seeds 0.
+Protocol `frame`: <<Tokens and frames.*>> Mask seeds 0.
 
-| missing | MAE | Non0 Acc-2 |
-|---|---|---|
-| 0.0 | 0.850 ± 0.071 | 58.50 ± 0.71 |
-| 0.9 | 1.450 ± 0.071 | – |
-| **mean** | 1.150 ± 0.071 | 61.50 ± 0.71 |
+| missing | Acc-7 ↑ | Acc-5 ↑ | Has0 Acc-2 ↑ | Has0 F1 ↑ | Non0 Acc-2 ↑ | Non0 F1 ↑ | MAE ↓ | Corr ↑ |
+|:---|---:|---:|---:|---:|---:|---:|---:|---:|
+| 0 | 42.50 | 42.50 | 42.50 | 42.50 | 42.50 | 42.50 | 0.8500 | 0.4250 |
+| 0.9 | - | - | - | - | - | - | 1.4500 | - |
+| mean | <<(57.50 ± 7.07 [|] ){6}>>1.1500 ± 0.0707 | 0.5750 ± 0.0707 |
+| 95 % | <<(50.00 to 62.50 [|] ){6}>>0.5000 to 0.6250 | 0.5000 to 0.6250 |
 
-Mean ± standard deviation over seeds. Accuracies and F1 in percent.
+<<mosi, test split, 686 samples.*>>
 
-This checkpoint alone (training seed 1112), mean over the rates: MAE 1.200, Non0 Acc-2 62.00.
+This checkpoint alone (training seed 1112), mean over the same settings: Acc-7 60.00, Acc-5 60.00, Has0 Acc-2 60.00, \
+Has0 F1 60.00, Non0 Acc-2 60.00, Non0 F1 60.00, MAE 1.2000, Corr 0.6000.
 
 ## Limits
 
@@ -231,7 +244,7 @@ def test_a_run_without_results_says_so() -> None:
     card = render(results=None)
     assert "Not evaluated yet" in card and "| missing |" not in card
     assert "model-index" not in front_matter(card) and "metrics" not in front_matter(card)
-    assert "- Training seed 1112: best MAE on the **validation** split" in card
+    assert "- Training seed 1112: best loss on the **validation** split" in card
     assert 'from_pretrained("path/to/this/folder")' in card
 
 
@@ -253,13 +266,19 @@ def test_the_snippet_follows_the_checkpoint() -> None:
 def test_an_upper_bound_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TextConfig, "is_oracle", property(lambda self: True))
     card = render(results={**RESULTS, "oracle": True})
-    assert "not a usable model" in card and "upper bounds" in card
+    assert "not a usable model" in card and "These are upper bounds" in card
 
 
-@pytest.mark.parametrize("path", ["/data/private/minilm", "~/minilm", "./minilm", "C:\\Users\\me\\minilm", "."])
+@pytest.mark.parametrize("path", ["/data/private/minilm", "~/minilm", "./minilm", "C:\\Users\\me\\minilm", "minilm"])
 def test_a_text_model_from_a_folder_is_not_named(path: str) -> None:
-    card = render({**RUN, "arguments": {"text_model": path}})
+    card = render({**RUN, "text_model": path})
     assert "base_model" not in front_matter(card) and "minilm" not in card
+
+
+def test_a_folder_that_looks_like_a_hub_name_is_not_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "minilm").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "minilm" not in render({**RUN, "text_model": "models/minilm"})
 
 
 def test_no_path_of_this_machine_gets_into_a_card() -> None:
@@ -307,22 +326,28 @@ def test_the_hub_accepts_the_front_matter(loopback_hub: LoopbackHub) -> None:
     assert loopback_hub.count("POST", "/api/validate-yaml") == 1
     assert card.data.model_name == "text-mosi"
     first = card.data.eval_results[0]
-    assert (first.metric_type, first.metric_value, first.dataset_split) == ("mae", 1.15, "test")
+    assert (first.metric_type, first.metric_value, first.dataset_split) == ("accuracy", 0.575, "test")
     assert type(first.metric_value) is float and first.dataset_args["training_seeds"] == [1111, 1112]
 
 
-def test_numpy_numbers_do_not_break_the_front_matter() -> None:
-    import numpy as np
-
-    results = {**RESULTS, "mean_over_rates": {"mae": statistics(np.float64(1.25), np.float32(0.5), np.int64(2))}}
-    assert front_matter(render(results=results))["model-index"][0]["results"][0]["metrics"][0]["value"] == 1.25
-
-
-def test_an_undefined_metric_is_a_dash_and_not_in_the_index() -> None:
-    results = {**RESULTS, "mean_over_rates": {"mae": statistics(1.0), "corr": statistics(float("nan"))}}
-    card = render(results=results)
+def test_an_undefined_metric_is_not_in_the_index() -> None:
+    card = render(results={**RESULTS, "mean_over_rates": block(1.0, None)})
     assert [m["type"] for m in front_matter(card)["model-index"][0]["results"][0]["metrics"]] == ["mae"]
-    assert "| **mean** | 1.000 | – |" in card
+
+
+def test_patterns_and_complete_input_have_tables_too() -> None:
+    one = {**RESULTS, "per_rate": [{"rate": "text+audio", "metrics": block(1.0, 0.5)}]}
+    one |= {"protocol": {"name": "fixed", "rates": ["text+audio"], "mask_seeds": [None]}, "runs": RESULTS["runs"][:1]}
+    card = render({**RUN, "seed": 1111}, one)
+    assert "| text+audio |" in card and "Mask seeds" not in card and "This checkpoint alone" not in card
+    assert "mean over" not in str(front_matter(card))
+
+
+def test_a_benchmark_is_known_by_its_name() -> None:
+    card = render({**RUN, "dataset": {"name": "sims", "label_family": "sims", "n": {"test": 457}}}, None)
+    assert front_matter(card)["language"] == "zh" and "yu2020sims" in card and "Research use only" in card
+    card = render({**RUN, "dataset": {"name": "ours"}}, None)
+    assert "not on record, ask the owners of the data." in card and "The data set:" not in card
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -355,11 +380,11 @@ def test_a_card_is_written_beside_the_weights(tmp_path: Path) -> None:
     folder = save_run(tmp_path / "seed-1112")
     assert "Not evaluated yet" in write_card(folder).read_text()
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
-    assert "| **mean** | 1.150 ± 0.071" in write_card(folder, "lab/x").read_text()
+    assert "| mean | 57.50 ± 7.07" in write_card(folder, "lab/x").read_text()
     assert not list(folder.glob(".README*"))
 
 
-@pytest.mark.parametrize("change", [{"method": "tcmr"}, {"ablation": "end2end"}, {"runs": []}])
+@pytest.mark.parametrize("change", [{"method": "tcmr"}, {"ablation": "end2end"}, {"runs": RESULTS["runs"][:2]}])
 def test_results_of_another_run_are_not_used(tmp_path: Path, change: dict[str, Any]) -> None:
     folder = save_run(tmp_path / "seed-1112")
     (tmp_path / "results.json").write_text(json.dumps({**RESULTS, **change}))

@@ -4,8 +4,8 @@ Nothing here knows a method by name. What is true of a method lies in `model_car
 from the run's own `run.json` and from `results.json`.
 """
 
+import inspect
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,26 +17,19 @@ import yaml
 
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.evaluation.metrics import METRICS
+from hf_msa.evaluation.report import format_value, results_markdown
+from hf_msa.evaluation.results import RESULTS_FILE, Results, read_results
 from hf_msa.files import atomic_write
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
 
 RUN_FILE = "run.json"
-RESULTS_FILE = "results.json"
 CARD_FILE = "README.md"
 LICENSE = "apache-2.0"
 TASK = "text-classification"
 
-PROTOCOLS = {
-    "complete": "Complete input: nothing is missing.",
-    "frame": "Each token and each frame is missing at random with the rate given, independently per modality; "
-    "a missing token is the unknown token, a missing frame is zeros.",
-    "modality": "Whole modalities are missing at random; the rate is the share of all modalities of all samples.",
-    "fixed": "The same modalities are there for every sample, the others are missing wholly.",
-}
-
+# What a card says of a data set of which run.json does not tell more.
 UNKNOWN_DATASET = {
-    "name": "unknown",
     "language": "en",
     "license": "not on record, ask the owners of the data",
     "homepage": "",
@@ -141,30 +134,29 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return run
 
 
-def find_results(folder: str | os.PathLike[str], run: Mapping[str, Any]) -> dict[str, Any] | None:
+def find_results(folder: str | os.PathLike[str], run: Mapping[str, Any]) -> Results | None:
     """Find the results of a run: in its folder, else in the folder above, where several seeds are evaluated together.
 
     Args:
         folder: The run's folder.
         run: Its `run.json`. Results of another method, ablation or training seed are passed over.
+
+    Raises:
+        MsaError: If there is a file that is no result.
     """
     for place in (Path(folder), Path(folder).resolve().parent):
-        path = place / RESULTS_FILE
-        if not path.is_file():
+        if not (place / RESULTS_FILE).is_file():
             continue
-        try:
-            results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise MsaError(f"{path} is not JSON ({error}); run `hf-msa evaluate` again.") from error
-        same = results.get("method") == run["method"] and results.get("ablation") == run.get("ablation")
-        if same and run.get("seed") in {one.get("training_seed") for one in results["runs"]}:
+        results = read_results(place)
+        same = results["method"] == run["method"] and results["ablation"] == run.get("ablation")
+        if same and run["seed"] in _training_seeds(results):
             return results
     return None
 
 
 def render_card(
     run: Mapping[str, Any],
-    results: Mapping[str, Any] | None,
+    results: Results | None,
     facts: CardFacts,
     config: MsaConfig,
     repo_id: str | None = None,
@@ -183,9 +175,9 @@ def render_card(
     """
     import jinja2
 
-    base_model = _hub_name((run.get("arguments") or {}).get("text_model"))
+    base_model = _hub_name(run.get("text_model"))
     run, results = without_local_paths(run), without_local_paths(results)
-    about = {**UNKNOWN_DATASET, **{key: value for key, value in run["dataset"].items() if value}}
+    about = _dataset_facts(run["dataset"])
     modalities = [modality for modality in config.modalities if modality in facts.modalities]
     title = f"{facts.title} on {about['name']}"
     environment = jinja2.Environment(
@@ -210,7 +202,9 @@ def render_card(
         example_text=EXAMPLES.get(about["language"], EXAMPLES["en"]),
         repo_id=repo_id or "path/to/this/folder",
         selections=_selections(run, results),
-        results=_results_section(run, results) if results else None,
+        results=results_markdown(results) if results else None,
+        about_results=_about_results(results) if results else None,
+        own_results=_own_results(run, results) if results else None,
         stages={stage["name"]: _stage_text(stage) for stage in run.get("stages") or ()},
     )
 
@@ -249,9 +243,18 @@ def _last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
+def _dataset_facts(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the data set: of a benchmark by its name, and what the run recorded."""
+    from hf_msa.data.schema import DATASETS
+
+    known = DATASETS.get(recorded["name"])
+    told = {**(known.facts.to_dict() if known else {}), **recorded}
+    return {**UNKNOWN_DATASET, **{key: value for key, value in told.items() if value not in (None, "", "unknown")}}
+
+
 def _card_data(
     run: Mapping[str, Any],
-    results: Mapping[str, Any] | None,
+    results: Results | None,
     dataset: Mapping[str, Any],
     base_model: str | None,
     repo_id: str | None,
@@ -274,17 +277,12 @@ def _card_data(
     )
 
 
-def _eval_results(results: Mapping[str, Any]) -> list[Any]:
+def _eval_results(results: Results) -> list[Any]:
     """The mean over rates and seeds of each metric, as plain numbers, with how they were measured."""
     from huggingface_hub import EvalResult
 
     dataset, protocol = results["dataset"], results["protocol"]
-    measured = {
-        "protocol": protocol["name"],
-        "rates": protocol.get("rates"),
-        "training_seeds": _training_seeds(results),
-        "mask_seeds": protocol.get("mask_seeds"),
-    }
+    over = " (mean over the missing rates)" if len(protocol["rates"]) > 1 else ""
     return [
         EvalResult(
             task_type=TASK,
@@ -292,62 +290,69 @@ def _eval_results(results: Mapping[str, Any]) -> list[Any]:
             dataset_type=dataset["name"],
             dataset_name=dataset["name"],
             dataset_split=dataset["split"],
-            dataset_args=measured,
+            dataset_args={
+                "protocol": protocol["name"],
+                "rates": protocol["rates"],
+                "training_seeds": _training_seeds(results),
+                "mask_seeds": protocol["mask_seeds"],
+            },
             metric_type=_hub_metric(name),
-            metric_name=f"{_pretty(name)} (mean over the missing rates)",
-            metric_value=round(float(cell["mean"]), 6),
+            metric_name=METRICS[name].pretty + over,
+            metric_value=round(float(estimate["mean"]), 6),
         )
-        for name, cell in results["mean_over_rates"].items()
-        if _is_number(cell["mean"])
+        for name, estimate in results["mean_over_rates"].items()
+        if estimate["mean"] is not None
     ]
 
 
-def _results_section(run: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the results section shows, as text."""
-    dataset, protocol = results["dataset"], results["protocol"]
-    names = list(results["mean_over_rates"])
-    seeds, mask_seeds = _training_seeds(results), protocol.get("mask_seeds") or []
-    about = (
-        f"Split **{dataset['split']}** of {dataset['name']}, {dataset['n']} samples. "
-        f"Protocol `{protocol['name']}`: {PROTOCOLS.get(protocol['name'], 'see results.json.')} "
-        f"Training seeds {_listed(seeds)}; mask seeds {_listed(mask_seeds)}."
+def _about_results(results: Results) -> str:
+    """How the numbers were measured, in two sentences."""
+    from hf_msa.data.missing import PROTOCOLS
+
+    name = results["protocol"]["name"]
+    meaning = (inspect.getdoc(PROTOCOLS[name]) or "").split("\n")[0] if name in PROTOCOLS else ""
+    masks = ", ".join(str(seed) for seed in results["protocol"]["mask_seeds"] if seed is not None)
+    oracle = "These are upper bounds: predicting needed the true labels." if results["oracle"] else ""
+    return " ".join(
+        part for part in (f"Protocol `{name}`:", meaning, masks and f"Mask seeds {masks}.", oracle) if part
     )
-    rows = [
-        [_condition(row), *(_cell(name, row["metrics"].get(name)) for name in names)] for row in results["per_rate"]
-    ]
-    rows.append(["**mean**", *(_cell(name, results["mean_over_rates"][name]) for name in names)])
-    own = [one for one in results["runs"] if one["training_seed"] == run["seed"]] if len(seeds) > 1 else []
-    percent = any(METRICS[name].percent for name in names if name in METRICS)
-    return {
-        "about": about,
-        "header": ["missing", *(_pretty(name) for name in names)],
-        "rows": rows,
-        "legend": "Mean ± standard deviation over seeds."
-        + (" Accuracies and F1 in percent." if percent else "")
-        + (" These are upper bounds: predicting needed the true labels." if results.get("oracle") else ""),
-        "own": ", ".join(f"{_pretty(name)} {_number(name, _mean_metric(own, name))}" for name in names) if own else "",
-    }
 
 
-def _selections(run: Mapping[str, Any], results: Mapping[str, Any] | None) -> list[str]:
+def _own_results(run: Mapping[str, Any], results: Results) -> str:
+    """The means of this one checkpoint, where the table is about several."""
+    if len(_training_seeds(results)) == 1:
+        return ""
+    own = [one["metrics"] for one in results["runs"] if one["training_seed"] == run["seed"]]
+    means = []
+    for name in results["mean_over_rates"]:
+        values = [metrics[name] for metrics in own]
+        mean = None if None in values else sum(values) / len(values)
+        means.append(f"{METRICS[name].pretty} {format_value(name, mean)}")
+    return ", ".join(means)
+
+
+def _selections(run: Mapping[str, Any], results: Results | None) -> list[str]:
     """One sentence per training seed on which checkpoint was taken and why."""
-    chosen = (results or {}).get("selection") or [run.get("selection")]
-    seeds = _training_seeds(results) if results else [run["seed"]]
-    sentences = []
-    for position, selection in enumerate(chosen):
-        if not selection:
-            continue
-        seed = selection.get("training_seed", seeds[position] if position < len(seeds) else "unknown")
-        details = [f"Training seed {seed}: best {_pretty(selection['metric'])} on the **{selection['split']}** split"]
-        if selection.get("rate") is not None:
-            details.append(f"at missing rate {selection['rate']}")
-        if selection.get("repeats"):
-            details.append(f"over {selection['repeats']} mask draw{'s' if selection['repeats'] > 1 else ''}")
-        found = [f"{key} {selection[key]}" for key in ("stage", "epoch", "step") if selection.get(key) is not None]
-        if _is_number(selection.get("value")):
-            found.append(f"value {float(selection['value']):.4f}")
-        sentences.append(" ".join(details) + (f" ({', '.join(found)})." if found else "."))
-    return sentences
+    if results and len(results["selection"]) == len(_training_seeds(results)):
+        chosen = dict(zip(_training_seeds(results), results["selection"], strict=True))
+    else:
+        chosen = {run["seed"]: run.get("selection")}
+    return [_selection_text(seed, selection) for seed, selection in chosen.items() if selection]
+
+
+def _selection_text(seed: int, selection: Mapping[str, Any]) -> str:
+    metric = selection["metric"].removeprefix("eval_")
+    text = f"Training seed {seed}: best {METRICS[metric].pretty if metric in METRICS else metric} on the "
+    text += f"**{selection['split']}** split"
+    rate = selection.get("rate", (selection.get("protocol") or {}).get("rate"))
+    if rate is not None:
+        text += f" at missing rate {rate:g}"
+    if selection.get("repeats"):
+        text += f", mask draws averaged: {selection['repeats']}"
+    found = [f"{key} {selection[key]}" for key in ("stage", "epoch", "step") if selection.get(key) is not None]
+    if selection.get("value") is not None:
+        found.append(f"value {selection['value']:.4f}")
+    return text + (f" ({', '.join(found)})." if found else ".")
 
 
 def _stage_text(stage: Mapping[str, Any]) -> str:
@@ -359,54 +364,15 @@ def _stage_text(stage: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "finished"
 
 
-def _training_seeds(results: Mapping[str, Any]) -> list[Any]:
+def _training_seeds(results: Results) -> list[Any]:
     return list(dict.fromkeys(one["training_seed"] for one in results["runs"]))
-
-
-def _mean_metric(runs: Sequence[Mapping[str, Any]], name: str) -> float:
-    values = [float(one["metrics"][name]) for one in runs if _is_number(one["metrics"].get(name))]
-    return sum(values) / len(values) if values else math.nan
-
-
-def _condition(row: Mapping[str, Any]) -> str:
-    """What distinguishes a row of the table: its missing rate, or the pattern of what is there."""
-    rate = row.get("rate")
-    return f"{rate:.1f}" if _is_number(rate) else str(rate if rate is not None else row.get("pattern", "all"))
-
-
-def _cell(name: str, statistics: Mapping[str, Any] | None) -> str:
-    if statistics is None or not _is_number(statistics["mean"]):
-        return "–"
-    text = _number(name, statistics["mean"])
-    several = statistics.get("n", 1) > 1 and _is_number(statistics.get("std"))
-    return f"{text} ± {_number(name, statistics['std'])}" if several else text
-
-
-def _number(name: str, value: float) -> str:
-    if not _is_number(value):
-        return "–"
-    metric = METRICS.get(name)
-    return f"{100 * value:.2f}" if metric is not None and metric.percent else f"{value:.3f}"
-
-
-def _is_number(value: Any) -> bool:
-    return value is not None and not isinstance(value, str | bool) and math.isfinite(value)
-
-
-def _pretty(name: str) -> str:
-    return METRICS[name].pretty if name in METRICS else name
 
 
 def _hub_metric(name: str) -> str:
     return next((hub for part, hub in _HUB_METRICS.items() if part in name), name)
 
 
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(str(value) for value in values) or "none"
-
-
 def _hub_name(text_model: str | None) -> str | None:
-    """The text model's name where it is one on the Hub; a folder on this machine is nobody else's business."""
-    if not text_model or Path(text_model).exists():
-        return None
-    return text_model if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text_model) else None
+    """The text model where it is `owner/name` on the Hub; a folder on this machine is nobody else's business."""
+    is_name = text_model is not None and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text_model) is not None
+    return text_model if is_name and not Path(str(text_model)).exists() else None
