@@ -141,7 +141,7 @@ def run(context: RunContext) -> MsaPreTrainedModel:
             model.polarity_classifier.load_state_dict(classifier.state_dict())
             return model
 
-        return main(with_classifier, trainer_class=TcmrTrainer, objective="other", oracle=True)
+        return main(with_classifier, trainer_class=TcmrTrainer, objective="other")
     if config.optimization == "aos":
         return main(trainer_class=AlternatingTcmrTrainer, objective="other")
     if config.optimization == "end2end":
@@ -170,7 +170,7 @@ def run(context: RunContext) -> MsaPreTrainedModel:
 
     def confidence_last() -> MsaPreTrainedModel:
         rest.requires_grad_(False)
-        rest.confidence_net.requires_grad_(True)
+        rest.confnet.requires_grad_(True)
         return rest
 
     return context.train_stage(

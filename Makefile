@@ -1,0 +1,52 @@
+# hf_msa: every target sets up what it needs; `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A CPU build of torch first: a version range would pull gigabytes of CUDA where only a CPU is there.
+# On a GPU machine: make setup TORCH="torch>=2.6"
+TORCH ?= torch==2.13.0
+DATA ?= demo
+
+# Spinning OpenMP threads can cost 40x as soon as anything else runs on the same cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+setup: $(VENV)/.installed  ## make .venv with everything for development
+
+demo: setup  ## generate data, train TCMR, evaluate at ten missing rates, predict: all on a CPU
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/demo.sh $(DATA)
+
+test: setup  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+test-slow: setup  ## run the slow tests: resume after a kill, several processes, full runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+lint: setup  ## ruff, formatting, strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## let ruff fix and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## measure training and evaluation throughput against the reference behaviour
+	$(BIN)/python -m benchmarks.throughput
+
+clean:  ## remove what was built, but not what was trained
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist src/*.egg-info

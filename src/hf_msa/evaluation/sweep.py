@@ -1,0 +1,334 @@
+"""Running models over missing rates or patterns: one process, data loaded once, all rates of a batch together."""
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoProcessor
+
+from hf_msa.data.collator import MsaCollator
+from hf_msa.data.loading import dataset_facts, load_msa
+from hf_msa.data.missing import (
+    CompleteProtocol,
+    FixedPattern,
+    FrameMissing,
+    MissingProtocol,
+    ModalityMissing,
+    RealisedRates,
+    apply_missing,
+)
+from hf_msa.data.rows import MsaRows
+from hf_msa.data.schema import DatasetFacts
+from hf_msa.errors import MsaError, unknown_name
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.msa_schema import MISSING_MASK_KEYS, VALUE_KEYS
+from hf_msa.models.processing_msa import MsaProcessor
+
+from .results import Rate, Results, build_results, predictions_table, write_results
+
+FRAME_RATES = tuple(round(0.1 * step, 1) for step in range(10))
+MODALITY_RATES = tuple(round(0.1 * step, 1) for step in range(8))
+
+Condition = tuple[int, Rate, MissingProtocol]
+"""A mask seed, what the result calls the rate or pattern, and the protocol that makes it."""
+
+
+def conditions(
+    protocol: str, modalities: Sequence[str], rates: Sequence[float] | None, mask_seeds: Sequence[int]
+) -> list[Condition]:
+    """List what a protocol tests under.
+
+    Args:
+        protocol: ``"frame"`` (P1: rates 0 to 0.9), ``"modality"`` (P2: rates 0 to 0.7), ``"fixed"`` (P2: every availability
+            pattern) or ``"complete"``.
+        modalities: Modalities of the data.
+        rates: Missing rates instead of the protocol's own; only for ``"frame"`` and ``"modality"``.
+        mask_seeds: Seeds of the masks.
+
+    Raises:
+        MsaError: For an unknown protocol, or rates where the protocol has none.
+    """
+    swept: dict[str, tuple[type[MissingProtocol], tuple[float, ...]]] = {
+        "frame": (FrameMissing, FRAME_RATES),
+        "modality": (ModalityMissing, MODALITY_RATES),
+    }
+    if protocol in swept:
+        kind, default = swept[protocol]
+        return [
+            (seed, rate, kind(rate=rate, seed=seed))  # type: ignore[call-arg]
+            for seed in mask_seeds
+            for rate in (default if rates is None else tuple(rates))
+        ]
+    if rates is not None:
+        raise MsaError(f"The protocol {protocol!r} has no rates; leave --rates out, or use frame or modality.")
+    if protocol == "complete":
+        return [(mask_seeds[0], 0.0, CompleteProtocol())]
+    if protocol == "fixed":
+        patterns = [
+            pattern for size in range(1, len(modalities) + 1) for pattern in itertools.combinations(modalities, size)
+        ]
+        return [(mask_seeds[0], "+".join(pattern), FixedPattern(available=pattern)) for pattern in patterns]
+    raise unknown_name("protocol", protocol, ("frame", "modality", "fixed", "complete"))
+
+
+@torch.inference_mode()
+def sweep(
+    model: MsaPreTrainedModel,
+    processor: MsaProcessor,
+    rows: MsaRows,
+    tested: Sequence[Condition],
+    batch_size: int = 128,
+) -> tuple[list[dict[str, Any]], dict[tuple[int | None, Rate], dict[str, float]]]:
+    """Predict all rows under all conditions.
+
+    A batch is padded and moved to the device once; the conditions then differ by masks only. Rows go in order of length, so
+    that little is padded.
+
+    Args:
+        model: In eval mode, on its device.
+        processor: The model's processor.
+        rows: Tokenised rows.
+        tested: From `conditions`.
+        batch_size: Rows per batch.
+
+    Returns:
+        One part of a prediction table per condition (see `predictions_table`), rows in their own order, with every
+        per-sample output of the model that is a single number; and the realised missing shares by (mask seed, rate).
+    """
+    device = next(model.parameters()).device
+    bound = [(seed, rate, protocol.bind(rows.ids)) for seed, rate, protocol in tested]
+    collator = MsaCollator(processor, None, split=rows.split)
+    order = np.argsort(np.sum(list(rows.lengths.values()), axis=0), kind="stable")
+    realised = [RealisedRates() for _ in bound]
+    collected: list[dict[str, np.ndarray]] = [{} for _ in bound]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for indices in tqdm(batches, desc=f"sweep of {len(bound)} conditions", leave=False):
+        members = [rows[int(index)] for index in indices]
+        complete = {key: value.to(device) for key, value in collator(members).items()}
+        for number, (_, _, protocol) in enumerate(bound):
+            masks = MsaCollator(processor, protocol, split=rows.split).masks(members)
+            realised[number].add(masks)
+            batch = apply_missing(complete, masks, processor.tokenizer.unk_token_id)
+            for name, values in _single_numbers(model, batch).items():
+                column = collected[number].setdefault(name, np.empty(len(rows), dtype=np.float32))
+                column[indices] = values
+    parts = []
+    shares: dict[tuple[int | None, Rate], dict[str, float]] = {}
+    for (seed, rate, _), columns, share in zip(bound, collected, realised, strict=True):
+        parts.append({"id": rows.ids, "mask_seed": seed, "rate": rate, "label": rows.labels, **columns})
+        shares[(seed, rate)] = share.realised()
+    return parts, shares
+
+
+def _single_numbers(model: MsaPreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Outputs of shape (batch, 1): the prediction, and what the method says beside it."""
+    keys = {*VALUE_KEYS.values(), *MISSING_MASK_KEYS.values()} | {
+        key for key in batch if key.endswith("attention_mask")
+    }
+    inputs = {key: value for key, value in batch.items() if key in keys}
+    if model.config.is_oracle:
+        inputs["labels"] = batch["labels"]
+    outputs = model(**inputs)
+    rows = len(batch["input_ids"])
+    return {
+        "prediction" if name == "logits" else name: value.float().reshape(-1).cpu().numpy()
+        for name, value in outputs.items()
+        if isinstance(value, torch.Tensor) and value.shape == (rows, 1)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate_runs` made.
+
+    Args:
+        content: The content of results.json.
+        files: The files that were written.
+        runs: Run folders (one per training seed) among what was evaluated.
+    """
+
+    content: Results
+    files: list[Path]
+    runs: list[Path]
+
+
+def find_models(model: str) -> list[str]:
+    """The checkpoints that a name stands for: the seeds of a run folder, or the folder or Hub name itself.
+
+    Raises:
+        MsaError: If a folder holds no finished checkpoint.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return [model]
+    if (folder / "config.json").is_file():
+        return [model]
+    seeds = sorted(path.parent for path in folder.glob("seed-*/config.json"))
+    if not seeds:
+        raise MsaError(
+            f"{model!r} holds no finished checkpoint (no config.json, no seed-*/config.json); train one first."
+        )
+    return [str(seed) for seed in seeds]
+
+
+def load_checkpoint(name: str) -> tuple[MsaPreTrainedModel, MsaProcessor]:
+    """Load a model in eval mode and its processor, on the GPU where there is one.
+
+    Raises:
+        MsaError: If there is no such checkpoint, or it is not one of hf_msa.
+    """
+    try:
+        model = AutoModel.from_pretrained(name, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise MsaError(f"No checkpoint can be loaded from {name!r}: {str(error).splitlines()[0]}") from error
+    if not isinstance(model, MsaPreTrainedModel) or not isinstance(processor, MsaProcessor):
+        raise MsaError(f"{name!r} is no hf_msa checkpoint but a {type(model).__name__}.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), processor
+
+
+def check_widths(model: MsaPreTrainedModel, rows: MsaRows, name: str) -> None:
+    """Check that the data has what the checkpoint reads.
+
+    Raises:
+        MsaError: Naming the modality, the checkpoint's width and that of the data.
+    """
+    for modality in model.config.modalities[1:]:
+        expected = getattr(model.config, f"{modality}_dim")
+        if modality not in rows.lengths:
+            raise MsaError(f"The checkpoint {name!r} reads {modality}, but the data has no {modality} column.")
+        width = rows[0][modality].shape[1]
+        if width != expected:
+            raise MsaError(
+                f"The data has {modality} of width {width}, but the checkpoint {name!r} was built for {modality}_dim="
+                f"{expected}; use a data set with features of the same kind as in training."
+            )
+
+
+def _read_runs(names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for name in names:
+        file = Path(name) / "run.json"
+        yield json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def evaluate_runs(
+    model: str,
+    data: str,
+    *,
+    protocol: str = "frame",
+    rates: Sequence[float] | None = None,
+    mask_seeds: Sequence[int] = (1111,),
+    split: str = "test",
+    batch_size: int = 128,
+    output: str | None = None,
+) -> Evaluation:
+    """Evaluate one checkpoint, or all training seeds of a run, and write results.json, predictions and curves.
+
+    Args:
+        model: A run folder (one seed or all of them), a saved model, or a Hub name.
+        data: Folder or Hub name of a prepared data set.
+        protocol: See `conditions`.
+        rates: Missing rates instead of the protocol's own.
+        mask_seeds: Seeds of the masks.
+        split: What to evaluate on.
+        batch_size: Rows per batch.
+        output: Folder of the results; default: the run's folder.
+
+    Raises:
+        MsaError: If model, data or protocol will not do.
+    """
+    started = time.perf_counter()
+    names = find_models(model)
+    runs = list(_read_runs(names))
+    facts = dataset_facts(data)
+    dataset = load_msa(data, split)
+    if not len(dataset):
+        raise MsaError(f"The split {split!r} of {data!r} is empty; there is nothing to evaluate.")
+    parts: list[dict[str, Any]] = []
+    realised: dict[tuple[int | None, Rate], dict[str, float]] = {}
+    rows: MsaRows | None = None
+    config: dict[str, Any] = {}
+    oracle = False
+    tested: list[Condition] = []
+    method = ""
+    for name, run in zip(names, runs, strict=True):
+        network, processor = load_checkpoint(name)
+        # The seeds of one run share their tokenizer: the data is tokenised once.
+        if rows is None:
+            rows = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)
+            tested = conditions(protocol, ("text", *(m for m in rows.lengths if m != "text")), rates, mask_seeds)
+        check_widths(network, rows, name)
+        made, realised = sweep(network, processor, rows, tested, batch_size)
+        parts += [{"training_seed": run.get("seed"), **part} for part in made]
+        oracle = oracle or network.config.is_oracle
+        method = network.config.model_type.removeprefix("hf_msa_")
+        config = {k: v for k, v in network.config.to_dict().items() if k not in ("text_config", "auto_map")}
+        del network
+    target = Path(output or (model if Path(model).is_dir() else "."))
+    return write_evaluation(
+        target,
+        parts,
+        facts=facts,
+        split=split,
+        protocol=protocol,
+        tested=tested,
+        realised=realised,
+        method=method,
+        runs=runs,
+        names=names,
+        oracle=oracle,
+        config=config,
+        started=started,
+    )
+
+
+def write_evaluation(
+    folder: Path,
+    parts: Sequence[Mapping[str, Any]],
+    *,
+    facts: DatasetFacts,
+    split: str,
+    protocol: str,
+    tested: Sequence[Condition],
+    realised: Mapping[tuple[int | None, Rate], Mapping[str, float]],
+    method: str,
+    runs: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    oracle: bool,
+    config: Mapping[str, Any],
+    started: float,
+) -> Evaluation:
+    """Build results.json from the predictions and write it with the table and, where matplotlib is there, the curves."""
+    import importlib.util
+
+    table = predictions_table(parts)
+    settings = {k: v for k, v in tested[0][2].to_dict().items() if k not in ("name", "rate", "seed", "available")}
+    results = build_results(
+        table,
+        method=method,
+        ablation=runs[0].get("ablation"),
+        model=Path(names[0]).name if Path(names[0]).is_dir() else names[0],
+        recipe=runs[0].get("recipe"),
+        oracle=oracle,
+        dataset={"name": facts.name, "split": split, "label_family": facts.label_family},
+        protocol={"name": protocol, **settings},
+        realised=realised,
+        selection=[{"training_seed": run["seed"], **run["selection"]} for run in runs if run],
+        versions=runs[0].get("versions"),
+        config=config,
+        seconds=round(time.perf_counter() - started, 2),
+    )
+    files = [write_results(folder, results, table), folder / "predictions.parquet"]
+    if importlib.util.find_spec("matplotlib") is not None:
+        from .plots import plot_curves
+
+        files += plot_curves([results], folder / "curves")
+    return Evaluation(results, files, [Path(name) for name, run in zip(names, runs, strict=True) if run])
