@@ -33,19 +33,19 @@ class TcmrConfig(MsaConfig):
         polarity_hidden (`int`): Hidden width of the polarity classifier (T4: 384).
 
     Variants:
-        optimization: How confidence and the rest are trained (sections 3.7 and 5). `"aos"`: alternate, one pass each per
-            epoch. `"confnet_first"`: text encoder and ConfNet, then the rest with both frozen. `"end2end"`: one loss
-            (eq. 14). `"confnet_later"`: the rest with the target confidence in eq. 10, then ConfNet on the frozen text
-            encoder.
-        proxy: What stands in for text (section 3.4). `"gated"`: a generator per modality, weighted by GateNet (eq. 8, 9).
-            `"lnln"`: one generator over all modalities, no gate. `"mean"`: generators with equal weights. `"none"`:
-            nothing, so that confidence only scales the text.
-        confidence_target: What ConfNet learns. `"tcp"`: the true-class probability (eq. 7). `"completeness"`: one minus
-            the missing rate of the text.
-        confidence_source: What eq. 10 uses. `"predicted"`: ConfNet's output. `"oracle"`: the true-class probability, for
-            which true labels are needed also at test time (T6, TCMR-ub).
-        detach_confidence (`bool`): Whether the losses of the second phase leave ConfNet, and the text encoder through it,
-            alone (ours; section 3.7 speaks of decoupling).
+        optimization: How confidence and the rest are trained (sections 3.7 and 5). `"aos"`: alternate, one pass each
+            per epoch. `"confnet_first"`: text encoder and ConfNet, then the rest with both frozen. `"end2end"`: one
+            loss (eq. 14). `"confnet_later"`: the rest with the target confidence in eq. 10, then ConfNet on the frozen
+            text encoder.
+        proxy: What stands in for text (section 3.4). `"gated"`: a generator per modality, weighted by GateNet
+            (eq. 8, 9). `"lnln"`: one generator over all modalities, no gate. `"mean"`: generators with equal weights.
+            `"none"`: nothing, so that confidence only scales the text.
+        confidence_target: What ConfNet learns. `"tcp"`: the true-class probability (eq. 7). `"completeness"`: one
+            minus the missing rate of the text.
+        confidence_source: What eq. 10 uses. `"predicted"`: ConfNet's output. `"oracle"`: the true-class probability,
+            for which true labels are needed also at test time (T6, TCMR-ub).
+        detach_confidence (`bool`): Whether the losses of the second phase leave ConfNet, and the text encoder through
+            it, alone (ours; section 3.7 speaks of decoupling).
         fusion_style: `"tcmr"`: section 3.5. `"lnln"`: see `HyperFusion` (LNLN).
         target_norm: `"layernorm"` normalises the complete-text features before they serve as a target (ours, off).
 
@@ -135,6 +135,6 @@ class TcmrConfig(MsaConfig):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.is_oracle and self.confidence_target != "tcp":
             raise ValueError(
-                "confidence_source='oracle' stands for the true-class probability and needs confidence_target='tcp', got "
-                f"{self.confidence_target!r}."
+                "confidence_source='oracle' stands for the true-class probability and needs confidence_target='tcp', "
+                f"got {self.confidence_target!r}."
             )

@@ -1,9 +1,9 @@
 """TCMR: the confidence in the surviving text decides how much of the text to rebuild from audio and vision.
 
 Paper: "TCMR: Text Confidence-aware Missing Semantic Reconstruction for Incomplete Multimodal Sentiment Analysis".
-Beside the model this file holds the two text models that are trained before it: a polarity classifier, whose true-class
-probability is the target of the confidence, and a text regressor, whose features on complete text are the target of the
-reconstruction.
+Beside the model this file holds the two text models that are trained before it: a polarity classifier, whose
+true-class probability is the target of the confidence, and a text regressor, whose features on complete text are the
+target of the reconstruction.
 """
 
 import copy
@@ -37,20 +37,20 @@ class TcmrOutput(MsaOutput):
 
     Args:
         loss, logits, losses: See `MsaOutput`; `losses` may hold task, confidence, reconstruct_text, reconstruct_aux.
-        confidence (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Confidence in the text, in [0, 1], as used in
-            eq. 10: predicted, or what was given in its place.
-        gate (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Weight of audio against vision in the proxy (alpha
-            of eq. 9); `None` where there is no gate.
+        confidence (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Confidence in the text, in [0, 1], as used
+            in eq. 10: predicted, or what was given in its place.
+        gate (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Weight of audio against vision in the proxy
+            (alpha of eq. 9); `None` where there is no gate.
         text_features (`torch.FloatTensor`, *optional*): H_t, the incomplete text.
         proxy_features (`torch.FloatTensor`, *optional*): H_p, text as guessed from audio and vision (eq. 9).
         reconstructed_features (`torch.FloatTensor`, *optional*): The mix of both by confidence (eq. 10).
     """
 
-    confidence: torch.FloatTensor | None = None
-    gate: torch.FloatTensor | None = None
-    text_features: torch.FloatTensor | None = None
-    proxy_features: torch.FloatTensor | None = None
-    reconstructed_features: torch.FloatTensor | None = None
+    confidence: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
+    text_features: torch.Tensor | None = None
+    proxy_features: torch.Tensor | None = None
+    reconstructed_features: torch.Tensor | None = None
 
 
 @dataclass
@@ -63,7 +63,7 @@ class TcmrTextRegressorOutput(MsaOutput):
             complete text are the reconstruction target of TCMR.
     """
 
-    features: torch.FloatTensor | None = None
+    features: torch.Tensor | None = None
 
 
 def build_text_token_encoder(config: TcmrConfig) -> SequenceEncoder:
@@ -158,13 +158,13 @@ class ProxyGenerator(nn.Module):
 
 
 class TcmrPolarityClassifier(MsaPreTrainedModel):
-    """Three-way polarity of text, trained on complete text; its true-class probability is the confidence target (eq. 7).
+    """Three-way polarity of text, trained on complete text; its true-class probability is the confidence target.
 
-    A stage of training, saved and loaded by its own class and not through an Auto class.
+    Section 3.4, eq. 7. A stage of training, saved and loaded by its own class and not through an Auto class.
     """
 
     config: TcmrConfig
-    _auto_class = None
+    _auto_class: Any = None
     _auto_classes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: TcmrConfig) -> None:
@@ -191,13 +191,18 @@ class TcmrPolarityClassifier(MsaPreTrainedModel):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
-            audio_values, audio_attention_mask, vision_values, vision_attention_mask: Not read.
-            text_missing_mask, audio_missing_mask, vision_missing_mask: Not read.
+            audio_values: Not read.
+            audio_attention_mask: Not read.
+            vision_values: Not read.
+            vision_attention_mask: Not read.
+            text_missing_mask: Not read.
+            audio_missing_mask: Not read.
+            vision_missing_mask: Not read.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores; their sign is the class.
 
         Returns:
-            `MsaOutput` whose `logits` have the shape `(batch, 3)`: negative, neutral, positive. With labels also the cross
-            entropy as `loss`, named polarity in `losses`.
+            `MsaOutput` whose `logits` have the shape `(batch, 3)`: negative, neutral, positive. With labels also the
+            cross entropy as `loss`, named polarity in `losses`.
         """
         logits = self.classifier(self.encode_text(input_ids, attention_mask)[:, 0])
         if labels is None:
@@ -218,7 +223,8 @@ class TcmrPolarityClassifier(MsaPreTrainedModel):
             `torch.FloatTensor` of shape `(batch,)` in [0, 1].
         """
         probabilities = self(input_ids, attention_mask).logits.softmax(dim=-1)
-        return probabilities.gather(1, polarity_classes(labels).unsqueeze(1)).squeeze(1)
+        chosen: Tensor = probabilities.gather(1, polarity_classes(labels).unsqueeze(1)).squeeze(1)
+        return chosen
 
 
 class TcmrTextRegressor(MsaPreTrainedModel):
@@ -228,7 +234,7 @@ class TcmrTextRegressor(MsaPreTrainedModel):
     """
 
     config: TcmrConfig
-    _auto_class = None
+    _auto_class: Any = None
     _auto_classes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: TcmrConfig) -> None:
@@ -256,8 +262,13 @@ class TcmrTextRegressor(MsaPreTrainedModel):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
-            audio_values, audio_attention_mask, vision_values, vision_attention_mask: Not read.
-            text_missing_mask, audio_missing_mask, vision_missing_mask: Not read.
+            audio_values: Not read.
+            audio_attention_mask: Not read.
+            vision_values: Not read.
+            vision_attention_mask: Not read.
+            text_missing_mask: Not read.
+            audio_missing_mask: Not read.
+            vision_missing_mask: Not read.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores.
 
         Returns:
@@ -344,7 +355,7 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             yield from self.confnet.parameters()
 
     def other_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the second phase: all, text encoder included, but ConfNet and the frozen polarity classifier."""
+        """Parameters of the second phase: all, text encoder too, but ConfNet and the frozen polarity classifier."""
         for name, child in self.named_children():
             if name not in ("confnet", "polarity_classifier"):
                 yield from child.parameters()
@@ -354,14 +365,16 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
 
         Args:
             modality: `"text"`, `"audio"` or `"vision"`.
-            values (`torch.FloatTensor` of shape `(batch, length, width)`): Frames, or text encoder outputs without the first.
+            values (`torch.FloatTensor` of shape `(batch, length, width)`): Frames, or the text encoder's outputs
+                without the first.
             attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): 1 = real position, dropped ones
                 included; not used where `mask_padding` is off.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`.
         """
-        return self.encoders[modality](values, attention_mask if self.config.mask_padding else None)
+        tokens: Tensor = self.encoders[modality](values, attention_mask if self.config.mask_padding else None)
+        return tokens
 
     def estimate_confidence(self, sentence: Tensor) -> Tensor:
         """Predict the confidence in the text (eq. 5).
@@ -389,10 +402,11 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         """
         if labels is None:
             raise ValueError(
-                "This checkpoint is the upper bound TCMR-ub (confidence_source='oracle'), which cannot predict without the "
-                "true labels: pass labels or confidence, or use a checkpoint of the full method."
+                "This checkpoint is the upper bound TCMR-ub (confidence_source='oracle'), which predicts only with "
+                "the true labels: pass labels or confidence, or use a checkpoint of the full method."
             )
-        return self.polarity_classifier.true_class_probability(input_ids, attention_mask, labels).unsqueeze(1)
+        probability: Tensor = self.polarity_classifier.true_class_probability(input_ids, attention_mask, labels)
+        return probability.unsqueeze(1)
 
     def fuse(self, text: Tensor, features: dict[str, Tensor]) -> Tensor:
         """Refine the reconstructed text, fuse it with audio and vision and predict (section 3.5).
@@ -406,7 +420,8 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         """
         states = self.refinement.hidden_states(text)
         crossed = self.cross(source=self.fusion(states, features), target=states[-1])
-        return self.regressor(crossed[:, 1:].mean(dim=1))
+        score: Tensor = self.regressor(crossed[:, 1:].mean(dim=1))
+        return score
 
     def reconstruction_loss(
         self, features: dict[str, Tensor], complete: dict[str, Tensor], attention_masks: dict[str, Tensor | None]
@@ -446,38 +461,44 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
     ) -> TcmrOutput:
         """Predict the sentiment score; with targets also compute the loss of one objective.
 
-        Dropped tokens and frames (unknown ids, zero vectors) are attended to like any other: that something is missing, and
-        where, is information. Padding is left out of attention.
+        Dropped tokens and frames (unknown ids, zero vectors) are attended to like any other: that something is
+        missing, and where, is information. Padding is left out of attention.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
             attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token, dropped ones included.
             audio_values (`torch.FloatTensor` of shape `(batch, frames, audio_dim)`, *optional*): Zeros where dropped.
-            audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): 1 = real frame, dropped ones
-                included; without it all frames count as real.
-            vision_values, vision_attention_mask: Likewise.
-            text_missing_mask, audio_missing_mask, vision_missing_mask: Not read.
+            audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): 1 = real frame, dropped
+                ones included; without it all frames count as real.
+            vision_values (`torch.FloatTensor` of shape `(batch, frames, vision_dim)`, *optional*): Like audio's.
+            vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Like audio's.
+            text_missing_mask: Not read.
+            audio_missing_mask: Not read.
+            vision_missing_mask: Not read.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores.
-            complete_audio_values, complete_vision_values (`torch.FloatTensor`, *optional*): The inputs before frames were
-                dropped, for the reconstruction of audio and vision features.
+            complete_audio_values (`torch.FloatTensor` of the shape of `audio_values`, *optional*): The input before
+                frames were dropped, for the reconstruction of audio features.
+            complete_vision_values (`torch.FloatTensor` of the shape of `vision_values`, *optional*): Likewise.
             confidence_targets (`torch.FloatTensor` of shape `(batch,)`, *optional*): What ConfNet should give.
             text_targets (`torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`, *optional*): Complete-text
                 features of `TcmrTextRegressor`.
-            confidence (`torch.FloatTensor` of shape `(batch,)`, *optional*): Used in eq. 10 in place of the prediction.
+            confidence (`torch.FloatTensor` of shape `(batch,)`, *optional*): For eq. 10, in place of the prediction.
             objective: Which loss terms to compute, as far as their targets are given. `"all"`: eq. 14, with gradient
-                through the predicted confidence. `"confidence"`: eq. 6; only text encoder and ConfNet run, and there are no
-                logits. `"other"`: all but eq. 6, without gradient through the predicted confidence unless
+                through the predicted confidence. `"confidence"`: eq. 6; only text encoder and ConfNet run, and there
+                are no logits. `"other"`: all but eq. 6, without gradient through the predicted confidence unless
                 `detach_confidence` is off. `"task"`: eq. 12, with gradients as in `"other"`.
 
         Returns:
             `TcmrOutput`; without any target `loss` is `None`.
 
         Raises:
-            ValueError: If a modality is not given or has the wrong width, a sequence is longer than the checkpoint allows,
-                the objective is not known, or the upper bound gets neither labels nor confidence.
+            ValueError: If a modality is not given or has the wrong width, a sequence is longer than the checkpoint
+                allows, the objective is not known, or the upper bound gets neither labels nor confidence.
         """
         if objective not in OBJECTIVES:
             raise ValueError(f"Unknown objective {objective!r}; known are {', '.join(OBJECTIVES)}.")
+        if objective != "confidence":
+            self.check_inputs(input_ids=input_ids, audio_values=audio_values, vision_values=vision_values)
         hidden = self.encode_text(input_ids, attention_mask)
         predicted = None
         if objective == "confidence" or not self.config.is_oracle:
@@ -489,11 +510,10 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         if objective == "confidence":
             return TcmrOutput(**self.weigh(terms, objective), confidence=predicted)
 
-        self.check_inputs(input_ids=input_ids, audio_values=audio_values, vision_values=vision_values)
         values = {"audio": audio_values, "vision": vision_values}
         complete = {"audio": complete_audio_values, "vision": complete_vision_values}
         attention_masks = {"audio": audio_attention_mask, "vision": vision_attention_mask}
-        feature_modalities = self.config.modalities[1:]
+        read = self.config.modalities[1:]
 
         if confidence is not None:
             used = confidence.to(hidden.dtype).unsqueeze(1)
@@ -503,7 +523,11 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             used = predicted.detach() if self.config.detach_confidence and objective != "all" else predicted
 
         text = self.encode("text", hidden[:, 1:], attention_mask[:, 1:])
-        features = {name: self.encode(name, values[name], attention_masks[name]) for name in feature_modalities}
+        features = {
+            name: self.encode(name, value, attention_masks[name])
+            for name, value in values.items()
+            if name in read and value is not None
+        }
         proxy, gate = (
             (torch.zeros_like(text), None) if self.proxy_generator is None else self.proxy_generator(features)
         )
@@ -518,7 +542,7 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             if self.config.target_norm == "layernorm":
                 targets = F.layer_norm(targets, targets.shape[-1:])
             terms["reconstruct_text"] = F.mse_loss(reconstructed, targets)
-        given = {name: complete[name] for name in feature_modalities if complete[name] is not None}
+        given = {name: value for name, value in complete.items() if name in read and value is not None}
         if given and "reconstruct_aux" in OBJECTIVES[objective]:
             terms["reconstruct_aux"] = self.reconstruction_loss(features, given, attention_masks)
         return TcmrOutput(

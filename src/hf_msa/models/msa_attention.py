@@ -1,7 +1,7 @@
 """Attention blocks that the methods share: pre-norm layers with separate norms for queries, keys and values.
 
-The designs follow the LNLN family of models (Zhang et al., NeurIPS 2024), on which TCMR and PGLH build. All attention goes
-through `torch.nn.functional.scaled_dot_product_attention`. Masks say what may be attended to: True or 1 = attend.
+The designs follow the LNLN family of models (Zhang et al., NeurIPS 2024), on which TCMR and PGLH build. All attention
+goes through `torch.nn.functional.scaled_dot_product_attention`. Masks say what may be attended to: True or 1 = attend.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,8 @@ def multi_head_attention(
 
     Args:
         query (`torch.FloatTensor` of shape `(batch, queries, heads * head_dim)`): What asks.
-        key, value (`torch.FloatTensor` of shape `(batch, keys, heads * head_dim)`): What is attended to.
+        key (`torch.FloatTensor` of shape `(batch, keys, heads * head_dim)`): What it is compared with.
+        value (`torch.FloatTensor` of shape `(batch, keys, heads * head_dim)`): What is averaged.
         num_heads: Number of heads; scores are scaled by `1 / sqrt(head_dim)`.
         mask (`torch.BoolTensor` of shape `(batch, keys)`, *optional*): True = attend. Every row needs one True.
 
@@ -72,7 +73,8 @@ class TriNormAttention(nn.Module):
             self.num_heads,
             mask,
         )
-        return self.to_out(attended)
+        output: Tensor = self.to_out(attended)
+        return output
 
 
 class FeedForward(nn.Module):
@@ -91,7 +93,8 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Apply to every position of `hidden`, shape `(batch, length, dim)`."""
-        return self.down(F.gelu(self.up(self.norm(hidden))))
+        output: Tensor = self.down(F.gelu(self.up(self.norm(hidden))))
+        return output
 
 
 class PreNormLayer(nn.Module):
@@ -114,15 +117,16 @@ class PreNormLayer(nn.Module):
 
         Args:
             hidden (`torch.FloatTensor` of shape `(batch, length, dim)`): Queries and residual stream.
-            context (`torch.FloatTensor` of shape `(batch, keys, dim)`, *optional*): What is attended to; `hidden` itself
-                if not given.
+            context (`torch.FloatTensor` of shape `(batch, keys, dim)`, *optional*): What is attended to; `hidden`
+                itself if not given.
             mask (`torch.BoolTensor` of shape `(batch, keys)`, *optional*): True = attend.
 
         Returns:
             `torch.FloatTensor` of the shape of `hidden`.
         """
-        hidden = hidden + self.attention(hidden, hidden if context is None else context, mask)
-        return hidden + self.feed_forward(hidden)
+        attended: Tensor = hidden + self.attention(hidden, hidden if context is None else context, mask)
+        output: Tensor = attended + self.feed_forward(attended)
+        return output
 
 
 class HyperFusionLayer(nn.Module):
@@ -164,7 +168,8 @@ class HyperFusionLayer(nn.Module):
             context = norm(features[name])
             key, value = self.to_key[name](context), self.to_value[name](context)
             attended = attended + multi_head_attention(projected, key, value, self.num_heads)
-        return self.to_out(attended)
+        update: Tensor = self.to_out(attended)
+        return update
 
 
 class HyperFusion(nn.Module):
@@ -178,8 +183,8 @@ class HyperFusion(nn.Module):
         depth: Number of layers of the text Transformer whose hidden states guide the fusion.
         modalities: The modalities to gather from.
         style: `"tcmr"`: the fusion tokens are a pure residual path and each text layer's output guides one step (TCMR,
-            section 3.5). `"lnln"`: the tokens are layer-normalised before each addition, and the text Transformer's input
-            guides a further step at the start (the public LNLN code).
+            section 3.5). `"lnln"`: the tokens are layer-normalised before each addition, and the text Transformer's
+            input guides a further step at the start (the public LNLN code).
     """
 
     def __init__(

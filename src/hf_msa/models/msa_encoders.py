@@ -35,7 +35,7 @@ class TokenTransformer(nn.Module):
         num_heads: Number of attention heads.
         head_dim: Width of a head.
         feedforward_dim: Width inside the feed-forward.
-        num_tokens: Number of learned tokens before the sequence; they start as zeros, with positions drawn from N(0, 1).
+        num_tokens: Number of learned tokens before the sequence; they start as zeros, all positions as N(0, 1).
         keep: Return only the first `keep` positions. The last layer then computes no others: as no position reads
             another's result within a layer, values and gradients are those of the full computation.
     """
@@ -75,8 +75,8 @@ class TokenTransformer(nn.Module):
                 attended to.
 
         Returns:
-            `depth + 1` tensors of shape `(batch, num_tokens + length, dim)`: the input with learned tokens and positions,
-            then every layer's output, of which the last has `keep` positions if `keep` is set.
+            `depth + 1` tensors of shape `(batch, num_tokens + length, dim)`: the input with learned tokens and
+            positions, then every layer's output, of which the last has `keep` positions if `keep` is set.
 
         Raises:
             ValueError: If the sequence is longer than the position table.
@@ -141,7 +141,8 @@ class SequenceEncoder(nn.Module):
         Returns:
             `torch.FloatTensor` of shape `(batch, num_tokens, dim)`.
         """
-        return self.transformer(self.projection(frames), mask)
+        tokens: Tensor = self.transformer(self.projection(frames), mask)
+        return tokens
 
 
 class CrossTransformer(nn.Module):
