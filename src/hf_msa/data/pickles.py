@@ -389,6 +389,7 @@ class PickleSource:
         features: The columns of its rows.
         widths: Modality name -> features per frame.
         aligned: Whether audio and vision march in step: several frames, as many in both, with the same lengths.
+        feature_names: Empty; a pickle does not tell them.
         notes: How the file was read, in sentences.
 
     Raises:
@@ -403,6 +404,7 @@ class PickleSource:
         self._data = self._splits_of(content)
         self.splits = [split for split in SPLITS if split in self._data]
         self.notes: list[str] = []
+        self.feature_names: dict[str, tuple[str, ...]] = {}
         first = self._data[self.splits[0]]
         present = [modality for modality in FEATURE_MODALITIES if modality in first]
         self._unimodal = all(key in data for data in self._data.values() for key in _UNIMODAL_SOURCES)

@@ -112,25 +112,30 @@ class ValidationReport:
 
     def split_rows(self) -> list[list[str]]:
         """Return the cells of the table of splits, header first."""
-        rows = [["split", "samples", "videos", "label mean", "std", "min", "max", "neg / zero / pos", "empty texts"]]
+        rows = [["split", "samples", "videos", "mean", "std", "range", "neg / 0 / pos", "no text"]]
         for name, split in self.splits.items():
             labels = np.asarray(split.labels)
-            numbers = [f"{value:.4f}" for value in (labels.mean(), labels.std(), labels.min(), labels.max())]
+            std = labels.std(ddof=1) if len(labels) > 1 else 0.0
+            label = [f"{labels.mean():.3f}", f"{std:.3f}", f"{labels.min():g} to {labels.max():g}"]
             polarity = " / ".join(map(str, split.polarity()))
-            rows.append([name, str(split.count), str(len(split.videos)), *numbers, polarity, str(split.empty_texts)])
+            rows.append([name, str(split.count), str(len(split.videos)), *label, polarity, str(split.empty_texts)])
         return rows
 
     def modality_rows(self) -> list[list[str]]:
         """Return the cells of the table of audio and vision, header first; a text-only data set has no other row."""
-        rows = [["split", "modality", "width", "dtype", "frames", "NaN / +inf / -inf set to 0", "absent", "all zero"]]
+        rows = [["split", "modality", "width", "frames", "mean", "NaN", "+inf", "-inf", "absent", "all 0", "dtype"]]
         for name, split in self.splits.items():
             for modality, check in split.modalities.items():
                 mean = check.frames / max(split.count - check.absent, 1)
-                lengths = f"{check.shortest}-{check.longest} (mean {mean:.1f})"
-                replaced = f"{check.nan} / {check.positive_infinite} / {check.negative_infinite}"
-                cells = [check.width, check.dtype, lengths, replaced, check.absent, check.silent]
-                rows.append([name, modality, *map(str, cells)])
+                lengths = [f"{check.shortest}-{check.longest}", f"{mean:.1f}"]
+                counts = [check.nan, check.positive_infinite, check.negative_infinite, check.absent, check.silent]
+                rows.append([name, modality, str(check.width), *lengths, *map(str, counts), check.dtype])
         return rows
+
+    def _replaced(self) -> list[str]:
+        checks = [check for split in self.splits.values() for check in split.modalities.values()]
+        total = sum(check.nan + check.positive_infinite + check.negative_infinite for check in checks)
+        return [f"{total} values that were NaN or infinite are now 0."] if total else []
 
     def markdown(self) -> str:
         """Return the tables, warnings and notes as Markdown."""
@@ -141,7 +146,7 @@ class ValidationReport:
         ]
         parts += [
             "\n".join(f"- {kind}: {text}" for text in texts)
-            for kind, texts in (("Warning", self.warnings), ("Note", self.notes))
+            for kind, texts in (("Warning", self.warnings), ("Note", [*self._replaced(), *self.notes]))
             if texts
         ]
         return "\n\n".join(parts)
@@ -159,7 +164,7 @@ class ValidationReport:
                     table.add_row(*row)
                 parts.append(table)
         parts += [Text(f"Warning: {text}", style="yellow") for text in self.warnings]
-        parts += [Text(f"Note: {text}") for text in self.notes]
+        parts += [Text(f"Note: {text}") for text in (*self._replaced(), *self.notes)]
         return Group(*parts)
 
 

@@ -1,0 +1,174 @@
+"""One call from a folder, a Hub name or a raw file to rows."""
+
+from pathlib import Path
+from typing import overload
+
+import datasets
+
+from hf_msa.data.builders import BUILDERS, parquet_files
+from hf_msa.data.schema import DATASET_NAMES, DATASETS, FACTS_FILE, SPLITS, DatasetFacts, facts_for, read_facts
+from hf_msa.errors import MsaError, nearest, unknown_name
+
+
+@overload
+def load_msa(
+    name_or_path: str | Path,
+    split: str,
+    data_dir: str | Path | None = None,
+    *,
+    label_family: str | None = None,
+    features: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> datasets.Dataset: ...
+
+
+@overload
+def load_msa(
+    name_or_path: str | Path,
+    split: None = None,
+    data_dir: str | Path | None = None,
+    *,
+    label_family: str | None = None,
+    features: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> datasets.DatasetDict: ...
+
+
+def load_msa(
+    name_or_path: str | Path,
+    split: str | None = None,
+    data_dir: str | Path | None = None,
+    *,
+    label_family: str | None = None,
+    features: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> datasets.Dataset | datasets.DatasetDict:
+    """Load a data set in the columns of `hf_msa.data.schema.msa_features`.
+
+    Args:
+        name_or_path: A prepared folder, a data set on the Hub (``"org/name"``), or, with `data_dir`, one of
+            ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"``, ``"custom"``.
+        split: ``"train"``, ``"validation"`` or ``"test"``; None gives all of them.
+        data_dir: The raw pickle, label.csv or folder of the named data set; it is read once and kept in the cache.
+        label_family: With `data_dir` and ``"custom"``: ``"mosi"`` or ``"sims"``.
+        features: With `data_dir` and a label.csv: the folder that holds ``audio`` and ``vision``.
+        cache_dir: Where Arrow files are kept; by default the cache of `datasets`.
+
+    Raises:
+        MsaError: If there is no such data set or split, or the raw data cannot be used.
+    """
+    if split is not None and split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    if data_dir is not None:
+        loaded = _from_raw(str(name_or_path), Path(data_dir), label_family, features, cache_dir)
+    else:
+        loaded = _from_parquet(name_or_path, cache_dir)
+    if split is None:
+        return loaded
+    if split not in loaded:
+        raise MsaError(f"{name_or_path} has no split {split!r}; it has {', '.join(loaded)}.")
+    return loaded[split]
+
+
+def _from_raw(
+    name: str, raw: Path, label_family: str | None, features: str | Path | None, cache_dir: str | Path | None
+) -> datasets.DatasetDict:
+    from hf_msa.data.prepare import clear_errors
+
+    if name not in BUILDERS:
+        raise unknown_name("data set", name, DATASET_NAMES)
+    builder = BUILDERS[name](raw, label_family=label_family, features_folder=features, cache_dir=cache_dir)
+    with clear_errors(Path(builder.cache_dir)):
+        builder.download_and_prepare()
+    loaded = builder.as_dataset()
+    if not isinstance(loaded, datasets.DatasetDict):
+        raise MsaError(f"{raw} holds no splits.")
+    return loaded
+
+
+def _from_parquet(name_or_path: str | Path, cache_dir: str | Path | None) -> datasets.DatasetDict:
+    cache = None if cache_dir is None else str(cache_dir)
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        files = {split: [str(file) for file in found] for split, found in parquet_files(folder).items()}
+        if not files:
+            raise MsaError(
+                f"{folder} holds no prepared data set (Parquet files named after a split): run `hf-msa prepare`, or name "
+                "the data set and give this as data_dir."
+            )
+        return datasets.load_dataset("parquet", data_files=files, cache_dir=cache)
+    _check_hub_name(name_or_path)
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        loaded = datasets.load_dataset(str(name_or_path), cache_dir=cache)
+    except (DatasetNotFoundError, FileNotFoundError) as error:
+        raise MsaError(_not_found(str(name_or_path))) from error
+    except (ConnectionError, OSError) as error:
+        raise MsaError(
+            f"The Hub could not be reached to load {str(name_or_path)!r} ({error}); give a local folder, or try again."
+        ) from error
+    return loaded
+
+
+def _check_hub_name(name_or_path: str | Path) -> None:
+    name = str(name_or_path)
+    if name in DATASET_NAMES:
+        raise MsaError(f"The data set {name!r} cannot be downloaded: give the file that you have as data_dir.")
+    if isinstance(name_or_path, Path) or name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise MsaError(
+            f"There is no folder {name!r}, and it is no Hub name (org/name) nor a known data set."
+            f"{nearest(name, DATASET_NAMES)}"
+        )
+
+
+def _not_found(name: str) -> str:
+    return (
+        f"There is no folder and no data set on the Hub called {name!r}, or it is private and the token may not read it: "
+        "check the name, or run `hf auth login`."
+    )
+
+
+def dataset_facts(name_or_path: str | Path, label_family: str | None = None) -> DatasetFacts:
+    """Return what is known about a data set beyond its columns.
+
+    Args:
+        name_or_path: A prepared folder, a data set on the Hub, or the name of a benchmark.
+        label_family: For data without a facts file, which cannot tell which metrics apply; otherwise not used.
+
+    Raises:
+        MsaError: If there is no such data set, or it has no facts file and `label_family` is None.
+    """
+    if str(name_or_path) in DATASETS:
+        return DATASETS[str(name_or_path)].facts
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        file: Path | None = folder / FACTS_FILE
+    else:
+        _check_hub_name(name_or_path)
+        file = _download_facts(str(name_or_path))
+    if file is not None and file.is_file():
+        return read_facts(file)
+    if label_family is None:
+        raise MsaError(
+            f"{name_or_path} has no {FACTS_FILE}, so nothing says which metrics apply; give the label family, 'mosi' or "
+            "'sims', or prepare the data set with `hf-msa prepare`."
+        )
+    return facts_for("custom", label_family)
+
+
+def _download_facts(name: str) -> Path | None:
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, FACTS_FILE, repo_type="dataset"))
+    except LocalEntryNotFoundError as error:
+        raise MsaError(f"The Hub could not be reached to read the facts of {name!r}; try again later.") from error
+    except EntryNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        raise MsaError(_not_found(name)) from error
+    except (httpx.HTTPError, OSError) as error:
+        raise MsaError(f"The Hub could not be reached to read the facts of {name!r} ({error}).") from error
