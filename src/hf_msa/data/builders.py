@@ -1,377 +1,25 @@
-"""Readers of all that a data set may come as, and the `datasets` builders that turn it into Arrow or Parquet."""
+"""The `datasets` builders: they turn what a source gives into Arrow or Parquet, every row checked on the way.
 
-import csv
-import hashlib
-import re
-from collections.abc import Iterable, Iterator
+`datasets` replaces `Path`, `open` and others in a module that defines a builder by versions of its own that also read
+remote files, so whatever touches files is in `sources.py`.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
-import numpy as np
-import pyarrow.parquet as pq
 
-from hf_msa.data.pickles import PickleSource, split_id
-from hf_msa.data.rows import ListColumn
-from hf_msa.data.schema import (
-    ANNOTATION,
-    CLIP_ID,
-    DATASETS,
-    FACTS_FILE,
-    ID,
-    ID_SEPARATOR,
-    LABEL,
-    PRESENCE,
-    SCHEMA_VERSION,
-    SPLIT_ALIASES,
-    SPLITS,
-    TEXT,
-    VIDEO_ID,
-    DatasetFacts,
-    facts_for,
-    msa_features,
-    read_facts,
-)
+from hf_msa.data.schema import DATASETS, SCHEMA_VERSION, DatasetFacts, facts_for
+from hf_msa.data.sources import RowSource, open_source, source_identity
 from hf_msa.data.validation import ValidationReport, Validator
-from hf_msa.errors import MsaError, unknown_name
-from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
+from hf_msa.errors import MsaError
 
-_LABEL_FILE = "label.csv"
-_LABEL_CSV_UNIMODAL = {"label_T": "label_text", "label_A": "label_audio", "label_V": "label_vision"}
-# Bookkeeping that OpenFace and openSMILE write in front of the features.
-_NOT_FEATURES = {"frame", "face_id", "timestamp", "confidence", "success", "frameindex", "frametime"}
+if TYPE_CHECKING:
+    from os import PathLike
+
 _BATCH_BYTES = 1 << 24
 _TYPICAL_FRAMES = 300
-
-
-class RowSource(Protocol):
-    """Where rows come from. Splits are asked for in order, each once, and may be let go afterwards.
-
-    Attributes:
-        description: What kind of source it is, for the facts and the report.
-        splits: Its splits, in the order train, validation, test.
-        features: The columns of its rows.
-        widths: Modality name -> features per frame, for the modalities that it has.
-        aligned: Whether audio and vision frames are aligned to the words.
-        feature_names: Modality name -> names of its features, where known.
-        notes: Sentences on how it was read.
-    """
-
-    description: str
-    splits: list[str]
-    features: datasets.Features
-    widths: dict[str, int]
-    aligned: bool
-    feature_names: dict[str, tuple[str, ...]]
-    notes: list[str]
-
-    def count(self, split: str) -> int:
-        """Return the number of samples of a split."""
-
-    def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split: the columns of `features`, arrays as numpy (T, d)."""
-
-
-class CsvSource:
-    """The rows of a label.csv, with one file of features per clip where there are any.
-
-    The file has the columns `video_id`, `clip_id`, `text`, `label`, `mode` (train, valid or test) and optionally
-    `annotation`, `label_T`, `label_A`, `label_V`. Features lie in the folders ``audio`` and ``vision`` as
-    ``<video_id>/<clip_id>.npy`` or ``<video_id>$_$<clip_id>.npy``, or the same as ``.csv``; a clip without a file
-    lacks that modality.
-
-    Args:
-        path: The label.csv, or the folder that holds it.
-        features: The folder that holds ``audio`` and ``vision``; by default that of the label.csv.
-
-    Raises:
-        MsaError: If a column is absent, a cell is wrong, or an id would lead out of the folder.
-    """
-
-    description = "label.csv with feature files"
-    aligned = False
-
-    def __init__(self, path: Path, features: Path | None = None) -> None:
-        self._path = path / _LABEL_FILE if path.is_dir() else path
-        self.notes: list[str] = []
-        self._rows, self._annotated, self._unimodal = self._read()
-        self.splits = [split for split in SPLITS if self._rows[split]]
-        self._root = features if features is not None else self._path.parent
-        folders = {modality: self._root / modality for modality in FEATURE_MODALITIES}
-        self._folders = {modality: folder for modality, folder in folders.items() if folder.is_dir()}
-        if features is not None and not self._folders:
-            raise MsaError(
-                f"{features} has neither a folder 'audio' nor 'vision'; feature files are looked for there."
-            )
-        if not self._folders:
-            self.description = "label.csv"
-        self.feature_names: dict[str, tuple[str, ...]] = {}
-        self.widths: dict[str, int] = {}
-        self._files = {modality: self._find(modality) for modality in self._folders}
-        presence = any(None in files.values() for files in self._files.values())
-        self.features = msa_features(
-            self.widths.get("audio"),
-            self.widths.get("vision"),
-            unimodal_labels=self._unimodal,
-            annotation=self._annotated,
-            presence=presence,
-        )
-
-    def _read(self) -> tuple[dict[str, list[dict[str, str]]], bool, bool]:
-        try:
-            with self._path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file)
-                columns = [name.strip() for name in reader.fieldnames or []]
-                reader.fieldnames = columns
-                lines = list(reader)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise MsaError(f"{self._path} cannot be read as a UTF-8 CSV file: {error}.") from error
-        needed = (VIDEO_ID, CLIP_ID, TEXT, LABEL, "mode")
-        for column in needed:
-            if column not in columns:
-                raise MsaError(
-                    f"{self._path} has no column {column!r}; it needs {', '.join(needed)} and has "
-                    f"{', '.join(columns)}."
-                )
-        rows: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
-        for number, line in enumerate(lines, start=2):
-            if None in line or None in line.values():
-                raise MsaError(
-                    f"Row {number} of {self._path} has not as many cells as the header; quote texts with commas."
-                )
-            mode = line["mode"].strip().lower()
-            if mode not in SPLIT_ALIASES:
-                raise unknown_name(f"mode in row {number} of {self._path}:", line["mode"], SPLIT_ALIASES)
-            rows[SPLIT_ALIASES[mode]].append(line)
-        if not lines:
-            raise MsaError(f"{self._path} has a header but no rows.")
-        return rows, ANNOTATION in columns, all(name in columns for name in _LABEL_CSV_UNIMODAL)
-
-    def _find(self, modality: str) -> dict[tuple[str, str], Path | None]:
-        """Find the feature file of each clip, and learn the width from the first."""
-        files: dict[tuple[str, str], Path | None] = {}
-        for row in (row for split in self.splits for row in self._rows[split]):
-            key = (row[VIDEO_ID], row[CLIP_ID])
-            files[key] = file = self._file(modality, *key)
-            if file is not None and modality not in self.widths:
-                self.widths[modality] = self._load(modality, file).shape[1]
-        if modality not in self.widths:
-            example = self._folders[modality] / next(iter(files))[0] / f"{next(iter(files))[1]}.npy"
-            raise MsaError(f"No clip has a file in {self._folders[modality]}; {example} was looked for, for example.")
-        return files
-
-    def _file(self, modality: str, video: str, clip: str) -> Path | None:
-        for part in (video, clip):
-            if part in ("", ".", "..") or any(character in part for character in "/\\\0"):
-                raise MsaError(
-                    f"The id {part!r} in {self._path} cannot be part of a file name; ids may not be empty, '.' or "
-                    "'..', nor hold a slash."
-                )
-        folder, root = self._folders[modality], self._root.resolve()
-        for stem in (folder / video / clip, folder / f"{video}{ID_SEPARATOR}{clip}"):
-            for suffix in (".npy", ".csv"):
-                file = stem.with_name(stem.name + suffix)
-                if file.is_file():
-                    if not file.resolve().is_relative_to(root):
-                        raise MsaError(f"{file} leads out of {self._root}; copy the file into the folder.")
-                    return file
-        return None
-
-    def _load(self, modality: str, file: Path) -> np.ndarray:
-        array = self._load_npy(file) if file.suffix == ".npy" else self._load_csv(modality, file)
-        if array.ndim == 1:
-            array = array[None, :]
-        if array.ndim != 2 or 0 in array.shape:
-            raise MsaError(
-                f"{file} has shape {array.shape}; (frames, features) is needed. Remove the file if the clip lacks the "
-                f"{modality}."
-            )
-        return array
-
-    @staticmethod
-    def _load_npy(file: Path) -> np.ndarray:
-        try:
-            return np.asarray(np.load(file, allow_pickle=False))
-        except (ValueError, EOFError, OSError) as error:
-            raise MsaError(f"{file} cannot be read as a plain numpy array: {error}.") from error
-
-    def _load_csv(self, modality: str, file: Path) -> np.ndarray:
-        import pandas
-
-        try:
-            with file.open(encoding="utf-8-sig") as opened:
-                first = opened.readline()
-            separator = ";" if first.count(";") > first.count(",") else ","
-            named = any(not _is_number(cell) for cell in first.split(separator))
-            table = pandas.read_csv(file, sep=separator, header=0 if named else None, skipinitialspace=True)
-        except (OSError, ValueError) as error:
-            raise MsaError(f"{file} cannot be read as a CSV file of features: {error}.") from error
-        table = table.select_dtypes("number")
-        if named:
-            table = table.rename(columns=str.strip)
-            table = table[[name for name in table.columns if name.lower() not in _NOT_FEATURES]]
-            names = tuple(map(str, table.columns))
-            if names != self.feature_names.setdefault(modality, names):
-                raise MsaError(f"{file} has other feature columns than the first file; all files need the same.")
-        return np.asarray(table.to_numpy())
-
-    def count(self, split: str) -> int:
-        """Return the number of samples of a split."""
-        return len(self._rows[split])
-
-    def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split."""
-        for line in self._rows[split]:
-            video, clip = line[VIDEO_ID], line[CLIP_ID]
-            row: dict[str, Any] = {
-                ID: f"{video}{ID_SEPARATOR}{clip}",
-                VIDEO_ID: video,
-                CLIP_ID: clip,
-                TEXT: line[TEXT],
-                LABEL: line[LABEL],
-            }
-            if self._annotated:
-                row[ANNOTATION] = line[ANNOTATION]
-            if self._unimodal:
-                row |= {column: line[name] for name, column in _LABEL_CSV_UNIMODAL.items()}
-            for modality, files in self._files.items():
-                file = files[video, clip]
-                if PRESENCE[modality] in self.features:
-                    row[PRESENCE[modality]] = file is not None
-                row[modality] = (
-                    np.zeros((1, self.widths[modality]), "float32") if file is None else self._load(modality, file)
-                )
-            yield row
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-class ParquetSource:
-    """The rows of Parquet files in the schema of hf_msa, e.g. of a folder that `hf-msa prepare` wrote.
-
-    Args:
-        folder: A folder with files named after their split (``train-00000-of-00001.parquet``, ``valid.parquet``),
-            itself or in its folder ``data``.
-
-    Raises:
-        MsaError: If there is no such file or a column is absent.
-    """
-
-    description = "Parquet"
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        facts = read_facts(folder / FACTS_FILE) if (folder / FACTS_FILE).is_file() else None
-        self.aligned = facts is not None and facts.aligned
-        names = {} if facts is None else {"audio": facts.audio_features, "vision": facts.vision_features}
-        self.feature_names = {modality: known for modality, known in names.items() if known is not None}
-        self.notes: list[str] = []
-        self._files = parquet_files(folder)
-        if not self._files:
-            raise MsaError(f"{folder} has no Parquet files named after a split, such as train.parquet.")
-        self.splits = list(self._files)
-        first = pq.read_schema(self._files[self.splits[0]][0])
-        self._columns = set(first.names)
-        for column in (TEXT, LABEL, *([ID] if VIDEO_ID not in self._columns else [CLIP_ID])):
-            if column not in self._columns:
-                raise MsaError(f"The Parquet files in {folder} have no column {column!r}.")
-        self.widths = {modality: self._width(modality) for modality in FEATURE_MODALITIES if modality in self._columns}
-        self._unimodal = all(column in self._columns for column in UNIMODAL_LABEL_KEYS.values())
-        self.features = msa_features(
-            self.widths.get("audio"),
-            self.widths.get("vision"),
-            unimodal_labels=self._unimodal,
-            annotation=ANNOTATION in self._columns,
-            presence=any(PRESENCE[modality] in self._columns for modality in self.widths),
-        )
-
-    def _batches(self, split: str) -> Iterator[Any]:
-        for file in self._files[split]:
-            yield from pq.ParquetFile(file).iter_batches(batch_size=64)
-
-    def _width(self, modality: str) -> int:
-        batch = next(iter(self._batches(self.splits[0])), None)
-        width = ListColumn([batch.column(modality)]).width if batch is not None and len(batch) else None
-        if width is None:
-            raise MsaError(
-                f"The column {modality!r} of the Parquet files in {self._folder} does not hold lists of frames."
-            )
-        return width
-
-    def count(self, split: str) -> int:
-        """Return the number of samples of a split."""
-        return sum(pq.read_metadata(file).num_rows for file in self._files[split])
-
-    def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split."""
-        plain = [column for column in self.features if column not in self.widths and column in self._columns]
-        for batch in self._batches(split):
-            arrays = {modality: ListColumn([batch.column(modality)]) for modality in self.widths}
-            for index, values in enumerate(batch.select(plain).to_pylist()):
-                if ID not in values:
-                    values[ID] = f"{values[VIDEO_ID]}{ID_SEPARATOR}{values[CLIP_ID]}"
-                identifier, video, clip = split_id(values[ID])
-                row = {VIDEO_ID: video, CLIP_ID: clip, **values, ID: identifier}
-                for modality, column in arrays.items():
-                    row[modality] = column[index]
-                    if PRESENCE[modality] in self.features:
-                        row.setdefault(PRESENCE[modality], True)
-                yield row
-
-
-def parquet_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the Parquet files of each split in `folder`, or in its folder ``data`` where it has one."""
-    place = folder / "data" if (folder / "data").is_dir() else folder
-    found: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    for file in sorted(place.glob("*.parquet")):
-        words = [word for word in re.split(r"[-_.]", file.stem.lower()) if word in SPLIT_ALIASES]
-        if words:
-            found[SPLIT_ALIASES[words[0]]].append(file)
-    return {split: files for split, files in found.items() if files}
-
-
-def open_source(path: str | Path, features: str | Path | None = None) -> RowSource:
-    """Open whatever `path` is.
-
-    Args:
-        path: An MMSA pickle, a label.csv, a folder with a label.csv, or a folder with Parquet files.
-        features: For a label.csv: the folder that holds ``audio`` and ``vision``.
-
-    Raises:
-        MsaError: If there is nothing at `path`, or nothing that can be read.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise MsaError(
-            f"There is nothing at {path}; give a pickle, a label.csv, or a folder with label.csv or Parquet."
-        )
-    is_csv = path.suffix.lower() == ".csv" or (path / _LABEL_FILE).is_file()
-    if features is not None and not is_csv:
-        raise MsaError(f"A folder of features goes with a label.csv, and {path} is none.")
-    if is_csv:
-        return CsvSource(path, None if features is None else Path(features))
-    if path.is_file() and path.suffix.lower() != ".parquet":
-        return PickleSource(path)
-    if path.is_dir() and parquet_files(path):
-        return ParquetSource(path)
-    raise MsaError(f"{path} has neither a label.csv nor Parquet files named after a split; give the pickle itself.")
-
-
-def _stamp(paths: Iterable[Path]) -> str:
-    """Return a digest of the names, sizes and times of the files, so that a cache notices when one changes."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(paths):
-        if path.is_file():
-            status = path.stat()
-            digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 @dataclass
@@ -417,33 +65,23 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
 
     def __init__(
         self,
-        source: str | Path | RowSource,
+        source: "str | PathLike[str] | RowSource",
         *,
-        features_folder: str | Path | None = None,
+        features_folder: "str | PathLike[str] | None" = None,
         label_family: str | None = None,
         label_range: tuple[float, float] | None = None,
         facts: DatasetFacts | None = None,
-        cache_dir: str | Path | None = None,
+        cache_dir: "str | PathLike[str] | None" = None,
     ) -> None:
         self.facts = facts or facts_for(self.DATASET, label_family, label_range)
         self._validator: Validator | None = None
         self._source: RowSource | None = None
         settings: dict[str, Any] = {}
-        if isinstance(source, str | Path):
-            path = Path(source).resolve()
-            if not path.exists():
-                raise MsaError(f"There is nothing at {source}; give a pickle, a label.csv, or a folder with either.")
-            folder = None if features_folder is None else Path(features_folder).resolve()
-            files = [file for place in (path, folder) if place is not None for file in (place, *place.rglob("*"))]
-            settings = {
-                "source": str(path),
-                "features_folder": None if folder is None else str(folder),
-                "label_family": label_family,
-                "label_range": label_range,
-                "stamp": _stamp(files),
-            }
-        else:
+        if isinstance(source, RowSource):
             self._source = source
+        else:
+            settings = {"label_family": label_family, "label_range": label_range}
+            settings |= source_identity(source, features_folder)
         super().__init__(
             cache_dir=None if cache_dir is None else str(cache_dir), dataset_name=self.facts.name, **settings
         )
@@ -468,7 +106,7 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
         return generators
 
     def _source_name(self) -> str:
-        return Path(self.config.source).name if self.config.source else self.facts.name
+        return self.config.source.rpartition("/")[2] or self.facts.name
 
     def _complete_facts(self, source: RowSource) -> DatasetFacts:
         return replace(

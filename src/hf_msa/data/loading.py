@@ -5,8 +5,9 @@ from typing import overload
 
 import datasets
 
-from hf_msa.data.builders import BUILDERS, parquet_files
+from hf_msa.data.builders import BUILDERS
 from hf_msa.data.schema import DATASET_NAMES, DATASETS, FACTS_FILE, SPLITS, DatasetFacts, facts_for, read_facts
+from hf_msa.data.sources import parquet_files
 from hf_msa.errors import MsaError, nearest, unknown_name
 
 
@@ -93,8 +94,8 @@ def _from_parquet(name_or_path: str | Path, cache_dir: str | Path | None) -> dat
         files = {split: [str(file) for file in found] for split, found in parquet_files(folder).items()}
         if not files:
             raise MsaError(
-                f"{folder} holds no prepared data set (Parquet files named after a split): run `hf-msa prepare`, or name "
-                "the data set and give this as data_dir."
+                f"{folder} holds no prepared data set (Parquet files named after a split): run `hf-msa prepare`, or "
+                "name the data set and give this as data_dir."
             )
         return datasets.load_dataset("parquet", data_files=files, cache_dir=cache)
     _check_hub_name(name_or_path)
@@ -124,8 +125,8 @@ def _check_hub_name(name_or_path: str | Path) -> None:
 
 def _not_found(name: str) -> str:
     return (
-        f"There is no folder and no data set on the Hub called {name!r}, or it is private and the token may not read it: "
-        "check the name, or run `hf auth login`."
+        f"There is no folder and no data set on the Hub called {name!r}, or it is private and the token may not read "
+        "it: check the name, or run `hf auth login`."
     )
 
 
@@ -151,8 +152,8 @@ def dataset_facts(name_or_path: str | Path, label_family: str | None = None) -> 
         return read_facts(file)
     if label_family is None:
         raise MsaError(
-            f"{name_or_path} has no {FACTS_FILE}, so nothing says which metrics apply; give the label family, 'mosi' or "
-            "'sims', or prepare the data set with `hf-msa prepare`."
+            f"{name_or_path} has no {FACTS_FILE}, so nothing says which metrics apply; give the label family, 'mosi' "
+            "or 'sims', or prepare the data set with `hf-msa prepare`."
         )
     return facts_for("custom", label_family)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from hf_msa.data.builders import BUILDERS, Custom, MsaBuilder, RowSource
+from hf_msa.data.builders import BUILDERS, Custom, MsaBuilder
 from hf_msa.data.schema import DATASET_NAMES, DATASETS, FACTS_FILE, DatasetFacts, write_facts
+from hf_msa.data.sources import RowSource
 from hf_msa.data.validation import ValidationReport
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.files import atomic_directory

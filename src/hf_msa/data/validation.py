@@ -112,24 +112,25 @@ class ValidationReport:
 
     def split_rows(self) -> list[list[str]]:
         """Return the cells of the table of splits, header first."""
-        rows = [["split", "samples", "videos", "mean", "std", "range", "neg / 0 / pos", "no text"]]
+        rows = [["split", "samples", "videos", "mean", "std", "range", "neg/0/pos", "no text"]]
         for name, split in self.splits.items():
             labels = np.asarray(split.labels)
             std = labels.std(ddof=1) if len(labels) > 1 else 0.0
             label = [f"{labels.mean():.3f}", f"{std:.3f}", f"{labels.min():g} to {labels.max():g}"]
-            polarity = " / ".join(map(str, split.polarity()))
+            polarity = "/".join(map(str, split.polarity()))
             rows.append([name, str(split.count), str(len(split.videos)), *label, polarity, str(split.empty_texts)])
         return rows
 
     def modality_rows(self) -> list[list[str]]:
         """Return the cells of the table of audio and vision, header first; a text-only data set has no other row."""
-        rows = [["split", "modality", "width", "frames", "mean", "NaN", "+inf", "-inf", "absent", "all 0", "dtype"]]
+        rows = [["split", "modality", "width", "dtype", "frames", "mean", "NaN/±inf", "absent", "all 0"]]
         for name, split in self.splits.items():
             for modality, check in split.modalities.items():
                 mean = check.frames / max(split.count - check.absent, 1)
                 lengths = [f"{check.shortest}-{check.longest}", f"{mean:.1f}"]
-                counts = [check.nan, check.positive_infinite, check.negative_infinite, check.absent, check.silent]
-                rows.append([name, modality, str(check.width), *lengths, *map(str, counts), check.dtype])
+                bad = f"{check.nan}/{check.positive_infinite}/{check.negative_infinite}"
+                width, absent, silent = map(str, (check.width, check.absent, check.silent))
+                rows.append([name, modality, width, check.dtype, *lengths, bad, absent, silent])
         return rows
 
     def _replaced(self) -> list[str]:
@@ -152,6 +153,7 @@ class ValidationReport:
         return "\n\n".join(parts)
 
     def __rich__(self) -> "Group":
+        from rich.box import SIMPLE_HEAD
         from rich.console import Group, RenderableType
         from rich.table import Table
         from rich.text import Text
@@ -159,7 +161,9 @@ class ValidationReport:
         parts: list[RenderableType] = []
         for title, rows in ((f"{self.name}: splits", self.split_rows()), ("audio and vision", self.modality_rows())):
             if len(rows) > 1:
-                table = Table(*rows[0], title=title, title_justify="left")
+                table = Table(
+                    *rows[0], title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+                )
                 for row in rows[1:]:
                     table.add_row(*row)
                 parts.append(table)
