@@ -55,8 +55,13 @@ def prepare_dataset(
     if name not in BUILDERS:
         raise unknown_name("data set", name, DATASET_NAMES)
     _check_output(Path(output), overwrite)
-    builder = BUILDERS[name](source, features_folder=features, label_family=label_family, label_range=label_range)
-    report = _write(builder, Path(output))
+
+    def build(cache: Path) -> MsaBuilder:
+        return BUILDERS[name](
+            source, features_folder=features, label_family=label_family, label_range=label_range, cache_dir=cache
+        )
+
+    report = _write(build, Path(output))
     if push_to_hub is not None:
         push_dataset(output, push_to_hub, private=private)
     return report
@@ -86,7 +91,7 @@ def write_dataset(
         MsaError: As `prepare_dataset`.
     """
     _check_output(Path(output), overwrite)
-    return _write(Custom(source, facts=facts), Path(output), extra)
+    return _write(lambda cache: Custom(source, facts=facts, cache_dir=cache), Path(output), extra)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -96,15 +101,16 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise MsaError(f"The folder {output} is not empty; give another one, or --overwrite to replace it.")
 
 
-def _write(builder: MsaBuilder, output: Path, extra: Callable[[Path], None] | None = None) -> ValidationReport:
+def _write(
+    build: Callable[[Path], MsaBuilder], output: Path, extra: Callable[[Path], None] | None = None
+) -> ValidationReport:
     with clear_errors(output), atomic_directory(output) as folder:
         work = folder / ".work"
-        builder.download_and_prepare(str(work), file_format="parquet", max_shard_size=_SHARD_SIZE)
+        builder = build(work / "cache")
+        builder.download_and_prepare(str(work / "shards"), file_format="parquet", max_shard_size=_SHARD_SIZE)
         report = builder.report()
-        _place_shards(work, folder / "data", list(report.splits))
+        _place_shards(work / "shards", folder / "data", list(report.splits))
         shutil.rmtree(work)
-        for lock in folder.glob("*.lock"):
-            lock.unlink()
         write_facts(folder, builder.facts)
         (folder / "README.md").write_text(dataset_card(builder.facts, builder.info, report), encoding="utf-8")
         if extra is not None:

@@ -123,7 +123,7 @@ class ValidationReport:
 
     def modality_rows(self) -> list[list[str]]:
         """Return the cells of the table of audio and vision, header first; a text-only data set has no other row."""
-        rows = [["split", "modality", "width", "dtype", "frames", "mean", "NaN/±inf", "absent", "all 0"]]
+        rows = [["split", "modality", "width", "dtype", "frames", "mean", "NaN/+∞/-∞", "absent", "all 0"]]
         for name, split in self.splits.items():
             for modality, check in split.modalities.items():
                 mean = check.frames / max(split.count - check.absent, 1)
