@@ -19,6 +19,10 @@ def run_command(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     Returns:
         The exit status: 0 done, 2 input that cannot be used.
     """
+    from transformers.utils import logging
+
+    # Bars for writing and reading a few megabytes drown those of the long work.
+    logging.disable_progress_bar()
     try:
         _COMMANDS[arguments.command](arguments, list(rest))
     except MsaError as error:
@@ -31,6 +35,8 @@ def run_command(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rich.console import Console
+
     from .data.prepare import prepare_dataset
 
     report = prepare_dataset(
@@ -43,7 +49,7 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
         private=arguments.private,
         overwrite=arguments.overwrite,
     )
-    report.print()
+    Console().print(report)
     print(f"Prepared data set: {arguments.output}")
 
 

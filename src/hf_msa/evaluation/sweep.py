@@ -123,7 +123,7 @@ def sweep(
     shares: dict[tuple[int | None, Rate], dict[str, float]] = {}
     for (seed, rate, _), columns, share in zip(bound, collected, realised, strict=True):
         parts.append({"id": rows.ids, "mask_seed": seed, "rate": rate, "label": rows.labels, **columns})
-        shares[(seed, rate)] = share.realised()
+        shares[(seed, rate)] = share.shares()
     return parts, shares
 
 

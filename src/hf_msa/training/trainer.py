@@ -119,6 +119,10 @@ class MsaTrainer(Trainer):
             persistent_workers=self.args.dataloader_persistent_workers,
         )
 
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Rows that one epoch sees, for the log."""
+        return len(self.train_rows) * self.passes
+
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Validation batches, in order of length."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
