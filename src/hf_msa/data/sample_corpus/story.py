@@ -6,7 +6,7 @@ Every row is a pure function of (seed, video, clip). Nothing here is estimated: 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ KINDS = ("consistent", "neutral", "silent", "conflicting")
 SPEAKING_TONES = np.array([0, 0.16, 0.2, 0.16, 0.15, 0.18, 0.15])
 #: Size of a sentiment that no words express: 3 times a Beta variable, so many weak ones and some strong.
 MAGNITUDE_BETA = (1.5, 2.0)
+#: Which modality lies where one does, in the order of `MODALITIES`: words are the easiest to bend.
+LIAR_SHARES = (0.44, 0.28, 0.28)
 #: A lie has the opposite sign this often; otherwise it is unrelated, its sign a coin's.
 OPPOSITE_SHARE = 0.6
 #: The label is the mean of this many annotators' whole numbers, each with this noise: multiples of 0.2.
@@ -38,6 +40,8 @@ ANNOTATOR_NOISE = 0.7
 #: Frames: correlation of neighbouring noise, and how much of the sentiment shows off and on a cue word.
 NOISE_MEMORY = 0.8
 OFF_CUE, ON_CUE = 0.5, 1.5
+#: Voice and face swell around a cue word: standard deviation of the bump, in seconds.
+SWELL_SECONDS = 0.4
 #: Speakers: standard deviation of a channel's offset (in units of the frame noise) and of its log gain.
 SPEAKER_OFFSET = 0.35
 SPEAKER_GAIN = 0.2
@@ -85,13 +89,13 @@ class SampleCorpusConfig:
     vision_dim: int = 20
     conflict_rate: float = 0.2
     neutral_rate: float = 0.06
-    silent_rate: float = 0.06
+    silent_rate: float = 0.07
     contrast_rate: float = 0.12
     clips_per_video: int = 10
     audio_fps: float = 9.0
     vision_fps: float = 10.0
-    audio_signal: float = 0.36
-    vision_signal: float = 0.36
+    audio_signal: float = 0.27
+    vision_signal: float = 0.28
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in (*SPLITS, "audio_dim", "vision_dim", "clips_per_video")}
@@ -206,7 +210,7 @@ def generate_row(config: SampleCorpusConfig, video: int, clip: int) -> SampleRow
     )
     score, roles, contributions = score_tokens(tokens)
 
-    lying = MODALITIES[generator.integers(len(MODALITIES))] if kind == "conflicting" else "none"
+    lying = MODALITIES[_choose(generator, LIAR_SHARES)] if kind == "conflicting" else "none"
     consensus = score
     if kind == "silent":
         consensus = _magnitude(generator) * _coin(generator)
@@ -249,9 +253,9 @@ def generate_row(config: SampleCorpusConfig, video: int, clip: int) -> SampleRow
         "speaker": f"speaker{video:06d}",
     }
     for modality in FEATURE_MODALITIES:
-        word = timing.word_per_frame(getattr(config, f"{modality}_fps"))
-        on_cue = np.isin(word, [i for i, role in enumerate(roles) if role == "cue"])
-        strength = np.where(on_cue, ON_CUE, OFF_CUE)
+        fps = float(getattr(config, f"{modality}_fps"))
+        word = timing.word_per_frame(fps)
+        strength = timing.strength_per_frame(fps, [i for i, role in enumerate(roles) if role == "cue"])
         frames, evidence = _show(config, modality, scene, latents[modality], strength, arousal, generator)
         row[modality] = frames
         planted[f"{modality}_word"] = word.tolist()
@@ -297,7 +301,7 @@ def _coin(generator: np.random.Generator) -> int:
     return 1 if generator.random() < 0.5 else -1
 
 
-def _choose(generator: np.random.Generator, chances: Floats | list[float]) -> int:
+def _choose(generator: np.random.Generator, chances: Floats | Sequence[float]) -> int:
     return min(int(np.searchsorted(np.cumsum(chances), generator.random(), side="right")), len(chances) - 1)
 
 
@@ -378,9 +382,22 @@ class _Timing:
 
     def word_per_frame(self, fps: float) -> NDArray[np.int64]:
         """Return (T,): the word spoken in the middle of each frame, -1 in a pause."""
-        times = (np.arange(max(1, round(self.seconds * fps))) + 0.5) / fps
+        times = self._frame_times(fps)
         word = np.searchsorted(self.starts, times, side="right") - 1
         return np.where((word >= 0) & (times < self.ends[np.maximum(word, 0)]), word, -1)
+
+    def strength_per_frame(self, fps: float, cues: list[int]) -> Floats:
+        """Return (T,): how much of the latent each frame shows; it swells towards the middle of a cue word."""
+        times = self._frame_times(fps)
+        swell = np.zeros(len(times))
+        for cue in cues:
+            middle = (self.starts[cue] + self.ends[cue]) / 2
+            swell = np.maximum(swell, np.exp(-(((times - middle) / SWELL_SECONDS) ** 2) / 2))
+        return OFF_CUE + (ON_CUE - OFF_CUE) * swell
+
+    def _frame_times(self, fps: float) -> Floats:
+        times = np.arange(max(1, round(self.seconds * fps)), dtype=np.float64)
+        return (times + 0.5) / fps
 
 
 def _timing(tokens: list[str], generator: np.random.Generator) -> _Timing:
