@@ -77,6 +77,21 @@ def test_p_value_is_symmetric_and_sees_pairing():
     assert confidence_interval(first)[0] < confidence_interval(second)[1]  # the two intervals overlap all the same
 
 
+def test_p_value_of_equal_runs_is_uniform():
+    counts = resample_counts(200, 200)
+    p_values = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        labels = rng.uniform(-3, 3, 200)
+        first, second = (
+            resampled_metrics(labels + rng.normal(0, 1, 200), labels, "mosi", counts)["mae"] for _ in range(2)
+        )
+        p_values.append(paired_p_value(first, second))
+    # The standard error of these shares is 0.015, 0.028 and 0.035.
+    for level, slack in ((0.05, 0.05), (0.2, 0.09), (0.5, 0.11)):
+        assert np.mean(np.array(p_values) < level) == pytest.approx(level, abs=slack)
+
+
 def test_a_whole_sweep_is_resampled_in_seconds():
     rng = np.random.default_rng(0)
     labels = rng.uniform(-3, 3, 686)

@@ -74,8 +74,7 @@ def result_rows(
     Args:
         results: From `hf_msa.evaluation.results`.
         metrics: Names to show; all of the label family by default.
-        narrow: One number per cell, for a terminal of 80 columns: the spread and the ends of the interval get their own
-            rows.
+        narrow: One number per cell, for a terminal of 80 columns: spread and interval get rows of their own.
 
     Returns:
         The headings, and the rows as text.
@@ -135,7 +134,12 @@ def results_table(results: Results, metrics: Sequence[str] | None = None) -> "Ta
 
 
 def rich_table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, caption: str, summary_rows: int = 0
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    caption: str | None = None,
+    summary_rows: int = 0,
 ) -> "Table":
     """Build a terminal table: the first column to the left, numbers to the right, a rule above the last rows.
 
@@ -150,9 +154,9 @@ def rich_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), caption=escape(caption), box=box.SIMPLE_HEAD, padding=0)
+    table = Table(title=title and escape(title), caption=caption and escape(caption), box=box.SIMPLE_HEAD, padding=0)
     for index, heading in enumerate(headings):
-        table.add_column(escape(heading), justify="right" if index else "left")
+        table.add_column(escape(heading), justify="right" if index else "left", overflow="fold")
     for index, row in enumerate(rows):
         table.add_row(
             *(escape(cell) for cell in row), end_section=bool(summary_rows) and index == len(rows) - summary_rows - 1

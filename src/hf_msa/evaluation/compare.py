@@ -1,0 +1,316 @@
+"""Runs side by side: means, differences to the first run with paired bootstrap p-values, and the papers' numbers.
+
+Means over different data, rates or amounts of knowledge are not comparable, so runs that differ in these are refused
+rather than put into one table.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_msa.errors import MsaError
+from hf_msa.evaluation.metrics import METRICS
+from hf_msa.evaluation.paper_results import PaperEntry, load_paper_results
+from hf_msa.evaluation.report import (
+    UNDEFINED,
+    chosen_metrics,
+    format_estimate,
+    format_value,
+    markdown_table,
+    metric_heading,
+    rich_table,
+    run_name,
+)
+from hf_msa.evaluation.results import Predictions, Results, read_predictions, read_results
+from hf_msa.evaluation.statistics import paired_p_value, resample_counts
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_MARK = "†"
+_SHORT = {"validation": "val", "test": "test", "unknown": "?"}
+# Two draws of the same protocol are comparable in their means; everything else that differs is another protocol.
+_SEEDS = ("seed", "mask_seeds")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a run differs from the first one in a metric's mean over rates.
+
+    Attributes:
+        value: The run minus the first, in stored units; None where either is undefined.
+        p_value: Two-sided paired bootstrap; None where it could not be computed.
+    """
+
+    value: float | None
+    p_value: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs, and perhaps a paper's rows, in one table.
+
+    Attributes:
+        metrics: The metrics shown.
+        names: One per run.
+        runs: Their results.
+        differences: Per run after the first, per metric.
+        paper: The paper's rows.
+        paper_name: The paper's own method, as it prints it; None without a paper.
+        notes: What a reader must know, one sentence each.
+    """
+
+    metrics: tuple[str, ...]
+    names: tuple[str, ...]
+    runs: tuple[Results, ...]
+    differences: tuple[dict[str, Difference], ...]
+    paper: tuple[PaperEntry, ...]
+    paper_name: str | None
+    notes: tuple[str, ...]
+
+    def value_rows(self, *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows of the means over rates: our runs, then the paper's rows.
+
+        Args:
+            narrow: One number per cell, for a terminal of 80 columns: the spread gets a row of its own.
+        """
+        rows = []
+        for name, run in zip(self.names, self.runs, strict=True):
+            estimates = [(metric, run["mean_over_rates"][metric]) for metric in self.metrics]
+            split = _selected_on(run)
+            if narrow:
+                rows.append([name, _SHORT.get(split, split), *(format_value(m, e["mean"]) for m, e in estimates)])
+                rows.append(["  ± std", "", *(format_value(m, e["std"]) for m, e in estimates)])
+            else:
+                rows.append([name, split, *(format_estimate(m, e) for m, e in estimates)])
+        if self.paper:
+            rows.append([f"{self.paper_name} paper:", *[""] * (len(self.metrics) + 1)])
+        for entry in self.paper:
+            split = _SHORT[entry.selected_on] if narrow else entry.selected_on
+            rows.append([_entry_name(entry), split, *(_paper_cell(entry, metric) for metric in self.metrics)])
+        return ["", "sel." if narrow else "selected on", *map(metric_heading, self.metrics)], rows
+
+    def difference_rows(self, *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows of the differences to the first run.
+
+        Args:
+            narrow: One number per cell: the p-value gets a row of its own.
+        """
+        rows = []
+        for name, differences in zip(self.names[1:], self.differences, strict=True):
+            cells = [(metric, differences[metric]) for metric in self.metrics]
+            values = [_difference(metric, cell.value) for metric, cell in cells]
+            p_values = [UNDEFINED if cell.p_value is None else f"{cell.p_value:.3f}" for _, cell in cells]
+            if narrow:
+                rows += [[name, *values], ["  p", *p_values]]
+            else:
+                pairs = zip(values, p_values, strict=True)
+                rows.append([name, *(value if p == UNDEFINED else f"{value} (p {p})" for value, p in pairs)])
+        return [f"minus {self.names[0]}", *map(metric_heading, self.metrics)], rows
+
+    def to_rich(self) -> "Group":
+        """Render for the terminal."""
+        from rich.console import Group
+        from rich.markup import escape
+
+        parts: list[Any] = [escape(self._title()), rich_table(*self.value_rows(narrow=True))]
+        if self.differences:
+            parts.append(rich_table(*self.difference_rows(narrow=True)))
+        legend = "sel.: the split that picked the checkpoint (val, test, or ? where it is not known)."
+        return Group(*parts, *(escape(note) for note in (legend, *self._explanations(), *self.notes)))
+
+    def to_markdown(self) -> str:
+        """Render as Markdown."""
+        parts = [self._title(), markdown_table(*self.value_rows())]
+        if self.differences:
+            parts.append(markdown_table(*self.difference_rows()))
+        parts.append("\n".join(f"- {note}" for note in (*self._explanations(), *self.notes)))
+        return "\n\n".join(parts) + "\n"
+
+    def _explanations(self) -> list[str]:
+        lines = ["±: standard deviation over training seeds."]
+        if any(cell.p_value is not None for row in self.differences for cell in row.values()):
+            lines.append(
+                "p: paired bootstrap over test samples, of these trained models; it leaves training chance to ±."
+            )
+        return lines
+
+    def _title(self) -> str:
+        first = self.runs[0]
+        return (
+            f"{first['dataset']['name']}, {first['dataset']['split']} split, protocol {first['protocol']['name']}: "
+            f"mean over {', '.join(str(rate) for rate in first['protocol']['rates'])}"
+        )
+
+
+def compare_runs(
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    paper: str | None = None,
+    metrics: Sequence[str] | None = None,
+    allow_oracle: bool = False,
+) -> Comparison:
+    """Compare runs with each other, and with a paper.
+
+    Differences are between means over rates (and over seeds). Their p-values come from resampling the same test rows
+    for both runs, which needs ``predictions.parquet`` of both with the same ids and labels; where that is not so, a
+    note says why.
+
+    Args:
+        folders: Folders with a ``results.json`` (or such files); the first is what the others are compared with.
+        paper: The key of a paper whose rows are shown as well, e.g. ``"tcmr"``.
+        metrics: Names to show; all of the label family by default.
+        allow_oracle: Show runs that saw what a user does not have beside runs that did not, marked as such.
+
+    Raises:
+        MsaError: If there is nothing to compare, a result cannot be read, or the runs differ in data set, split,
+            protocol or rates, or (without `allow_oracle`) in being an oracle.
+    """
+    if len(folders) < 2 and (paper is None or not folders):
+        raise MsaError(f"A comparison needs two runs, or one run and a paper; got {len(folders)}.")
+    runs = [read_results(folder) for folder in folders]
+    names = _names(folders, runs)
+    for name, run in zip(names[1:], runs[1:], strict=True):
+        _check_comparable(names[0], runs[0], name, run, allow_oracle)
+    shown = chosen_metrics(runs[0], metrics)
+    notes: list[str] = []
+    differences = _differences(folders, runs, names, shown, notes) if len(runs) > 1 else []
+    rows: list[PaperEntry] = []
+    paper_name = None
+    if paper is not None:
+        source = load_paper_results(paper)
+        paper_name = source.method
+        rows = source.headline(
+            runs[0]["dataset"]["name"], runs[0]["protocol"]["name"], [_rate(r) for r in runs[0]["protocol"]["rates"]]
+        )
+        rows = [row for row in rows if not row.oracle or any(run["oracle"] for run in runs)]
+        notes += dict.fromkeys(f"{paper_name} paper, {row.table}: {row.about}." for row in rows)
+        notes += _errata_notes(rows, shown)
+    return Comparison(shown, tuple(names), tuple(runs), tuple(differences), tuple(rows), paper_name, tuple(notes))
+
+
+def _rate(rate: float | str) -> float | str:
+    return rate if isinstance(rate, str) else round(rate, 6)
+
+
+def _names(folders: Sequence[str | os.PathLike[str]], runs: Sequence[Results]) -> list[str]:
+    """Names that tell the runs apart: the folder joins where method and ablation do not suffice."""
+    names = [run_name(run) for run in runs]
+    paths = [Path(folder) for folder in folders]
+    places = [(path.parent if path.suffix == ".json" else path).name or str(path) for path in paths]
+    return [f"{name}, {place}" if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
+
+
+def _check_comparable(first_name: str, first: Results, name: str, run: Results, allow_oracle: bool) -> None:
+    facts = [(key, first["dataset"][key], run["dataset"][key]) for key in ("name", "split", "label_family")]
+    differing = [f"data set's {key} ({a!r} against {b!r})" for key, a, b in facts if a != b]
+    protocols = (first["protocol"], run["protocol"])
+    for key in [*protocols[0], *(key for key in protocols[1] if key not in protocols[0])]:
+        a, b = (protocol.get(key) for protocol in protocols)
+        if key not in _SEEDS and a != b:
+            differing.append(f"protocol's {key} ({a!r} against {b!r})")
+    if differing:
+        raise MsaError(
+            f"{first_name} and {name} cannot be compared, for they differ in the {differing[0]}; "
+            f"evaluate both on the same data and under the same protocol."
+        )
+    if first["oracle"] != run["oracle"] and not allow_oracle:
+        oracle = first_name if first["oracle"] else name
+        raise MsaError(
+            f"{oracle} saw labels that a user does not have, and the other run did not; "
+            f"allow oracle runs explicitly to show both in one table."
+        )
+
+
+def _differences(
+    folders: Sequence[str | os.PathLike[str]],
+    runs: Sequence[Results],
+    names: Sequence[str],
+    metrics: Sequence[str],
+    notes: list[str],
+) -> list[dict[str, Difference]]:
+    """Differences of all runs to the first; reasons for absent p-values go into `notes`."""
+    family = runs[0]["dataset"]["label_family"]
+    bootstrap = runs[0]["bootstrap"]
+
+    def resampled(index: int) -> tuple[Predictions, dict[str, NDArray[np.float64]]]:
+        grid = read_predictions(folders[index])
+        counts = resample_counts(len(grid.ids), bootstrap["resamples"], bootstrap["seed"])
+        return grid, {name: values.mean(axis=0) for name, values in grid.resampled(family, counts).items()}
+
+    reference = None
+    try:
+        reference = resampled(0)
+    except MsaError as error:
+        notes.append(f"No p-values: {error}")
+    rows = []
+    for index in range(1, len(runs)):
+        drawn = None
+        if reference is not None:
+            try:
+                grid, drawn = resampled(index)
+            except MsaError as error:
+                notes.append(f"No p-values for {names[index]}: {error}")
+            else:
+                if grid.fingerprint != reference[0].fingerprint:
+                    drawn = None
+                    notes.append(
+                        f"No p-values for {names[index]}: its predictions are for other ids or labels than those of "
+                        f"{names[0]}."
+                    )
+                elif grid.mask_seeds != reference[0].mask_seeds:
+                    notes.append(
+                        f"{names[index]} and {names[0]} were evaluated under different mask draws "
+                        f"(seeds {list(grid.mask_seeds)} against {list(reference[0].mask_seeds)})."
+                    )
+        row = {}
+        for metric in metrics:
+            a, b = (run["mean_over_rates"][metric]["mean"] for run in (runs[0], runs[index]))
+            value = None if a is None or b is None else b - a
+            p_value = None
+            if value is not None and reference is not None and drawn is not None:
+                p_value = paired_p_value(reference[1][metric], drawn[metric])
+            row[metric] = Difference(value, p_value)
+        rows.append(row)
+    return rows
+
+
+def _selected_on(run: Results) -> str:
+    splits = sorted({str(selection.get("split", "unknown")) for selection in run["selection"]})
+    return ", ".join(splits) or "unknown"
+
+
+def _entry_name(entry: PaperEntry) -> str:
+    name = f"{entry.method} ({entry.variant})" if entry.variant else entry.method
+    return f"{name} [oracle]" if entry.oracle else name
+
+
+def _paper_cell(entry: PaperEntry, metric: str) -> str:
+    text = format_value(metric, entry.metrics.get(metric))
+    marked = text != UNDEFINED and any(metric in erratum.metrics for erratum in entry.errata)
+    return text + _MARK if marked else text
+
+
+def _errata_notes(rows: Sequence[PaperEntry], metrics: Sequence[str]) -> list[str]:
+    notes = []
+    for row in rows:
+        for erratum in row.errata:
+            about = [name for name in erratum.metrics if name in metrics]
+            if about:
+                pretty = ", ".join(METRICS[name].pretty for name in about)
+                fixed = [
+                    f"{METRICS[n].pretty} {format_value(n, v)}" for n, v in erratum.corrected.items() if n in about
+                ]
+                correction = f" Corrected: {', '.join(fixed)}." if fixed else ""
+                notes.append(f"{_MARK} {_entry_name(row)}, {row.table}, {pretty}: {erratum.reason}{correction}")
+    return notes
+
+
+def _difference(metric: str, value: float | None) -> str:
+    text = format_value(metric, value)
+    return text if text == UNDEFINED or text.startswith("-") else f"+{text}"

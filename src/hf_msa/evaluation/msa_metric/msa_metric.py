@@ -1,0 +1,44 @@
+"""MOSI, MOSEI and CH-SIMS metrics for users of the `evaluate` library: ``evaluate.load("<path of this folder>")``.
+
+The library copies this file into a cache of its own, hence the absolute import; and it finds imports by a pattern that
+takes one module per line.
+"""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from hf_msa.evaluation.metrics import FAMILY_METRICS, METRICS, regression_metrics
+
+_DESCRIPTION = "Regression and derived classification metrics of multimodal sentiment analysis, as MMSA computes them."
+_RETURNS = "\n".join(
+    f"    {name} ({', '.join(key for key, names in FAMILY_METRICS.items() if name in names)}): {metric.description}"
+    for name, metric in METRICS.items()
+)
+_INPUTS = f"""
+Args:
+    predictions: sentiment scores in label units, one float per sample.
+    references: labels, one float per sample.
+    family: "mosi" for MOSI and MOSEI (labels in [-3, 3]), "sims" for CH-SIMS v1 and v2 (labels in [-1, 1]).
+Returns:
+{_RETURNS}
+"""
+
+
+class MsaMetric(evaluate.Metric):
+    """All metrics of a label family at once; undefined values are NaN."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("float32"), "references": datasets.Value("float32")}
+            ),
+        )
+
+    def _compute(self, predictions: Any, references: Any, family: str = "mosi") -> dict[str, float]:
+        return regression_metrics(np.asarray(predictions), np.asarray(references), family)

@@ -1,0 +1,129 @@
+"""Curves over missing rates, drawn from ``results.json`` alone."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_msa.errors import MsaError, require_package
+from hf_msa.evaluation.metrics import METRICS
+from hf_msa.evaluation.report import chosen_metrics, metric_heading, run_name
+from hf_msa.evaluation.results import Results
+from hf_msa.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CURVES_FILE = "curves"
+"""The name, without ending, of the curves beside a result."""
+
+# Okabe and Ito's colours, told apart by the colour-blind; with markers they also survive a black-and-white print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_COLUMNS = 4
+
+
+def plot_curves(
+    runs: Sequence[Results],
+    stem: str | os.PathLike[str],
+    *,
+    metrics: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+) -> list[Path]:
+    """Draw one small panel per metric: its mean over missing rates, with the bootstrap interval as a band.
+
+    Availability patterns, which have no order, are drawn as points with error bars.
+
+    Args:
+        runs: Results of the same label family and rates.
+        stem: Where to write, without ending: ``.png`` and ``.svg`` are added.
+        metrics: Names to show; all of the label family by default.
+        names: Legend entries; method and ablation by default.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        MsaError: If matplotlib is not installed, there are no runs, more of them than can be told apart, or they
+            differ in label family or rates.
+    """
+    require_package("matplotlib", "plots")
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if not 1 <= len(runs) <= len(_COLOURS):
+        raise MsaError(f"One to {len(_COLOURS)} runs can be told apart in a plot; got {len(runs)}.")
+    rates = [entry["rate"] for entry in runs[0]["per_rate"]]
+    for run in runs[1:]:
+        family = run["dataset"]["label_family"]
+        if family != runs[0]["dataset"]["label_family"] or [entry["rate"] for entry in run["per_rate"]] != rates:
+            raise MsaError(
+                "Curves can be drawn together only for runs of one label family and the same missing rates."
+            )
+    shown = chosen_metrics(runs[0], metrics)
+    columns = min(_COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    labels = list(names or map(run_name, runs))
+    style: dict[Any, Any] = {
+        "svg.hashsalt": "hf_msa",
+        "font.size": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(2.7 * columns + 0.4, 2.2 * rows + 0.9), layout="constrained", dpi=160)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for axis, metric in zip(axes.flat, shown, strict=False):
+            for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
+                _draw(axis, run, metric, index, label, len(runs))
+            _dress(axis, metric, rates)
+        for axis in axes.flat[len(shown) :]:
+            axis.set_visible(False)
+        figure.suptitle(_title(runs[0]), fontsize=9)
+        handles, texts = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+        paths = [Path(f"{os.fspath(stem)}.{kind}") for kind in ("png", "svg")]
+        for path in paths:
+            with atomic_write(path) as temporary:
+                # Without a date the same numbers give the same file.
+                metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
+                figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+    return paths
+
+
+def _draw(axis: "Axes", run: Results, metric: str, index: int, label: str, runs: int) -> None:
+    scale = 100 if METRICS[metric].percent else 1
+    mean, low, high = (
+        np.array([entry["metrics"][metric][key] for entry in run["per_rate"]], dtype=float) * scale
+        for key in ("mean", "ci_low", "ci_high")
+    )
+    colour, marker = _COLOURS[index], _MARKERS[index]
+    rates = [entry["rate"] for entry in run["per_rate"]]
+    if all(isinstance(rate, str) for rate in rates):
+        x = np.arange(len(rates)) + 0.15 * (index - (runs - 1) / 2)
+        # A percentile interval can leave out the mean of a small sample; an error bar cannot have a negative length.
+        bars = np.clip([mean - low, high - mean], 0, None)
+        axis.errorbar(x, mean, yerr=bars, color=colour, marker=marker, markersize=4, linestyle="none", label=label)
+        return
+    axis.fill_between(rates, low, high, color=colour, alpha=0.18, linewidth=0)
+    axis.plot(rates, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.3, label=label)
+
+
+def _dress(axis: "Axes", metric: str, rates: Sequence[float | str]) -> None:
+    axis.set_ylabel(metric_heading(metric) + (" (%)" if METRICS[metric].percent else ""))
+    axis.grid(axis="y", alpha=0.25, linewidth=0.6)
+    if all(isinstance(rate, str) for rate in rates):
+        axis.set_xticks(range(len(rates)), [str(rate).replace("+", "\n") for rate in rates], fontsize=6)
+        axis.set_xlabel("available modalities")
+    else:
+        axis.set_xlabel("missing rate")
+
+
+def _title(run: Results) -> str:
+    dataset, protocol, level = run["dataset"], run["protocol"]["name"], 100 * run["bootstrap"]["confidence"]
+    return (
+        f"{dataset['name']}, {dataset['split']} split ({dataset['n']} samples), protocol {protocol}; "
+        f"shaded or barred: {level:g} % bootstrap intervals over samples"
+    )

@@ -1,0 +1,68 @@
+"""Curves: both files are written, complete, repeatable, and say what they show."""
+
+import re
+from pathlib import Path
+
+import pytest
+from made_results import make_results, make_table
+
+from hf_msa.errors import MsaError
+from hf_msa.evaluation.plots import plot_curves
+
+
+def texts(path: Path) -> str:
+    """The labels of a drawing; matplotlib keeps each as a comment beside its outlines."""
+    return "\n".join(re.findall(r"<!-- (.*?) -->", path.read_text()))
+
+
+def test_both_files_and_their_labels(tmp_path):
+    runs = [make_results(make_table(noise=noise), ablation=name) for noise, name in ((0.5, None), (0.8, "wo_tce"))]
+    png, svg = plot_curves(runs, tmp_path / "deep" / "curves")
+    assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 20_000
+    labels = texts(svg)
+    for expected in (
+        "tcmr",
+        "tcmr (wo\\_tce)",
+        "Acc-7 ↑ (\\%)",
+        "MAE ↓",
+        "missing rate",
+        "mosi, test split (60 samples)",
+    ):
+        assert expected in labels or expected.replace("\\", "") in labels
+    assert sorted(file.name for file in svg.parent.iterdir()) == ["curves.png", "curves.svg"]
+
+
+def test_the_same_numbers_give_the_same_files(tmp_path):
+    results = make_results(make_table())
+    first = plot_curves([results], tmp_path / "a", metrics=["mae"])
+    second = plot_curves([results], tmp_path / "b", metrics=["mae"])
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_patterns_one_rate_and_undefined_values(tmp_path):
+    patterns = make_results(make_table(rates=("text", "audio", "text+audio")), protocol={"name": "fixed"})
+    svg = plot_curves([patterns, patterns], tmp_path / "patterns", metrics=["mae"], names=["one", "two"])[1]
+    assert "available modalities" in texts(svg) and "two" in texts(svg)
+    assert plot_curves([make_results(make_table(rates=(0.0,)))], tmp_path / "one", metrics=["mae"])[0].is_file()
+    undefined = make_results(make_table())
+    for entry in undefined["per_rate"]:
+        entry["metrics"]["corr"] = {"mean": None, "std": None, "n": 3, "ci_low": None, "ci_high": None}
+    assert plot_curves([undefined], tmp_path / "undefined", metrics=["corr"])[0].is_file()
+
+
+def test_what_cannot_be_drawn_together(tmp_path):
+    with pytest.raises(MsaError, match="got 0"):
+        plot_curves([], tmp_path / "curves")
+    results = make_results(make_table())
+    with pytest.raises(MsaError, match="got 8"):
+        plot_curves([results] * 8, tmp_path / "curves")
+    for other in (make_results(make_table(rates=(0.0, 0.5))), make_results(make_table(family="sims"), family="sims")):
+        with pytest.raises(MsaError, match="one label family and the same missing rates"):
+            plot_curves([results, other], tmp_path / "curves")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MsaError, match=r"pip install 'hf-msa\[plots\]'"):
+        plot_curves([make_results(make_table())], tmp_path / "curves")
