@@ -288,15 +288,13 @@ class Validator:
         return report
 
     def _shared_videos(self) -> Iterator[str]:
-        names = list(self._report.splits)
-        for number, first in enumerate(names):
-            for second in names[number + 1 :]:
-                shared = self._report.splits[first].videos.keys() & self._report.splits[second].videos.keys()
-                if shared:
-                    yield (
-                        f"{len(shared)} videos (such as {min(shared)!r}) have clips in both {first!r} and {second!r}: "
-                        "a model may recognise the speaker instead of the sentiment."
-                    )
+        splits_with = Counter(video for split in self._report.splits.values() for video in split.videos)
+        shared = [video for video, splits in splits_with.items() if splits > 1 and video]
+        if shared:
+            yield (
+                f"{len(shared)} videos (such as {min(shared)!r}) have clips in more than one split: a model may "
+                "recognise the speaker instead of the sentiment."
+            )
 
     def _unlike_benchmark(self) -> Iterator[str]:
         if self._known is None:
