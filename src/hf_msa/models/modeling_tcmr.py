@@ -516,7 +516,7 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         read = self.config.modalities[1:]
 
         if confidence is not None:
-            used = confidence.to(hidden.dtype).unsqueeze(1)
+            used = confidence.to(hidden.dtype).reshape(-1, 1)
         elif predicted is None:
             used = self.true_confidence(input_ids, attention_mask, labels).to(hidden.dtype)
         else:

@@ -1,0 +1,92 @@
+"""Tiny random models of every method, a tokenizer of a few words, and rows: made in memory, without the network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BertTokenizer
+
+from hf_msa.models.configuration_msa import MsaConfig
+from hf_msa.models.configuration_tcmr import TcmrConfig
+from hf_msa.models.configuration_text import TextConfig
+from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
+from hf_msa.models.processing_msa import MsaProcessor
+
+WORDS = ["a", "bad", "dull", "film", "good", "great", "it", "not", "plot", "the", "was", "what"]
+VOCABULARY = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+UNK = VOCABULARY["[UNK]"]
+WIDTHS = {"audio_dim": 5, "vision_dim": 7}
+LENGTHS = {"text_max_length": 12, "audio_max_length": 12, "vision_max_length": 12}
+
+
+def tiny_backbone() -> dict[str, Any]:
+    """A BERT of two layers; without dropout, so that training mode computes what evaluation mode does."""
+    return {
+        "model_type": "bert",
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 16,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def tiny_text_config(**overrides: Any) -> TextConfig:
+    """The text-only baseline."""
+    return TextConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **overrides})
+
+
+def tiny_tcmr_config(**overrides: Any) -> TcmrConfig:
+    """TCMR with two heads of width 4 on tokens of width 16."""
+    sizes = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "attention_head_dim": 4,
+        "feedforward_dim": 16,
+        "hyper_head_dim": 4,
+        "confnet_hidden": [16, 8],
+        "gate_hidden": 8,
+        "polarity_hidden": 8,
+    }
+    return TcmrConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **sizes, **overrides})
+
+
+TINY_CONFIGS: dict[str, Callable[..., MsaConfig]] = {"text": tiny_text_config, "tcmr": tiny_tcmr_config}
+
+
+def tiny_processor(config: MsaConfig) -> MsaProcessor:
+    """The processor that goes with a tiny model."""
+    extractor = MsaFeatureExtractor(
+        config.audio_dim, config.vision_dim, config.audio_max_length, config.vision_max_length
+    )
+    return MsaProcessor(extractor, BertTokenizer(vocab=VOCABULARY), text_max_length=config.text_max_length)
+
+
+def tiny_rows(config: MsaConfig, count: int = 4, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of different lengths with text, the feature modalities of `config`, and a label."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for index in range(count):
+        row: dict[str, Any] = {
+            "text": " ".join(generator.choice(WORDS, size=3 + index % 5)),
+            "label": float(generator.uniform(-3, 3)),
+        }
+        for modality in config.modalities[1:]:
+            shape = (4 + (3 * index) % 7, getattr(config, f"{modality}_dim"))
+            row[modality] = generator.normal(size=shape).astype(np.float32)
+        rows.append(row)
+    return rows
+
+
+def tiny_batch(config: MsaConfig, count: int = 4, seed: int = 0, **kwargs: Any) -> dict[str, torch.Tensor]:
+    """Model inputs of `tiny_rows`, without labels."""
+    return dict(tiny_processor(config).from_rows(tiny_rows(config, count, seed), **kwargs))
+
+
+def tiny_labels(config: MsaConfig, count: int = 4, seed: int = 0) -> torch.Tensor:
+    """The labels of `tiny_rows`."""
+    return torch.tensor([row["label"] for row in tiny_rows(config, count, seed)])
