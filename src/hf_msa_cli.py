@@ -53,7 +53,8 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", help="folders with a results.json; the first is what the others are compared with")
     parser.add_argument("--paper", help="a paper whose tables to put beside, e.g. tcmr")
-    parser.add_argument("--metric", default="mae", help="metric of the paired test (default: mae)")
+    parser.add_argument("--metrics", nargs="+", help="metrics to show (default: all)")
+    parser.add_argument("--allow-oracle", action="store_true", help="show upper bounds beside usable models, marked as such")
     parser.add_argument("--output", help="folder for comparison curves (PNG and SVG)")
 
 

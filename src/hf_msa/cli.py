@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import MsaError, unknown_name
@@ -148,9 +149,18 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _compare(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from .evaluation.compare import compare_runs
+    from rich.console import Console
 
-    compare_runs(arguments.runs, paper=arguments.paper, metric=arguments.metric, output=arguments.output)
+    from .evaluation.compare import compare_runs
+    from .evaluation.plots import plot_curves
+
+    comparison = compare_runs(
+        arguments.runs, paper=arguments.paper, metrics=arguments.metrics, allow_oracle=arguments.allow_oracle
+    )
+    Console().print(comparison.to_rich())
+    if arguments.output is not None:
+        for path in plot_curves(comparison.runs, Path(arguments.output) / "curves", names=comparison.names):
+            print(f"Wrote {path}")
 
 
 def _analyze(arguments: argparse.Namespace, rest: list[str]) -> None:

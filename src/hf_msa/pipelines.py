@@ -1,0 +1,111 @@
+"""From one utterance to a score: what an application calls."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import MsaError
+from .evaluation.sweep import load_checkpoint
+from .models.msa_schema import FEATURE_MODALITIES
+
+
+def read_features(path: str | Path) -> np.ndarray:
+    """Read one feature sequence `(frames, width)` from a .npy file or a .csv file with or without a header.
+
+    Raises:
+        MsaError: If the file is not there, is of another kind, or does not hold a table of numbers.
+    """
+    file = Path(path)
+    try:
+        if file.suffix == ".npy":
+            values = np.load(file, allow_pickle=False)
+        elif file.suffix == ".csv":
+            values = np.genfromtxt(file, delimiter=",", dtype=np.float32)
+            # A header reads as a row without numbers.
+            values = values[1:] if values.ndim == 2 and np.isnan(values[0]).all() else values
+        else:
+            raise MsaError(f"{str(path)!r} is no feature file: give a .npy or a .csv file with one row per frame.")
+    except (OSError, ValueError) as error:
+        if isinstance(error, MsaError):
+            raise
+        raise MsaError(f"{str(path)!r} cannot be read as a feature sequence: {error}.") from error
+    if values.ndim != 2:
+        raise MsaError(f"{str(path)!r} holds an array of shape {values.shape}; a feature sequence is (frames, width).")
+    return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class SentimentPredictor:
+    """A trained model and its processor behind one call.
+
+    Args:
+        model: A run folder (one seed), a saved model or a Hub name.
+
+    Example:
+        ```python
+        predict = SentimentPredictor("org/tcmr-mosi")
+        predict(["a wonderful film"], audio=[features])  # [{"score": 1.9, "polarity": "positive", ...}]
+        ```
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model, self.processor = load_checkpoint(model)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        text: Sequence[str],
+        audio: Sequence[np.ndarray | None] | None = None,
+        vision: Sequence[np.ndarray | None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Score utterances.
+
+        Args:
+            text: The transcripts.
+            audio, vision: Per utterance an array `(frames, width)`, or `None` where it is missing.
+
+        Returns:
+            Per utterance `score` (label units), `polarity`, and what the method says beside it (e.g. `confidence`).
+
+        Raises:
+            MsaError: If the features do not fit the checkpoint.
+        """
+        try:
+            inputs = self.processor(list(text), audio=audio, vision=vision).to(self.model.device)
+            outputs = self.model(**inputs)
+        except ValueError as error:
+            raise MsaError(str(error)) from error
+        low, high = self.model.config.label_range
+        numbers = {
+            name: value.float().reshape(-1).tolist()
+            for name, value in outputs.items()
+            if isinstance(value, torch.Tensor) and value.shape == (len(text), 1)
+        }
+        scores = numbers.pop("logits")
+        return [
+            {
+                "score": score,
+                "range": [low, high],
+                "polarity": "positive" if score > 0 else "negative" if score < 0 else "neutral",
+                **{name: values[index] for name, values in numbers.items()},
+            }
+            for index, score in enumerate(scores)
+        ]
+
+
+def predict_one(model: str, text: str, audio: str | None = None, vision: str | None = None) -> dict[str, Any]:
+    """Score one utterance whose features lie in files.
+
+    Args:
+        model: A run folder (one seed), a saved model or a Hub name.
+        text: The transcript.
+        audio, vision: Feature files; see `read_features`. A modality left out counts as missing.
+
+    Raises:
+        MsaError: If the model or a file cannot be read, or does not fit.
+    """
+    files = dict(zip(FEATURE_MODALITIES, (audio, vision), strict=True))
+    features = {name: [read_features(path)] for name, path in files.items() if path is not None}
+    return SentimentPredictor(model)([text], **features)[0]

@@ -1,0 +1,66 @@
+"""Recipes: every one loads, every value has a source, every wrong name gets the nearest right one."""
+
+import importlib.resources
+from pathlib import Path
+
+import pytest
+
+from hf_msa.errors import MsaError
+from hf_msa.models.auto import METHODS
+from hf_msa.training.recipes import load_recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_loads_and_fits_its_configuration(name: str) -> None:
+    recipe = load_recipe(name)
+    METHODS[recipe.method].config_class(audio_dim=5, **recipe.model)
+    assert recipe.missing.validation["rate"] == 0.5
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_value_has_a_source(name: str) -> None:
+    text = (importlib.resources.files("hf_msa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if ":" in line and not line.startswith("#")]
+    values = [line for line in lines if line.partition("#")[0].strip()[-1] != ":" and not line.startswith("method:")]
+    assert not [line for line in values if "#" not in line]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_ablation_can_be_chosen(method: str) -> None:
+    config_class = METHODS[method].config_class
+    for ablation, fields in config_class.ABLATIONS.items():
+        recipe = load_recipe(f"{method}/sample", ablation=ablation)
+        assert recipe.ablation == ablation and fields.items() <= recipe.model.items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        (("tcmrr/mosi",), {}, ("method", "'tcmr'")),
+        (("tcmr/mosii",), {}, ("recipe", "'tcmr/mosi'")),
+        (("missing.yaml",), {}, ("no recipe file", "tcmr/mosi")),
+        (("tcmr/mosi",), {"ablation": "wo_tec"}, ("ablation", "'wo_tce'")),
+        (("tcmr/mosi",), {"assignments": ["model.num_token=4"]}, ("configuration field", "'num_tokens'")),
+        (("tcmr/mosi",), {"assignments": ["stages.main.learning_rat=1"]}, ("training argument", "'learning_rate'")),
+        (("tcmr/mosi",), {"assignments": ["mising.selection_repeats=1"]}, ("recipe key", "'missing'")),
+        (("tcmr/mosi",), {"assignments": ["feature_norm=standart"]}, ("feature_norm", "'standard'")),
+        (("tcmr/mosi",), {"assignments": ["model.num_tokens"]}, ("KEY=VALUE",)),
+    ],
+)
+def test_wrong_names_get_the_nearest_right_one(
+    arguments: tuple[str], options: dict[str, object], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(MsaError) as error:
+        load_recipe(*arguments, **options)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_assignments_override(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        "tcmr/mosi", assignments=["model.num_tokens=4", "stages.main.num_train_epochs=3", "text_model=here"]
+    )
+    assert recipe.model["num_tokens"] == 4
+    assert recipe.stage_arguments("main")["num_train_epochs"] == 3
+    assert recipe.stage_arguments("main")["weight_decay"] == 1e-4, "what all stages share is kept"
+    assert recipe.text_model == "here"
