@@ -32,6 +32,7 @@ TASK = "text-classification"
 UNKNOWN_DATASET = {
     "language": "en",
     "license": "not on record, ask the owners of the data",
+    "source": "",
     "homepage": "",
     "citation": "",
     "n": {},
@@ -349,7 +350,8 @@ def _selection_text(seed: int, selection: Mapping[str, Any]) -> str:
         text += f" at missing rate {rate:g}"
     if selection.get("repeats"):
         text += f", mask draws averaged: {selection['repeats']}"
-    found = [f"{key} {selection[key]}" for key in ("stage", "epoch", "step") if selection.get(key) is not None]
+    found = [f"stage {selection['stage']}"] if selection.get("stage") is not None else []
+    found += [f"{key} {selection[key]:g}" for key in ("epoch", "step") if selection.get(key) is not None]
     if selection.get("value") is not None:
         found.append(f"value {selection['value']:.4f}")
     return text + (f" ({', '.join(found)})." if found else ".")
