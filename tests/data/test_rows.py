@@ -165,14 +165,8 @@ def test_a_draw_is_the_number_of_the_pass():
     view = MsaRows(dataset_of(raw(3)), "train")
     drawn = DrawnRows(view, 2)
     assert len(drawn) == 6
-    assert [(drawn[i]["index"], drawn[i]["draw"]) for i in range(6)] == [
-        (0, 0),
-        (1, 0),
-        (2, 0),
-        (0, 1),
-        (1, 1),
-        (2, 1),
-    ]
+    assert [drawn[position]["index"] for position in range(6)] == [0, 1, 2, 0, 1, 2]
+    assert [drawn[position]["draw"] for position in range(6)] == [0, 0, 0, 1, 1, 1]
     with pytest.raises(MsaError, match="at least 1"):
         DrawnRows(view, 0)
 

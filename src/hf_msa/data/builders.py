@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 _BATCH_BYTES = 1 << 24
-_TYPICAL_FRAMES = 300
+_TYPICAL_FRAMES = 500
 
 
 @dataclass

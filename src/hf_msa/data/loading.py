@@ -159,7 +159,7 @@ def dataset_facts(name_or_path: str | Path, label_family: str | None = None) -> 
 
 
 def _download_facts(name: str) -> Path | None:
-    import httpx
+    from huggingface_hub import errors as hub_errors
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
@@ -171,5 +171,5 @@ def _download_facts(name: str) -> Path | None:
         return None
     except HfHubHTTPError as error:
         raise MsaError(_not_found(name)) from error
-    except (httpx.HTTPError, OSError) as error:
+    except (hub_errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # From its HTTP library.
         raise MsaError(f"The Hub could not be reached to read the facts of {name!r} ({error}).") from error

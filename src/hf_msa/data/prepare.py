@@ -228,8 +228,8 @@ def push_dataset(folder: str | Path, repo_id: str, *, private: bool = False) -> 
         MsaError: If the folder is not a prepared one, the name is not allowed, there is no valid token, or the Hub
             cannot be reached.
     """
-    import httpx
     from huggingface_hub import HfApi
+    from huggingface_hub import errors as hub_errors
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     if not (Path(folder) / FACTS_FILE).is_file():
@@ -250,7 +250,7 @@ def push_dataset(folder: str | Path, repo_id: str, *, private: bool = False) -> 
             reason = "the token is missing or wrong" if status == 401 else "the token may not write there"
             raise MsaError(_login_sentence(repo_id, reason)) from error
         raise MsaError(f"The Hub refused {repo_id!r} (status {status}): {error.server_message or error}.") from error
-    except (httpx.HTTPError, OSError) as error:
+    except (hub_errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # From its HTTP library.
         raise MsaError(
             f"The Hub could not be reached to upload {repo_id!r} ({error}); {folder} is complete, try again later."
         ) from error
