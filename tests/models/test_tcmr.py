@@ -237,6 +237,35 @@ class TestProxy:
         assert not torch.allclose(model(**batch).logits, before)
 
 
+class TestFusion:
+    """Section 3.5: refine the reconstructed text, gather from audio and vision, cross, predict."""
+
+    def test_equals_the_written_out_computation(self) -> None:
+        model = build()
+        batch = tiny_batch(model.config)
+        out = model(**batch)
+        features = {
+            name: model.encode(name, batch[f"{name}_values"], batch[f"{name}_attention_mask"])
+            for name in ("audio", "vision")
+        }
+        refined = [out.reconstructed_features + model.refinement.positions]
+        for layer in model.refinement.layers:
+            refined.append(layer(refined[-1]))
+        fused = torch.ones(8, 16)
+        for layer, state in zip(model.fusion.layers, refined[1:], strict=True):
+            fused = fused + layer(state, features)
+        crossed = model.cross(source=fused, target=refined[-1])
+        expected = model.regressor(crossed[:, 1:9].mean(dim=1))
+        assert torch.allclose(out.logits, expected, atol=1e-6)
+
+    def test_the_learned_token_of_the_cross_is_not_averaged(self) -> None:
+        model = build()
+        model.cross.forward = lambda source, target: torch.cat([torch.full((4, 1, 16), 1e6), target * 0 + 2], dim=1)
+        nn.init.ones_(model.regressor.weight)
+        nn.init.zeros_(model.regressor.bias)
+        assert torch.allclose(model(**tiny_batch(model.config)).logits, torch.full((4, 1), 32.0))
+
+
 class TestLosses:
     def test_classes_are_the_sign(self) -> None:
         labels = torch.tensor([-0.2, 0.0, 0.6, 3.0, -3.0])
