@@ -237,7 +237,7 @@ def test_the_script_is_the_same_path_and_exits_with_2_on_bad_input(tmp_path, pic
     assert not (tmp_path / "out").exists()
 
 
-# The high-water mark of /proc belongs to the process image; that of getrusage is inherited from the process that forked.
+# The high-water mark of /proc belongs to this process; that of getrusage starts with what its parent had.
 MEASURE = """
 import json, pathlib, re, sys
 from hf_msa.data import prepare_dataset

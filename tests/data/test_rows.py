@@ -1,5 +1,6 @@
 import pickle
 import time
+import warnings
 
 import datasets
 import numpy as np
@@ -7,10 +8,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pickle_factory import mmsa_split, write
+from tiny_tokenizer import tiny_tokenizer
 
+from hf_msa.data import load_msa, prepare_dataset
+from hf_msa.data.collator import MsaCollator
 from hf_msa.data.rows import DrawnRows, ListColumn, MsaRows
 from hf_msa.data.schema import msa_features
 from hf_msa.errors import MsaError
+from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
+from hf_msa.models.processing_msa import MsaProcessor
 
 RNG = np.random.default_rng(0)
 
@@ -195,3 +202,26 @@ def test_a_pass_over_mosi_unaligned_shapes_is_fast(tmp_path):
     )
     assert count == 1284
     assert time.perf_counter() - start < 2.0
+
+
+def test_rows_of_a_prepared_file_become_batches(tmp_path):
+    """The whole way: pickle, Parquet, views, collator; one sample lacks its audio."""
+    content = {"train": mmsa_split("train", 6)}
+    content["train"]["audio_lengths"][2] = 0
+    prepare_dataset("mosi", write(tmp_path / "x.pkl", content), tmp_path / "mosi")
+    tokenizer = tiny_tokenizer()
+    rows = MsaRows(load_msa(tmp_path / "mosi", "train", cache_dir=tmp_path / "c"), "train", tokenizer, max_length=6)
+    processor = MsaProcessor(MsaFeatureExtractor(audio_dim=5, vision_dim=4), tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader = torch.utils.data.DataLoader(DrawnRows(rows, 2), batch_size=6, collate_fn=MsaCollator(processor))
+        first, second = loader
+    assert first["audio_values"].shape == (6, max(rows.lengths["audio"]), 5)
+    assert first["audio_attention_mask"].sum(1).tolist() == [
+        0 if index == 2 else length for index, length in enumerate(content["train"]["audio_lengths"])
+    ]
+    assert first["vision_attention_mask"].sum(1).tolist() == content["train"]["vision_lengths"]
+    np.testing.assert_allclose(first["labels"], content["train"]["regression_labels"])
+    assert first["draw"].tolist() == [0] * 6
+    assert second["draw"].tolist() == [1] * 6
+    assert second["sample_index"].tolist() == list(range(6))
