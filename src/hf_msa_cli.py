@@ -63,7 +63,14 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", help="runs of one method")
     parser.add_argument("--data", help="folder or Hub name of a prepared data set")
     parser.add_argument("--output", help="folder for tables and figures (default: analysis/<tool> in the first run)")
-    parser.add_argument("--split", default="validation", help="split to analyse (default: validation)")
+    parser.add_argument("--split", help="split to analyse, or all where a tool takes that (default: the tool's own)")
+    parser.add_argument("--rates", type=float, nargs="+", help="missing rates; for quadrants a low and a high one")
+    parser.add_argument("--metrics", nargs="+", help="metrics to draw")
+    parser.add_argument("--thresholds", type=float, nargs="+", help="true-class probabilities that clues start from")
+    parser.add_argument("--pieces", action="store_true", default=None, help="mask word pieces instead of whole words")
+    parser.add_argument("--cues", help="file of cue words: one per line, or a CSV with a column 'word'")
+    parser.add_argument("--examples", action="store_true", default=None, help="put utterances into the summary, too")
+    parser.add_argument("--steps", type=int, help="batches of the gradient probe")
 
 
 def _predict(parser: argparse.ArgumentParser) -> None:

@@ -164,11 +164,15 @@ def _compare(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _analyze(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from .evaluation.analysis import run_tool
+    from .evaluation.analysis import TOOLS, run_tool
 
-    for path in run_tool(
-        arguments.tool, arguments.runs, data=arguments.data, output=arguments.output, split=arguments.split
-    ):
+    if arguments.tool == "list":
+        for name, tool in TOOLS.items():
+            print(f"{name}: {tool.title} (runs of {tool.method or 'any method'})")
+            print(f"  options: {', '.join(f'--{option}' for option in tool.options)}")
+        return
+    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "version", "tool", "runs")}
+    for path in run_tool(arguments.tool, arguments.runs, **options):
         print(f"Wrote {path}")
 
 

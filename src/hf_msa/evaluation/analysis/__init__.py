@@ -1,0 +1,106 @@
+"""Looking into trained models: the analyses of the papers, each a tool that writes tables, a summary and figures.
+
+`hf-msa analyze TOOL RUN...` and `run_tool` are the same. A tool's module says what it measures and how.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_msa.errors import MsaError, unknown_name
+
+from .clues import analyze_clues
+from .confidence import analyze_confidence
+from .curves import analyze_curves
+from .gradients import analyze_gradients
+from .quadrants import analyze_quadrants
+from .selection import analyze_selection
+from .upper_bound import analyze_upper_bound
+
+__all__ = ["TOOLS", "Tool", "run_tool"]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """An analysis.
+
+    Attributes:
+        function: Takes the runs, then by name ``output`` and any of its options; returns the paths that it wrote.
+        title: What it shows, in one line.
+        method: Whose runs it needs; None for runs of any method.
+    """
+
+    function: Callable[..., list[Path]]
+    title: str
+    method: str | None = None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of its options; ``data`` is needed by every tool that has it."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "output")
+
+
+TOOLS: dict[str, Tool] = {
+    "clues": Tool(analyze_clues, "words whose masking alone flips the polarity classifier to the opposite", "tcmr"),
+    "curves": Tool(analyze_curves, "metrics over missing rates, several runs in one figure"),
+    "upper-bound": Tool(
+        analyze_upper_bound, "the method beside its upper bound, which is told the confidence", "tcmr"
+    ),
+    "confidence": Tool(
+        analyze_confidence, "predicted confidence against missing rate and true-class probability", "tcmr"
+    ),
+    "quadrants": Tool(analyze_quadrants, "low or high missing rate, key cue words kept or dropped", "tcmr"),
+    "gradients": Tool(analyze_gradients, "do the confidence and the task pull the text encoder apart?", "tcmr"),
+    "selection": Tool(
+        analyze_selection, "what choosing the checkpoint on test instead of validation would have given"
+    ),
+}
+"""Every tool by the name that the command line uses."""
+
+
+def run_tool(
+    tool: str,
+    runs: Sequence[str],
+    *,
+    data: str | None = None,
+    output: str | None = None,
+    split: str | None = None,
+    **options: Any,
+) -> list[Path]:
+    """Run one analysis.
+
+    Args:
+        tool: A key of `TOOLS`.
+        runs: Folders that `hf-msa train` wrote (one seed, or all of them), or, for tools that read results, folders
+            with a ``results.json``.
+        data: Folder or Hub name of the prepared data set, for tools that run the model.
+        output: Where to write; default: ``analysis/<tool>`` in the first run.
+        split: The split to look at; default: the tool's own.
+        **options: Options of the tool, see its function; None stands for the default.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        MsaError: For an unknown tool, an option that it does not have, no run, no data where it needs some, or runs
+            that it cannot use.
+    """
+    if tool not in TOOLS:
+        raise unknown_name("analysis tool", tool, TOOLS)
+    known = TOOLS[tool].options
+    given = {k: v for k, v in {"data": data, "split": split, **options}.items() if v is not None}
+    for name in given:
+        if name not in known:
+            has = ", ".join(f"--{option}" for option in known) or "no options"
+            raise MsaError(f"The tool {tool!r} has no --{name}; it has {has}.")
+    if not runs:
+        raise MsaError(f"The tool {tool!r} needs a run; give a folder that `hf-msa train` or `hf-msa evaluate` wrote.")
+    if "data" in known and data is None:
+        raise MsaError(f"The tool {tool!r} runs the model; give the data set with --data.")
+    first = Path(runs[0])
+    folder = first if first.is_dir() or first.suffix != ".json" else first.parent
+    target = folder / "analysis" / tool if output is None else Path(output)
+    return TOOLS[tool].function(list(runs), output=target, **given)
