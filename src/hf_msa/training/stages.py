@@ -357,6 +357,8 @@ def run_recipe(
         rows: Tokenised rows of an earlier run, to save loading them again.
     """
     folder = Path(output) / f"seed-{seed}"
+    # The first thing that asks which processes there are sets it for good: it has to know of flags such as --use_cpu.
+    MsaTrainingArguments(output_dir=str(folder), **split_flags(flags or {})["all"])
     context = prepare_run(recipe, data, folder, seed, flags or {}, rows)
     if (folder / "run.json").is_file():
         return context
@@ -377,8 +379,7 @@ def run_recipe(
                 "seed": seed,
                 "text_model": text_model_name(context.text_model),
                 "dataset": {
-                    "name": context.facts.name,
-                    "label_family": context.facts.label_family,
+                    **context.facts.to_dict(),
                     "n": {split: len(part) for split, part in context.rows.items()},
                     "fingerprint": _fingerprint(context.rows),
                 },

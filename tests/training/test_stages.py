@@ -1,0 +1,209 @@
+"""Runs on the tiny corpus: stages, what they leave untouched, what a second command does, what is refused."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+from hf_msa.errors import MsaError
+from hf_msa.models.auto import METHODS
+from hf_msa.training.recipes import load_recipe
+from hf_msa.training.stages import RunContext, feature_statistics, prepare_run, run_recipe, split_flags
+from hf_msa.training.stages_tcmr import AlternatingTcmrTrainer, complete_text_features
+from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
+
+SHORT = [
+    f"stages.{stage}.num_train_epochs=1" for stage in ("main", "polarity", "regressor", "confidence")
+] + ["missing.selection_repeats=1"]
+QUIET = {"disable_tqdm": True, "use_cpu": True}
+
+
+def short_run(
+    corpus: Path, output: Path, name: str = "tcmr/sample", ablation: str | None = None, seed: int = 1, method_set: tuple = ()
+) -> RunContext:
+    config = METHODS[name.partition("/")[0]].config_class
+    stages = {"main", *(("polarity", "regressor", "confidence") if hasattr(config, "optimization") else ())}
+    assignments = [item for item in SHORT if item.split(".")[0] != "stages" or item.split(".")[1] in stages]
+    recipe = load_recipe(name, ablation=ablation, assignments=[*assignments, *method_set])
+    return run_recipe(recipe, str(corpus), output, seed, QUIET)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+    return short_run(tiny_corpus, tmp_path_factory.mktemp("run"))
+
+
+def test_run_gives_a_checkpoint_that_auto_classes_load(trained: RunContext) -> None:
+    model = AutoModel.from_pretrained(trained.folder)
+    processor = AutoProcessor.from_pretrained(trained.folder)
+    row = trained.rows["validation"][0]
+    scores = model(**processor.from_rows([row])).logits
+    assert scores.shape == (1, 1) and torch.isfinite(scores).all()
+
+
+def test_run_json_says_how_the_checkpoint_was_chosen(trained: RunContext) -> None:
+    run = json.loads((trained.folder / "run.json").read_text(encoding="utf-8"))
+    assert [stage["name"] for stage in run["stages"]] == ["polarity", "regressor", "main"]
+    assert run["selection"]["split"] == "validation" and run["selection"]["protocol"]["rate"] == 0.5
+    assert run["selection"]["epoch"] == 1 and np.isfinite(run["selection"]["value"])
+    assert run["dataset"]["n"] == {"train": 96, "validation": 32}, "the test split is never loaded for training"
+    assert not [value for value in json.dumps(run).split('"') if value.startswith("/")], "no path of this machine"
+
+
+def test_a_finished_run_is_not_repeated(trained: RunContext, tiny_corpus: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*") if path.is_file()}
+    short_run(tiny_corpus, trained.folder.parent)
+    assert before == {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_not_shared_by_two_settings(trained: RunContext, tiny_corpus: Path) -> None:
+    with pytest.raises(MsaError, match="other settings .*recipe.*choose another --output"):
+        short_run(tiny_corpus, trained.folder.parent, method_set=("model.w_task=2.0",))
+
+
+def test_finished_stages_are_loaded_not_trained(trained: RunContext, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (trained.folder / "run.json").unlink()
+    weights = load_file(trained.folder / "model.safetensors")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a finished stage was trained again")
+
+    monkeypatch.setattr("hf_msa.training.trainer.MsaTrainer.train", refuse)
+    short_run(tiny_corpus, trained.folder.parent)
+    again = load_file(trained.folder / "model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("ablation", ["confnet_first", "confnet_later", "end2end", "wo_tce", "ub", "wo_ipfg"])
+def test_every_training_scheme_runs(tiny_corpus: Path, tmp_path: Path, ablation: str) -> None:
+    context = short_run(tiny_corpus, tmp_path, ablation=ablation)
+    run = json.loads((context.folder / "run.json").read_text(encoding="utf-8"))
+    stages = [stage["name"] for stage in run["stages"]]
+    expected = {"confnet_first": ["confidence", "main"], "confnet_later": ["main", "confidence"]}.get(ablation, ["main"])
+    assert stages == ["polarity", "regressor", *expected] and run["selection"]["stage"] == "main"
+
+
+def test_confnet_first_and_later_freeze_what_they_say(tiny_corpus: Path, tmp_path: Path) -> None:
+    for ablation, earlier, later, changed in (
+        ("confnet_first", "confidence", "main", lambda name: not name.startswith(("text_encoder", "confnet"))),
+        ("confnet_later", "main", "confidence", lambda name: name.startswith("confnet")),
+    ):
+        folder = short_run(tiny_corpus, tmp_path / ablation, ablation=ablation).folder / "stages"
+        before = load_file(folder / earlier / "model" / "model.safetensors")
+        after = load_file(folder / later / "model" / "model.safetensors")
+        for name, value in before.items():
+            if not changed(name):
+                assert torch.equal(value, after[name]), (ablation, name)
+        assert any(not torch.equal(value, after[name]) for name, value in before.items() if changed(name))
+
+
+def alternating_trainer(context: RunContext, tmp_path: Path) -> AlternatingTcmrTrainer:
+    classifier = TcmrPolarityClassifier.from_pretrained(context.stage_folder("polarity") / "model")
+    regressor = TcmrTextRegressor.from_pretrained(context.stage_folder("regressor") / "model")
+    arguments = context.arguments("main", True)
+    arguments.output_dir = str(tmp_path)
+    trainer = AlternatingTcmrTrainer(
+        context.new_model(TcmrForSentimentAnalysis),
+        arguments,
+        context.rows["train"],
+        context.rows["validation"],
+        context.collator("train", return_complete=True),
+        context.collator("validation"),
+        classifier=classifier,
+        text_targets=complete_text_features(context, regressor, tmp_path / "features.safetensors"),
+        objective="other",
+    )
+    return trainer
+
+
+def test_phases_change_only_their_own_parameters(trained: RunContext, tmp_path: Path) -> None:
+    """Algorithm 1: phase A leaves all but text encoder and ConfNet as it is, phase B leaves ConfNet; both step BERT."""
+    trainer = alternating_trainer(trained, tmp_path)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    model = trainer.model
+    phases = {}
+    for batch in trainer.get_train_dataloader():
+        phases.setdefault(int(batch["draw"][0]) % 2, batch)
+    for phase, untouched in ((0, lambda name: not name.startswith(("text_encoder", "confnet"))), (1, lambda name: name.startswith("confnet"))):
+        before = copy.deepcopy(model.state_dict())
+        trainer.training_step(model, phases[phase])
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = 1e-3
+        trainer.optimizer.step()
+        model.zero_grad()
+        after = model.state_dict()
+        changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+        assert not {name for name in changed if untouched(name)}
+        assert any(name.startswith("text_encoder") for name in changed)
+
+
+def test_training_masks_differ_by_pass_and_validation_masks_stay(trained: RunContext, tmp_path: Path) -> None:
+    trainer = alternating_trainer(trained, tmp_path)
+    first, second = ([batch["input_ids"] for batch in trainer.get_eval_dataloader()] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    loader = trainer.get_train_dataloader()
+    draws = {int(batch["draw"][0]) for batch in loader}
+    assert draws == {0, 1}
+
+
+def test_targets_of_the_confidence(trained: RunContext, tmp_path: Path) -> None:
+    trainer = alternating_trainer(trained, tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    targets = trainer.confidence_targets(batch)
+    logits = trainer.classifier(batch["input_ids"], batch["attention_mask"]).logits.softmax(-1)
+    classes = torch.sign(batch["labels"]).long() + 1
+    assert torch.allclose(targets, logits[torch.arange(len(classes)), classes])
+    trainer.model.config.confidence_target = "completeness"
+    assert torch.allclose(trainer.confidence_targets(batch), 1 - batch["missing_rates"][:, 0])
+
+
+def test_cached_features_are_those_of_the_complete_text_in_row_order(trained: RunContext, tmp_path: Path) -> None:
+    trainer = alternating_trainer(trained, tmp_path)
+    regressor = TcmrTextRegressor.from_pretrained(trained.stage_folder("regressor") / "model")
+    row = trained.rows["train"][17]
+    with torch.no_grad():
+        alone = regressor(torch.tensor(row["input_ids"])[None], torch.ones(1, len(row["input_ids"]), dtype=torch.long))
+    assert torch.allclose(trainer.text_targets[17].float(), alone.features[0], atol=2e-3)
+
+
+def test_feature_statistics_match_numpy(trained: RunContext) -> None:
+    rows = trained.rows["train"]
+    frames = np.concatenate([rows[index]["audio"] for index in range(len(rows))]).astype(np.float64)
+    mean, std = feature_statistics(rows, "audio")
+    assert np.allclose(mean, frames.mean(0)) and np.allclose(std, frames.std(0), atol=1e-6)
+
+
+def test_flags_on_the_optimiser_concern_the_final_stage() -> None:
+    assert split_flags({"learning_rate": 1.0, "use_cpu": True}) == {"final": {"learning_rate": 1.0}, "all": {"use_cpu": True}}
+
+
+def test_missing_text_encoder_is_one_sentence(tiny_corpus: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("text/sample", text_model=str(tmp_path / "nothing"))
+    with pytest.raises(MsaError, match="--text-model"):
+        prepare_run(recipe, str(tiny_corpus), tmp_path / "run", 1, {})
+
+
+def test_gradient_accumulation_gives_the_larger_batch_s_loss(tiny_corpus: Path, tmp_path: Path) -> None:
+    histories = []
+    for size, steps in ((8, 1), (4, 2)):
+        flags = {**QUIET, "per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "logging_strategy": "steps", "logging_steps": 1}
+        recipe = load_recipe("text/sample", assignments=["stages.main.num_train_epochs=1", "missing.selection_repeats=1"])
+        without_dropout(tiny_corpus)
+        context = run_recipe(recipe, str(tiny_corpus), tmp_path / str(size), 1, flags)
+        histories.append([entry["loss"] for entry in context.log[-1]["history"] if "loss" in entry])
+    assert len(histories[0]) == 12
+    assert np.allclose(histories[0], histories[1], rtol=1e-4)
+
+
+def without_dropout(corpus: Path) -> None:
+    """Dropout draws differ between one large and two small batches; the comparison is about the arithmetic."""
+    file = corpus / "text_model" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    file.write_text(json.dumps(config), encoding="utf-8")
