@@ -175,6 +175,7 @@ def broken(tmp_path, data):
     with pytest.raises(MsaError) as caught:
         read_pickle(path)
     assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -198,6 +199,7 @@ EIGHT_BYTES = b"C\x08AAAAAAAA"
         ("negative shape", array_of(MINUS_ONE, b"f4", b"C\x00")),
         ("endless empty strings", array_of(HUGE, b"U0", b"C\x00")),
         ("structured dtype", array_of(ONE, b"f4,f4", EIGHT_BYTES)),
+        ("characters beyond Unicode", array_of(ONE, b"U2", b"C\x08" + b"\xff" * 8)),
         ("dates", array_of(ONE, b"M8", EIGHT_BYTES)),
         ("codec that inflates", b"\x80\x03c_codecs\nencode\n(X\x01\x00\x00\x00xX\x04\x00\x00\x00zliptR."),
         ("bytearray of a size", b"\x80\x03cbuiltins\nbytearray\n(J\xff\xff\xff\x7ftR."),

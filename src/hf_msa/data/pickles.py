@@ -9,6 +9,7 @@ it is given (an object dtype whose flags claim plain bytes would turn bytes into
 import io
 import math
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -117,6 +118,8 @@ def _build_array(shape: Any, dtype: Any, fortran: bool, data: Any, resolve: Call
     if len(data) != size * built.itemsize or (size and not built.itemsize):
         raise pickle.UnpicklingError("an array whose bytes do not fit its shape")
     flat = np.frombuffer(data, dtype=built) if size else np.zeros(0, dtype=built)
+    if built.kind == "U" and size and flat.view(np.dtype("u4").newbyteorder(built.byteorder)).max() > sys.maxunicode:
+        raise pickle.UnpicklingError("an array of strings whose characters do not exist")
     return flat.reshape(shape, order=order)  # type: ignore[call-overload,no-any-return]
 
 
@@ -229,10 +232,11 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
+            asked = f"{module}.{name}"
+            asked = asked if asked.isprintable() else ascii(asked)
             raise MsaError(
-                f"{self._path} asks for {module}.{name}, which a file of features has no use for, so it was refused "
-                "and nothing was run: numpy arrays and plain containers are allowed; get the file from a source you "
-                "trust."
+                f"{self._path} asks for {asked}, which a file of features has no use for, so it was refused and "
+                "nothing was run: numpy arrays and plain containers are allowed; get the file from a source you trust."
             ) from None
 
 
@@ -302,6 +306,10 @@ class _Resolver:
         raise pickle.UnpicklingError("a function or a dtype in place of data")
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def read_pickle(path: str | Path) -> Any:
     """Read a pickle that holds numpy arrays and scalars, numbers, strings, bytes and plain containers.
 
@@ -328,7 +336,7 @@ def read_pickle(path: str | Path) -> Any:
     except MsaError:
         raise
     except (EOFError, pickle.UnpicklingError) as error:
-        reason = str(error)
+        reason = _one_line(error)
         if isinstance(error, EOFError) or "truncated" in reason or "exhausted" in reason:
             raise MsaError(
                 f"{path} ends in the middle ({path.stat().st_size} bytes are there); download or copy it again."
@@ -339,9 +347,8 @@ def read_pickle(path: str | Path) -> Any:
     except OSError as error:
         raise MsaError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # A damaged pickle can fail in any way; all that matters is that it is damaged.
-        raise MsaError(
-            f"{path} is not a readable feature pickle ({type(error).__name__}: {error}); download or copy it again."
-        ) from error
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise MsaError(f"{path} is not a readable feature pickle ({reason}); download or copy it again.") from error
 
 
 # --- The MMSA schema ---
