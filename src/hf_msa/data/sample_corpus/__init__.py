@@ -5,6 +5,8 @@ scores them), `story` (latent sentiment, speakers, voice and face), `writing` (t
 tokenizer and tiny BERT), `ceiling` (the best possible prediction under a mask), `checks` (that it is what it claims).
 """
 
+from hf_msa.data.sample_corpus.ceiling import ceiling_predictions, kept_masks
+from hf_msa.data.sample_corpus.checks import check_corpus
 from hf_msa.data.sample_corpus.grammar import ROLES, score_tokens
 from hf_msa.data.sample_corpus.story import (
     PRESETS,
@@ -22,8 +24,11 @@ __all__ = [
     "PlantedSplit",
     "SampleCorpusConfig",
     "SampleRow",
+    "ceiling_predictions",
+    "check_corpus",
     "generate_row",
     "generate_rows",
+    "kept_masks",
     "preset",
     "read_planted",
     "score_tokens",

@@ -203,11 +203,7 @@ def generate_row(config: SampleCorpusConfig, video: int, clip: int) -> SampleRow
     generator = _generator(config.seed, _CLIP, video, clip)
     scene = _video(config, video)
     kind = KINDS[_choose(generator, list(config.kind_prior().values()))]
-    tone = 0 if kind in ("neutral", "silent") else _choose(generator, SPEAKING_TONES)
-    words = round(math.exp(generator.normal(*LOG_WORDS)))
-    tokens = grammar_for(config.contrast_rate).write(
-        generator, tone, min(max(words, MIN_WORDS), MAX_WORDS), scene.topic
-    )
+    tokens = write_sentence(generator, config.contrast_rate, kind in ("neutral", "silent"), scene.topic)
     score, roles, contributions = score_tokens(tokens)
 
     lying = MODALITIES[_choose(generator, LIAR_SHARES)] if kind == "conflicting" else "none"
@@ -265,6 +261,20 @@ def generate_row(config: SampleCorpusConfig, video: int, clip: int) -> SampleRow
     row |= {f"label_{modality}": latents[modality] for modality in MODALITIES}
     row["annotation"] = "Neutral" if label == 0 else "Positive" if label > 0 else "Negative"
     return SampleRow(row, planted)
+
+
+def write_sentence(generator: np.random.Generator, contrast_rate: float, silent: bool, topic: str) -> list[str]:
+    """Write what a clip says: its tone and length are drawn first.
+
+    Args:
+        generator: Where the draws come from.
+        contrast_rate: See `SampleCorpusConfig`.
+        silent: Whether it says nothing about sentiment.
+        topic: A key of `lexicon.TOPICS`.
+    """
+    tone = 0 if silent else _choose(generator, SPEAKING_TONES)
+    words = round(math.exp(generator.normal(*LOG_WORDS)))
+    return grammar_for(contrast_rate).write(generator, tone, min(max(words, MIN_WORDS), MAX_WORDS), topic)
 
 
 def expected_label(sentiment: Floats) -> Floats:
