@@ -22,7 +22,7 @@ from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
 
 from .runs import ALL_SPLITS, find_runs, load_rows
 from .words import Words, planted_roles, run_text, split_words
-from .writing import drawn_figure, rows_table, write_csv, write_markdown
+from .writing import GREY, drawn_figure, rows_table, write_csv, write_markdown
 
 THRESHOLDS = (0.5, 0.7, 0.9)
 """The paper shows three thresholds without printing them."""
@@ -125,7 +125,7 @@ def mask_each_word(
     def logits(ids: Any, mask: Any) -> Any:
         return classifier(ids, mask).logits
 
-    device = next(classifier.parameters()).device if hasattr(classifier, "parameters") else "cpu"
+    device = next(classifier.parameters()).device
     true = np.sign(labels).astype(np.int64) + 1
     raw = run_text(
         logits, words, np.arange(len(true)), lambda variants, numbers: numbers < -1, tokenizer, device
@@ -239,20 +239,22 @@ def _summary(level: float, counts: ClueCounts, roles: dict[str, str] | None) -> 
 
 
 def _draw(stem: Path, totals: dict[float, ClueCounts], roles: dict[str, str] | None, written: list[Path]) -> None:
-    tallest = max(min(len(counts.flips), _IN_FIGURE) for counts in totals.values())
-    with drawn_figure(stem, 2.8 * len(totals), 0.7 + 0.2 * tallest, written) as figure:
+    drawn = {level: counts for level, counts in totals.items() if counts.flips}
+    tallest = max(min(len(counts.flips), _IN_FIGURE) for counts in drawn.values())
+    with drawn_figure(stem, max(3.6, 2.8 * len(drawn)), 1.0 + 0.2 * tallest, written) as figure:
         for axis, (level, counts) in zip(
-            figure.subplots(1, len(totals), squeeze=False).flat, totals.items(), strict=True
+            figure.subplots(1, len(drawn), squeeze=False).flat, drawn.items(), strict=True
         ):
             ranking = counts.ranking()[:_IN_FIGURE][::-1]
             bars = axis.barh(
                 [word for word, _, _ in ranking],
                 [flips for _, flips, _ in ranking],
-                color=["C0" if roles is None or roles.get(word) == "cue" else "C7" for word, _, _ in ranking],
+                color=["C0" if roles is None or roles.get(word) == "cue" else GREY for word, _, _ in ranking],
             )
             axis.bar_label(bars, [f" of {masked}" for _, _, masked in ranking], fontsize=6)
             axis.margins(x=0.2)
             axis.set_title(f"probability above {level:g}: {counts.texts} texts", fontsize=8)
             axis.set_xlabel("flips to the opposite polarity")
+            axis.xaxis.get_major_locator().set_params(integer=True)
         if roles is not None:
             figure.suptitle("blue: planted cue words; grey: other words", fontsize=8)

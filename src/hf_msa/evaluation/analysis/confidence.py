@@ -21,7 +21,7 @@ from hf_msa.evaluation.sweep import FRAME_RATES
 from .probing import judge
 from .runs import TrainedRun, find_runs, load_split
 from .words import Words, planted_roles, run_text, split_words
-from .writing import counted, drawn_figure, format_number, rows_table, write_csv, write_markdown
+from .writing import GREY, counted, drawn_figure, format_number, rows_table, write_csv, write_markdown
 
 BINS = 10
 """Equal bins of the predicted confidence in the calibration table."""
@@ -305,7 +305,7 @@ def _draw(
             mean, sd = (np.array([row[key] for row in per_rate]) for key in (name, f"{name} sd"))
             left.plot(rates, mean, marker=marker, markersize=3.5, label=label)
             left.fill_between(rates, mean - sd, mean + sd, alpha=0.15, linewidth=0)
-        left.plot(rates, [1 - rate for rate in rates], color="C7", linestyle=":", label="1 - missing rate")
+        left.plot(rates, [1 - rate for rate in rates], color=GREY, linestyle=":", label="1 - missing rate")
         left.set_xlabel("missing rate")
         left.set_title("mean and standard deviation over texts", fontsize=8)
         left.legend(frameon=False, fontsize=6)
@@ -315,7 +315,7 @@ def _draw(
         figure.colorbar(dots, ax=middle, label="true-class probability")
         middle.set_xlabel("share of tokens that survived")
         middle.set_ylabel("predicted confidence")
-        right.plot([0, 1], [0, 1], color="C7", linestyle=":")
+        right.plot([0, 1], [0, 1], color=GREY, linestyle=":")
         right.plot([row["confidence"] for row in bins], [row["truth"] for row in bins], marker="o", markersize=3.5)
         right.set_xlabel("predicted confidence (bin mean)")
         right.set_ylabel("true-class probability (bin mean)")

@@ -25,7 +25,7 @@ from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .runs import TrainedRun, find_runs, load_split, load_stage_checkpoint
-from .writing import counted, drawn_figure, rows_table, write_csv, write_markdown
+from .writing import GREY, counted, drawn_figure, rows_table, write_csv, write_markdown
 
 STEPS = 40
 """Batches per checkpoint."""
@@ -203,13 +203,13 @@ def _draw(
     with drawn_figure(stem, 5.6, 2.6, written) as figure:
         left, right = figure.subplots(1, 2)
         left.hist(final, bins=20, range=(-1, 1))
-        left.axvline(0, color="C7", linewidth=0.8)
+        left.axvline(0, color=GREY, linewidth=0.8)
         left.set_xlabel("cosine of the two gradients")
         left.set_ylabel("batches")
         left.set_title("model chosen on validation", fontsize=8)
         by_step = summary[:-1]
         means, spread = ([row[key] for row in by_step] for key in ("cosine", "sd"))
         right.errorbar(_steps(table), means, yerr=spread, marker="o", markersize=3.5)
-        right.axhline(0, color="C7", linewidth=0.8)
+        right.axhline(0, color=GREY, linewidth=0.8)
         right.set_xlabel("training step")
         right.set_title("mean and standard deviation over batches", fontsize=8)

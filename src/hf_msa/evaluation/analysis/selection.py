@@ -63,7 +63,7 @@ def audit(checkpoints: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> l
         is positive where the oracle looks better, whatever the metric's direction. A tie goes to the earlier
         checkpoint.
     """
-    chosen = min(checkpoints, key=lambda entry: (entry["validation"], entry["step"]))
+    chosen = _chosen(checkpoints)
     rows = []
     for metric in metrics:
         sign = 1 if METRICS[metric].higher_is_better else -1
@@ -186,6 +186,11 @@ def _summary(
     ]
 
 
+def _chosen(checkpoints: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The checkpoint with the least error on validation, the earlier one of a tie."""
+    return min(checkpoints, key=lambda entry: (entry["validation"], entry["step"]))
+
+
 def _value(metric: str, value: float) -> str:
     return format_value(metric, None if np.isnan(value) else value)
 
@@ -197,14 +202,10 @@ def _draw(stem: Path, table: Sequence[Mapping[str, Any]], metrics: Sequence[str]
         for axis, name in zip(figure.subplots(1, len(shown)), shown, strict=True):
             for seed in dict.fromkeys(row["training seed"] for row in table):
                 line = [row for row in table if row["training seed"] == seed]
-                axis.plot(
-                    [row["step"] for row in line],
-                    [row[name] for row in line],
-                    marker="o",
-                    markersize=3,
-                    label=f"seed {seed}",
-                )
-                chosen = min(line, key=lambda row: (row["validation"], row["step"]))
-                axis.plot(chosen["step"], chosen[name], marker="*", markersize=10, color="C1", linestyle="none")
+                steps, values = [row["step"] for row in line], [row[name] for row in line]
+                (curve,) = axis.plot(steps, values, marker="o", markersize=3, label=f"seed {seed}")
+                chosen = _chosen(line)
+                axis.plot(chosen["step"], chosen[name], marker="*", markersize=10, color=curve.get_color())
             axis.set_title(titles.get(name) or f"test: {METRICS[name].pretty}, mean over rates", fontsize=8)
             axis.set_xlabel("step (star: chosen on validation)")
+        axis.legend(frameon=False, fontsize=6)

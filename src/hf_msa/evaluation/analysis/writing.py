@@ -14,6 +14,9 @@ from hf_msa.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+GREY = "0.6"
+"""What is beside the point of a figure: reference lines, other words."""
+
 
 def format_number(value: Any, digits: int = 3) -> str:
     """Format a table cell: floats with `digits` decimals, what is not defined as ``-``, the rest as it is."""
