@@ -105,6 +105,19 @@ def test_variants_replace_exactly_the_chosen_word(tokenizer):
     )
 
 
+def test_special_tokens_and_padding_are_never_replaced(tokenizer):
+    words = split_words(Rows(["good", "the film"], tokenizer), tokenizer)
+    seen = []
+
+    def look(ids, mask):
+        seen.extend(ids.tolist())
+        return mask.float()
+
+    run_text(look, words, np.array([0, 1]), lambda v, numbers: np.ones_like(numbers, dtype=bool), tokenizer)
+    unknown, start, end, padding = (IDS[f"[{name}]"] for name in ("UNK", "CLS", "SEP", "PAD"))
+    assert seen == [[start, unknown, end, padding], [start, unknown, unknown, end]]
+
+
 def test_counted_by_hand(tokenizer):
     texts = ["good bad film", "so the film", "bad", "bad good bad", "the film"]
     labels = np.array([1.4, 2.0, -1.0, -0.6, 0.0], dtype=np.float32)
