@@ -14,7 +14,9 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", required=True, help="MMSA pickle, folder with label.csv and features, or Parquet")
     parser.add_argument("--output", required=True, help="folder to write the prepared data set to")
     parser.add_argument("--features", help="folder of feature files (.npy/.csv) beside a label.csv")
-    parser.add_argument("--label-family", choices=["mosi", "sims"], help="label range and metrics of a custom data set")
+    parser.add_argument(
+        "--label-family", choices=["mosi", "sims"], help="label range and metrics of a custom data set"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="also upload it to the Hub")
     parser.add_argument("--private", action="store_true", help="make the Hub data set private")
@@ -34,7 +36,12 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ablation", help="a row of the method's ablation table")
     parser.add_argument("--text-model", help="folder or Hub name of a BERT-family checkpoint")
     parser.add_argument(
-        "--set", dest="assignments", nargs="+", default=[], metavar="KEY=VALUE", help="override the recipe, e.g. model.num_tokens=4"
+        "--set",
+        dest="assignments",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override the recipe, e.g. model.num_tokens=4",
     )
     parser.epilog = "Any flag of transformers.TrainingArguments is taken too, e.g. --num_train_epochs 5 --bf16."
 
@@ -51,10 +58,14 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="*", help="folders with a results.json; the first is what the others are compared with")
+    parser.add_argument(
+        "runs", nargs="*", help="folders with a results.json; the first is what the others are compared with"
+    )
     parser.add_argument("--paper", help="a paper whose tables to put beside, e.g. tcmr")
     parser.add_argument("--metrics", nargs="+", help="metrics to show (default: all)")
-    parser.add_argument("--allow-oracle", action="store_true", help="show upper bounds beside usable models, marked as such")
+    parser.add_argument(
+        "--allow-oracle", action="store_true", help="show upper bounds beside usable models, marked as such"
+    )
     parser.add_argument("--output", help="folder for comparison curves (PNG and SVG)")
 
 
@@ -112,7 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (add_arguments, help_text) in _COMMANDS.items():
-        add_arguments(commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + "."))
+        add_arguments(
+            commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+        )
     return parser
 
 

@@ -25,7 +25,7 @@ _LAZY = {
     "regression_metrics": "hf_msa.evaluation.metrics",
 }
 
-__all__ = ["METHODS", "__version__", *sorted(_LAZY)]
+__all__ = ["METHODS", "MsaCollator", "MsaProcessor", "__version__", "load_msa", "regression_metrics"]
 
 
 def __getattr__(name: str) -> Any:

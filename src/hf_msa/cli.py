@@ -98,7 +98,9 @@ def training_flags(rest: Sequence[str]) -> dict[str, Any]:
             given.append(name)
     if rest and not given:
         raise MsaError(f"Unexpected argument {rest[0]!r}; training arguments begin with '--'.")
-    parsed = vars(HfArgumentParser(MsaTrainingArguments).parse_args(list(rest)))
+    # The library annotates a data class as an opaque type of its own.
+    parser = HfArgumentParser(MsaTrainingArguments)  # type: ignore[arg-type]
+    parsed = vars(parser.parse_args(list(rest)))
     return {name: parsed[name] for name in given}
 
 

@@ -19,6 +19,7 @@ def read_features(path: str | Path) -> np.ndarray:
         MsaError: If the file is not there, is of another kind, or does not hold a table of numbers.
     """
     file = Path(path)
+    values: np.ndarray
     try:
         if file.suffix == ".npy":
             values = np.load(file, allow_pickle=False)

@@ -192,7 +192,8 @@ def load_checkpoint(name: str) -> tuple[MsaPreTrainedModel, MsaProcessor]:
     if not isinstance(model, MsaPreTrainedModel) or not isinstance(processor, MsaProcessor):
         raise MsaError(f"{name!r} is no hf_msa checkpoint but a {type(model).__name__}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), processor
+    model.to(device)  # type: ignore[arg-type]  # the library wraps `to` in a way that type checkers misread
+    return model.eval(), processor
 
 
 def check_widths(model: MsaPreTrainedModel, rows: MsaRows, name: str) -> None:

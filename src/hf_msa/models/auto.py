@@ -34,13 +34,16 @@ class Method:
     @property
     def config_class(self) -> type[MsaConfig]:
         """The configuration class."""
-        return getattr(importlib.import_module(f"{__package__}.configuration_{self.name}"), f"{self.prefix}Config")
+        module = importlib.import_module(f"{__package__}.configuration_{self.name}")
+        config_class: type[MsaConfig] = getattr(module, f"{self.prefix}Config")
+        return config_class
 
     @property
     def model_class(self) -> type[MsaPreTrainedModel]:
         """The model class that predicts a sentiment score."""
         module = importlib.import_module(f"{__package__}.modeling_{self.name}")
-        return getattr(module, f"{self.prefix}ForSentimentAnalysis")
+        model_class: type[MsaPreTrainedModel] = getattr(module, f"{self.prefix}ForSentimentAnalysis")
+        return model_class
 
 
 METHODS: dict[str, Method] = {

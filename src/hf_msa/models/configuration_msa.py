@@ -35,7 +35,8 @@ class MsaConfig(PreTrainedConfig):
     # Modalities (beside text) of which at least one must exist; empty: text alone will do.
     NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ()
 
-    text_config: dict | PreTrainedConfig | None = None
+    # A dict or a configuration of transformers; the library's own annotation is not precise enough for a type checker.
+    text_config: Any = None
     audio_dim: int | None = None
     vision_dim: int | None = None
     text_max_length: int = 50

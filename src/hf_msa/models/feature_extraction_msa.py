@@ -112,6 +112,10 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
         for modality in self.modalities:
             sequences = given[modality]
             if sequences is None:
-                raise ValueError(f"This checkpoint reads {modality}: pass {modality}=[...], with None for samples that lack it.")
-            data[VALUE_KEYS[modality]], data[ATTENTION_MASK_KEYS[modality]] = self.pad(modality, sequences, pad_to_fixed)
+                raise ValueError(
+                    f"This checkpoint reads {modality}: pass {modality}=[...], with None for samples that lack it."
+                )
+            data[VALUE_KEYS[modality]], data[ATTENTION_MASK_KEYS[modality]] = self.pad(
+                modality, sequences, pad_to_fixed
+            )
         return BatchFeature(data, tensor_type=return_tensors)

@@ -13,9 +13,12 @@ from .msa_schema import FEATURE_MODALITIES, VALUE_KEYS
 
 def build_text_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
     """Build a BERT-family encoder (architecture only, no weights are read), without a pooler where that is possible."""
-    model_class = AutoModel._model_mapping[type(text_config)]
-    takes_pooling = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return AutoModel.from_config(text_config, **({"add_pooling_layer": False} if takes_pooling else {}))
+    model_class: Any = AutoModel._model_mapping[type(text_config)]
+    takes_pooling = "add_pooling_layer" in inspect.signature(model_class).parameters
+    encoder: PreTrainedModel = AutoModel.from_config(
+        text_config, **({"add_pooling_layer": False} if takes_pooling else {})
+    )
+    return encoder
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -39,6 +42,7 @@ class MsaPreTrainedModel(PreTrainedModel):
     """
 
     config: MsaConfig
+    text_encoder: PreTrainedModel
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _auto_class = "AutoModel"
@@ -103,7 +107,8 @@ class MsaPreTrainedModel(PreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch, tokens, text width)`.
         """
-        return self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden: Tensor = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return hidden
 
     def check_inputs(self, **inputs: Tensor | None) -> None:
         """Check that every modality the model reads is there, with the right width.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 
 @dataclass
@@ -16,6 +16,6 @@ class MsaOutput(ModelOutput):
         losses (`dict[str, torch.FloatTensor]`, *optional*): Every loss term by name, unweighted and detached.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     losses: dict[str, torch.Tensor] | None = None

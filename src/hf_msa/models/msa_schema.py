@@ -5,7 +5,7 @@ Modalities are names, never positions. Where an order is needed (a ``(batch, 3)`
 Masks:
     ``attention_mask``, ``audio_attention_mask``, ``vision_attention_mask``: 1 = a real position, 0 = padding.
     ``text_missing_mask``, ``audio_missing_mask``, ``vision_missing_mask``: True = dropped by the missing-data engine.
-    A dropped token has the tokenizer's unknown id, a dropped frame is all zeros; both keep their attention-mask value of 1.
+    A dropped token has the tokenizer's unknown id, a dropped frame is all zeros; both keep an attention mask of 1.
 """
 
 MODALITIES = ("text", "audio", "vision")

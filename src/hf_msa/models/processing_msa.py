@@ -8,7 +8,6 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from .feature_extraction_msa import MsaFeatureExtractor
-from .msa_schema import FEATURE_MODALITIES
 
 
 class MsaProcessor(ProcessorMixin):
@@ -67,7 +66,9 @@ class MsaProcessor(ProcessorMixin):
             elif isinstance(given, np.ndarray) and given.ndim == 2:
                 given = [given]
             if len(given) != len(texts):
-                raise ValueError(f"There are {len(texts)} texts but {len(given)} {modality} sequences; give one per text.")
+                raise ValueError(
+                    f"There are {len(texts)} texts but {len(given)} {modality} sequences; give one per text."
+                )
             sequences[modality] = list(given)
         encoded = self.tokenizer(
             texts,
@@ -91,8 +92,10 @@ class MsaProcessor(ProcessorMixin):
 
         def column(modality: str) -> list[np.ndarray | None]:
             return [
-                np.asarray(row[modality], dtype=np.float32) if modality in row and row.get(f"{modality}_present", True) else None
+                np.asarray(row[modality], dtype=np.float32)
+                if modality in row and row.get(f"{modality}_present", True)
+                else None
                 for row in rows
             ]
 
-        return self([row["text"] for row in rows], **{name: column(name) for name in FEATURE_MODALITIES}, **kwargs)
+        return self([row["text"] for row in rows], audio=column("audio"), vision=column("vision"), **kwargs)

@@ -26,11 +26,15 @@ class MsaTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Keep the checkpoint that is best on the validation split."}
     )
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "Lower is better."})
-    greater_is_better: bool | None = field(default=False, metadata={"help": "Whether the metric grows as it improves."})
+    greater_is_better: bool | None = field(
+        default=False, metadata={"help": "Whether the metric grows as it improves."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept beside the best one."})
     train_sampling_strategy: str = field(
         default="group_by_length", metadata={"help": "group_by_length saves padding; random gives plain batches."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs every column."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Reporting services, e.g. tensorboard."})
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Reporting services, e.g. tensorboard."}
+    )
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Rows per evaluation batch and device."})

@@ -8,14 +8,14 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer, set_seed
 
-import hf_msa
+from hf_msa._version import __version__
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.missing import protocol_from_dict
@@ -35,6 +35,8 @@ from .recipes import Recipe, as_known
 from .trainer import MsaTrainer
 
 RUN_SCHEMA_VERSION = 1
+
+Model = TypeVar("Model", bound=MsaPreTrainedModel)
 
 
 @dataclasses.dataclass
@@ -84,7 +86,7 @@ class RunContext:
         protocol = protocol_from_dict(values)
         # Training masks follow the run's seed; those of validation are fixed by the recipe, the same for every run.
         if split == "train" and hasattr(protocol, "seed") and "seed" not in values:
-            protocol = dataclasses.replace(protocol, seed=self.seed)
+            protocol = protocol_from_dict({**values, "seed": self.seed})
         return MsaCollator(
             self.processor,
             protocol,
@@ -97,10 +99,11 @@ class RunContext:
         """The collator of a split on complete data."""
         return MsaCollator(self.processor, None, split=split, pad_to_fixed=self.recipe.pad_to_fixed)
 
-    def new_model(self, model_class: type[MsaPreTrainedModel]) -> MsaPreTrainedModel:
+    def new_model(self, model_class: type[Model]) -> Model:
         """A model around the pretrained text encoder, everything else initialised from the run's seed."""
         set_seed(self.seed)
-        return model_class.from_text_pretrained(self.text_model, self.config)
+        model: Model = model_class.from_text_pretrained(self.text_model, self.config)
+        return model
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints, its model and its mark of completion."""
@@ -109,15 +112,15 @@ class RunContext:
     def train_stage(
         self,
         stage: str,
-        model_class: type[MsaPreTrainedModel],
-        build: Callable[[], MsaPreTrainedModel] | None = None,
+        model_class: type[Model],
+        build: Callable[[], Model] | None = None,
         *,
         final: bool = False,
         complete: bool = False,
         return_complete: bool = False,
         trainer_class: type[MsaTrainer] = MsaTrainer,
         **options: Any,
-    ) -> MsaPreTrainedModel:
+    ) -> Model:
         """Train one model to its end, or load it where this stage is finished.
 
         Args:
@@ -137,7 +140,9 @@ class RunContext:
         finished = folder / "stage.json"
         if finished.is_file():
             self.log.append(json.loads(finished.read_text(encoding="utf-8")))
-            return model_class.from_pretrained(folder / "model").eval()
+            trained: Model = model_class.from_pretrained(folder / "model")
+            trained.eval()
+            return trained
         started = time.perf_counter()
         model = build() if build is not None else self.new_model(model_class)
         repeats = 1 if complete else self.recipe.missing.selection_repeats
@@ -152,7 +157,8 @@ class RunContext:
             **options,
         )
         state = trainer.fit()
-        model = trainer.model.cpu().eval()
+        # The trainer trains in place: after `fit` the model holds the best checkpoint's weights.
+        model = model.cpu().eval()
         facts = {
             "name": stage,
             "seconds": round(time.perf_counter() - started, 1),
@@ -274,15 +280,14 @@ def prepare_run(
         rows = {split: MsaRows(load_msa(data, split), split, tokenizer, longest) for split in ("train", "validation")}
     shapes = {**model_shapes(rows), **{k: v for k, v in recipe.model.items() if k.endswith("_max_length")}}
     config = config_class(**{**shapes, "label_family": facts.label_family, **recipe.model})
-    statistics: dict[str, list[float]] = {}
+    fields: dict[str, Any] = {
+        name: getattr(config, name) for m in FEATURE_MODALITIES for name in (f"{m}_dim", f"{m}_max_length")
+    }
     if recipe.feature_norm == "standard":
         for modality in config.modalities[1:]:
             mean, std = feature_statistics(rows["train"], modality)
-            statistics |= {f"{modality}_mean": mean, f"{modality}_std": std}
-    extractor = MsaFeatureExtractor(
-        **{name: getattr(config, name) for m in FEATURE_MODALITIES for name in (f"{m}_dim", f"{m}_max_length")}, **statistics
-    )
-    processor = MsaProcessor(extractor, tokenizer, text_max_length=longest)
+            fields |= {f"{modality}_mean": mean, f"{modality}_std": std}
+    processor = MsaProcessor(MsaFeatureExtractor(**fields), tokenizer, text_max_length=longest)
     settings = {
         "recipe": recipe.to_dict(),
         "seed": seed,
@@ -291,9 +296,7 @@ def prepare_run(
         "fingerprint": _fingerprint(rows),
     }
     _check_same_run(folder / "settings.json", settings)
-    return RunContext(
-        recipe, seed, folder, data, facts, rows, processor, config, str(text_model), split_flags(flags)
-    )
+    return RunContext(recipe, seed, folder, data, facts, rows, processor, config, str(text_model), split_flags(flags))
 
 
 def _bundled_text_model(data: str) -> str:
@@ -332,8 +335,9 @@ def versions() -> dict[str, str]:
     import datasets
     import transformers
 
-    modules = (hf_msa, torch, transformers, datasets, accelerate, np)
-    return {"python": platform.python_version(), **{module.__name__: str(module.__version__) for module in modules}}
+    modules = (torch, transformers, datasets, accelerate, np)
+    found = {module.__name__: str(module.__version__) for module in modules}
+    return {"python": platform.python_version(), "hf_msa": __version__, **found}
 
 
 def run_recipe(

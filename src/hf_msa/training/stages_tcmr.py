@@ -6,15 +6,15 @@ Stages by the value of `TcmrConfig.optimization` (paper Table 3, section 5):
     confnet_later: polarity, regressor, main (with the target confidence), confidence (ConfNet alone)
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hf_msa.data.rows import DrawnRows
 from hf_msa.files import atomic_write
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
@@ -22,7 +22,7 @@ from hf_msa.models.msa_schema import MODALITIES
 
 from .optimizers import AlternatingOptimizer
 from .stages import RunContext
-from .trainer import MsaTrainer
+from .trainer import MsaTrainer, drawn_rows
 
 FINAL_STAGE = "main"
 
@@ -37,6 +37,10 @@ class TcmrTrainer(MsaTrainer):
         oracle: Mix with the target confidence instead of the predicted one (eq. 10).
     """
 
+    model: TcmrForSentimentAnalysis
+    classifier: TcmrPolarityClassifier | None
+    objective: str
+
     def __init__(
         self,
         *args: Any,
@@ -47,7 +51,10 @@ class TcmrTrainer(MsaTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.classifier = None if classifier is None else classifier.to(self.args.device).eval().requires_grad_(False)
+        if classifier is not None:
+            classifier.to(self.args.device)  # type: ignore[arg-type]  # the library wraps `to`; type checkers misread it
+            classifier.eval().requires_grad_(False)
+        self.classifier = classifier
         self.text_targets = text_targets
         self.objective = objective
         self.oracle = oracle
@@ -60,7 +67,14 @@ class TcmrTrainer(MsaTrainer):
         """The confidence label c of each sample `(batch,)` under the batch's own mask (eq. 7, or 1 - r without TCE)."""
         if self.model.config.confidence_target == "completeness":
             return 1.0 - inputs["missing_rates"][:, MODALITIES.index("text")].nan_to_num(0.0)
-        return self.classifier.true_class_probability(inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        if self.classifier is None:
+            raise ValueError(
+                "The true-class probability is the confidence's target, so a polarity classifier is needed."
+            )
+        targets: Tensor = self.classifier.true_class_probability(
+            inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+        )
+        return targets
 
     def model_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
         """Objective and targets of this batch."""
@@ -88,7 +102,7 @@ class AlternatingTcmrTrainer(TcmrTrainer):
         """The phase of this batch; it also chooses the optimizer that the next step runs."""
         phase = self._PHASES[int(inputs["draw"][0]) % self.passes]
         # The Trainer holds accelerate's wrapper around the optimizer.
-        getattr(self.optimizer, "optimizer", self.optimizer).activate(phase)
+        cast(AlternatingOptimizer, getattr(self.optimizer, "optimizer", self.optimizer)).activate(phase)
         return phase
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -110,7 +124,7 @@ def complete_text_features(context: RunContext, regressor: TcmrTextRegressor, pa
     """Features of every complete training text `(rows, 8, width)`, computed once and cached in half precision (eq. 11)."""
     if not path.is_file():
         rows = context.rows["train"]
-        loader = DataLoader(DrawnRows(rows, 1), batch_size=64, collate_fn=context.complete_collator("train"))
+        loader = DataLoader(drawn_rows(rows, 1), batch_size=64, collate_fn=context.complete_collator("train"))
         with torch.no_grad():
             parts = [
                 regressor(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).features.half()
@@ -129,14 +143,14 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     targets = complete_text_features(context, regressor, context.stage_folder("regressor") / "features.safetensors")
     teachers: dict[str, Any] = {"classifier": classifier, "text_targets": targets}
 
-    def main(build: Any = None, **options: Any) -> MsaPreTrainedModel:
+    def main(build: Callable[[], TcmrForSentimentAnalysis] | None = None, **options: Any) -> TcmrForSentimentAnalysis:
         return context.train_stage(
             "main", TcmrForSentimentAnalysis, build, final=True, return_complete=True, **teachers, **options
         )
 
     if config.is_oracle:
 
-        def with_classifier() -> MsaPreTrainedModel:
+        def with_classifier() -> TcmrForSentimentAnalysis:
             model = context.new_model(TcmrForSentimentAnalysis)
             model.polarity_classifier.load_state_dict(classifier.state_dict())
             return model
@@ -148,17 +162,22 @@ def run(context: RunContext) -> MsaPreTrainedModel:
         return main(trainer_class=TcmrTrainer, objective="all")
     if config.optimization == "confnet_first":
 
-        def confidence_only() -> MsaPreTrainedModel:
+        def confidence_only() -> TcmrForSentimentAnalysis:
             model = context.new_model(TcmrForSentimentAnalysis).requires_grad_(False)
             for parameter in model.confidence_parameters():
                 parameter.requires_grad_(True)
             return model
 
         first = context.train_stage(
-            "confidence", TcmrForSentimentAnalysis, confidence_only, trainer_class=TcmrTrainer, objective="confidence", **teachers
+            "confidence",
+            TcmrForSentimentAnalysis,
+            confidence_only,
+            trainer_class=TcmrTrainer,
+            objective="confidence",
+            **teachers,
         )
 
-        def without_confidence() -> MsaPreTrainedModel:
+        def without_confidence() -> TcmrForSentimentAnalysis:
             first.requires_grad_(True)
             for parameter in first.confidence_parameters():
                 parameter.requires_grad_(False)
@@ -168,11 +187,16 @@ def run(context: RunContext) -> MsaPreTrainedModel:
 
     rest = main(trainer_class=TcmrTrainer, objective="other", oracle=True)
 
-    def confidence_last() -> MsaPreTrainedModel:
-        rest.requires_grad_(False)
-        rest.confnet.requires_grad_(True)
+    def confidence_last() -> TcmrForSentimentAnalysis:
+        for name, parameter in rest.named_parameters():
+            parameter.requires_grad_(name.startswith("confnet."))
         return rest
 
     return context.train_stage(
-        "confidence", TcmrForSentimentAnalysis, confidence_last, trainer_class=TcmrTrainer, objective="confidence", **teachers
+        "confidence",
+        TcmrForSentimentAnalysis,
+        confidence_last,
+        trainer_class=TcmrTrainer,
+        objective="confidence",
+        **teachers,
     )

@@ -3,7 +3,7 @@
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,13 @@ _COMPLETE = "complete.json"
 
 def row_costs(rows: MsaRows) -> np.ndarray:
     """Number of positions of each row over all modalities `(rows,)`: what its batch has to be padded to."""
-    return np.sum([rows.lengths[name] for name in MODALITIES if name in rows.lengths], axis=0)
+    costs: np.ndarray = np.sum([rows.lengths[name] for name in MODALITIES if name in rows.lengths], axis=0)
+    return costs
+
+
+def drawn_rows(rows: MsaRows, draws: int) -> Dataset[dict[str, Any]]:
+    """`DrawnRows` as what a `DataLoader` is typed to take: a data set, of which it asks length and items only."""
+    return cast("Dataset[dict[str, Any]]", DrawnRows(rows, draws))
 
 
 class MsaTrainer(Trainer):
@@ -49,6 +55,10 @@ class MsaTrainer(Trainer):
         **kwargs: Passed on to `transformers.Trainer`.
     """
 
+    model: MsaPreTrainedModel
+    args: MsaTrainingArguments
+    train_dataset: Dataset[dict[str, Any]]
+    eval_dataset: Dataset[dict[str, Any]]
     # Passes over the data per epoch.
     passes = 1
 
@@ -67,10 +77,10 @@ class MsaTrainer(Trainer):
         self.eval_rows = eval_rows
         self.train_collator = train_collator
         self.eval_collator = eval_collator
-        drawn = DrawnRows(eval_rows, eval_draws)
+        drawn = drawn_rows(eval_rows, eval_draws)
         order = np.argsort(np.tile(row_costs(eval_rows), eval_draws), kind="stable")
         # DrawnRows knows as many draws as it is asked for; training asks for one per pass.
-        train_dataset = DrawnRows(train_rows, max(1, int(np.ceil(args.num_train_epochs))) * self.passes)
+        train_dataset = drawn_rows(train_rows, max(1, int(np.ceil(args.num_train_epochs))) * self.passes)
         callbacks = list(kwargs.pop("callbacks", []) or [])
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
@@ -95,7 +105,7 @@ class MsaTrainer(Trainer):
         metrics = regression_metrics(scores.reshape(-1), labels.reshape(-1), self.model.config.label_family)
         return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of this process; see `MsaBatchSampler`."""
         grouped = self.args.train_sampling_strategy == "group_by_length"
         sampler = MsaBatchSampler(
@@ -109,7 +119,7 @@ class MsaTrainer(Trainer):
             accumulation=self.args.gradient_accumulation_steps,
         )
         # The sampler has already cut the batches for this process: `accelerator.prepare` would cut them again.
-        return DataLoaderShard(
+        loader: DataLoader[dict[str, Any]] = DataLoaderShard(
             self.train_dataset,
             device=self.accelerator.device,
             batch_sampler=sampler,
@@ -118,21 +128,23 @@ class MsaTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and self.accelerator.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
         )
+        return loader
 
-    def num_examples(self, dataloader: DataLoader) -> int:
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """Rows that one epoch sees, for the log."""
         return len(self.train_rows) * self.passes
 
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[dict[str, Any]]:
         """Validation batches, in order of length."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        loader = DataLoader(
-            dataset,
+        given = None if isinstance(eval_dataset, str) else eval_dataset
+        loader: DataLoader[dict[str, Any]] = DataLoader(
+            self.eval_dataset if given is None else given,
             batch_size=self.args.eval_batch_size,
             collate_fn=self.eval_collator,
             num_workers=self.args.dataloader_num_workers,
         )
-        return self.accelerator.prepare(loader)
+        prepared: DataLoader[dict[str, Any]] = self.accelerator.prepare(loader)
+        return prepared
 
     def model_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
         """What the model gets beside the batch; overridden by methods with teachers or phases.
@@ -177,7 +189,9 @@ class MsaTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the mean of every named loss since the last log."""
         if "loss" in logs:
-            logs |= {f"loss_{name}": (total / self._loss_counts[name]).item() for name, total in self._loss_sums.items()}
+            logs |= {
+                f"loss_{name}": (total / self._loss_counts[name]).item() for name, total in self._loss_sums.items()
+            }
             self._loss_sums.clear()
             self._loss_counts.clear()
         super().log(logs, start_time)
@@ -204,9 +218,11 @@ class MsaTrainer(Trainer):
                 groups.setdefault((rate, decay), []).append(parameter)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         options.pop("lr", None)
-        return optimizer_class(
-            [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()], **options
+        optimizer: torch.optim.Optimizer = optimizer_class(
+            [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+            **options,
         )
+        return optimizer
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
