@@ -1,6 +1,5 @@
 """The sample corpus: its rule, its story, its folder on disk, its ceiling and its own checks."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -48,7 +47,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips():
-    return list(generate_rows(preset("small", test=500), "test"))
+    return list(generate_rows(preset("small", test=400), "test"))
 
 
 def planted_of(clips, config=PRESETS["small"]):
@@ -159,28 +158,29 @@ def test_a_whole_sentence_completes_to_itself(clips):
 # --- the story ---
 
 DIGEST = """
-import hashlib, json, sys
+import hashlib, json
 from hf_msa.data.sample_corpus import PRESETS, generate_rows
 digest = hashlib.sha256()
 for sample in generate_rows(PRESETS["tiny"], "test"):
     row = dict(sample.row)
     digest.update(row.pop("audio").tobytes() + row.pop("vision").tobytes())
     digest.update(json.dumps([row, sample.planted], sort_keys=True).encode())
-print(digest.hexdigest())
+found = digest.hexdigest()
 """
 
 
 def test_rows_are_the_same_in_every_process():
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", DIGEST],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": threads},
-            capture_output=True, text=True, check=True,
-        ).stdout
-        for hash_seed, threads in (("1", "1"), ("2", "2"))
-    }  # fmt: skip
-    assert len(digests) == 1
-    assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
+    here: dict[str, str] = {}
+    exec(DIGEST, here)
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", DIGEST + "print(found)"],
+        env={**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert elsewhere == here["found"]
+    assert len(elsewhere) == 64
 
 
 def test_a_row_depends_on_seed_video_and_clip_alone():
@@ -350,7 +350,7 @@ def test_word_vectors_know_polarity_without_a_label():
     same, opposite = [], []
     for a, b in itertools.combinations(strong, 2):
         (same if lexicon.CUES[a] * lexicon.CUES[b] > 0 else opposite).append(vectors[a] @ vectors[b])
-    assert np.mean(same) > np.mean(opposite) + 0.05
+    assert np.mean(same) > np.mean(opposite) + 0.1
 
 
 # --- the ceiling ---
@@ -371,8 +371,8 @@ def test_the_ceiling_falls_as_more_is_hidden_and_is_calibrated(clips):
     planted = planted_of(clips)
     labels = np.array([clip.row["label"] for clip in clips])
     errors = []
-    for rate in (0.0, 0.3, 0.6, 0.9, 1.0):
-        predictions = ceiling_predictions(planted, kept_at(planted, rate), samples=100)
+    for rate in (0.0, 0.4, 0.8, 1.0):
+        predictions = ceiling_predictions(planted, kept_at(planted, rate), samples=60)
         errors.append(((predictions - labels) ** 2).mean())
         if rate < 1:
             slope = np.cov(predictions, labels)[0, 1] / predictions.var()

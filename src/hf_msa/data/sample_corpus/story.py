@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 #: "silent": no cue in the text, but voice and face agree on a sentiment; "conflicting": one modality lies.
 KINDS = ("consistent", "neutral", "silent", "conflicting")
 
+SILENT = TONES.index("silent")
 #: How likely each of `TONES` is in a clip that says something.
 SPEAKING_TONES = np.array([0, 0.16, 0.2, 0.16, 0.15, 0.18, 0.15])
 #: Size of a sentiment that no words express: 3 times a Beta variable, so many weak ones and some strong.
@@ -203,7 +204,8 @@ def generate_row(config: SampleCorpusConfig, video: int, clip: int) -> SampleRow
     generator = _generator(config.seed, _CLIP, video, clip)
     scene = _video(config, video)
     kind = KINDS[_choose(generator, list(config.kind_prior().values()))]
-    tokens = write_sentence(generator, config.contrast_rate, kind in ("neutral", "silent"), scene.topic)
+    tone = SILENT if kind in ("neutral", "silent") else draw_tone(generator)
+    tokens = write_sentence(generator, config.contrast_rate, tone, scene.topic)
     score, roles, contributions = score_tokens(tokens)
 
     lying = MODALITIES[_choose(generator, LIAR_SHARES)] if kind == "conflicting" else "none"
@@ -263,16 +265,20 @@ def generate_row(config: SampleCorpusConfig, video: int, clip: int) -> SampleRow
     return SampleRow(row, planted)
 
 
-def write_sentence(generator: np.random.Generator, contrast_rate: float, silent: bool, topic: str) -> list[str]:
-    """Write what a clip says: its tone and length are drawn first.
+def draw_tone(generator: np.random.Generator) -> int:
+    """Return the tone of a clip that says something, an index into `TONES`."""
+    return _choose(generator, SPEAKING_TONES)
+
+
+def write_sentence(generator: np.random.Generator, contrast_rate: float, tone: int, topic: str) -> list[str]:
+    """Write what a clip says; its length is drawn first.
 
     Args:
         generator: Where the draws come from.
         contrast_rate: See `SampleCorpusConfig`.
-        silent: Whether it says nothing about sentiment.
+        tone: Index into `TONES`.
         topic: A key of `lexicon.TOPICS`.
     """
-    tone = 0 if silent else _choose(generator, SPEAKING_TONES)
     words = round(math.exp(generator.normal(*LOG_WORDS)))
     return grammar_for(contrast_rate).write(generator, tone, min(max(words, MIN_WORDS), MAX_WORDS), topic)
 
@@ -463,5 +469,5 @@ def tone_prior(config: SampleCorpusConfig) -> Floats:
     """Return (7,): the share of each of `TONES` before a word is seen."""
     kinds = config.kind_prior()
     prior: Floats = SPEAKING_TONES / SPEAKING_TONES.sum() * (kinds["consistent"] + kinds["conflicting"])
-    prior[TONES.index("silent")] = kinds["neutral"] + kinds["silent"]
+    prior[SILENT] = kinds["neutral"] + kinds["silent"]
     return prior
