@@ -26,6 +26,7 @@ def _sample_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="small", help="tiny, small or mosi (default: small)")
     parser.add_argument("--output", required=True, help="folder to write the corpus to")
     parser.add_argument("--seed", type=int, default=1111, help="seed of everything (default: 1111)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
 
 
 def _train(parser: argparse.ArgumentParser) -> None:

@@ -57,7 +57,10 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _sample_corpus(arguments: argparse.Namespace, rest: list[str]) -> None:
     from .data.sample_corpus import write_sample_corpus
 
-    path = write_sample_corpus(arguments.output, preset=arguments.preset, seed=arguments.seed)
+    path = write_sample_corpus(
+        arguments.output, preset=arguments.preset, seed=arguments.seed, overwrite=arguments.overwrite
+    )
+    check_corpus(path)
     print(f"Sample corpus: {path} (its tiny text encoder: {path / 'text_model'})")
 
 

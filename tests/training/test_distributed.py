@@ -33,12 +33,21 @@ def losses(tmp_path: Path, corpus: Path, processes: int, batch: int) -> list[flo
     script.write_text(SCRIPT, encoding="utf-8")
     arguments = [
         *(str(script), str(sizes), "train", "tcmr/sample", "--data", str(corpus), "--output", str(output)),
-        *("--set", "missing.selection_repeats=1", "stages.polarity.num_train_epochs=1", "stages.regressor.num_train_epochs=1"),
+        *(
+            "--set",
+            "missing.selection_repeats=1",
+            "stages.polarity.num_train_epochs=1",
+            "stages.regressor.num_train_epochs=1",
+        ),
         f"stages.all.per_device_train_batch_size={batch}",
         *("--num_train_epochs", "2", "--logging_strategy", "steps", "--logging_steps", "1"),
         *("--disable_tqdm", "true", "--use_cpu", "--ddp_find_unused_parameters", "true"),
     ]
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29611"]
+    launcher = (
+        []
+        if processes == 1
+        else ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29611"]
+    )
     done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     if processes > 1:

@@ -14,14 +14,30 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 
 SETTINGS = [
-    *("--set", "missing.selection_repeats=1", "stages.polarity.num_train_epochs=2", "stages.regressor.num_train_epochs=2"),
+    *(
+        "--set",
+        "missing.selection_repeats=1",
+        "stages.polarity.num_train_epochs=2",
+        "stages.regressor.num_train_epochs=2",
+    ),
     *("--num_train_epochs", "3", "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "4"),
     *("--eval_steps", "4", "--disable_tqdm", "true", "--use_cpu"),
 ]
 
 
 def command(corpus: Path, output: Path) -> list[str]:
-    return [sys.executable, "-m", "hf_msa_cli", "train", "tcmr/sample", "--data", str(corpus), "--output", str(output), *SETTINGS]
+    return [
+        sys.executable,
+        "-m",
+        "hf_msa_cli",
+        "train",
+        "tcmr/sample",
+        "--data",
+        str(corpus),
+        "--output",
+        str(output),
+        *SETTINGS,
+    ]
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
@@ -62,7 +78,10 @@ def test_killed_in_every_stage(tiny_corpus: Path, tmp_path: Path, undisturbed: d
     kills = 0
     for moment in moments:
         process = subprocess.Popen(
-            command(tiny_corpus, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command(tiny_corpus, tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         kills += kill_when(process, tmp_path, moment)
     assert kills == len(moments), "every kill must have hit a running process"

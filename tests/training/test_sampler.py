@@ -16,7 +16,11 @@ def batches(epoch: int = 0, **options: object) -> list[list[int]]:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    rows=st.integers(1, 80), size=st.integers(1, 9), passes=st.integers(1, 2), grouped=st.booleans(), epoch=st.integers(0, 3)
+    rows=st.integers(1, 80),
+    size=st.integers(1, 9),
+    passes=st.integers(1, 2),
+    grouped=st.booleans(),
+    epoch=st.integers(0, 3),
 )
 def test_every_pass_sees_every_row_once(rows: int, size: int, passes: int, grouped: bool, epoch: int) -> None:
     lengths = np.arange(rows) % 7 if grouped else None
@@ -35,7 +39,9 @@ def test_processes_and_accumulation_share_out_the_single_process_batches(
     world: int, accumulation: int, groups: int, passes: int
 ) -> None:
     size, rows = 2, 2 * 3 * 4 * groups
-    alone = batches(lengths=np.arange(rows) % 5, rows=rows, batch_size=size * world * accumulation, seed=1, passes=passes)
+    alone = batches(
+        lengths=np.arange(rows) % 5, rows=rows, batch_size=size * world * accumulation, seed=1, passes=passes
+    )
     shares = [
         batches(
             lengths=np.arange(rows) % 5,
@@ -76,5 +82,7 @@ def test_length_groups_save_padding() -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_no_process_is_left_without_rows(world: int) -> None:
-    shares = [batches(lengths=None, rows=5, batch_size=4, seed=0, rank=rank, world_size=world) for rank in range(world)]
+    shares = [
+        batches(lengths=None, rows=5, batch_size=4, seed=0, rank=rank, world_size=world) for rank in range(world)
+    ]
     assert all(batch for share in shares for batch in share)

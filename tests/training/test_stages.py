@@ -12,19 +12,24 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_msa.errors import MsaError
 from hf_msa.models.auto import METHODS
+from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, feature_statistics, prepare_run, run_recipe, split_flags
 from hf_msa.training.stages_tcmr import AlternatingTcmrTrainer, complete_text_features
-from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
 
-SHORT = [
-    f"stages.{stage}.num_train_epochs=1" for stage in ("main", "polarity", "regressor", "confidence")
-] + ["missing.selection_repeats=1"]
+SHORT = [f"stages.{stage}.num_train_epochs=1" for stage in ("main", "polarity", "regressor", "confidence")] + [
+    "missing.selection_repeats=1"
+]
 QUIET = {"disable_tqdm": True, "use_cpu": True}
 
 
 def short_run(
-    corpus: Path, output: Path, name: str = "tcmr/sample", ablation: str | None = None, seed: int = 1, method_set: tuple = ()
+    corpus: Path,
+    output: Path,
+    name: str = "tcmr/sample",
+    ablation: str | None = None,
+    seed: int = 1,
+    method_set: tuple = (),
 ) -> RunContext:
     config = METHODS[name.partition("/")[0]].config_class
     stages = {"main", *(("polarity", "regressor", "confidence") if hasattr(config, "optimization") else ())}
@@ -66,7 +71,9 @@ def test_a_folder_is_not_shared_by_two_settings(trained: RunContext, tiny_corpus
         short_run(tiny_corpus, trained.folder.parent, method_set=("model.w_task=2.0",))
 
 
-def test_finished_stages_are_loaded_not_trained(trained: RunContext, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_stages_are_loaded_not_trained(
+    trained: RunContext, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (trained.folder / "run.json").unlink()
     weights = load_file(trained.folder / "model.safetensors")
 
@@ -84,7 +91,9 @@ def test_every_training_scheme_runs(tiny_corpus: Path, tmp_path: Path, ablation:
     context = short_run(tiny_corpus, tmp_path, ablation=ablation)
     run = json.loads((context.folder / "run.json").read_text(encoding="utf-8"))
     stages = [stage["name"] for stage in run["stages"]]
-    expected = {"confnet_first": ["confidence", "main"], "confnet_later": ["main", "confidence"]}.get(ablation, ["main"])
+    expected = {"confnet_first": ["confidence", "main"], "confnet_later": ["main", "confidence"]}.get(
+        ablation, ["main"]
+    )
     assert stages == ["polarity", "regressor", *expected] and run["selection"]["stage"] == "main"
 
 
@@ -130,7 +139,10 @@ def test_phases_change_only_their_own_parameters(trained: RunContext, tmp_path: 
     phases = {}
     for batch in trainer.get_train_dataloader():
         phases.setdefault(int(batch["draw"][0]) % 2, batch)
-    for phase, untouched in ((0, lambda name: not name.startswith(("text_encoder", "confnet"))), (1, lambda name: name.startswith("confnet"))):
+    for phase, untouched in (
+        (0, lambda name: not name.startswith(("text_encoder", "confnet"))),
+        (1, lambda name: name.startswith("confnet")),
+    ):
         before = copy.deepcopy(model.state_dict())
         trainer.training_step(model, phases[phase])
         for group in trainer.optimizer.param_groups:
@@ -180,7 +192,10 @@ def test_feature_statistics_match_numpy(trained: RunContext) -> None:
 
 
 def test_flags_on_the_optimiser_concern_the_final_stage() -> None:
-    assert split_flags({"learning_rate": 1.0, "use_cpu": True}) == {"final": {"learning_rate": 1.0}, "all": {"use_cpu": True}}
+    assert split_flags({"learning_rate": 1.0, "use_cpu": True}) == {
+        "final": {"learning_rate": 1.0},
+        "all": {"use_cpu": True},
+    }
 
 
 def test_missing_text_encoder_is_one_sentence(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -192,8 +207,16 @@ def test_missing_text_encoder_is_one_sentence(tiny_corpus: Path, tmp_path: Path)
 def test_gradient_accumulation_gives_the_larger_batch_s_loss(tiny_corpus: Path, tmp_path: Path) -> None:
     histories = []
     for size, steps in ((8, 1), (4, 2)):
-        flags = {**QUIET, "per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "logging_strategy": "steps", "logging_steps": 1}
-        recipe = load_recipe("text/sample", assignments=["stages.main.num_train_epochs=1", "missing.selection_repeats=1"])
+        flags = {
+            **QUIET,
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": steps,
+            "logging_strategy": "steps",
+            "logging_steps": 1,
+        }
+        recipe = load_recipe(
+            "text/sample", assignments=["stages.main.num_train_epochs=1", "missing.selection_repeats=1"]
+        )
         without_dropout(tiny_corpus)
         context = run_recipe(recipe, str(tiny_corpus), tmp_path / str(size), 1, flags)
         histories.append([entry["loss"] for entry in context.log[-1]["history"] if "loss" in entry])
@@ -207,3 +230,17 @@ def without_dropout(corpus: Path) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     file.write_text(json.dumps(config), encoding="utf-8")
+
+
+def test_attending_to_padding_needs_fixed_lengths(tiny_corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(MsaError, match="pad_to_fixed=true"):
+        short_run(tiny_corpus, tmp_path, method_set=("model.mask_padding=false",))
+    context = short_run(tiny_corpus, tmp_path, method_set=("model.mask_padding=false", "pad_to_fixed=true"))
+    model = AutoModel.from_pretrained(context.folder)
+    processor = AutoProcessor.from_pretrained(context.folder)
+    rows = [context.rows["validation"][index] for index in range(3)]
+    inputs = processor.from_rows(rows)
+    assert inputs["audio_values"].shape[1] == model.config.audio_max_length
+    assert inputs["input_ids"].shape[1] == model.config.text_max_length
+    alone = model(**processor.from_rows(rows[:1])).logits
+    assert torch.allclose(model(**inputs).logits[:1], alone, atol=1e-5), "a neighbour changed a prediction"

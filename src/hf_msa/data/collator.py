@@ -34,7 +34,7 @@ class MsaCollator:
         protocol: What is dropped; None drops nothing. One that has to be bound must be bound to the whole split.
         split: The split that the rows come from; part of what the masks depend on.
         return_complete: Also give the values before anything was dropped, as ``complete_*``.
-        pad_to_fixed: Pad to the processor's fixed maximum lengths, as the papers do.
+        pad_to_fixed: Pad to the processor's fixed maximum lengths, as the papers do; default: the processor's own way.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class MsaCollator:
         protocol: MissingProtocol | None = None,
         split: str = "train",
         return_complete: bool = False,
-        pad_to_fixed: bool = False,
+        pad_to_fixed: bool | None = None,
     ) -> None:
         self.processor = processor
         self.protocol = protocol or CompleteProtocol()
         self.split = split
         self.return_complete = return_complete
-        self.pad_to_fixed = pad_to_fixed
+        self.pad_to_fixed = processor.pad_to_fixed if pad_to_fixed is None else pad_to_fixed
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate rows.

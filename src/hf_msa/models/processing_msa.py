@@ -17,6 +17,8 @@ class MsaProcessor(ProcessorMixin):
         feature_extractor (`MsaFeatureExtractor`): Pads audio and vision.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the text encoder.
         text_max_length (`int`): Longest text in tokens, special tokens included; longer ones are cut.
+        pad_to_fixed (`bool`): Pad to the fixed maximum lengths, as the papers do, instead of to the batch's need. Needed by
+            checkpoints that attend to padding (`mask_padding=False`).
     """
 
     _auto_class = "AutoProcessor"
@@ -26,17 +28,19 @@ class MsaProcessor(ProcessorMixin):
         feature_extractor: MsaFeatureExtractor,
         tokenizer: PreTrainedTokenizerBase,
         text_max_length: int = 50,
+        pad_to_fixed: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_extractor, tokenizer, **kwargs)
         self.text_max_length = text_max_length
+        self.pad_to_fixed = pad_to_fixed
 
     def __call__(
         self,
         text: str | Sequence[str],
         audio: Sequence[np.ndarray | None] | np.ndarray | None = None,
         vision: Sequence[np.ndarray | None] | np.ndarray | None = None,
-        pad_to_fixed: bool = False,
+        pad_to_fixed: bool | None = None,
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
@@ -46,7 +50,7 @@ class MsaProcessor(ProcessorMixin):
             text: One text or one per sample.
             audio, vision: Per sample an array of shape `(frames, width)`, or `None` for a sample that lacks the modality;
                 a modality that the model reads and that is left out altogether counts as lacking everywhere.
-            pad_to_fixed: Pad to the fixed maximum lengths, as the papers do, instead of the batch's need.
+            pad_to_fixed: Pad to the fixed maximum lengths instead of to the batch's need; default: the processor's own way.
             return_tensors: `"pt"` for torch tensors, `"np"` for numpy arrays.
             **kwargs: Not used.
 
@@ -57,6 +61,7 @@ class MsaProcessor(ProcessorMixin):
             ValueError: If the number of samples differs between modalities, or a width is wrong.
         """
         texts = [text] if isinstance(text, str) else list(text)
+        pad_to_fixed = self.pad_to_fixed if pad_to_fixed is None else pad_to_fixed
         sequences: dict[str, list[np.ndarray | None]] = {}
         for modality, given in (("audio", audio), ("vision", vision)):
             if modality not in self.feature_extractor.modalities:

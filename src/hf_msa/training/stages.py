@@ -92,12 +92,11 @@ class RunContext:
             protocol,
             split=split,
             return_complete=return_complete,
-            pad_to_fixed=self.recipe.pad_to_fixed,
         )
 
     def complete_collator(self, split: str) -> MsaCollator:
         """The collator of a split on complete data."""
-        return MsaCollator(self.processor, None, split=split, pad_to_fixed=self.recipe.pad_to_fixed)
+        return MsaCollator(self.processor, None, split=split)
 
     def new_model(self, model_class: type[Model]) -> Model:
         """A model around the pretrained text encoder, everything else initialised from the run's seed."""
@@ -280,6 +279,11 @@ def prepare_run(
         rows = {split: MsaRows(load_msa(data, split), split, tokenizer, longest) for split in ("train", "validation")}
     shapes = {**model_shapes(rows), **{k: v for k, v in recipe.model.items() if k.endswith("_max_length")}}
     config = config_class(**{**shapes, "label_family": facts.label_family, **recipe.model})
+    if not config.mask_padding and not recipe.pad_to_fixed:
+        raise MsaError(
+            "A model that attends to padding (model.mask_padding=false) needs fixed lengths, or a prediction would depend on "
+            "its neighbours in the batch; add pad_to_fixed=true to --set."
+        )
     fields: dict[str, Any] = {
         name: getattr(config, name) for m in FEATURE_MODALITIES for name in (f"{m}_dim", f"{m}_max_length")
     }
@@ -287,7 +291,7 @@ def prepare_run(
         for modality in config.modalities[1:]:
             mean, std = feature_statistics(rows["train"], modality)
             fields |= {f"{modality}_mean": mean, f"{modality}_std": std}
-    processor = MsaProcessor(MsaFeatureExtractor(**fields), tokenizer, text_max_length=longest)
+    processor = MsaProcessor(MsaFeatureExtractor(**fields), tokenizer, text_max_length=longest, pad_to_fixed=recipe.pad_to_fixed)
     settings = {
         "recipe": recipe.to_dict(),
         "seed": seed,

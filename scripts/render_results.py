@@ -1,0 +1,98 @@
+"""Render docs/results.md from docs/results.md.jinja and the numbers under docs/results/.
+
+No number of the page is typed by hand: tables come from results.json, facts of training from run.json, the rest from JSON files
+that the analysis tools and benchmarks wrote. `python scripts/render_results.py add RUN NAME` copies a run's numbers (never its
+predictions, which hold rows of the data) to docs/results/NAME/; without arguments the page is rendered.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from hf_msa.evaluation.report import format_estimate, metric_heading, results_markdown
+from hf_msa.files import atomic_write
+
+ROOT = Path(__file__).resolve().parent.parent / "docs"
+NUMBERS = ROOT / "results"
+
+
+def read(name: str) -> Any:
+    """Read a JSON file under docs/results/."""
+    return json.loads((NUMBERS / name).read_text(encoding="utf-8"))
+
+
+def table(name: str) -> str:
+    """The table over missing rates of one result."""
+    return results_markdown(read(f"{name}/results.json"))
+
+
+def rows(names: list[str], metrics: list[str]) -> str:
+    """Means over the missing rates of several results, one row each, with the spread over training seeds."""
+    lines = [
+        "| run | seeds | " + " | ".join(metric_heading(metric) for metric in metrics) + " |",
+        "|---|---|" + "---|" * len(metrics),
+    ]
+    for name in names:
+        results = read(f"{name}/results.json")
+        seeds = sorted({run["training_seed"] for run in results["runs"]})
+        label = results["method"] + (f" {results['ablation']}" if results["ablation"] else "")
+        label += " (oracle)" if results["oracle"] else ""
+        cells = [format_estimate(metric, results["mean_over_rates"][metric]) for metric in metrics]
+        lines.append(f"| {label} | {len(seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def training(name: str) -> str:
+    """Stages, epochs and seconds of every seed of one result."""
+    lines = ["| seed | stage | epochs | chosen epoch | validation loss | seconds |", "|---|---|---|---|---|---|"]
+    for file in sorted((NUMBERS / name).glob("run-*.json")):
+        run = json.loads(file.read_text(encoding="utf-8"))
+        for stage in run["stages"]:
+            chosen = stage["selection"]
+            lines.append(
+                f"| {run['seed']} | {stage['name']} | {stage['epochs']:g} | {chosen['epoch']:g} | {chosen['value']:.4f} | "
+                f"{stage['seconds']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def add(run: Path, name: str) -> None:
+    """Copy a run's numbers to docs/results/."""
+    target = NUMBERS / name
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run / "results.json", target / "results.json")
+    for file in run.glob("seed-*/run.json"):
+        shutil.copyfile(file, target / f"run-{file.parent.name.removeprefix('seed-')}.json")
+
+
+def render() -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ROOT), undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    environment.globals.update(table=table, rows=rows, training=training, read=read)
+    return environment.get_template("results.md.jinja").render()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Add a run's numbers, or render the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", nargs="?", choices=["add", "render"], default="render")
+    parser.add_argument("run", nargs="?", type=Path, help="folder with results.json and seed-* folders")
+    parser.add_argument("name", nargs="?", help="name under docs/results/")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "add":
+        add(arguments.run, arguments.name)
+    else:
+        with atomic_write(ROOT / "results.md") as temporary:
+            temporary.write_text(render(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
