@@ -7,6 +7,7 @@ which takes seconds.
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         dest="assignments",
+        action="extend",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
@@ -116,9 +118,16 @@ _COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the list of all options in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`.\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the `hf-msa` command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hf-msa", description="Multimodal sentiment analysis with missing modalities, on top of transformers."
     )
     parser.add_argument("--version", action="store_true", help="print the version")
@@ -142,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "train":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"{arguments.command} takes no {' '.join(rest)}")
     if arguments.version:
         from hf_msa._version import __version__
 

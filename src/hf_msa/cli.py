@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from .errors import MsaError, unknown_name
+from .errors import MsaError, is_disk_full, reason, unknown_name
 
 
 def run_command(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -28,6 +29,18 @@ def run_command(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         _COMMANDS[arguments.command](arguments, list(rest))
     except MsaError as error:
         print(f"hf-msa {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if is_disk_full(error):
+            place = getattr(arguments, "output", None)
+            place = "" if place is None else f" {place!r}"
+            sentence = f"There is no space left to write{place}; free some and run the same command again."
+        elif isinstance(error, OSError):
+            place = "" if error.filename is None else f"{os.fspath(error.filename)!r} cannot be used: "
+            sentence = f"{place}{error.strerror or reason(error)}."
+        else:
+            raise
+        print(f"hf-msa {arguments.command}: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"hf-msa {arguments.command}: interrupted; the same command continues where it can.", file=sys.stderr)
@@ -55,7 +68,7 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _sample_corpus(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from .data.sample_corpus import write_sample_corpus
+    from .data.sample_corpus import check_corpus, write_sample_corpus
 
     path = write_sample_corpus(
         arguments.output, preset=arguments.preset, seed=arguments.seed, overwrite=arguments.overwrite
@@ -85,7 +98,7 @@ def training_flags(rest: Sequence[str]) -> dict[str, Any]:
         rest: For example ``["--num_train_epochs", "5", "--bf16"]``.
 
     Raises:
-        MsaError: For a flag that transformers does not know, with the nearest one.
+        MsaError: For a flag that transformers does not know, with the nearest one, or a value that it does not take.
     """
     from transformers import HfArgumentParser
 
@@ -101,8 +114,13 @@ def training_flags(rest: Sequence[str]) -> dict[str, Any]:
             given.append(name)
     if rest and not given:
         raise MsaError(f"Unexpected argument {rest[0]!r}; training arguments begin with '--'.")
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise MsaError(f"A training argument is wrong: {message}.")
+
     # The library annotates a data class as an opaque type of its own.
-    parser = HfArgumentParser(MsaTrainingArguments)  # type: ignore[arg-type]
+    parser = Parser(MsaTrainingArguments)  # type: ignore[arg-type]
     parsed = vars(parser.parse_args(list(rest)))
     return {name: parsed[name] for name in given}
 

@@ -1,7 +1,11 @@
 """Errors that user input can cause: one sentence each, with the nearest valid name where a name was wrong."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+
+_MOST_NAMES = 60
 
 
 class MsaError(ValueError):
@@ -22,13 +26,49 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> MsaError:
     """Build the error for an unknown name: what was given, the nearest valid one, and all valid ones.
 
+    Where there are very many, the nearest one has to do.
+
     Args:
         kind: What the name stands for, e.g. ``"recipe"``.
         name: What was given.
         valid: The names that are allowed.
     """
     names = sorted(valid)
-    return MsaError(f"Unknown {kind} {name!r}.{nearest(name, names)} Known: {', '.join(names) or 'none'}.")
+    near = nearest(name, names)
+    known = "" if near and len(names) > _MOST_NAMES else f" Known: {', '.join(names) or 'none'}."
+    return MsaError(f"Unknown {kind} {name!r}.{near}{known}")
+
+
+def reason(error: BaseException) -> str:
+    """The one line of another library's message that says what is wrong, without a full stop.
+
+    Args:
+        error: For example one of the strict data classes of `huggingface_hub`, which say it in their last line, after the
+            name of the original error; all others say it in their first.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    line = lines[-1].partition("Error: ")[2] or lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
+    return line.removesuffix(".")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether something could not be written because the disk or the quota is full.
+
+    The libraries that write checkpoints do not pass on the system's error: safetensors quotes its text, torch only says
+    that the file is shorter than it should be.
+
+    Args:
+        error: Whatever was raised.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    torch_writer = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "] . unexpected pos " in text)
+    return os.strerror(errno.ENOSPC) in text or torch_writer
 
 
 def require_package(package: str, extra: str) -> None:

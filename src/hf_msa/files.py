@@ -63,6 +63,32 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder in `folder`; on a clean exit its files move up, all of them, on an error none does.
+
+    Args:
+        folder: Where the files shall be, in the place of others of the same names. It is created where absent, and taken
+            away again on an error.
+    """
+    target = Path(folder)
+    is_new = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", dir=target))
+    try:
+        yield temporary
+        # In the order in which they were written: what was written last says that everything is there.
+        for file in sorted(temporary.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+            file.replace(target / file.name)
+        temporary.rmdir()
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):
+                target.rmdir()
+        raise
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, keys in their given order, atomically."""
     with atomic_write(path) as temporary:

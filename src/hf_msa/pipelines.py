@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import MsaError
-from .evaluation.sweep import load_checkpoint
+from .errors import MsaError, reason
+from .evaluation.sweep import find_models, load_checkpoint
 from .models.msa_schema import FEATURE_MODALITIES
 
 
@@ -24,25 +24,38 @@ def read_features(path: str | Path) -> np.ndarray:
         if file.suffix == ".npy":
             values = np.load(file, allow_pickle=False)
         elif file.suffix == ".csv":
-            values = np.genfromtxt(file, delimiter=",", dtype=np.float32)
-            # A header reads as a row without numbers.
-            values = values[1:] if values.ndim == 2 and np.isnan(values[0]).all() else values
+            values = _read_csv(file)
         else:
             raise MsaError(f"{str(path)!r} is no feature file: give a .npy or a .csv file with one row per frame.")
     except (OSError, ValueError) as error:
         if isinstance(error, MsaError):
             raise
-        raise MsaError(f"{str(path)!r} cannot be read as a feature sequence: {error}.") from error
-    if values.ndim != 2:
-        raise MsaError(f"{str(path)!r} holds an array of shape {values.shape}; a feature sequence is (frames, width).")
+        raise MsaError(f"{str(path)!r} cannot be read as a feature sequence: {reason(error)}.") from error
+    if values.ndim != 2 or values.dtype.kind not in "buif":
+        raise MsaError(
+            f"{str(path)!r} holds an array of {values.dtype} of shape {values.shape}; a feature sequence is a table of "
+            "numbers, (frames, width)."
+        )
     return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _read_csv(file: Path) -> np.ndarray:
+    text = file.read_text(encoding="utf-8-sig")
+    try:
+        return np.loadtxt(text.splitlines(), delimiter=",", dtype=np.float32, ndmin=2)
+    except ValueError:
+        # The first line may be a header.
+        return np.loadtxt(text.splitlines(), delimiter=",", dtype=np.float32, ndmin=2, skiprows=1)
 
 
 class SentimentPredictor:
     """A trained model and its processor behind one call.
 
     Args:
-        model: A run folder (one seed), a saved model or a Hub name.
+        model: A run folder (of one seed), a saved model or a Hub name.
+
+    Raises:
+        MsaError: If there is no such model, or there are several.
 
     Example:
         ```python
@@ -52,7 +65,10 @@ class SentimentPredictor:
     """
 
     def __init__(self, model: str) -> None:
-        self.model, self.processor = load_checkpoint(model)
+        found = find_models(model)
+        if len(found) > 1:
+            raise MsaError(f"{model!r} holds several training seeds; give one of them, e.g. {found[0]!r}.")
+        self.model, self.processor = load_checkpoint(found[0])
 
     @torch.inference_mode()
     def __call__(

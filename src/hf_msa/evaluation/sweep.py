@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
@@ -26,12 +28,16 @@ from hf_msa.data.missing import (
 )
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts
-from hf_msa.errors import MsaError, unknown_name
+from hf_msa.errors import MsaError, reason, unknown_name
+from hf_msa.files import atomic_files
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_schema import MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
 
-from .results import Rate, Results, build_results, predictions_table, write_results
+from .results import PREDICTIONS_FILE, Rate, Results, build_results, predictions_table, write_results
+
+if TYPE_CHECKING:
+    import datasets
 
 FRAME_RATES = tuple(round(0.1 * step, 1) for step in range(10))
 MODALITY_RATES = tuple(round(0.1 * step, 1) for step in range(8))
@@ -53,12 +59,15 @@ def conditions(
         mask_seeds: Seeds of the masks.
 
     Raises:
-        MsaError: For an unknown protocol, or rates where the protocol has none.
+        MsaError: For an unknown protocol, rates where the protocol has none, or a rate or seed that is given twice.
     """
     swept: dict[str, tuple[type[MissingProtocol], tuple[float, ...]]] = {
         "frame": (FrameMissing, FRAME_RATES),
         "modality": (ModalityMissing, MODALITY_RATES),
     }
+    for option, values in (("--seeds", mask_seeds), ("--rates", rates)):
+        if values is not None and (not values or len(set(values)) != len(values)):
+            raise MsaError(f"{option} is {' '.join(map(str, values)) or 'empty'}; give at least one, and each once.")
     if protocol in swept:
         kind, default = swept[protocol]
         return [
@@ -185,12 +194,18 @@ def load_checkpoint(name: str) -> tuple[MsaPreTrainedModel, MsaProcessor]:
         MsaError: If there is no such checkpoint, or it is not one of hf_msa.
     """
     try:
-        model = AutoModel.from_pretrained(name, dtype=torch.float32)
+        model, loading = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise MsaError(f"No checkpoint can be loaded from {name!r}: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError, SafetensorError, StrictDataclassError, ValueError) as error:
+        raise MsaError(f"No checkpoint can be loaded from {name!r}: {reason(error)}.") from error
     if not isinstance(model, MsaPreTrainedModel) or not isinstance(processor, MsaProcessor):
         raise MsaError(f"{name!r} is no hf_msa checkpoint but a {type(model).__name__}.")
+    if loading["missing_keys"]:
+        # The library fills them with random numbers and goes on.
+        raise MsaError(
+            f"The checkpoint {name!r} lacks {len(loading['missing_keys'])} weights of its model, e.g. "
+            f"{min(loading['missing_keys'])!r}; copy or train it again."
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]  # the library wraps `to` in a way that type checkers misread
     return model.eval(), processor
@@ -214,10 +229,51 @@ def check_widths(model: MsaPreTrainedModel, rows: MsaRows, name: str) -> None:
             )
 
 
+def load_split(data: str, split: str) -> "datasets.Dataset":
+    """Load one split, which must have rows.
+
+    Args:
+        data: Folder or Hub name of a prepared data set.
+        split: Its name.
+
+    Raises:
+        MsaError: If there is no such data or split, a file of it is damaged, or it has no rows.
+    """
+    from datasets.exceptions import DatasetGenerationError
+
+    empty = f"The split {split!r} of {data!r} is empty, or one of its files is damaged; prepare the data set again."
+    try:
+        dataset = load_msa(data, split)
+    except DatasetGenerationError as error:
+        raise MsaError(empty) from error
+    if not len(dataset):
+        raise MsaError(empty)
+    return dataset
+
+
 def _read_runs(names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The run.json of each checkpoint, or an empty one where it has none, e.g. on the Hub."""
     for name in names:
         file = Path(name) / "run.json"
-        yield json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not file.is_file():
+            yield {}
+            continue
+        try:
+            run = json.loads(file.read_text(encoding="utf-8"))
+            yield {**run, "seed": int(run["seed"]), "selection": dict(run["selection"])}
+        except (KeyError, TypeError, ValueError) as error:
+            raise MsaError(f"{str(file)!r} is damaged ({reason(error)}); run the training command again.") from error
+
+
+def _check_one_run(runs: Sequence[Mapping[str, Any]], model: str) -> None:
+    """Check that the seeds of a folder are those of one experiment: their mean would mean nothing otherwise."""
+    for key in ("method", "recipe", "ablation", "text_model"):
+        values = sorted({str(run.get(key)) for run in runs})
+        if len(values) > 1:
+            raise MsaError(
+                f"The seeds in {model!r} differ in their {key.replace('_', ' ')} ({', '.join(values)}); evaluate each by "
+                "itself."
+            )
 
 
 def evaluate_runs(
@@ -249,10 +305,14 @@ def evaluate_runs(
     started = time.perf_counter()
     names = find_models(model)
     runs = list(_read_runs(names))
+    _check_one_run(runs, model)
+    target = Path(output or (model if Path(model).is_dir() else "."))
+    if target.is_file():
+        raise MsaError(f"{str(target)!r} is a file; give a folder as --output.")
+    if batch_size < 1:
+        raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
     facts = dataset_facts(data)
-    dataset = load_msa(data, split)
-    if not len(dataset):
-        raise MsaError(f"The split {split!r} of {data!r} is empty; there is nothing to evaluate.")
+    dataset = load_split(data, split)
     parts: list[dict[str, Any]] = []
     realised: dict[tuple[int | None, Rate], dict[str, float]] = {}
     rows: MsaRows | None = None
@@ -273,7 +333,6 @@ def evaluate_runs(
         method = network.config.model_type.removeprefix("hf_msa_")
         config = {k: v for k, v in network.config.to_dict().items() if k not in ("text_config", "auto_map")}
         del network
-    target = Path(output or (model if Path(model).is_dir() else "."))
     return write_evaluation(
         target,
         parts,
@@ -327,9 +386,12 @@ def write_evaluation(
         config=config,
         seconds=round(time.perf_counter() - started, 2),
     )
-    files = [write_results(folder, results, table), folder / "predictions.parquet"]
-    if importlib.util.find_spec("matplotlib") is not None:
-        from .plots import plot_curves
+    with atomic_files(folder) as work:
+        files = []
+        if importlib.util.find_spec("matplotlib") is not None:
+            from .plots import plot_curves
 
-        files += plot_curves([results], folder / "curves")
+            files += plot_curves([results], work / "curves")
+        files += [work / PREDICTIONS_FILE, write_results(work, results, table)]
+    files = [folder / file.name for file in reversed(files)]
     return Evaluation(results, files, [Path(name) for name, run in zip(names, runs, strict=True) if run])

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from hf_msa.evaluation.metrics import METRICS
+
 
 @dataclass
 class MsaTrainingArguments(TrainingArguments):
@@ -25,9 +27,11 @@ class MsaTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(
         default=True, metadata={"help": "Keep the checkpoint that is best on the validation split."}
     )
-    metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "Lower is better."})
+    metric_for_best_model: str | None = field(
+        default="eval_loss", metadata={"help": "What the best checkpoint is chosen by, e.g. eval_mae."}
+    )
     greater_is_better: bool | None = field(
-        default=False, metadata={"help": "Whether the metric grows as it improves."}
+        default=None, metadata={"help": "Whether the metric grows as it improves; default: as that metric does."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept beside the best one."})
     train_sampling_strategy: str = field(
@@ -38,3 +42,10 @@ class MsaTrainingArguments(TrainingArguments):
         default="none", metadata={"help": "Reporting services, e.g. tensorboard."}
     )
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Rows per evaluation batch and device."})
+
+    def __post_init__(self) -> None:
+        """Know of each metric which way is better: the library takes all but losses to grow."""
+        if self.greater_is_better is None:
+            metric = METRICS.get((self.metric_for_best_model or "").removeprefix("eval_"))
+            self.greater_is_better = metric is not None and metric.higher_is_better
+        super().__post_init__()

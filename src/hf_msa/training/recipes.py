@@ -1,7 +1,9 @@
 """Recipes: everything that a run is made of, as YAML with the source of each value."""
 
 import dataclasses
+import importlib
 import importlib.resources
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedConfig
 
+from hf_msa.data.missing import protocol_from_dict
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
@@ -84,14 +87,30 @@ def _read(name: str) -> tuple[str, dict[str, Any]]:
         path = Path(name)
         if not path.is_file():
             raise MsaError(f"There is no recipe file {name!r}; give a file, or one of: {', '.join(recipe_names())}.")
-        return path.stem, yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            return path.stem, _group("The recipe", yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise MsaError(f"The recipe file {name!r} cannot be read as YAML: {_one_line(error)}.") from error
     method = name.partition("/")[0]
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     if name not in recipe_names():
         raise unknown_name("recipe", name, recipe_names())
     text = (importlib.resources.files("hf_msa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    return name, yaml.safe_load(text)
+    return name, _group("The recipe", yaml.safe_load(text))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _group(what: str, value: Any) -> dict[str, Any]:
+    """A mapping of the recipe; what is left empty in YAML is an empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise MsaError(f"{what} has to be a group of KEY: VALUE, but is {value!r}.")
+    return value
 
 
 def _check_keys(what: str, given: Iterable[str], allowed: Iterable[str]) -> None:
@@ -114,10 +133,43 @@ def _set(recipe: dict[str, Any], assignment: str) -> None:
     *parents, last = key.strip().split(".")
     place = recipe
     for parent in parents:
-        place = place.setdefault(parent, {})
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
         if not isinstance(place, dict):
             raise MsaError(f"--set {key}: {parent!r} is a value, not a group of values.")
-    place[last] = yaml.safe_load(text)
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise MsaError(f"--set {key}: {text!r} is no YAML value ({_one_line(error)}).") from error
+
+
+def _missing_recipe(values: dict[str, Any]) -> MissingRecipe:
+    _check_keys("key of 'missing'", values, (field.name for field in dataclasses.fields(MissingRecipe)))
+    for key in ("train", "validation"):
+        if key not in values:
+            raise MsaError(f"The recipe has no 'missing.{key}': the missing-data protocol of that pass.")
+        protocol_from_dict(_group(f"'missing.{key}'", values[key]))
+    missing = MissingRecipe(**values)
+    if type(missing.selection_repeats) is not int or missing.selection_repeats < 1:
+        raise MsaError(f"missing.selection_repeats is {missing.selection_repeats!r}; give a whole number from 1.")
+    return missing
+
+
+def _stage_arguments(stage: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Check names, and numbers where a number has to be: the library does not, and would fail in the middle of a run."""
+    kinds = typing.get_type_hints(MsaTrainingArguments)
+    fields = {field.name for field in dataclasses.fields(MsaTrainingArguments)}
+    _check_keys(f"training argument of stage {stage!r}", values, fields)
+    for name, value in as_known(values).items():
+        allowed = set(typing.get_args(kinds[name]) or (kinds[name],))
+        if not allowed <= {int, float, bool, type(None)}:
+            continue
+        fits = type(value) in allowed or (type(value) is int and float in allowed)
+        if not fits:
+            names = " or ".join(sorted(kind.__name__ for kind in allowed - {type(None)}))
+            raise MsaError(f"stages.{stage}.{name} is {value!r}; it has to be of type {names}.")
+    return dict(values)
 
 
 def load_recipe(
@@ -132,7 +184,8 @@ def load_recipe(
         text_model: Overrides the recipe's text encoder.
 
     Raises:
-        MsaError: For an unknown method, recipe, ablation or key, with the nearest one that exists.
+        MsaError: For an unknown method, recipe, ablation, stage or key, with the nearest one that exists, or a value of the
+            wrong kind.
     """
     name, content = _read(name)
     for assignment in assignments:
@@ -140,19 +193,21 @@ def load_recipe(
     if text_model is not None:
         content["text_model"] = text_model
     _check_keys("recipe key", content, {field.name for field in dataclasses.fields(Recipe)} - {"name", "ablation"})
-    method = content.get("method", "")
+    method = str(content.get("method", ""))
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     config_class = METHODS[method].config_class
     if ablation is not None and ablation not in config_class.ABLATIONS:
         raise unknown_name(f"ablation of {method}", ablation, config_class.ABLATIONS)
-    model = {**(content.get("model") or {}), **(config_class.ABLATIONS[ablation] if ablation else {})}
+    model = {**_group("'model'", content.get("model")), **(config_class.ABLATIONS[ablation] if ablation else {})}
     _check_keys(f"configuration field of {method}", model, config_fields(config_class))
-    missing = content.get("missing") or {}
-    _check_keys("key of 'missing'", missing, (field.name for field in dataclasses.fields(MissingRecipe)))
-    training_fields = {field.name for field in dataclasses.fields(MsaTrainingArguments)}
-    for stage, arguments in (content.get("stages") or {}).items():
-        _check_keys(f"training argument of stage {stage!r}", arguments or {}, training_fields)
+    missing = _missing_recipe(_group("'missing'", content.get("missing")))
+    known = (*importlib.import_module(f"{__package__}.stages_{method}").STAGES, "all")
+    stages: dict[str, dict[str, Any]] = {}
+    for stage, arguments in _group("'stages'", content.get("stages")).items():
+        if stage not in known:
+            raise unknown_name(f"stage of {method}", str(stage), known)
+        stages[stage] = _stage_arguments(stage, _group(f"'stages.{stage}'", arguments))
     feature_norm = content.get("feature_norm", "none")
     if feature_norm not in ("none", "standard"):
         raise unknown_name("feature_norm", str(feature_norm), ("none", "standard"))
@@ -161,10 +216,10 @@ def load_recipe(
         method=method,
         text_model=content.get("text_model"),
         model=model,
-        missing=MissingRecipe(**missing),
+        missing=missing,
         feature_norm=feature_norm,
         pad_to_fixed=bool(content.get("pad_to_fixed", False)),
-        stages={stage: dict(arguments or {}) for stage, arguments in (content.get("stages") or {}).items()},
+        stages=stages,
         ablation=ablation,
     )
 

@@ -8,20 +8,24 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, set_seed
 
 from hf_msa._version import __version__
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.loading import dataset_facts, load_msa
+from hf_msa.data.loading import dataset_facts
 from hf_msa.data.missing import protocol_from_dict
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, reason, unknown_name
+from hf_msa.evaluation.metrics import family_metrics
+from hf_msa.evaluation.sweep import load_split
 from hf_msa.files import write_json
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
@@ -78,7 +82,12 @@ class RunContext:
         }
         if "bf16" not in values and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
             values["bf16"] = True
-        return MsaTrainingArguments(output_dir=str(self.folder / "stages" / stage), **values)
+        arguments = training_arguments(self.stage_folder(stage), values)
+        metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
+        measured = ("loss", *family_metrics(self.facts.label_family))
+        if metric not in measured:
+            raise unknown_name(f"metric_for_best_model of stage {stage!r}:", metric, measured)
+        return arguments
 
     def collator(self, split: str, return_complete: bool = False) -> MsaCollator:
         """The collator of a split, under the recipe's protocol for it."""
@@ -101,7 +110,12 @@ class RunContext:
     def new_model(self, model_class: type[Model]) -> Model:
         """A model around the pretrained text encoder, everything else initialised from the run's seed."""
         set_seed(self.seed)
-        model: Model = model_class.from_text_pretrained(self.text_model, self.config)
+        try:
+            model: Model = model_class.from_text_pretrained(self.text_model, self.config)
+        except (OSError, ValueError) as error:
+            raise MsaError(
+                f"No {model_class.__name__} can be built around the text encoder {self.text_model!r}: {reason(error)}."
+            ) from error
         return model
 
     def stage_folder(self, stage: str) -> Path:
@@ -182,20 +196,35 @@ class RunContext:
         return model
 
 
+def training_arguments(folder: Path, values: Mapping[str, Any]) -> MsaTrainingArguments:
+    """Training arguments that write to `folder`.
+
+    Raises:
+        MsaError: If the library refuses a value, or one beside another.
+    """
+    try:
+        return MsaTrainingArguments(output_dir=str(folder), **values)
+    except (ImportError, TypeError, ValueError) as error:
+        raise MsaError(f"The training arguments of {folder.name!r} cannot be used: {reason(error)}.") from error
+
+
 def best_epoch(history: list[dict[str, Any]], step: int | None) -> float | None:
     """The epoch of the evaluation at `step`."""
     return next((entry["epoch"] for entry in history if entry.get("step") == step and "eval_loss" in entry), None)
 
 
-# Flags on how the optimiser works concern the final stage; the rest (devices, precision, logging, saving) every stage.
+# Flags on how the optimiser works and which checkpoint is best concern the final stage; the rest (devices, precision,
+# logging, saving) every stage.
 _FINAL_FLAGS = {
     "early_stopping_patience",
     "gradient_accumulation_steps",
+    "greater_is_better",
     "learning_rate",
     "lr_scheduler_kwargs",
     "lr_scheduler_type",
     "max_grad_norm",
     "max_steps",
+    "metric_for_best_model",
     "num_train_epochs",
     "optim",
     "per_device_train_batch_size",
@@ -272,17 +301,22 @@ def prepare_run(
         tokenizer = AutoTokenizer.from_pretrained(text_model)
     except (OSError, ValueError) as error:
         raise MsaError(
-            f"The text encoder {text_model!r} cannot be loaded ({str(error).splitlines()[0]}); pass --text-model with a "
+            f"The text encoder {text_model!r} cannot be loaded ({reason(error)}); pass --text-model with a "
             "folder or Hub name of a BERT-family checkpoint."
         ) from error
     if rows is None:
-        rows = {split: MsaRows(load_msa(data, split), split, tokenizer, longest) for split in ("train", "validation")}
+        rows = {
+            split: MsaRows(load_split(data, split), split, tokenizer, longest) for split in ("train", "validation")
+        }
     shapes = {**model_shapes(rows), **{k: v for k, v in recipe.model.items() if k.endswith("_max_length")}}
-    config = config_class(**{**shapes, "label_family": facts.label_family, **recipe.model})
+    try:
+        config = config_class(**{**shapes, "label_family": facts.label_family, **recipe.model})
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise MsaError(f"The recipe {recipe.name!r} gives no model for this data: {reason(error)}.") from error
     if not config.mask_padding and not recipe.pad_to_fixed:
         raise MsaError(
-            "A model that attends to padding (model.mask_padding=false) needs fixed lengths, or a prediction would depend on "
-            "its neighbours in the batch; add pad_to_fixed=true to --set."
+            "A model that attends to padding (model.mask_padding=false) needs fixed lengths, or a prediction would depend "
+            "on its neighbours in the batch; add pad_to_fixed=true to --set."
         )
     fields: dict[str, Any] = {
         name: getattr(config, name) for m in FEATURE_MODALITIES for name in (f"{m}_dim", f"{m}_max_length")
@@ -291,7 +325,9 @@ def prepare_run(
         for modality in config.modalities[1:]:
             mean, std = feature_statistics(rows["train"], modality)
             fields |= {f"{modality}_mean": mean, f"{modality}_std": std}
-    processor = MsaProcessor(MsaFeatureExtractor(**fields), tokenizer, text_max_length=longest, pad_to_fixed=recipe.pad_to_fixed)
+    processor = MsaProcessor(
+        MsaFeatureExtractor(**fields), tokenizer, text_max_length=longest, pad_to_fixed=recipe.pad_to_fixed
+    )
     settings = {
         "recipe": recipe.to_dict(),
         "seed": seed,
@@ -299,8 +335,20 @@ def prepare_run(
         "dataset": {"name": facts.name, **{split: len(part) for split, part in rows.items()}},
         "fingerprint": _fingerprint(rows),
     }
+    context = RunContext(
+        recipe, seed, folder, data, facts, rows, processor, config, str(text_model), split_flags(flags)
+    )
+    # Before anything is written: a value that is refused in the third stage would be known hours too late.
+    method = method_stages(recipe.method)
+    for stage in method.STAGES:
+        context.arguments(stage, stage == method.FINAL_STAGE)
     _check_same_run(folder / "settings.json", settings)
-    return RunContext(recipe, seed, folder, data, facts, rows, processor, config, str(text_model), split_flags(flags))
+    return context
+
+
+def method_stages(method: str) -> ModuleType:
+    """The module that trains a method: `run`, the names of its `STAGES`, and the `FINAL_STAGE` among them."""
+    return importlib.import_module(f"{__package__}.stages_{method}")
 
 
 def _bundled_text_model(data: str) -> str:
@@ -321,7 +369,8 @@ def _fingerprint(rows: Mapping[str, MsaRows]) -> str:
 
 def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
-    if PartialState().is_main_process and not path.is_file():
+    # A folder in which no stage has come as far as a checkpoint holds no run yet.
+    if PartialState().is_main_process and not any(path.parent.glob("stages/*/*")):
         write_json(path, settings)
     PartialState().wait_for_everyone()
     earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -366,11 +415,11 @@ def run_recipe(
     """
     folder = Path(output) / f"seed-{seed}"
     # The first thing that asks which processes there are sets it for good: it has to know of flags such as --use_cpu.
-    MsaTrainingArguments(output_dir=str(folder), **split_flags(flags or {})["all"])
+    training_arguments(folder, split_flags(flags or {})["all"])
     context = prepare_run(recipe, data, folder, seed, flags or {}, rows)
     if (folder / "run.json").is_file():
         return context
-    method = importlib.import_module(f"{__package__}.stages_{recipe.method}")
+    method = method_stages(recipe.method)
     started = time.perf_counter()
     model = method.run(context)
     if PartialState().is_main_process:

@@ -24,6 +24,7 @@ from .optimizers import AlternatingOptimizer
 from .stages import RunContext
 from .trainer import MsaTrainer, drawn_rows
 
+STAGES = ("polarity", "regressor", "confidence", "main")
 FINAL_STAGE = "main"
 
 

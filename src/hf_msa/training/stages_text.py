@@ -5,6 +5,7 @@ from hf_msa.models.modeling_text import TextForSentimentAnalysis
 
 from .stages import RunContext
 
+STAGES = ("main",)
 FINAL_STAGE = "main"
 
 
