@@ -66,15 +66,33 @@ class TriNormAttention(nn.Module):
         Returns:
             `torch.FloatTensor` of shape `(batch, queries, dim)`.
         """
-        attended = multi_head_attention(
-            self.to_query(self.norm_query(query)),
-            self.to_key(self.norm_key(context)),
-            self.to_value(self.norm_value(context)),
-            self.num_heads,
-            mask,
-        )
+        asked, keys, values = self.norm_query(query), self.norm_key(context), self.norm_value(context)
+        if query.shape[1] < context.shape[1]:
+            attended = self._attend_with_few(self.to_query(asked), keys, values, mask)
+        else:
+            attended = multi_head_attention(
+                self.to_query(asked), self.to_key(keys), self.to_value(values), self.num_heads, mask
+            )
         output: Tensor = self.to_out(attended)
         return output
+
+    def _attend_with_few(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend with fewer queries than keys, without mapping every key and value.
+
+        As q . (W k) = (q W) . k, and as averaging commutes with a map without bias, the few queries go through the key
+        map, and the few averages through the value map. All heads then read the same keys and values.
+        """
+        key_map, value_map = (map_.weight.unflatten(0, (self.num_heads, -1)) for map_ in (self.to_key, self.to_value))
+        asked = torch.einsum("bqhd,hdc->bhqc", query.unflatten(-1, (self.num_heads, -1)), key_map)
+        averaged = F.scaled_dot_product_attention(
+            asked.flatten(1, 2).unsqueeze(1),
+            keys.unsqueeze(1),
+            values.unsqueeze(1),
+            attn_mask=None if mask is None else mask[:, None, None, :],
+            scale=key_map.shape[1] ** -0.5,
+        )
+        averaged = averaged.squeeze(1).unflatten(1, (self.num_heads, -1))
+        return torch.einsum("bhqc,hdc->bqhd", averaged, value_map).flatten(-2)
 
 
 class FeedForward(nn.Module):
