@@ -1,0 +1,1 @@
+"""How fast hf_msa trains and evaluates, against the usual way of doing it and against what cannot be avoided."""
