@@ -54,7 +54,12 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
             target.replace(old / target.name)
-            temporary.replace(target)
+            try:
+                temporary.replace(target)
+            except BaseException:
+                (old / target.name).replace(target)
+                old.rmdir()
+                raise
             shutil.rmtree(old)
         else:
             temporary.replace(target)

@@ -1,0 +1,162 @@
+"""Files appear whole or not at all, with the permissions of any new file, and leave no temporary behind."""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from hf_msa.files import atomic_directory, atomic_files, atomic_write, write_json
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def content(folder: Path) -> dict[str, str | None]:
+    """Everything in a folder, hidden files too: relative path -> text, None for a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8") if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_is_there_only_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "result.json"
+    with atomic_write(target) as temporary:
+        temporary.write_text("content")
+        assert temporary.parent == target.parent and temporary.suffix == ".json" and not target.exists()
+    assert content(tmp_path) == {"new": None, "new/result.json": "content"}
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with atomic_write(target) as temporary:
+        temporary.write_text("half")
+        assert target.read_text() == "old"
+    assert target.read_text() == "half"
+
+
+@pytest.mark.parametrize("raised", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("atomic", [atomic_write, atomic_directory, atomic_files])
+def test_an_error_inside_changes_nothing(
+    tmp_path: Path, raised: type[BaseException], atomic: Callable[[Path], AbstractContextManager[Path]]
+) -> None:
+    target = tmp_path / "x"
+    if atomic is atomic_write:
+        target.write_text("old")
+    else:
+        target.mkdir()
+        (target / "a.txt").write_text("old")
+    before = content(tmp_path)
+    with pytest.raises(raised), atomic(target) as temporary:
+        (temporary if temporary.is_file() else temporary / "a.txt").write_text("new")
+        raise raised
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("atomic", [atomic_write, atomic_directory, atomic_files])
+def test_an_error_inside_makes_nothing(tmp_path: Path, atomic: Callable[[Path], AbstractContextManager[Path]]) -> None:
+    with pytest.raises(OSError, match="No space"), atomic(tmp_path / "x"):
+        full_disk()
+    assert content(tmp_path) == {}
+
+
+def test_a_disk_that_turns_out_full_when_flushed_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "a.json", {"value": 1})
+    monkeypatch.setattr("hf_msa.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_json(tmp_path / "a.json", {"value": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"value": 1}
+    assert list(content(tmp_path)) == ["a.json"]
+
+
+@pytest.mark.parametrize(("mask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_permissions_are_those_of_any_new_file(tmp_path: Path, mask: int, file_mode: int, folder_mode: int) -> None:
+    with umask(mask):
+        write_json(tmp_path / "a.json", {})
+        with atomic_directory(tmp_path / "folder"):
+            pass
+        assert os.umask(mask) == mask, "the process keeps its mask"
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == file_mode
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == folder_mode
+
+
+def test_a_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    with atomic_directory(target) as temporary:
+        (temporary / "new.txt").write_text("new")
+        assert content(target) == {"old.txt": "old"}
+    assert content(tmp_path) == {"x": None, "x/new.txt": "new"}
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    replace = Path.replace
+
+    def fails_for_the_new_one(self: Path, other: Path) -> Path:
+        if (self / "new.txt").exists():
+            full_disk()
+        return replace(self, other)
+
+    monkeypatch.setattr(Path, "replace", fails_for_the_new_one)
+    with pytest.raises(OSError, match="No space"), atomic_directory(target) as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert content(tmp_path) == {"x": None, "x/old.txt": "old"}
+
+
+def test_several_files_appear_together_beside_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    (tmp_path / "a.txt").write_text("old")
+    with atomic_files(tmp_path) as work:
+        (work / "a.txt").write_text("new")
+        (work / "b.txt").write_text("new")
+        assert (tmp_path / "a.txt").read_text() == "old" and not (tmp_path / "b.txt").exists()
+    assert content(tmp_path) == {"a.txt": "new", "b.txt": "new", "kept.txt": "kept"}
+
+
+def test_the_file_that_was_written_last_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    replace = Path.replace
+
+    def recorded(self: Path, other: Path) -> Path:
+        order.append(self.name)
+        return replace(self, other)
+
+    with atomic_files(tmp_path) as work:
+        for number, name in enumerate(("z", "m", "a")):
+            (work / name).write_text(name)
+            os.utime(work / name, ns=(number, number))
+        monkeypatch.setattr(Path, "replace", recorded)
+    assert order == ["z", "m", "a"]
+
+
+def test_json_keeps_order_and_letters(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": "情感", "a": [1, None]})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert text == '{\n  "b": "情感",\n  "a": [\n    1,\n    null\n  ]\n}\n'
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"b": object()})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
