@@ -40,12 +40,20 @@ def read_features(path: str | Path) -> np.ndarray:
 
 
 def _read_csv(file: Path) -> np.ndarray:
-    text = file.read_text(encoding="utf-8-sig")
+    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    # A first line with anything but numbers is a header.
+    frames = lines[1:] if lines and not all(map(_is_number, lines[0].split(","))) else lines
+    if not frames:
+        raise ValueError("it has no frames")
+    return np.loadtxt(frames, delimiter=",", dtype=np.float32, ndmin=2)
+
+
+def _is_number(cell: str) -> bool:
     try:
-        return np.loadtxt(text.splitlines(), delimiter=",", dtype=np.float32, ndmin=2)
+        float(cell)
     except ValueError:
-        # The first line may be a header.
-        return np.loadtxt(text.splitlines(), delimiter=",", dtype=np.float32, ndmin=2, skiprows=1)
+        return False
+    return True
 
 
 class SentimentPredictor:

@@ -1,0 +1,349 @@
+"""The sweep against a plain loop over the conditions, and what an evaluation refuses."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_msa.data import load_msa
+from hf_msa.data.collator import MsaCollator
+from hf_msa.data.missing import CompleteProtocol, FixedPattern, FrameMissing, ModalityMissing
+from hf_msa.data.rows import MsaRows
+from hf_msa.data.sample_corpus import write_sample_corpus
+from hf_msa.errors import MsaError
+from hf_msa.evaluation.results import read_predictions, read_results
+from hf_msa.evaluation.sweep import (
+    Condition,
+    check_widths,
+    conditions,
+    evaluate_runs,
+    find_models,
+    load_checkpoint,
+    load_split,
+    sweep,
+)
+from hf_msa.models.auto import METHODS
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.processing_msa import MsaProcessor
+from hf_msa.training.recipes import load_recipe
+from hf_msa.training.stages import prepare_run
+
+MODALITIES = ("text", "audio", "vision")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7)
+
+
+def save_untrained(corpus: Path, folder: Path, method: str, seed: int, ablation: str | None = None) -> None:
+    """A checkpoint as training would leave it, but with the weights that it starts from."""
+    recipe = load_recipe(f"{method}/sample", ablation=ablation)
+    context = prepare_run(recipe, str(corpus), folder, seed, {"use_cpu": True})
+    context.new_model(METHODS[method].model_class).save_pretrained(folder)
+    context.processor.save_pretrained(folder)
+    selection = {"split": "validation", "metric": "eval_loss", "value": 1.0}
+    run = {"method": method, "recipe": recipe.name, "ablation": ablation, "seed": seed, "selection": selection}
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2):
+        save_untrained(corpus, folder / f"seed-{seed}", "tcmr", seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(runs: Path) -> tuple[MsaPreTrainedModel, MsaProcessor]:
+    return load_checkpoint(str(runs / "seed-1"))
+
+
+@pytest.fixture(scope="module")
+def rows(corpus: Path, loaded: tuple[MsaPreTrainedModel, MsaProcessor]) -> MsaRows:
+    _, processor = loaded
+    return MsaRows(load_msa(corpus, "test"), "test", processor.tokenizer, processor.text_max_length)
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns("text_model", "planted")))
+
+
+# --- Conditions ---
+
+
+def test_frame_conditions_are_all_seeds_by_all_rates() -> None:
+    found = conditions("frame", MODALITIES, None, [3, 4])
+    rates = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert [(seed, rate) for seed, rate, _ in found] == [(seed, rate) for seed in (3, 4) for rate in rates]
+    assert all(protocol == FrameMissing(rate=rate, seed=seed) for seed, rate, protocol in found)
+
+
+def test_modality_conditions_end_at_seven_tenths() -> None:
+    found = conditions("modality", MODALITIES, None, [3])
+    assert [rate for _, rate, _ in found] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    assert found[-1][2] == ModalityMissing(rate=0.7, seed=3)
+    assert [rate for _, rate, _ in conditions("modality", MODALITIES, [0.2], [3])] == [0.2]
+
+
+def test_fixed_conditions_are_all_patterns_of_what_the_data_has() -> None:
+    names = [rate for _, rate, _ in conditions("fixed", MODALITIES, None, [3])]
+    assert names == ["text", "audio", "vision", "text+audio", "text+vision", "audio+vision", "text+audio+vision"]
+    found = conditions("fixed", ("text", "audio"), None, [3])
+    assert found[-1] == (3, "text+audio", FixedPattern(available=("text", "audio"))) and len(found) == 3
+
+
+def test_complete_is_one_condition_whatever_the_seeds() -> None:
+    assert conditions("complete", MODALITIES, None, [3, 4]) == [(3, 0.0, CompleteProtocol())]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "rates", "seeds", "words"),
+    [
+        ("fram", None, [1], "Unknown protocol 'fram'.*'frame'"),
+        ("fixed", [0.1], [1], "'fixed' has no rates; leave --rates out"),
+        ("complete", [0.1], [1], "'complete' has no rates"),
+        ("frame", [1.1], [1], "rate is 1.1; give a number from 0 to 1"),
+        ("frame", [0.1, 0.1], [1], "--rates is 0.1 0.1; .* each once"),
+        ("frame", [], [1], "--rates is empty; give at least one"),
+        ("frame", None, [1, 2, 1], "--seeds is 1 2 1; .* each once"),
+        ("complete", None, [], "--seeds is empty"),
+    ],
+)
+def test_impossible_conditions_are_refused(
+    protocol: str, rates: Sequence[float] | None, seeds: Sequence[int], words: str
+) -> None:
+    with pytest.raises(MsaError, match=words):
+        conditions(protocol, MODALITIES, rates, seeds)
+
+
+# --- The sweep ---
+
+
+@torch.inference_mode()
+def plain_loop(
+    model: MsaPreTrainedModel, processor: MsaProcessor, rows: MsaRows, tested: Sequence[Condition]
+) -> list[np.ndarray]:
+    """One condition after the other, each with the collator that training uses, rows in their own order, 7 at a time."""
+    taken = {"input_ids", "attention_mask"} | {
+        f"{name}_{part}" for name in ("audio", "vision") for part in ("values", "attention_mask", "missing_mask")
+    }
+    scores = []
+    for _, _, protocol in tested:
+        collator = MsaCollator(processor, protocol.bind(rows.ids), split="test")
+        parts = []
+        for start in range(0, len(rows), 7):
+            batch = collator([rows[index] for index in range(start, min(start + 7, len(rows)))])
+            inputs = {key: value for key, value in batch.items() if key in taken or key == "text_missing_mask"}
+            parts.append(model(**inputs).logits.reshape(-1).numpy())
+        scores.append(np.concatenate(parts))
+    return scores
+
+
+@pytest.mark.parametrize("protocol", ["frame", "modality", "fixed", "complete"])
+def test_the_sweep_is_a_plain_loop(
+    loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows, protocol: str
+) -> None:
+    rates = [0.0, 0.5, 0.7] if protocol in ("frame", "modality") else None
+    tested = conditions(protocol, MODALITIES, rates, [5, 6] if rates else [5])
+    parts, realised = sweep(*loaded, rows, tested)
+    expected = plain_loop(*loaded, rows, tested)
+    assert [(part["mask_seed"], part["rate"]) for part in parts] == [(seed, rate) for seed, rate, _ in tested]
+    for part, scores in zip(parts, expected, strict=True):
+        assert part["id"] == rows.ids and np.array_equal(part["label"], rows.labels)
+        np.testing.assert_allclose(part["prediction"], scores, atol=1e-5)
+        assert part["confidence"].shape == scores.shape, "what the method says beside its score is kept"
+    for seed, rate, condition in tested:
+        collator = MsaCollator(loaded[1], condition.bind(rows.ids), split="test")
+        shares = collator.realised(rows[index] for index in range(len(rows))).shares()
+        assert realised[seed, rate] == pytest.approx(shares, nan_ok=True)
+    assert len({part["prediction"].tobytes() for part in parts}) == len(set(tested) - repeats(tested))
+
+
+def repeats(tested: Sequence[Condition]) -> set[Condition]:
+    """Conditions that drop nothing and so repeat another: rate 0 under a second seed."""
+    return {one for one in tested if one[1] == 0.0 and one[0] != tested[0][0]}
+
+
+def test_predictions_do_not_depend_on_the_batch(
+    loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows
+) -> None:
+    tested = conditions("frame", MODALITIES, [0.0, 0.6], [5])
+    whole, shares = sweep(*loaded, rows, tested, batch_size=128)
+    for size in (1, 5):
+        parts, others = sweep(*loaded, rows, tested, batch_size=size)
+        for condition, share in shares.items():
+            assert others[condition] == pytest.approx(share)
+        for part, other in zip(whole, parts, strict=True):
+            np.testing.assert_allclose(part["prediction"], other["prediction"], atol=1e-5)
+
+
+def test_only_an_oracle_is_given_labels(
+    corpus: Path, loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows, tmp_path: Path
+) -> None:
+    save_untrained(corpus, tmp_path / "oracle", "tcmr", 1, ablation="ub")
+    oracle = load_checkpoint(str(tmp_path / "oracle"))
+    tested = conditions("complete", MODALITIES, None, [5])
+    for (model, processor), gets in ((loaded, False), (oracle, True)):
+        seen: list[bool] = []
+        hook = model.register_forward_pre_hook(
+            lambda _, __, given, seen=seen: seen.append("labels" in given), with_kwargs=True
+        )
+        sweep(model, processor, rows, tested)
+        hook.remove()
+        assert seen == [gets]
+
+
+def test_an_oracle_s_results_are_marked(corpus: Path, tmp_path: Path) -> None:
+    save_untrained(corpus, tmp_path / "oracle", "tcmr", 1, ablation="ub")
+    made = evaluate_runs(str(tmp_path / "oracle"), str(corpus), protocol="complete", output=str(tmp_path / "out"))
+    assert made.content["oracle"] is True and made.content["ablation"] == "ub"
+    assert read_results(tmp_path / "out")["oracle"] is True
+
+
+# --- Evaluations ---
+
+
+def test_seeds_are_put_together(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    made = evaluate_runs(str(runs), str(corpus), rates=[0.0, 0.5], mask_seeds=[5, 6], output=str(tmp_path))
+    grid = read_predictions(tmp_path)
+    assert grid.training_seeds == (1, 2) and grid.mask_seeds == (5, 6) and grid.rates == (0.0, 0.5)
+    assert made.content == read_results(tmp_path)
+    assert made.content["per_rate"][0]["metrics"]["mae"]["n"] == 2 and made.content["oracle"] is False
+    assert [entry["training_seed"] for entry in made.content["selection"]] == [1, 2]
+    assert made.runs == [runs / "seed-1", runs / "seed-2"]
+    names = {"results.json", "predictions.parquet", "curves.png", "curves.svg"}
+    assert {file.name for file in made.files} == {path.name for path in tmp_path.iterdir()} == names
+    alone, _ = sweep(
+        *load_checkpoint(str(runs / "seed-2")), split_rows(corpus, runs), conditions("frame", (), [0.5], [6])
+    )
+    scores = dict(zip(alone[0]["id"], alone[0]["prediction"], strict=True))
+    np.testing.assert_allclose(grid.scores[1, 1, 1], [scores[name] for name in grid.ids], atol=1e-6)
+
+
+def split_rows(corpus: Path, runs: Path) -> MsaRows:
+    _, processor = load_checkpoint(str(runs / "seed-2"))
+    return MsaRows(load_msa(corpus, "test"), "test", processor.tokenizer, processor.text_max_length)
+
+
+def test_results_lie_in_the_run_unless_told_otherwise(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    run = copy_of(runs / "seed-1", tmp_path / "run")
+    made = evaluate_runs(str(run), str(corpus), protocol="complete")
+    assert made.files[0] == run / "results.json" and made.files[0].is_file()
+
+
+def without_column(corpus: Path, target: Path, column: str) -> Path:
+    folder = copy_of(corpus, target)
+    for file in (folder / "data").iterdir():
+        table = pq.read_table(file).drop_columns([column])
+        pq.write_table(table.replace_schema_metadata(None), file)
+    return folder
+
+
+def test_a_modality_that_the_model_reads_must_be_there(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    data = without_column(corpus, tmp_path / "data", "vision")
+    with pytest.raises(MsaError, match=r"seed-1' reads vision, but the data has no vision column\.$"):
+        evaluate_runs(str(runs), str(data), output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_widths_must_be_those_of_the_checkpoint(
+    loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_widths(loaded[0], rows, "m")
+    monkeypatch.setattr(loaded[0].config, "audio_dim", 9)
+    with pytest.raises(MsaError, match="audio of width 5, but the checkpoint 'm' was built for audio_dim=9"):
+        check_widths(loaded[0], rows, "m")
+
+
+def test_seeds_of_two_experiments_have_no_mean(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    mixed = copy_of(runs, tmp_path / "mixed")
+    run = json.loads((mixed / "seed-2" / "run.json").read_text(encoding="utf-8"))
+    (mixed / "seed-2" / "run.json").write_text(json.dumps(run | {"ablation": "wo_tce"}), encoding="utf-8")
+    with pytest.raises(MsaError, match=r"differ in their ablation \(None, wo_tce\)"):
+        evaluate_runs(str(mixed), str(corpus), output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"seed": 1}', '{"seed": "x", "selection": {}}'])
+def test_a_damaged_run_file_is_named(corpus: Path, runs: Path, tmp_path: Path, text: str) -> None:
+    run = copy_of(runs / "seed-1", tmp_path / "run")
+    (run / "run.json").write_text(text, encoding="utf-8")
+    with pytest.raises(MsaError, match=r"run\.json' is damaged .*run the training command again\.$"):
+        evaluate_runs(str(run), str(corpus), output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"split": "tset"}, "Unknown split 'tset'.*'test'"),
+        ({"batch_size": 0}, "--batch-size is 0; give at least 1"),
+        ({"output": __file__}, "is a file; give a folder as --output"),
+    ],
+)
+def test_wrong_options_are_one_sentence(
+    corpus: Path, runs: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(MsaError, match=words):
+        evaluate_runs(str(runs), str(corpus), **{"output": str(tmp_path / "out"), **options})
+    assert not (tmp_path / "out").exists()
+
+
+# --- Checkpoints and splits ---
+
+
+def test_models_are_found_in_order(runs: Path, tmp_path: Path) -> None:
+    assert find_models(str(runs)) == [str(runs / "seed-1"), str(runs / "seed-2")]
+    assert find_models(str(runs / "seed-2")) == [str(runs / "seed-2")]
+    assert find_models("org/name") == ["org/name"]
+    with pytest.raises(MsaError, match="no finished checkpoint .*train one first"):
+        find_models(str(tmp_path))
+
+
+def test_a_checkpoint_without_some_weights_is_refused(runs: Path, tmp_path: Path) -> None:
+    run = copy_of(runs / "seed-1", tmp_path / "run")
+    weights = load_file(run / "model.safetensors")
+    del weights["regressor.weight"]
+    save_file(weights, run / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MsaError, match="lacks 1 weights of its model, e.g. 'regressor.weight'"):
+        load_checkpoint(str(run))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("model.safetensors", "cut"),
+        ("config.json", "{"),
+        ("config.json", '{"model_type": "hf_msa_tcmr", "num_tokens": 0}'),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(runs: Path, tmp_path: Path, file: str, text: str) -> None:
+    run = copy_of(runs / "seed-1", tmp_path / "run")
+    (run / file).write_text(text, encoding="utf-8")
+    with pytest.raises(MsaError, match=r"No checkpoint can be loaded from '[^\n]*\.$") as error:
+        load_checkpoint(str(run))
+    assert "\n" not in str(error.value)
+
+
+def test_another_model_is_no_checkpoint_of_ours(corpus: Path) -> None:
+    with pytest.raises(MsaError, match="is no hf_msa checkpoint but a BertModel"):
+        load_checkpoint(str(corpus / "text_model"))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut"])
+def test_a_split_without_rows_is_one_sentence(corpus: Path, tmp_path: Path, damage: str) -> None:
+    folder = copy_of(corpus, tmp_path / "data")
+    [file] = (folder / "data").glob("test-*")
+    if damage == "empty":
+        pq.write_table(pq.read_table(file).slice(0, 0), file)
+    else:
+        file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(MsaError, match=r"The split 'test' of '.*' is empty, or one of its files is damaged"):
+        load_split(str(folder), "test")

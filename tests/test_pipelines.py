@@ -1,0 +1,182 @@
+"""One utterance in, a score out: what is read from files, what the predictor returns, what it refuses."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hf_msa.data.sample_corpus import write_sample_corpus
+from hf_msa.errors import MsaError
+from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
+from hf_msa.pipelines import SentimentPredictor, predict_one, read_features
+from hf_msa.training.recipes import load_recipe
+from hf_msa.training.stages import prepare_run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained TCMR, saved as a run of one seed."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    corpus = write_sample_corpus(folder / "corpus", preset="tiny", seed=7)
+    context = prepare_run(load_recipe("tcmr/sample"), str(corpus), folder / "run" / "seed-1", 1, {"use_cpu": True})
+    context.new_model(TcmrForSentimentAnalysis).save_pretrained(context.folder)
+    context.processor.save_pretrained(context.folder)
+    return context.folder
+
+
+@pytest.fixture(scope="module")
+def predict(checkpoint: Path) -> SentimentPredictor:
+    return SentimentPredictor(str(checkpoint))
+
+
+def features(predict: SentimentPredictor, frames: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+    config, generator = predict.model.config, np.random.default_rng(seed)
+    widths = {"audio": config.audio_dim, "vision": config.vision_dim}
+    return {name: generator.normal(size=(frames, width)).astype(np.float32) for name, width in widths.items()}
+
+
+# --- Files ---
+
+
+def test_an_array_is_read_as_float32_with_its_gaps_at_zero(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[1.0, np.nan], [np.inf, -np.inf]]))
+    values = read_features(tmp_path / "a.npy")
+    assert values.dtype == np.float32 and values.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    np.save(tmp_path / "b.npy", np.array([[1, 2]], dtype=np.int16))
+    assert read_features(tmp_path / "b.npy").tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1,2\n3,4\n", [[1, 2], [3, 4]]),
+        ("pitch,energy\n1,2\n", [[1, 2]]),
+        ("\ufeff1,2\n", [[1, 2]]),
+        ("1\n2\n", [[1], [2]]),
+        ("nan,2\n", [[0, 2]]),
+    ],
+)
+def test_a_table_is_read_with_or_without_a_header(tmp_path: Path, text: str, values: list[list[float]]) -> None:
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    assert read_features(tmp_path / "a.csv").tolist() == values
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("hostile-ran"),))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.npy", None, "No such file"),
+        ("a.txt", "1,2", r"give a \.npy or a \.csv"),
+        ("a.npy", np.zeros(3), r"of shape \(3,\); a feature sequence is"),
+        ("a.npy", np.array([["x"]]), "table of numbers"),
+        ("a.npy", np.zeros((2, 2), dtype=np.complex64), "table of numbers"),
+        ("a.npy", np.array([[Hostile()]], dtype=object), "cannot be read as a feature sequence"),
+        ("a.npy", "no array", "cannot be read as a feature sequence"),
+        ("a.csv", "1,x\n2,3\n4,y\n", "could not convert string 'y'"),
+        ("a.csv", "1,2\n3\n", "cannot be read as a feature sequence"),
+        ("a.csv", "pitch,energy\n", "it has no frames"),
+        ("a.csv", "", "it has no frames"),
+    ],
+)
+def test_a_file_that_holds_no_features_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: Any, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if isinstance(content, str):
+        (tmp_path / name).write_text(content)
+    elif content is not None:
+        np.save(tmp_path / name, content, allow_pickle=True)
+    with pytest.raises(MsaError, match=words) as error:
+        read_features(tmp_path / name)
+    assert "\n" not in str(error.value) and not (tmp_path / "hostile-ran").exists()
+
+
+# --- The predictor ---
+
+
+@torch.inference_mode()
+def test_the_score_is_the_model_s(predict: SentimentPredictor) -> None:
+    given = features(predict)
+    texts = ["a wonderful film", "the worst of all films"]
+    found = predict(texts, audio=[given["audio"], None], vision=[None, given["vision"]])
+    inputs = predict.processor(texts, audio=[given["audio"], None], vision=[None, given["vision"]])
+    outputs = predict.model(**inputs)
+    assert [one["score"] for one in found] == pytest.approx(outputs.logits.reshape(-1).tolist())
+    assert [one["confidence"] for one in found] == pytest.approx(outputs.confidence.reshape(-1).tolist())
+    for one in found:
+        sign = "positive" if one["score"] > 0 else "negative" if one["score"] < 0 else "neutral"
+        assert one["polarity"] == sign and one["range"] == [-3.0, 3.0]
+
+
+def test_zero_is_neutral(predict: SentimentPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {name: torch.zeros_like(value) for name, value in predict.model.regressor.state_dict().items()}
+    before = {name: value.clone() for name, value in predict.model.regressor.state_dict().items()}
+    predict.model.regressor.load_state_dict(weights)
+    try:
+        assert predict(["a film"])[0]["polarity"] == "neutral"
+    finally:
+        predict.model.regressor.load_state_dict(before)
+
+
+def test_what_is_left_out_counts_as_missing(predict: SentimentPredictor) -> None:
+    left_out = predict(["a wonderful film"])[0]["score"]
+    assert left_out == predict(["a wonderful film"], audio=[None], vision=[None])[0]["score"]
+    assert left_out != predict(["a wonderful film"], audio=[features(predict)["audio"]])[0]["score"]
+    assert math.isfinite(predict([""])[0]["score"])
+
+
+def test_neighbours_do_not_matter(predict: SentimentPredictor) -> None:
+    short, long = features(predict, 3), features(predict, 40, seed=1)
+    alone = predict(["a film"], audio=[short["audio"]], vision=[short["vision"]])[0]["score"]
+    batch = predict(
+        ["a film", "a much longer text about a film " * 3],
+        audio=[short["audio"], long["audio"]],
+        vision=[short["vision"], long["vision"]],
+    )
+    assert batch[0]["score"] == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("audio", "words"),
+    [
+        ([np.zeros((4, 99), np.float32)], r"\(4, 99\), but this checkpoint reads \(frames, 5\)"),
+        ([None, None], "1 texts but 2 audio sequences"),
+    ],
+)
+def test_features_that_do_not_fit_are_one_sentence(predict: SentimentPredictor, audio: list[Any], words: str) -> None:
+    with pytest.raises(MsaError, match=words):
+        predict(["a film"], audio=audio)
+
+
+def test_files_give_the_same_score(predict: SentimentPredictor, checkpoint: Path, tmp_path: Path) -> None:
+    given = features(predict)
+    np.save(tmp_path / "audio.npy", given["audio"])
+    np.savetxt(tmp_path / "vision.csv", given["vision"], delimiter=",")
+    found = predict_one(
+        str(checkpoint), "a film", audio=str(tmp_path / "audio.npy"), vision=str(tmp_path / "vision.csv")
+    )
+    expected = predict(["a film"], audio=[given["audio"]], vision=[given["vision"]])[0]
+    assert found["score"] == pytest.approx(expected["score"], abs=1e-6)
+
+
+def test_a_folder_of_one_seed_is_that_seed_and_of_several_asks_for_one(checkpoint: Path, tmp_path: Path) -> None:
+    assert predict_one(str(checkpoint.parent), "a film") == predict_one(str(checkpoint), "a film")
+    for seed in (1, 2):
+        shutil.copytree(checkpoint, tmp_path / f"seed-{seed}")
+    with pytest.raises(MsaError, match="several training seeds; give one of them, e.g. '.*seed-1'"):
+        SentimentPredictor(str(tmp_path))
+
+
+def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(MsaError, match="no finished checkpoint"):
+        SentimentPredictor(str(tmp_path))
+    with pytest.raises(MsaError, match="No checkpoint can be loaded from"):
+        SentimentPredictor(str(tmp_path / "nothing"))
