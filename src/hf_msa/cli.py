@@ -117,7 +117,7 @@ def training_flags(rest: Sequence[str]) -> dict[str, Any]:
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise MsaError(f"A training argument is wrong: {message}.")
+            raise MsaError(f"A training argument is wrong: {message.rstrip('.')}.")
 
     # The library annotates a data class as an opaque type of its own.
     parser = Parser(MsaTrainingArguments)  # type: ignore[arg-type]

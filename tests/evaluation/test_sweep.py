@@ -43,6 +43,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7)
 
 
+@pytest.fixture(autouse=True)
+def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than everything else that an evaluation does, and has tests of its own."""
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda _figure, path, **_: Path(path).write_bytes(b"a figure")
+    )
+
+
 def save_untrained(corpus: Path, folder: Path, method: str, seed: int, ablation: str | None = None) -> None:
     """A checkpoint as training would leave it, but with the weights that it starts from."""
     recipe = load_recipe(f"{method}/sample", ablation=ablation)
