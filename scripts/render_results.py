@@ -1,8 +1,9 @@
 """Render docs/results.md from docs/results.md.jinja and the numbers under docs/results/.
 
-No number of the page is typed by hand: tables come from results.json, facts of training from run.json, the rest from JSON files
-that the analysis tools and benchmarks wrote. `python scripts/render_results.py add RUN NAME` copies a run's numbers (never its
-predictions, which hold rows of the data) to docs/results/NAME/; without arguments the page is rendered.
+No number of the page is typed by hand: tables come from results.json, facts of training from run.json, the rest from
+JSON files that the analysis tools and benchmarks wrote. `python scripts/render_results.py add RUN NAME` copies a run's
+numbers (never its predictions, which hold rows of the data) to docs/results/NAME/; without arguments the page is
+rendered.
 """
 
 import argparse
@@ -73,7 +74,10 @@ def add(run: Path, name: str) -> None:
 def render() -> str:
     """The page."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ROOT), undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+        loader=jinja2.FileSystemLoader(ROOT),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.globals.update(table=table, rows=rows, training=training, read=read)
     return environment.get_template("results.md.jinja").render()
