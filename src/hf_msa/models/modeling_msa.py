@@ -5,9 +5,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_msa import MsaConfig
+from .msa_encoders import encode_by_length
 from .msa_schema import FEATURE_MODALITIES, VALUE_KEYS
 
 
@@ -105,10 +107,19 @@ class MsaPreTrainedModel(PreTrainedModel):
             attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch, tokens, text width)`.
+            `torch.FloatTensor` of shape `(batch, tokens, text width)`; what stands at padding is of no meaning.
         """
-        hidden: Tensor = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return hidden
+
+        def encode(ids: Tensor, mask: Tensor) -> Tensor:
+            hidden: Tensor = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+            return F.pad(hidden, (0, 0, 0, attention_mask.shape[1] - ids.shape[1]))
+
+        # Without masks behind the encoder, its outputs at padding are part of the result.
+        return (
+            encode_by_length(encode, input_ids, attention_mask)
+            if self.config.mask_padding
+            else encode(input_ids, attention_mask)
+        )
 
     def check_inputs(self, **inputs: Tensor | None) -> None:
         """Check that every modality the model reads is there, with the right width.

@@ -370,7 +370,7 @@ def _fingerprint(rows: Mapping[str, MsaRows]) -> str:
 def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     # A folder in which no stage has come as far as a checkpoint holds no run yet.
-    if PartialState().is_main_process and not any(path.parent.glob("stages/*/*")):
+    if PartialState().is_main_process and not (path.is_file() and any(path.parent.glob("stages/*/*"))):
         write_json(path, settings)
     PartialState().wait_for_everyone()
     earlier = json.loads(path.read_text(encoding="utf-8"))
