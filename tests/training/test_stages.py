@@ -244,3 +244,14 @@ def test_attending_to_padding_needs_fixed_lengths(tiny_corpus: Path, tmp_path: P
     assert inputs["input_ids"].shape[1] == model.config.text_max_length
     alone = model(**processor.from_rows(rows[:1])).logits
     assert torch.allclose(model(**inputs).logits[:1], alone, atol=1e-5), "a neighbour changed a prediction"
+
+
+def test_without_selection_the_last_checkpoint_is_kept_and_said_to_be(tiny_corpus: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("text/sample", assignments=["stages.main.num_train_epochs=2", "missing.selection_repeats=1"])
+    flags = {**QUIET, "load_best_model_at_end": False}
+    context = run_recipe(recipe, str(tiny_corpus), tmp_path, 1, flags)
+    selection = json.loads((context.folder / "run.json").read_text(encoding="utf-8"))["selection"]
+    assert selection["rule"] == "last" and selection["epoch"] == 2 and selection["step"] == 6
+    last = load_file(context.stage_folder("main") / "checkpoint-6" / "model.safetensors")
+    kept = load_file(context.folder / "model.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in last.items())

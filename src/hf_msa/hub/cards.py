@@ -343,7 +343,8 @@ def _selections(run: Mapping[str, Any], results: Results | None) -> list[str]:
 
 def _selection_text(seed: int, selection: Mapping[str, Any]) -> str:
     metric = selection["metric"].removeprefix("eval_")
-    text = f"Training seed {seed}: best {METRICS[metric].pretty if metric in METRICS else metric} on the "
+    rule = "the last checkpoint, none chosen; its" if selection.get("rule") == "last" else "best"
+    text = f"Training seed {seed}: {rule} {METRICS[metric].pretty if metric in METRICS else metric} on the "
     text += f"**{selection['split']}** split"
     rate = selection.get("rate", (selection.get("protocol") or {}).get("rate"))
     if rate is not None:

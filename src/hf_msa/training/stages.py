@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, set_seed
+from transformers.trainer_callback import TrainerState
 
 from hf_msa._version import __version__
 from hf_msa.data.collator import MsaCollator
@@ -181,9 +182,7 @@ class RunContext:
                 "metric": trainer.args.metric_for_best_model,
                 "protocol": {"name": "complete"} if complete else self.recipe.missing.validation,
                 "repeats": repeats,
-                "value": state.best_metric,
-                "step": state.best_global_step,
-                "epoch": best_epoch(state.log_history, state.best_global_step),
+                **chosen_checkpoint(state, trainer.args),
             },
             "history": [entry for entry in state.log_history if "eval_loss" in entry or "loss" in entry],
         }
@@ -208,9 +207,21 @@ def training_arguments(folder: Path, values: Mapping[str, Any]) -> MsaTrainingAr
         raise MsaError(f"The training arguments of {folder.name!r} cannot be used: {reason(error)}.") from error
 
 
-def best_epoch(history: list[dict[str, Any]], step: int | None) -> float | None:
-    """The epoch of the evaluation at `step`."""
-    return next((entry["epoch"] for entry in history if entry.get("step") == step and "eval_loss" in entry), None)
+def chosen_checkpoint(state: TrainerState, args: MsaTrainingArguments) -> dict[str, Any]:
+    """Which checkpoint a stage gives, by which rule, and its value of the selection metric.
+
+    The rule is ``"best"`` on the validation split or, without `load_best_model_at_end`, ``"last"``: nothing is chosen.
+    """
+    best = args.load_best_model_at_end
+    step = state.best_global_step if best else state.global_step
+    metric = str(args.metric_for_best_model).removeprefix("eval_")
+    evaluated = next((e for e in reversed(state.log_history) if e.get("step") == step and "eval_loss" in e), {})
+    return {
+        "rule": "best" if best else "last",
+        "value": state.best_metric if best else evaluated.get(f"eval_{metric}"),
+        "step": step,
+        "epoch": evaluated.get("epoch", state.epoch),
+    }
 
 
 # Flags on how the optimiser works and which checkpoint is best concern the final stage; the rest (devices, precision,

@@ -82,7 +82,8 @@ class MsaTrainer(Trainer):
         # DrawnRows knows as many draws as it is asked for; training asks for one per pass.
         train_dataset = drawn_rows(train_rows, max(1, int(np.ceil(args.num_train_epochs))) * self.passes)
         callbacks = list(kwargs.pop("callbacks", []) or [])
-        if args.early_stopping_patience is not None:
+        # Without a best checkpoint to go back to there is nothing to stop early for.
+        if args.early_stopping_patience is not None and args.load_best_model_at_end:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
         super().__init__(
             model=model,
@@ -235,7 +236,8 @@ class MsaTrainer(Trainer):
         """Train to the end, from the last complete checkpoint in the output folder where there is one.
 
         Returns:
-            The trainer's state; the model then holds the weights of the best checkpoint.
+            The trainer's state; the model then holds the weights of the best checkpoint, or of the last one without
+            `load_best_model_at_end`.
         """
         checkpoint = last_complete_checkpoint(self.args.output_dir)
         if checkpoint is not None and self._has_stopped_early(checkpoint):
@@ -249,7 +251,7 @@ class MsaTrainer(Trainer):
         """Whether the run had already ended by early stopping when this checkpoint was written."""
         saved = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         counter = saved["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
-        patience = self.args.early_stopping_patience
+        patience = self.args.early_stopping_patience if self.args.load_best_model_at_end else None
         return patience is not None and counter.get("early_stopping_patience_counter", 0) >= patience
 
 
