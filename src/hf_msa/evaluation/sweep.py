@@ -331,7 +331,7 @@ def evaluate_runs(
         parts += [{"training_seed": run.get("seed"), **part} for part in made]
         oracle = oracle or network.config.is_oracle
         method = network.config.model_type.removeprefix("hf_msa_")
-        config = {k: v for k, v in network.config.to_dict().items() if k not in ("text_config", "auto_map")}
+        config = {k: v for k, v in network.config.to_dict().items() if k not in ("text_config", "auto_map", "_name_or_path")}
         del network
     return write_evaluation(
         target,

@@ -455,7 +455,7 @@ def run_recipe(
                 "stages": context.log,
                 "settings": recipe.to_dict() | {"text_model": text_model_name(context.text_model)},
                 "flags": dict(flags or {}),
-                "config": {k: v for k, v in model.config.to_dict().items() if k not in ("text_config", "auto_map")},
+                "config": {k: v for k, v in model.config.to_dict().items() if k not in ("text_config", "auto_map", "_name_or_path")},
                 "parameters": {
                     "all": sum(p.numel() for p in model.parameters()),
                     "without text encoder": sum(
