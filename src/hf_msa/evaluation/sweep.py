@@ -30,6 +30,7 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.files import atomic_files
+from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_schema import MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
@@ -211,6 +212,11 @@ def load_checkpoint(name: str) -> tuple[MsaPreTrainedModel, MsaProcessor]:
     return model.eval(), processor
 
 
+def own_fields(config: MsaConfig) -> dict[str, Any]:
+    """A configuration for a result: without the text encoder's, and without the folder that it was loaded from."""
+    return {k: v for k, v in config.to_dict().items() if k not in ("text_config", "auto_map", "_name_or_path")}
+
+
 def check_widths(model: MsaPreTrainedModel, rows: MsaRows, name: str) -> None:
     """Check that the data has what the checkpoint reads.
 
@@ -331,7 +337,7 @@ def evaluate_runs(
         parts += [{"training_seed": run.get("seed"), **part} for part in made]
         oracle = oracle or network.config.is_oracle
         method = network.config.model_type.removeprefix("hf_msa_")
-        config = {k: v for k, v in network.config.to_dict().items() if k not in ("text_config", "auto_map", "_name_or_path")}
+        config = own_fields(network.config)
         del network
     return write_evaluation(
         target,

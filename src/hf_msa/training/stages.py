@@ -26,7 +26,7 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.evaluation.metrics import family_metrics
-from hf_msa.evaluation.sweep import load_split
+from hf_msa.evaluation.sweep import load_split, own_fields
 from hf_msa.files import write_json
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
@@ -455,7 +455,7 @@ def run_recipe(
                 "stages": context.log,
                 "settings": recipe.to_dict() | {"text_model": text_model_name(context.text_model)},
                 "flags": dict(flags or {}),
-                "config": {k: v for k, v in model.config.to_dict().items() if k not in ("text_config", "auto_map", "_name_or_path")},
+                "config": own_fields(model.config),
                 "parameters": {
                     "all": sum(p.numel() for p in model.parameters()),
                     "without text encoder": sum(
