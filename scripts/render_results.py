@@ -32,16 +32,31 @@ def table(name: str) -> str:
     return results_markdown(read(f"{name}/results.json"))
 
 
-def rows(names: list[str], metrics: list[str]) -> str:
-    """Means over the missing rates of several results, one row each, with the spread over training seeds."""
+def text(name: str) -> str:
+    """A text file under docs/results/."""
+    return (NUMBERS / name).read_text(encoding="utf-8")
+
+
+def has(name: str) -> bool:
+    """Whether there is such a file under docs/results/."""
+    return (NUMBERS / name).is_file()
+
+
+def mean_of(name: str, key: str) -> float:
+    """The mean of one number over the missing rates."""
+    values = [row[key] for row in read(name)["rates"]]
+    return sum(values) / len(values)
+
+
+def rows(names: dict[str, str], metrics: list[str]) -> str:
+    """Means over the missing rates of several results (label to name), with the spread over training seeds."""
     lines = [
         "| run | seeds | " + " | ".join(metric_heading(metric) for metric in metrics) + " |",
         "|---|---|" + "---|" * len(metrics),
     ]
-    for name in names:
+    for label, name in names.items():
         results = read(f"{name}/results.json")
         seeds = sorted({run["training_seed"] for run in results["runs"]})
-        label = results["method"] + (f" {results['ablation']}" if results["ablation"] else "")
         label += " (oracle)" if results["oracle"] else ""
         cells = [format_estimate(metric, results["mean_over_rates"][metric]) for metric in metrics]
         lines.append(f"| {label} | {len(seeds)} | " + " | ".join(cells) + " |")
@@ -79,7 +94,9 @@ def render() -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(table=table, rows=rows, training=training, read=read)
+    environment.globals.update(
+        table=table, rows=rows, training=training, read=read, text=text, has=has, mean_of=mean_of
+    )
     return environment.get_template("results.md.jinja").render()
 
 
