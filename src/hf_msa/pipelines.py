@@ -103,11 +103,7 @@ class SentimentPredictor:
         except ValueError as error:
             raise MsaError(str(error)) from error
         low, high = self.model.config.label_range
-        numbers = {
-            name: value.float().reshape(-1).tolist()
-            for name, value in outputs.items()
-            if isinstance(value, torch.Tensor) and value.shape == (len(text), 1)
-        }
+        numbers = {name: value.float().tolist() for name, value in self.model.per_sample_outputs(outputs).items()}
         scores = numbers.pop("logits")
         return [
             {

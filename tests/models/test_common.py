@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import TINY_CONFIGS, UNK, tiny_batch, tiny_labels, tiny_processor, tiny_rows
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -17,7 +18,7 @@ from transformers import (
 import hf_msa  # noqa: F401  (registers the methods with the Auto classes)
 from hf_msa.data.missing import apply_missing
 from hf_msa.models.auto import METHODS
-from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
 from hf_msa.models.processing_msa import MsaProcessor
 
 pytestmark = pytest.mark.parametrize("method", list(METHODS))
@@ -41,9 +42,12 @@ def test_labels_give_a_loss_and_name_its_terms(method: str) -> None:
     out = model(**tiny_batch(model.config), labels=tiny_labels(model.config))
     assert out.loss.shape == ()
     assert out.loss.requires_grad
-    assert out.losses["task"] == pytest.approx(
-        (out.logits.squeeze(1) - tiny_labels(model.config)).square().mean().item(), rel=1e-4
-    )
+    labels = tiny_labels(model.config)
+    if model.config.problem_type == "regression":
+        expected = (out.logits.squeeze(1) - labels).square().mean()
+    else:
+        expected = F.cross_entropy(out.class_logits, sentiment_classes(labels))
+    assert out.losses["task"] == pytest.approx(expected.item(), rel=1e-4)
     assert not any(term.requires_grad for term in out.losses.values())
 
 

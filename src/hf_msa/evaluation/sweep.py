@@ -32,7 +32,7 @@ from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.files import atomic_files
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
-from hf_msa.models.msa_schema import MISSING_MASK_KEYS, VALUE_KEYS
+from hf_msa.models.msa_schema import COMPLETE_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .results import PREDICTIONS_FILE, Rate, Results, build_results, predictions_table, write_results
@@ -110,7 +110,8 @@ def sweep(
 
     Returns:
         One part of a prediction table per condition (see `predictions_table`), rows in their own order, with every
-        per-sample output of the model that is a single number; and the realised missing shares by (mask seed, rate).
+        number that the model says of a sample (see `MsaPreTrainedModel.per_sample_outputs`); and the realised missing
+        shares by (mask seed, rate).
     """
     device = next(model.parameters()).device
     bound = [(seed, rate, protocol.bind(rows.ids)) for seed, rate, protocol in tested]
@@ -126,7 +127,7 @@ def sweep(
             masks = MsaCollator(processor, protocol, split=rows.split).masks(members)
             realised[number].add(masks)
             batch = apply_missing(complete, masks, processor.tokenizer.unk_token_id)
-            for name, values in _single_numbers(model, batch).items():
+            for name, values in _predict(model, batch, complete).items():
                 column = collected[number].setdefault(name, np.empty(len(rows), dtype=np.float32))
                 column[indices] = values
     parts = []
@@ -137,21 +138,18 @@ def sweep(
     return parts, shares
 
 
-def _single_numbers(model: MsaPreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Outputs of shape (batch, 1): the prediction, and what the method says beside it."""
+def _predict(
+    model: MsaPreTrainedModel, batch: Mapping[str, torch.Tensor], complete: Mapping[str, torch.Tensor]
+) -> dict[str, np.ndarray]:
+    """The prediction for each sample of a batch, and what the method says beside it; arrays of shape (batch,)."""
     keys = {*VALUE_KEYS.values(), *MISSING_MASK_KEYS.values()} | {
         key for key in batch if key.endswith("attention_mask")
     }
     inputs = {key: value for key, value in batch.items() if key in keys}
-    if model.config.is_oracle:
-        inputs["labels"] = batch["labels"]
-    outputs = model(**inputs)
-    rows = len(batch["input_ids"])
-    return {
-        "prediction" if name == "logits" else name: value.float().reshape(-1).cpu().numpy()
-        for name, value in outputs.items()
-        if isinstance(value, torch.Tensor) and value.shape == (rows, 1)
-    }
+    known = {"labels": "labels", **{COMPLETE_KEYS[modality]: key for modality, key in VALUE_KEYS.items()}}
+    inputs |= {name: complete[known[name]] for name in model.config.oracle_inputs}
+    outputs = model.per_sample_outputs(model(**inputs))
+    return {"prediction" if name == "logits" else name: value.float().cpu().numpy() for name, value in outputs.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ def probe_batch(model: Any, processor: Any) -> dict[str, Tensor]:
         drawn = [random.standard_normal((frames, width), dtype=np.float32) for frames in PROBE_FRAMES]
         features[modality] = [*drawn[:-1], None]
     inputs = processor(text=list(PROBE_TEXTS), pad_to_fixed=not model.config.mask_padding, **features)
-    labels = {"labels": torch.zeros(len(PROBE_TEXTS))} if model.config.is_oracle else {}
+    labels = {"labels": torch.zeros(len(PROBE_TEXTS))} if "labels" in model.config.oracle_inputs else {}
     return {**inputs, **labels}
 
 

@@ -65,9 +65,14 @@ class MsaConfig(PreTrainedConfig):
         return LABEL_FAMILIES[self.label_family]
 
     @property
+    def oracle_inputs(self) -> tuple[str, ...]:
+        """Batch keys that predicting reads although no user has them: ``"labels"`` or ``"complete_..."`` inputs."""
+        return ()
+
+    @property
     def is_oracle(self) -> bool:
-        """Whether predicting needs the true labels: an upper bound, not a usable model."""
-        return False
+        """Whether predicting needs what no user has, e.g. the true labels: an upper bound, not a usable model."""
+        return bool(self.oracle_inputs)
 
     def validate_msa(self) -> None:
         """Check widths and lengths, and that a modality exists without which the method makes no sense."""

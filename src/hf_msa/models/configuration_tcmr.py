@@ -105,9 +105,9 @@ class TcmrConfig(MsaConfig):
     w_task: float | int = 1.0
 
     @property
-    def is_oracle(self) -> bool:
-        """Whether predicting needs the true labels (TCMR-ub)."""
-        return self.confidence_source == "oracle"
+    def oracle_inputs(self) -> tuple[str, ...]:
+        """The true labels for the upper bound (TCMR-ub), nothing otherwise."""
+        return ("labels",) if self.confidence_source == "oracle" else ()
 
     def validate_tcmr(self) -> None:
         """Check sizes, weights, and that the variants go together."""

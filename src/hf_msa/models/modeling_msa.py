@@ -10,6 +10,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_msa import MsaConfig
 from .msa_encoders import encode_by_length
+from .msa_outputs import MsaOutput
 from .msa_schema import FEATURE_MODALITIES, VALUE_KEYS
 
 
@@ -35,6 +36,18 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """
     weights = mask.to(hidden.dtype).unsqueeze(-1)
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+
+
+def sentiment_classes(labels: Tensor) -> Tensor:
+    """The class of each sentiment score by its sign, as an index into `SENTIMENT_CLASSES`.
+
+    Args:
+        labels (`torch.FloatTensor` of any shape): Scores in label units.
+
+    Returns:
+        `torch.LongTensor` of the same shape: 0 below zero, 1 at exactly zero, 2 above.
+    """
+    return labels.sign().long() + 1
 
 
 class MsaPreTrainedModel(PreTrainedModel):
@@ -66,7 +79,8 @@ class MsaPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Use torch's own initialisation: the papers' fusion layers rely on it, not on N(0, 0.02)."""
-        reset = getattr(module, "reset_parameters", None)
+        # torch's attention hides its own, which also sets what its linear layers have set before.
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if reset is not None:
             reset()
 
@@ -79,9 +93,9 @@ class MsaPreTrainedModel(PreTrainedModel):
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for parameter in model.parameters():
-            if parameter.device.type == "cpu":
-                parameter.data = parameter.data.clone()
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
         return loaded
 
     @classmethod
@@ -120,6 +134,37 @@ class MsaPreTrainedModel(PreTrainedModel):
             if self.config.mask_padding
             else encode(input_ids, attention_mask)
         )
+
+    @property
+    def output_columns(self) -> dict[str, tuple[str, ...]]:
+        """Names of the columns of outputs of shape `(batch, columns)` that results keep; one-column outputs need none."""
+        return {}
+
+    def per_sample_outputs(self, outputs: MsaOutput) -> dict[str, Tensor]:
+        """Take from an output all that is a number per sample.
+
+        Args:
+            outputs: What forward returned.
+
+        Returns:
+            Tensors of shape `(batch,)`: every output of shape `(batch, 1)` by its name, and the columns of those that
+            `output_columns` lists as `<output>_<column>`.
+        """
+        logits = outputs.logits
+        if logits is None:
+            raise ValueError("The output has no logits; call the model that predicts.")
+        found: dict[str, Tensor] = {}
+        for name, value in outputs.items():
+            if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(logits):
+                continue
+            columns = self.output_columns.get(name, ("",) if value.shape[1] == 1 else ())
+            for index, column in enumerate(columns):
+                found[f"{name}_{column}" if column else name] = value[:, index]
+        return found
+
+    def logged_values(self) -> dict[str, float]:
+        """Learned numbers that are worth following while training; they go into the log beside the losses."""
+        return {}
 
     def check_inputs(self, **inputs: Tensor | None) -> None:
         """Check that every modality the model reads is there, with the right width.

@@ -17,5 +17,8 @@ MISSING_MASK_KEYS = {"text": "text_missing_mask", "audio": "audio_missing_mask",
 COMPLETE_KEYS = {"text": "complete_input_ids", "audio": "complete_audio_values", "vision": "complete_vision_values"}
 UNIMODAL_LABEL_KEYS = {"text": "label_text", "audio": "label_audio", "vision": "label_vision"}
 
+# Classes of a sentiment score by its sign, in the order of class logits.
+SENTIMENT_CLASSES = ("negative", "neutral", "positive")
+
 # Label families decide which metrics apply and which scores are possible.
 LABEL_FAMILIES = {"mosi": (-3.0, 3.0), "sims": (-1.0, 1.0)}

@@ -32,7 +32,7 @@ from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
-from hf_msa.models.msa_schema import FEATURE_MODALITIES
+from hf_msa.models.msa_schema import COMPLETE_KEYS, FEATURE_MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .arguments import MsaTrainingArguments
@@ -160,13 +160,14 @@ class RunContext:
         started = time.perf_counter()
         model = build() if build is not None else self.new_model(model_class)
         repeats = 1 if complete else self.recipe.missing.selection_repeats
+        sees_complete = any(name in COMPLETE_KEYS.values() for name in self.config.oracle_inputs)
         trainer = trainer_class(
             model,
             self.arguments(stage, final),
             self.rows["train"],
             self.rows["validation"],
             self.complete_collator("train") if complete else self.collator("train", return_complete),
-            self.complete_collator("validation") if complete else self.collator("validation"),
+            self.complete_collator("validation") if complete else self.collator("validation", sees_complete),
             repeats,
             **options,
         )
@@ -188,6 +189,7 @@ class RunContext:
         }
         if trainer.is_world_process_zero():
             model.save_pretrained(folder / "model")
+            trainer.save_products(folder)
             write_json(finished, facts)
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.free_memory()

@@ -193,6 +193,7 @@ class MsaTrainer(Trainer):
             logs |= {
                 f"loss_{name}": (total / self._loss_counts[name]).item() for name, total in self._loss_sums.items()
             }
+            logs |= self.model.logged_values()
             self._loss_sums.clear()
             self._loss_counts.clear()
         super().log(logs, start_time)
@@ -231,6 +232,13 @@ class MsaTrainer(Trainer):
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             write_json(folder / _COMPLETE, {"global_step": self.state.global_step})
+
+    def save_products(self, folder: Path) -> None:
+        """Write what the stage gives beside its model, e.g. tables for later stages; called when it has ended.
+
+        Args:
+            folder: The stage's folder.
+        """
 
     def fit(self) -> TrainerState:
         """Train to the end, from the last complete checkpoint in the output folder where there is one.

@@ -1,6 +1,6 @@
 """TCMR's prediction, its confidence and the true-class probability of the same texts under the same masks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ class JudgedModel(nn.Module):
         self.model = model
         self.classifier = classifier
         # A sweep gives labels to oracles only. The classifier needs them; the model does not get to see them.
-        self.config = SimpleNamespace(is_oracle=True)
+        self.config = SimpleNamespace(oracle_inputs=("labels",))
 
     def forward(self, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
         """Predict.
@@ -45,6 +45,10 @@ class JudgedModel(nn.Module):
         outputs = self.model(**inputs)
         truth = self.classifier.true_class_probability(inputs["input_ids"], inputs["attention_mask"], labels)
         return {"logits": outputs.logits, "confidence": outputs.confidence, "truth": truth.unsqueeze(1)}
+
+    def per_sample_outputs(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The three numbers of each sample, each `(batch,)`."""
+        return {name: value.squeeze(1) for name, value in outputs.items()}
 
 
 def judge(
