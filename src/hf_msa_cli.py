@@ -18,6 +18,13 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-family", choices=["mosi", "sims"], help="label range and metrics of a custom data set"
     )
+    parser.add_argument(
+        "--split-by-video",
+        type=float,
+        nargs=3,
+        metavar=("TRAIN", "VALIDATION", "TEST"),
+        help="shares of new splits without a video in two of them, for data without official splits, e.g. 0.6 0.2 0.2",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="also upload it to the Hub")
     parser.add_argument("--private", action="store_true", help="make the Hub data set private")

@@ -62,6 +62,7 @@ def _prepare(arguments: argparse.Namespace, rest: list[str]) -> None:
         push_to_hub=arguments.push_to_hub,
         private=arguments.private,
         overwrite=arguments.overwrite,
+        split_by_video=arguments.split_by_video,
     )
     Console().print(report)
     print(f"Prepared data set: {arguments.output}")

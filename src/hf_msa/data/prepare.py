@@ -2,7 +2,8 @@
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from hf_msa.data.builders import BUILDERS, Custom, MsaBuilder
-from hf_msa.data.schema import DATASET_NAMES, DATASETS, FACTS_FILE, DatasetFacts, write_facts
+from hf_msa.data.schema import DATASET_NAMES, DATASETS, FACTS_FILE, DatasetFacts, read_facts, write_facts
 from hf_msa.data.sources import RowSource
 from hf_msa.data.validation import ValidationReport
+from hf_msa.data.video_split import VideoSplitSource
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.files import atomic_directory
 
@@ -31,6 +33,7 @@ def prepare_dataset(
     private: bool = False,
     overwrite: bool = False,
     label_range: tuple[float, float] | None = None,
+    split_by_video: Sequence[float] | None = None,
 ) -> ValidationReport:
     """Convert a raw data set to a folder that `datasets.load_dataset` and `load_msa` read.
 
@@ -44,6 +47,8 @@ def prepare_dataset(
         private: Whether a repository that is created by the upload is private.
         overwrite: Whether an existing folder may be replaced, which happens only once the new one is complete.
         label_range: Lowest and highest label that may occur, by default the data set's.
+        split_by_video: Shares of train, validation and test, to split the rows anew by video, for data without official
+            splits; see `hf_msa.data.video_split`.
 
     Returns:
         What was found in the data; it is also part of the card.
@@ -61,7 +66,10 @@ def prepare_dataset(
             source, features_folder=features, label_family=label_family, label_range=label_range, cache_dir=cache
         )
 
-    report = _write(build, Path(output))
+    if split_by_video is None:
+        report = _write(build, Path(output))
+    else:
+        report = _write_split_by_video(build, Path(output), split_by_video)
     if push_to_hub is not None:
         push_dataset(output, push_to_hub, private=private)
     return report
@@ -116,6 +124,18 @@ def _write(
         if extra is not None:
             extra(folder)
     return report
+
+
+def _write_split_by_video(
+    build: Callable[[Path], MsaBuilder], output: Path, shares: Sequence[float]
+) -> ValidationReport:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work:
+        rows = Path(work) / "rows"
+        _write(build, rows)
+        facts = read_facts(rows / FACTS_FILE)
+        source = VideoSplitSource(rows, shares)
+        return _write(lambda cache: Custom(source, facts=facts, cache_dir=cache), output)
 
 
 def _place_shards(work: Path, data: Path, splits: list[str]) -> None:
