@@ -159,6 +159,14 @@ def test_foreign_columns_are_named():
         MsaRows(datasets.Dataset.from_dict({"id": ["a"], "text": ["b"]}), "train")
 
 
+@pytest.mark.parametrize("column", ["id", "text", "label"])
+def test_an_empty_cell_is_named(column):
+    rows = raw(3)
+    rows[1][column] = None
+    with pytest.raises(MsaError, match=f"column '{column}' is empty in row 1 of the split 'train'"):
+        MsaRows(dataset_of(rows), "train")
+
+
 def test_frames_of_different_widths_are_refused():
     import pyarrow as pa
 

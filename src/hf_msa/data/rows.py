@@ -135,7 +135,7 @@ class MsaRows:
         lengths: Modality name -> true length of each sample, int64 (N,); ``"text"`` only with a tokenizer.
 
     Raises:
-        MsaError: If a column that every data set has is absent.
+        MsaError: If a column that every data set has is absent, or has an empty cell.
     """
 
     def __init__(
@@ -156,6 +156,12 @@ class MsaRows:
         self._lists: dict[str, ListColumn] = {}
         self._values: dict[str, list[Any]] = {}
         self._read()
+        for name in (ID, TEXT, LABEL):
+            if None in self._values[name]:
+                raise MsaError(
+                    f"The column {name!r} is empty in row {self._values[name].index(None)} of the split {split!r}; fill "
+                    "it, or leave the row out."
+                )
         self.ids: list[str] = self._values[ID]
         self.labels = np.asarray(self._values[LABEL], dtype=np.float32)
         self.lengths: dict[str, np.ndarray] = {
