@@ -42,7 +42,7 @@ class MsaTrainer(Trainer):
     """Trains any hf_msa model under a missing-data protocol.
 
     A subclass for a method with a training procedure of its own overrides `model_inputs` (what the model gets beside the
-    batch), `passes` and `create_optimizer`.
+    batch), `passes` and `create_optimizer`; what it carries from step to step goes through `save_state` and `load_state`.
 
     Args:
         model: What to train.
@@ -156,6 +156,11 @@ class MsaTrainer(Trainer):
         """
         return {}
 
+    def forward_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
+        """What the model takes of the batch, with `model_inputs` beside it."""
+        given = {**inputs, **self.model_inputs(inputs, training)}
+        return {name: value for name, value in given.items() if name in self._forward_arguments}
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -164,8 +169,7 @@ class MsaTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Run the model on what it takes of the batch and keep its named losses for the log."""
-        given = {**inputs, **self.model_inputs(inputs, training=model.training)}
-        outputs = model(**{name: value for name, value in given.items() if name in self._forward_arguments})
+        outputs = model(**self.forward_inputs(inputs, training=model.training))
         if model.training:
             for name, value in (outputs.losses or {}).items():
                 self._loss_sums[name] = self._loss_sums.get(name, torch.zeros_like(value)) + value
@@ -231,7 +235,22 @@ class MsaTrainer(Trainer):
         # A process killed while saving leaves a folder without this mark: resuming passes it over.
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.save_state(folder)
             write_json(folder / _COMPLETE, {"global_step": self.state.global_step})
+
+    def save_state(self, folder: Path) -> None:
+        """Write what training carries along beside model and optimizer, e.g. tables or teachers; with every checkpoint.
+
+        Args:
+            folder: The checkpoint's folder, which counts as complete only after this.
+        """
+
+    def load_state(self, folder: Path) -> None:
+        """Restore what `save_state` wrote; called before training goes on.
+
+        Args:
+            folder: The checkpoint's folder.
+        """
 
     def save_products(self, folder: Path) -> None:
         """Write what the stage gives beside its model, e.g. tables for later stages; called when it has ended.
@@ -248,6 +267,8 @@ class MsaTrainer(Trainer):
             `load_best_model_at_end`.
         """
         checkpoint = last_complete_checkpoint(self.args.output_dir)
+        if checkpoint is not None:
+            self.load_state(checkpoint)
         if checkpoint is not None and self._has_stopped_early(checkpoint):
             self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self._load_best_model()
