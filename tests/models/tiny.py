@@ -8,6 +8,7 @@ import torch
 from transformers import BertTokenizer
 
 from hf_msa.models.configuration_msa import MsaConfig
+from hf_msa.models.configuration_pglh import PglhConfig
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.configuration_text import TextConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
@@ -55,7 +56,24 @@ def tiny_tcmr_config(**overrides: Any) -> TcmrConfig:
     return TcmrConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **sizes, **overrides})
 
 
-TINY_CONFIGS: dict[str, Callable[..., MsaConfig]] = {"text": tiny_text_config, "tcmr": tiny_tcmr_config}
+def tiny_pglh_config(**overrides: Any) -> PglhConfig:
+    """PGLH with two heads and two prompts on tokens of width 16."""
+    sizes = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "encoder_feedforward_dim": 16,
+        "decoder_feedforward_dim": 8,
+        "dropout": 0.0,
+        "num_prompts": 2,
+    }
+    return PglhConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **sizes, **overrides})
+
+
+TINY_CONFIGS: dict[str, Callable[..., MsaConfig]] = {
+    "text": tiny_text_config,
+    "tcmr": tiny_tcmr_config,
+    "pglh": tiny_pglh_config,
+}
 
 
 def tiny_processor(config: MsaConfig) -> MsaProcessor:

@@ -51,6 +51,9 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("text", "Text", "text encoder, mean pooling, linear head: the plain baseline"),
         Method("tcmr", "Tcmr", "text confidence decides how much of the text to rebuild from audio and vision"),
+        Method(
+            "pglh", "Pglh", "encodes what is visible, learns to rebuild the rest, fuses by prompts that text guides"
+        ),
     )
 }
 

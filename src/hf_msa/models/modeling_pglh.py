@@ -1,0 +1,588 @@
+"""PGLH: encode only what is visible, learn to rebuild the rest, refine by prompts that text guides.
+
+Paper: "Prompt-Guided Low-Level Recovery and High-Level Fusion for Incomplete Multimodal Sentiment Analysis".
+Two parts: prompted cross-modal masking (PCM2, section 3.1.1), of which only the encoders are there at inference, and
+unimodal-to-bimodal prompt fusion (UBPF, section 3.1.2). UBPF reads the encoders' outputs in training and at inference
+alike; that text guides them shows only in what the reconstruction taught the encoders.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_pglh import PglhConfig
+from .modeling_msa import MsaPreTrainedModel, build_text_encoder, masked_mean
+from .msa_attention import multi_head_attention
+from .msa_encoders import encode_by_length
+from .msa_outputs import MsaOutput
+from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, FEATURE_MODALITIES, MISSING_MASK_KEYS, VALUE_KEYS
+
+
+@dataclass
+class PglhOutput(MsaOutput):
+    """Output of `PglhForSentimentAnalysis`.
+
+    Args:
+        loss, logits, losses: See `MsaOutput`; `losses` may hold task, global and mask (eq. 17).
+        embeddings (`torch.FloatTensor` of shape `(batch, modalities, hidden_size)`, *optional*): h_m of eq. 15, in the
+            order of `config.modalities`.
+    """
+
+    embeddings: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class VisibleTokens:
+    """The visible tokens of one modality, packed to the front of each row.
+
+    Args:
+        hidden (`torch.FloatTensor` of shape `(batch, kept, hidden_size)`): Tokens; `kept` is the batch's longest row.
+        mask (`torch.BoolTensor` of shape `(batch, kept)`): True = a token, or the null token of a row without any.
+        index (`torch.LongTensor` of shape `(batch, kept)`): Where each stood; no position occurs twice in a row.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    index: Tensor
+
+
+def needed(batch: Mapping[str, Tensor | None], key: str) -> Tensor:
+    """Take an input from a batch.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    value = batch.get(key)
+    if value is None:
+        raise ValueError(f"{key!r} was not given, but PGLH needs it.")
+    return value
+
+
+def sinusoidal_positions(length: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Fixed positions: sines and cosines in turn, of wavelengths from 2 pi to 20000 pi.
+
+    Args:
+        length: Number of positions.
+        width: Width of a position; even.
+        device: Where to make them.
+
+    Returns:
+        `torch.FloatTensor` of shape `(length, width)`.
+    """
+    steps = torch.arange(0, width, 2, device=device, dtype=torch.float32)
+    angles = torch.arange(length, device=device).unsqueeze(1) * torch.exp(steps * (-math.log(10000.0) / width))
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+def build_layer(config: PglhConfig, feedforward_dim: int) -> nn.TransformerEncoderLayer:
+    """Build one pre-norm Transformer layer (section 3.1)."""
+    return nn.TransformerEncoderLayer(
+        config.hidden_size,
+        config.num_attention_heads,
+        feedforward_dim,
+        dropout=config.dropout,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+    )
+
+
+def transform(transformer: nn.TransformerEncoder, hidden: Tensor, mask: Tensor) -> Tensor:
+    """Run a Transformer over a padded batch.
+
+    Args:
+        transformer: What to run.
+        hidden (`torch.FloatTensor` of shape `(batch, length, hidden_size)`): Its input.
+        mask (`torch.BoolTensor` of shape `(batch, length)`): True = attend. Every row needs one True.
+
+    Returns:
+        `torch.FloatTensor` of the shape of `hidden`; what stands where the mask is False is of no meaning.
+    """
+    length = mask.shape[1]
+
+    def run(sequence: Tensor, attend: Tensor) -> Tensor:
+        output: Tensor = transformer(sequence, src_key_padding_mask=~attend)
+        return F.pad(output, (0, 0, 0, length - sequence.shape[1]))
+
+    return encode_by_length(run, hidden, mask)
+
+
+def mean_error(errors: Tensor, mask: Tensor) -> Tensor:
+    """Average the errors of the positions that a mask names, over the whole batch; 0 if it names none.
+
+    Args:
+        errors (`torch.FloatTensor` of shape `(batch, length)`): One number per position.
+        mask (`torch.BoolTensor` of shape `(batch, length)`): True = counts.
+    """
+    weights = mask.to(errors.dtype)
+    return (errors * weights).sum() / weights.sum().clamp(min=1.0)
+
+
+class PromptAttention(nn.Module):
+    """Attention with one head from prompts to tokens (eq. 5, 6 and 11, 12): linear maps, no output map.
+
+    Args:
+        dim: Width of prompts and tokens.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+
+    def forward(self, prompts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            prompts (`torch.FloatTensor` of shape `(batch, prompts, dim)`): What asks.
+            tokens (`torch.FloatTensor` of shape `(batch, tokens, dim)`): What is read.
+            mask (`torch.BoolTensor` of shape `(batch, tokens)`): True = attend. Every row needs one True.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, prompts, dim)`.
+        """
+        return multi_head_attention(self.query(prompts), self.key(tokens), self.value(tokens), 1, mask)
+
+
+class Balance(nn.Module):
+    """A learned weight between 0 and 1 that starts at 0.5 (beta of eq. 7, alpha of eq. 13 and 14)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the weight to 0.5."""
+        nn.init.zeros_(self.logit)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Mix two tensors: the weight times the first and the rest times the second."""
+        weight = self.value()
+        return weight * first + (1 - weight) * second
+
+    def value(self) -> Tensor:
+        """The weight, a tensor of shape `(1,)`."""
+        return torch.sigmoid(self.logit)
+
+
+class VisibleEncoder(nn.Module):
+    """Linear map, positions and one Transformer layer over the visible tokens of one modality (eq. 1 to 3).
+
+    Nothing that is dropped or padded is read: visible tokens are packed to the front of each row before anything is
+    computed, and what stands behind them is zeros that no token attends to.
+
+    Args:
+        input_dim: Width of a frame.
+        config: The model's configuration.
+    """
+
+    def __init__(self, input_dim: int, config: PglhConfig) -> None:
+        super().__init__()
+        self.projection = nn.Linear(input_dim, config.hidden_size)
+        self.transformer = nn.TransformerEncoder(
+            build_layer(config, config.encoder_feedforward_dim),
+            num_layers=1,
+            norm=nn.LayerNorm(config.hidden_size),
+            enable_nested_tensor=False,
+        )
+        # Stands for a modality of which nothing is visible.
+        self.null_token = nn.Parameter(torch.empty(config.hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the null token from N(0, 0.02)."""
+        nn.init.normal_(self.null_token, std=0.02)
+
+    def forward(self, values: Tensor, visible: Tensor) -> VisibleTokens:
+        """Encode.
+
+        Args:
+            values (`torch.FloatTensor` of shape `(batch, length, input_dim)`): Frames.
+            visible (`torch.BoolTensor` of shape `(batch, length)`): True = neither dropped nor padding.
+        """
+        counts = visible.sum(dim=1, keepdim=True)
+        kept = max(1, int(counts.max()))
+        index = visible.logical_not().long().argsort(dim=1, stable=True)[:, :kept]
+        place = torch.arange(kept, device=values.device)
+        packed = values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+        packed = packed.masked_fill((place >= counts).unsqueeze(-1), 0.0)
+        positions = sinusoidal_positions(values.shape[1], self.null_token.shape[0], values.device)
+        # A row without any token encodes one of zeros, which the null token then replaces.
+        mask = place < counts.clamp(min=1)
+        hidden = transform(self.transformer, self.projection(packed) + positions[index], mask)
+        return VisibleTokens(torch.where((counts == 0).unsqueeze(-1), self.null_token, hidden), mask, index)
+
+
+class Reconstructor(nn.Module):
+    """Rebuild all positions of one modality from its visible tokens (eq. 4 to 8); only training runs it.
+
+    Args:
+        modality: `"text"`, which nothing guides, or `"audio"` or `"vision"`.
+        output_dim: Width of a frame.
+        config: The model's configuration.
+    """
+
+    def __init__(self, modality: str, output_dim: int, config: PglhConfig) -> None:
+        super().__init__()
+        guided = config.language_prompt and modality in FEATURE_MODALITIES
+        self.prompt = nn.Parameter(torch.empty(1, config.hidden_size)) if guided else None
+        self.attention = PromptAttention(config.hidden_size) if guided else None
+        self.balance = Balance() if guided else None
+        self.mask_token = nn.Parameter(torch.empty(config.hidden_size))
+        layer = build_layer(config, config.decoder_feedforward_dim) if config.decoder_type == "transformer" else None
+        self.decoder = None if layer is None else nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.output = nn.Linear(config.hidden_size, output_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw mask token and prompt from N(0, 0.02)."""
+        nn.init.normal_(self.mask_token, std=0.02)
+        if self.prompt is not None:
+            nn.init.normal_(self.prompt, std=0.02)
+
+    def guide(self, tokens: VisibleTokens, text: VisibleTokens) -> Tensor:
+        """Mix what a prompt has gathered from the text into every visible token (eq. 5 to 7).
+
+        Args:
+            tokens: The modality's own tokens H_m.
+            text: The visible text H_t.
+
+        Returns:
+            `torch.FloatTensor` of the shape of `tokens.hidden`; the tokens themselves where there is no prompt.
+        """
+        if self.prompt is None or self.attention is None or self.balance is None:
+            return tokens.hidden
+        prompt = self.prompt.expand(len(text.hidden), -1, -1)
+        mixed: Tensor = self.balance(self.attention(prompt, text.hidden, text.mask), tokens.hidden)
+        return mixed
+
+    def restore(self, hidden: Tensor, index: Tensor, visible: Tensor) -> Tensor:
+        """Put tokens back where they stood, mask tokens everywhere else, and add positions again (eq. 4).
+
+        Args:
+            hidden (`torch.FloatTensor` of shape `(batch, kept, hidden_size)`): Packed tokens.
+            index (`torch.LongTensor` of shape `(batch, kept)`): Their positions.
+            visible (`torch.BoolTensor` of shape `(batch, length)`): True = there is a token for this position.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, length, hidden_size)`.
+        """
+        batch, length, width = *visible.shape, hidden.shape[-1]
+        placed = hidden.new_zeros(batch, length, width).scatter(1, index.unsqueeze(-1).expand(-1, -1, width), hidden)
+        restored = torch.where(visible.unsqueeze(-1), placed, self.mask_token)
+        return restored + sinusoidal_positions(length, width, hidden.device)
+
+    def forward(self, tokens: VisibleTokens, text: VisibleTokens, visible: Tensor, valid: Tensor) -> Tensor:
+        """Reconstruct.
+
+        Args:
+            tokens: The modality's own tokens.
+            text: The visible text, which guides the reconstruction of audio and vision.
+            visible (`torch.BoolTensor` of shape `(batch, length)`): True = neither dropped nor padding.
+            valid (`torch.BoolTensor` of shape `(batch, length)`): True = not padding.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, length, output_dim)`; of no meaning at padding.
+        """
+        hidden = self.restore(self.guide(tokens, text), tokens.index, visible)
+        if self.decoder is not None:
+            # A row without the modality has nothing to attend to, and no position of it counts in a loss.
+            hidden = transform(self.decoder, hidden, valid | ~valid.any(dim=1, keepdim=True))
+        rebuilt: Tensor = self.output(hidden)
+        return rebuilt
+
+
+class PromptRefiner(nn.Module):
+    """Prompts of one modality that read its tokens, then tokens and text together (eq. 11 to 14).
+
+    Args:
+        config: The model's configuration.
+    """
+
+    def __init__(self, config: PglhConfig) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(torch.empty(config.num_prompts, config.hidden_size))
+        self.self_guided = PromptAttention(config.hidden_size)
+        self.language_guided = PromptAttention(config.hidden_size)
+        self.balance = Balance()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the prompts from N(0, 0.02)."""
+        nn.init.normal_(self.prompts, std=0.02)
+
+    def forward(self, tokens: VisibleTokens, text: VisibleTokens | None) -> Tensor:
+        """Refine.
+
+        Args:
+            tokens: The modality's own tokens.
+            text: The visible text; `None` for text itself, whose second stage reads its own tokens again (eq. 13).
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, num_prompts, hidden_size)`.
+        """
+        prompts = self.self_guided(self.prompts.expand(len(tokens.hidden), -1, -1), tokens.hidden, tokens.mask)
+        context, mask = tokens.hidden, tokens.mask
+        if text is not None:
+            context, mask = torch.cat([context, text.hidden], dim=1), torch.cat([mask, text.mask], dim=1)
+        refined: Tensor = self.balance(self.language_guided(prompts, context, mask), prompts)
+        return refined
+
+
+class PglhForSentimentAnalysis(MsaPreTrainedModel):
+    """Sentiment score from the visible parts of text, audio and vision."""
+
+    config: PglhConfig
+    # Weights that a model with drop_decoder has no place for.
+    _keys_to_ignore_on_load_unexpected = [r"^reconstructors\."]
+
+    def __init__(self, config: PglhConfig) -> None:
+        super().__init__(config)
+        widths = {"text": config.text_config.hidden_size, "audio": config.audio_dim, "vision": config.vision_dim}
+        self.text_encoder = build_text_encoder(config.text_config)
+        self.encoders = nn.ModuleDict({name: VisibleEncoder(widths[name], config) for name in config.modalities})
+        self.reconstructors = nn.ModuleDict(
+            {name: Reconstructor(name, widths[name], config) for name in config.reconstructed}
+        )
+        self.refiners = nn.ModuleDict(
+            {name: PromptRefiner(config) for name in config.modalities} if config.ubpf else {}
+        )
+        self.regressor = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def logged_values(self) -> dict[str, float]:
+        """Every alpha (eq. 13, 14) and beta (eq. 7)."""
+        kinds = {"alpha": self.refiners, "beta": self.reconstructors}
+        return {
+            f"{kind}_{name}": part.balance.value().item()
+            for kind, parts in kinds.items()
+            for name, part in parts.items()
+            if isinstance(part.balance, Balance)
+        }
+
+    def masks(self, batch: Mapping[str, Tensor | None]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Which positions there are and which of them are visible.
+
+        Args:
+            batch: Inputs as of `forward`.
+
+        Returns:
+            Per modality two `torch.BoolTensor` of shape `(batch, length)`: True = not padding (every position where
+            `mask_padding` is off), and True = neither padding nor dropped.
+        """
+        found = {}
+        for modality in self.config.modalities:
+            values = needed(batch, VALUE_KEYS[modality])
+            attention, missing = batch.get(ATTENTION_MASK_KEYS[modality]), batch.get(MISSING_MASK_KEYS[modality])
+            if attention is None or not self.config.mask_padding:
+                valid = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+            else:
+                valid = attention.bool()
+            found[modality] = (valid, valid if missing is None else valid & ~missing.bool())
+        return found
+
+    def encode(self, batch: Mapping[str, Tensor | None]) -> dict[str, VisibleTokens]:
+        """Encode the visible positions of every modality (eq. 1 to 3).
+
+        Args:
+            batch: Inputs as of `forward`.
+        """
+        self.check_inputs(**{key: batch.get(key) for key in VALUE_KEYS.values()})
+        complete = batch.get(COMPLETE_KEYS["text"]) if self.config.text_mask_level == "feature" else None
+        ids = needed(batch, "input_ids") if complete is None else complete
+        values = {name: batch.get(VALUE_KEYS[name]) for name in FEATURE_MODALITIES}
+        values["text"] = self.encode_text(ids, needed(batch, "attention_mask"))
+        return {name: self.encoders[name](values[name], visible) for name, (_, visible) in self.masks(batch).items()}
+
+    def fuse(self, tokens: Mapping[str, VisibleTokens]) -> Tensor:
+        """Refine every modality by its prompts and average (eq. 11 to 15).
+
+        Args:
+            tokens: Per modality its visible tokens.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, modalities, hidden_size)`.
+        """
+        pooled = []
+        for name, own in tokens.items():
+            if name not in self.refiners:
+                pooled.append(masked_mean(own.hidden, own.mask))
+                continue
+            prompts = self.refiners[name](own, None if name == "text" else tokens["text"])
+            if self.config.pooling == "separate":
+                pooled.append((prompts.mean(dim=1) + masked_mean(own.hidden, own.mask)) / 2)
+            else:
+                mask = torch.cat([own.mask.new_ones(prompts.shape[:2]), own.mask], dim=1)
+                pooled.append(masked_mean(torch.cat([prompts, own.hidden], dim=1), mask))
+        return torch.stack(pooled, dim=1)
+
+    def reconstruct(self, **batch: Tensor | None) -> dict[str, Tensor]:
+        """Rebuild every position of the modalities that the model has a decoder for.
+
+        Args:
+            **batch: Inputs as of `forward`; labels and complete values are not read.
+
+        Returns:
+            Per modality a `torch.FloatTensor` of shape `(batch, length, width)`, for text in the space of the text
+            encoder's outputs; of no meaning at padding.
+
+        Raises:
+            ValueError: If the model has no decoder.
+        """
+        if not self.reconstructors:
+            raise ValueError(
+                "This model has no decoders to reconstruct with; load its checkpoint without drop_decoder=True, or take one "
+                "that was trained with w_mask or w_global above 0."
+            )
+        return self.decode(self.encode(batch), self.masks(batch))
+
+    def decode(
+        self, tokens: Mapping[str, VisibleTokens], masks: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Rebuild all positions from visible tokens; see `reconstruct`.
+
+        Args:
+            tokens: What `encode` gave.
+            masks: What `masks` gave.
+        """
+        return {
+            name: decoder(tokens[name], tokens["text"], visible=masks[name][1], valid=masks[name][0])
+            for name, decoder in self.reconstructors.items()
+        }
+
+    @torch.no_grad()
+    def reconstruction_targets(self, **batch: Tensor | None) -> dict[str, Tensor]:
+        """What the reconstructions should be: complete audio and vision, and the text encoder on the complete text.
+
+        Args:
+            **batch: Inputs as of `forward`.
+
+        Returns:
+            Per modality with a decoder and a complete input a `torch.FloatTensor` of shape `(batch, length, width)`;
+            no gradient enters it.
+        """
+        complete = {name: batch.get(COMPLETE_KEYS[name]) for name in self.config.reconstructed}
+        targets = {name: value for name, value in complete.items() if value is not None}
+        if "text" in targets:
+            targets["text"] = self.encode_text(targets["text"], needed(batch, "attention_mask"))
+        return targets
+
+    def reconstruction_losses(
+        self, tokens: Mapping[str, VisibleTokens], batch: Mapping[str, Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Error of the reconstruction, `global` over all positions (eq. 9) and `mask` over the dropped ones (eq. 10).
+
+        Both average over positions of the whole batch, padding left out, and sum over modalities.
+
+        Args:
+            tokens: What `encode` gave.
+            batch: Inputs as of `forward`.
+
+        Returns:
+            Two scalars; nothing where there is no decoder or no complete input.
+        """
+        targets = self.reconstruction_targets(**batch)
+        if not targets:
+            return {}
+        masks = self.masks(batch)
+        rebuilt = self.decode(tokens, masks)
+        everywhere, dropped = [], []
+        for name, target in targets.items():
+            valid, visible = masks[name]
+            squared = (rebuilt[name].float() - target.float()).square()
+            everywhere.append(mean_error(squared.mean(dim=-1), valid))
+            by_sum = self.config.mask_loss_reduction == "sum"
+            dropped.append(mean_error(squared.sum(dim=-1) if by_sum else squared.mean(dim=-1), valid & ~visible))
+        return {"global": torch.stack(everywhere).sum(), "mask": torch.stack(dropped).sum()}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        audio_values: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+        vision_values: Tensor | None = None,
+        vision_attention_mask: Tensor | None = None,
+        text_missing_mask: Tensor | None = None,
+        audio_missing_mask: Tensor | None = None,
+        vision_missing_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        complete_input_ids: Tensor | None = None,
+        complete_audio_values: Tensor | None = None,
+        complete_vision_values: Tensor | None = None,
+        reconstruct: bool = True,
+    ) -> PglhOutput:
+        """Predict the sentiment score; with labels also compute the loss (eq. 17).
+
+        Dropped positions are left out, not attended to as zeros: the missing masks are needed where something is
+        missing, and without one everything counts as visible.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
+            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token, dropped ones included.
+            audio_values (`torch.FloatTensor` of shape `(batch, frames, audio_dim)`, *optional*): Not read where dropped.
+            audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): 1 = real frame, dropped
+                ones included; without it all frames count as real.
+            vision_values (`torch.FloatTensor` of shape `(batch, frames, vision_dim)`, *optional*): Like audio's.
+            vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Like audio's.
+            text_missing_mask (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): True = dropped.
+            audio_missing_mask (`torch.BoolTensor` of shape `(batch, frames)`, *optional*): True = dropped.
+            vision_missing_mask (`torch.BoolTensor` of shape `(batch, frames)`, *optional*): True = dropped.
+            labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores.
+            complete_input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): The text before tokens were
+                dropped: the target of its reconstruction, and the text encoder's input with
+                `text_mask_level="feature"`.
+            complete_audio_values (`torch.FloatTensor` of the shape of `audio_values`, *optional*): The target of the
+                reconstruction.
+            complete_vision_values (`torch.FloatTensor` of the shape of `vision_values`, *optional*): Likewise.
+            reconstruct (`bool`): Whether the loss has the reconstruction terms, as far as there are labels, complete
+                inputs and decoders; else it is that of the score.
+
+        Returns:
+            `PglhOutput`; without labels `loss` is `None`.
+
+        Raises:
+            ValueError: If a modality is not given or has the wrong width, or reconstruction losses are asked for of a
+                model without its decoders.
+        """
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "audio_values": audio_values,
+            "audio_attention_mask": audio_attention_mask,
+            "vision_values": vision_values,
+            "vision_attention_mask": vision_attention_mask,
+            "text_missing_mask": text_missing_mask,
+            "audio_missing_mask": audio_missing_mask,
+            "vision_missing_mask": vision_missing_mask,
+            "complete_input_ids": complete_input_ids,
+            "complete_audio_values": complete_audio_values,
+            "complete_vision_values": complete_vision_values,
+        }
+        reconstruct = reconstruct and labels is not None
+        if reconstruct and self.config.drop_decoder and any(batch[key] is not None for key in COMPLETE_KEYS.values()):
+            raise ValueError(
+                "This model was loaded with drop_decoder=True and cannot learn from complete inputs; load it without, or "
+                "pass reconstruct=False to train the score alone."
+            )
+        tokens = self.encode(batch)
+        embeddings = self.fuse(tokens)
+        logits = self.regressor(embeddings.sum(dim=1))
+        if labels is None:
+            return PglhOutput(logits=logits, embeddings=embeddings)
+        terms = {"task": F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))}
+        if reconstruct:
+            terms |= self.reconstruction_losses(tokens, batch)
+        weights = {"task": self.config.w_task, "global": self.config.w_global, "mask": self.config.w_mask}
+        return PglhOutput(
+            loss=torch.stack([weights[name] * term for name, term in terms.items()]).sum(),
+            logits=logits,
+            losses={name: term.detach() for name, term in terms.items()},
+            embeddings=embeddings,
+        )
