@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import BertTokenizer
 
+from hf_msa.models.configuration_cmc import CmcConfig
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.configuration_pglh import PglhConfig
 from hf_msa.models.configuration_tcmr import TcmrConfig
@@ -69,10 +70,23 @@ def tiny_pglh_config(**overrides: Any) -> PglhConfig:
     return PglhConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **sizes, **overrides})
 
 
+def tiny_cmc_config(**overrides: Any) -> CmcConfig:
+    """CMC with two layers of two heads on vectors of width 16, without dropout."""
+    sizes = {
+        "embed_dim": 16,
+        "num_attention_heads": 2,
+        "feedforward_dim": 16,
+        "encoder_dropout": 0.0,
+        "head_dropout": 0.0,
+    }
+    return CmcConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **sizes, **overrides})
+
+
 TINY_CONFIGS: dict[str, Callable[..., MsaConfig]] = {
     "text": tiny_text_config,
     "tcmr": tiny_tcmr_config,
     "pglh": tiny_pglh_config,
+    "cmc": tiny_cmc_config,
 }
 
 

@@ -54,6 +54,7 @@ METHODS: dict[str, Method] = {
         Method(
             "pglh", "Pglh", "encodes what is visible, learns to rebuild the rest, fuses by prompts that text guides"
         ),
+        Method("cmc", "Cmc", "an expert for each modality, trained on labels of its own, weighed by a router"),
     )
 }
 
