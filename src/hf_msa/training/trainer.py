@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.data_loader import DataLoaderShard
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
@@ -190,6 +191,13 @@ class MsaTrainer(Trainer):
         labels = inputs["labels"]
         scores = torch.full_like(labels, float("nan")) if outputs.logits is None else outputs.logits.float()
         return loss.detach().float(), scores.detach(), labels
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validate; see `transformers.Trainer.evaluate`."""
+        # Each process counts batch statistics of its own: what is validated has to be what the main process saves.
+        broadcast(list(self.model.buffers()))
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the mean of every named loss since the last log."""
