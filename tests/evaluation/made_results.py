@@ -18,8 +18,12 @@ def make_table(
     rates: tuple[float | str, ...] = RATES,
     noise: float = 0.5,
     family: str = "mosi",
+    class_logits: bool = False,
 ) -> pa.Table:
-    """Predictions that get worse along the rates; the labels depend on `n` and the family alone."""
+    """Predictions that get worse along the rates; the labels depend on `n` and the family alone.
+
+    With `class_logits` a model that classifies: its logits follow its score, neutral ones near zero.
+    """
     width = 3.0 if family == "mosi" else 1.0
     labels = np.random.default_rng(n).uniform(-width, width, n).round(1)
     ids = [f"video{index // 4}$_${index}" for index in range(n)]
@@ -29,14 +33,21 @@ def make_table(
             rng = np.random.default_rng((training_seed, mask_seed))
             for index, rate in enumerate(rates):
                 error = rng.normal(0, noise * width * (0.2 + 0.3 * index), n)
+                scores = labels * (1 - 0.2 * index) + error
+                logits = {
+                    "class_logits_negative": -scores,
+                    "class_logits_neutral": 0.2 * width - np.abs(scores),
+                    "class_logits_positive": scores,
+                }
                 parts.append(
                     {
                         "id": ids,
                         "training_seed": training_seed,
                         "mask_seed": mask_seed,
                         "rate": rate,
-                        "prediction": labels * (1 - 0.2 * index) + error,
+                        "prediction": scores,
                         "label": labels,
+                        **(logits if class_logits else {}),
                     }
                 )
     return predictions_table(parts)

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from sklearn.metrics import f1_score
+from sklearn.metrics import accuracy_score, f1_score
 
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import (
+    CLASS_METRICS,
     FAMILY_METRICS,
     FAMILY_RANGES,
     METRICS,
+    class_metrics,
     family_metrics,
     regression_metrics,
     resampled_metrics,
@@ -207,6 +209,125 @@ def test_counts_of_the_wrong_width():
 
 
 def test_every_metric_is_described():
+    assert {*FAMILY_METRICS["mosi"], *FAMILY_METRICS["sims"], *CLASS_METRICS} == set(METRICS)
     for names in FAMILY_METRICS.values():
-        assert set(names) <= set(METRICS)
+        assert not set(names) & set(CLASS_METRICS)
     assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["mae"]
+
+
+# --- Class logits ---
+
+# Six samples: the label, and the logits of negative, neutral and positive.
+CLASS_ROWS = [
+    (-2.0, (3.0, 1.0, 0.0)),  # negative, called negative
+    (-0.5, (0.0, 2.0, 1.0)),  # negative, called neutral; positive before negative
+    (0.0, (1.0, 5.0, 0.0)),  # neutral, called neutral; negative before positive
+    (0.0, (0.0, 1.0, 2.0)),  # neutral, called positive
+    (1.0, (0.0, 0.5, 1.0)),  # positive, called positive
+    (2.5, (1.0, 0.0, 0.5)),  # positive, called negative
+]
+
+
+def test_classes_by_hand():
+    labels, logits = zip(*CLASS_ROWS, strict=True)
+    mosi, sims = (class_metrics(logits, labels, family) for family in ("mosi", "sims"))
+    for got in (mosi, sims):
+        assert tuple(got) == CLASS_METRICS
+        # Truth - - 0 0 + +, prediction - 0 0 + + -: right are 0, 2, 4. Each class: tp 1, fp 1, fn 1, F1 = 1/2.
+        assert got["class_acc3"] == pytest.approx(3 / 6)
+        assert got["class_f1_3"] == pytest.approx(1 / 2)
+        # Without neutral truth: - - + + against - + + -, the neutral logit out of play: half right in either class.
+        assert got["class_non0_acc2"] == pytest.approx(2 / 4)
+        assert got["class_non0_f1"] == pytest.approx(1 / 2)
+    # MOSI, neutral is non-negative: truth - - + + + +, prediction - + - + + -: right are 0, 3, 4.
+    assert mosi["class_has0_acc2"] == pytest.approx(3 / 6)
+    # Negative: tp 1, fp 2, fn 1, F1 = 2/5, support 2. Non-negative: tp 2, fp 1, fn 2, F1 = 4/7, support 4.
+    assert mosi["class_has0_f1"] == pytest.approx((2 * 2 / 5 + 4 * 4 / 7) / 6)
+    # SIMS, neutral is non-positive: truth - - - - + +, prediction - + - + + -: right are 0, 2, 4.
+    assert sims["class_has0_acc2"] == pytest.approx(3 / 6)
+    # Non-positive: tp 2, fp 1, fn 2, F1 = 4/7, support 4. Positive: tp 1, fp 2, fn 1, F1 = 2/5, support 2.
+    assert sims["class_has0_f1"] == pytest.approx((4 * 4 / 7 + 2 * 2 / 5) / 6)
+
+
+def test_neutral_truth_decides_between_the_families():
+    # A model that calls everything negative is right about neutral samples on SIMS, and wrong on MOSI.
+    logits, labels = [[1.0, 0.0, 0.0]] * 4, [-1.0, 0.0, 0.0, 1.0]
+    assert class_metrics(logits, labels, "mosi")["class_has0_acc2"] == 1 / 4
+    assert class_metrics(logits, labels, "sims")["class_has0_acc2"] == 3 / 4
+    # The neutral logit has no say in two-class decisions, however large.
+    assert class_metrics([[0.0, 9.0, 1.0]], [1.0], "sims")["class_has0_acc2"] == 1.0
+    assert class_metrics([[0.0, 9.0, 1.0]], [1.0], "sims")["class_acc3"] == 0.0
+
+
+def test_a_tie_is_negative_and_non0_can_be_right_on_positives():
+    assert class_metrics([[1.0, 0.0, 1.0]] * 2, [-1.0, 1.0], "mosi")["class_non0_acc2"] == 0.5
+    # Where truth keeps class 2 and predictions have 0 and 1, as in the public code, this would be 0.
+    assert class_metrics([[0.0, 0.0, 1.0]], [2.0], "mosi")["class_non0_acc2"] == 1.0
+
+
+def test_no_label_but_neutral():
+    got = class_metrics([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [0.0, 0.0], "sims")
+    assert math.isnan(got["class_non0_acc2"]) and math.isnan(got["class_non0_f1"])
+    assert got["class_acc3"] == 0.5 and got["class_has0_acc2"] == 1.0
+
+
+@pytest.mark.parametrize("family", FAMILY_METRICS)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([-1.0, -0.2, 0.0, 0.2, 1.0]), *[st.integers(-2, 2)] * 3), min_size=1, max_size=30
+    )
+)
+def test_classes_equal_scikit_learn(family, rows):
+    labels = np.array([row[0] for row in rows])
+    logits = np.array([row[1:] for row in rows], dtype=float)
+    got = class_metrics(logits, labels, family)
+    true = np.sign(labels).astype(int) + 1
+    binary = (logits[:, [0, 2]]).argmax(axis=1)
+    nonzero = true != 1
+    pairs = {
+        "class_acc3": (true, logits.argmax(axis=1)),
+        "class_has0_acc2": ((true >= 1).astype(int) if family == "mosi" else (true == 2).astype(int), binary),
+        "class_non0_acc2": (true[nonzero] // 2, binary[nonzero]),
+    }
+    f1_names = {"class_acc3": "class_f1_3", "class_has0_acc2": "class_has0_f1", "class_non0_acc2": "class_non0_f1"}
+    for name, (truth, prediction) in pairs.items():
+        if not truth.size:
+            assert math.isnan(got[name]) and math.isnan(got[f1_names[name]])
+            continue
+        assert got[name] == pytest.approx(accuracy_score(truth, prediction))
+        expected = f1_score(truth, prediction, average="weighted", zero_division=0)
+        assert got[f1_names[name]] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("family", FAMILY_METRICS)
+def test_resampled_classes_equal_scoring_the_drawn_rows(family):
+    rng = np.random.default_rng(1)
+    labels = np.round(rng.uniform(-1, 1, 50)) / 2
+    logits = rng.normal(size=(50, 3))
+    counts = resample_counts(50, 25, seed=3)
+    plain = resampled_metrics(logits[:, 2], labels, family, counts)
+    got = resampled_metrics(logits[:, 2], labels, family, counts, logits)
+    assert tuple(got) == family_metrics(family) + CLASS_METRICS
+    for name, values in plain.items():
+        np.testing.assert_array_equal(values, got[name])
+    for resample, count in enumerate(counts.astype(int)):
+        rows = np.repeat(np.arange(50), count)
+        expected = class_metrics(logits[rows], labels[rows], family)
+        assert {name: got[name][resample] for name in CLASS_METRICS} == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "family", "message"),
+    [
+        ([[1.0, 2.0]], [1.0], "mosi", r"must have the shape \(N, 3\); got \(1, 2\)"),
+        ([1.0, 2.0, 3.0], [1.0], "mosi", r"got \(3,\)"),
+        (np.empty((0, 3)), [], "mosi", "no class logits"),
+        ([[1.0, 2.0, 3.0]], [1.0, 2.0], "mosi", "class logits of 1 samples but 2 labels"),
+        ([[1.0, math.nan, 3.0]], [1.0], "sims", "1 of 3 class logits are NaN"),
+        ([[1.0, 2.0, 3.0]], [math.inf], "sims", "1 of 1 labels"),
+        ([[1.0, 2.0, 3.0]], [1.0], "simms", "Did you mean 'sims'"),
+    ],
+)
+def test_bad_class_logits(logits, labels, family, message):
+    with pytest.raises(MsaError, match=message):
+        class_metrics(logits, labels, family)

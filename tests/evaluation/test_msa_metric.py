@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_msa.evaluation import msa_metric
-from hf_msa.evaluation.metrics import FAMILY_METRICS, METRICS, regression_metrics
+from hf_msa.evaluation.metrics import FAMILY_METRICS, METRICS, class_metrics, regression_metrics
 
 evaluate = pytest.importorskip("evaluate")
 
@@ -29,6 +29,15 @@ def test_loads_from_its_folder(metric):
         regression_metrics([0.2, -0.4], [0.1, 0.3], "sims")
     )
     assert all(name in metric.inputs_description for name in METRICS)
+
+
+def test_class_logits_are_welcome(metric):
+    predictions, references, logits = [0.4, -1.2], [1.0, -0.8], [[0.1, 0.2, 0.9], [0.1, 0.0, 0.2]]
+    got = metric.compute(predictions=predictions, references=references, class_logits=logits)
+    assert got == pytest.approx(
+        regression_metrics(predictions, references, "mosi") | class_metrics(logits, references, "mosi")
+    )
+    assert got["class_acc3"] == 0.5 and "class_f1_3 (with class_logits)" in metric.inputs_description
 
 
 def test_batches_add_up(metric):

@@ -1,18 +1,24 @@
-"""The field's regression metrics, in numpy alone, for the two label families.
+"""The field's metrics, in numpy alone, for the two label families.
 
 MOSI and MOSEI (family ``"mosi"``, labels in [-3, 3]) and CH-SIMS v1 and v2 (family ``"sims"``, labels in [-1, 1]) are
 scored by different rules. Both follow MMSA's reference: values and bin edges are compared in float32, and rounding is
 half-to-even.
 
+Models that classify (CMC) have metrics of their class logits beside those of their score. The true class is the sign of
+the label; two-class decisions leave the neutral logit out. Public CMC code computes them so, but for one thing: there
+the positive class of the Non0 metrics has one number in the truth and another in the prediction, and is never right.
+
 Every metric but the correlation is a ratio of sums over samples, and the correlation needs five sums. So one matrix of
 per-sample terms serves a single evaluation and, multiplied by a matrix of draw counts, a thousand bootstrap resamples.
 
-Undefined values are NaN, never a stand-in number: the ``non0`` metrics where no label differs from zero, the
-correlation where predictions or labels are constant.
+Undefined values are NaN, never a stand-in number: the Non0 metrics where no label differs from zero, the correlation
+where predictions or labels are constant.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,6 +64,18 @@ METRICS: dict[str, Metric] = {
         Metric("f1", "F1", True, True, "SIMS: weighted F1, non-positive against positive"),
         Metric("mae", "MAE", False, False, "mean absolute error in label units"),
         Metric("corr", "Corr", True, False, "Pearson correlation"),
+        Metric("class_acc3", "Class Acc-3", True, True, "largest class logit: negative, neutral, positive"),
+        Metric("class_f1_3", "Class F1-3", True, True, "weighted F1 over the three classes"),
+        Metric(
+            "class_has0_acc2",
+            "Class Has0 Acc-2",
+            True,
+            True,
+            "negative against positive logit, all samples; neutral truth is positive on MOSI and negative on SIMS",
+        ),
+        Metric("class_has0_f1", "Class Has0 F1", True, True, "weighted F1 of the same decisions"),
+        Metric("class_non0_acc2", "Class Non0 Acc-2", True, True, "negative against positive logit, no neutral truth"),
+        Metric("class_non0_f1", "Class Non0 F1", True, True, "weighted F1 of the same decisions"),
     )
 }
 
@@ -65,7 +83,17 @@ FAMILY_METRICS: dict[str, tuple[str, ...]] = {
     "mosi": ("acc7", "acc5", "has0_acc2", "has0_f1", "non0_acc2", "non0_f1", "mae", "corr"),
     "sims": ("acc2", "acc3", "acc5", "f1", "mae", "corr"),
 }
-"""The metrics of each label family, in the order of tables."""
+"""The metrics of a score by label family, in the order of tables."""
+
+CLASS_METRICS: tuple[str, ...] = (
+    "class_acc3",
+    "class_f1_3",
+    "class_has0_acc2",
+    "class_has0_f1",
+    "class_non0_acc2",
+    "class_non0_f1",
+)
+"""The metrics of class logits, in the order of tables; they come after those of the score."""
 
 FAMILY_RANGES: dict[str, tuple[float, float]] = {"mosi": (-3.0, 3.0), "sims": (-1.0, 1.0)}
 """The label range of each family."""
@@ -78,8 +106,19 @@ _SIMS_EDGES: dict[str, NDArray[np.float32]] = {
 }
 
 
+# The accuracy whose confusion matrix each F1 is computed from.
+_CONFUSIONS = {
+    "has0_f1": "has0_acc2",
+    "non0_f1": "non0_acc2",
+    "f1": "acc2",
+    "class_f1_3": "class_acc3",
+    "class_has0_f1": "class_has0_acc2",
+    "class_non0_f1": "class_non0_acc2",
+}
+
+
 def family_metrics(family: str) -> tuple[str, ...]:
-    """Return the metric names of a label family, in table order.
+    """Return the names of a label family's metrics of a score, in table order.
 
     Args:
         family: ``"mosi"`` or ``"sims"``.
@@ -110,13 +149,29 @@ def regression_metrics(
     Raises:
         MsaError: If the family is unknown, the input is empty, the shapes differ, or a value is NaN or infinite.
     """
-    terms = _Terms.of(predictions, labels, family)
-    scored = terms.score(np.ones((1, len(terms.matrix))), legacy_f1=legacy_f1)
-    return {name: float(values[0]) for name, values in scored.items()}
+    score, label = _checked(predictions, labels)
+    return _Terms.of(_score_terms(score, label, family), family_metrics(family)).score_all(legacy_f1=legacy_f1)
+
+
+def class_metrics(class_logits: ArrayLike, labels: ArrayLike, family: str) -> dict[str, float]:
+    """Score class logits against labels.
+
+    Args:
+        class_logits: Logits of negative, neutral and positive, in that order; shape (N, 3).
+        labels: N sentiment labels in label units, whose signs are the true classes; shape (N,) or (N, 1).
+        family: ``"mosi"``: the Has0 metrics tell negative from non-negative; ``"sims"``: non-positive from positive.
+
+    Returns:
+        The metrics of `CLASS_METRICS` as fractions; NaN where undefined (see the module's description).
+
+    Raises:
+        MsaError: If the family is unknown, the input is empty, the shapes differ, or a value is NaN or infinite.
+    """
+    return _Terms.of(_class_terms(*_checked_classes(class_logits, labels), family), CLASS_METRICS).score_all()
 
 
 def resampled_metrics(
-    predictions: ArrayLike, labels: ArrayLike, family: str, counts: ArrayLike
+    predictions: ArrayLike, labels: ArrayLike, family: str, counts: ArrayLike, class_logits: ArrayLike | None = None
 ) -> dict[str, FloatArray]:
     """Score many resamples of the same rows at once.
 
@@ -125,14 +180,20 @@ def resampled_metrics(
         labels: N labels.
         family: ``"mosi"`` or ``"sims"``.
         counts: How often each resample holds each row; shape (resamples, N), see `hf_msa.evaluation.statistics`.
+        class_logits: Class logits (N, 3), for the metrics of `class_metrics` as well.
 
     Returns:
         Per metric, the (resamples,) values; NaN where undefined in that resample.
 
     Raises:
-        MsaError: As `regression_metrics`, or if `counts` does not have N columns.
+        MsaError: As `regression_metrics` and `class_metrics`, or if `counts` does not have N columns.
     """
-    terms = _Terms.of(predictions, labels, family)
+    score, label = _checked(predictions, labels)
+    blocks, names = _score_terms(score, label, family), family_metrics(family)
+    if class_logits is not None:
+        blocks |= _class_terms(*_checked_classes(class_logits, label), family)
+        names += CLASS_METRICS
+    terms = _Terms.of(blocks, names)
     weights = np.asarray(counts, dtype=np.float64)
     if weights.ndim != 2 or weights.shape[1] != len(terms.matrix):
         raise MsaError(
@@ -184,60 +245,106 @@ class _Terms:
 
     matrix: FloatArray
     columns: Mapping[str, slice]
-    family: str
+    names: Sequence[str]
 
     @staticmethod
-    def of(predictions: ArrayLike, labels: ArrayLike, family: str) -> "_Terms":
-        family_metrics(family)
-        score, label = _checked(predictions, labels)
-        build = _mosi_terms if family == "mosi" else _sims_terms
-        blocks = build(score, label)
+    def of(blocks: Mapping[str, FloatArray], names: Sequence[str]) -> "_Terms":
+        """Put the (N, k) blocks side by side; `names` are the metrics to score, in order."""
         columns: dict[str, slice] = {}
         start = 0
         for name, block in blocks.items():
             columns[name] = slice(start, start + block.shape[1])
             start += block.shape[1]
-        return _Terms(np.concatenate(list(blocks.values()), axis=1), columns, family)
+        return _Terms(np.concatenate(list(blocks.values()), axis=1), columns, names)
+
+    def score_all(self, *, legacy_f1: bool = False) -> dict[str, float]:
+        """Metrics of all rows, each counted once."""
+        scored = self.score(np.ones((1, len(self.matrix))), legacy_f1=legacy_f1)
+        return {name: float(values[0]) for name, values in scored.items()}
 
     def score(self, counts: FloatArray, *, legacy_f1: bool = False) -> dict[str, FloatArray]:
         """Metrics of each row of `counts` (R, N)."""
         sums = counts @ self.matrix
         total = counts.sum(axis=1)
         result: dict[str, FloatArray] = {}
-        for name in FAMILY_METRICS[self.family]:
-            if name.endswith("f1"):
-                accuracy = name.removesuffix("f1") + "acc2"
-                confusion = sums[:, self.columns[accuracy]].reshape(-1, 2, 2)
-                result[name] = _weighted_f1(confusion, by_prediction=legacy_f1)
-            elif name.endswith("acc2"):
-                # A confusion matrix, flattened: the diagonal over the samples that count (non0 leaves some out).
-                cells = sums[:, self.columns[name]]
-                result[name] = _ratio(cells[:, 0] + cells[:, 3], cells.sum(axis=1))
+        for name in self.names:
+            cells = sums[:, self.columns[_CONFUSIONS.get(name, name)]]
+            if name in _CONFUSIONS:
+                result[name] = _weighted_f1(_square(cells), by_prediction=legacy_f1)
+            elif name in _CONFUSIONS.values():
+                # The diagonal over the samples that count (Non0 leaves some out).
+                hits = np.diagonal(_square(cells), axis1=1, axis2=2).sum(axis=1)
+                result[name] = _ratio(hits, cells.sum(axis=1))
             elif name == "corr":
-                result[name] = _correlation(sums[:, self.columns[name]], total)
+                result[name] = _correlation(cells, total)
             else:
-                result[name] = _ratio(sums[:, self.columns[name].start], total)
+                result[name] = _ratio(cells[:, 0], total)
         return result
 
 
+def _square(cells: FloatArray) -> FloatArray:
+    """Flattened confusion matrices (R, C * C) as (R, C, C)."""
+    classes = math.isqrt(cells.shape[1])
+    return cells.reshape(-1, classes, classes)
+
+
 def _checked(predictions: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    arrays = []
-    for what, values in (("predictions", predictions), ("labels", labels)):
-        array = np.asarray(values, dtype=np.float32)
-        if array.ndim == 2 and array.shape[1] == 1:
-            array = array[:, 0]
-        if array.ndim != 1:
-            raise MsaError(f"The {what} must have the shape (N,) or (N, 1); got {array.shape}.")
-        if not array.size:
-            raise MsaError(f"There are no {what} to score; give at least one sample.")
-        if not np.isfinite(array).all():
-            bad = int((~np.isfinite(array)).sum())
-            raise MsaError(f"{bad} of {array.size} {what} are NaN or infinite, and only finite values can be scored.")
-        arrays.append(array)
-    score, label = arrays
+    score, label = (
+        _finite("predictions", _flat("predictions", predictions)),
+        _finite("labels", _flat("labels", labels)),
+    )
     if score.shape != label.shape:
         raise MsaError(f"There are {score.size} predictions but {label.size} labels; give one of each per sample.")
     return score, label
+
+
+def _checked_classes(class_logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    logits = np.asarray(class_logits, dtype=np.float32)
+    if logits.ndim != 2 or logits.shape[1] != 3:
+        raise MsaError(f"The class logits must have the shape (N, 3); got {logits.shape}.")
+    logits, label = _finite("class logits", logits), _finite("labels", _flat("labels", labels))
+    if len(logits) != label.size:
+        raise MsaError(
+            f"There are class logits of {len(logits)} samples but {label.size} labels; give one per sample."
+        )
+    return logits, label
+
+
+def _flat(what: str, values: ArrayLike) -> NDArray[np.float32]:
+    array = np.asarray(values, dtype=np.float32)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise MsaError(f"The {what} must have the shape (N,) or (N, 1); got {array.shape}.")
+    return array
+
+
+def _finite(what: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not array.size:
+        raise MsaError(f"There are no {what} to score; give at least one sample.")
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise MsaError(f"{bad} of {array.size} {what} are NaN or infinite, and only finite values can be scored.")
+    return array
+
+
+def _score_terms(score: NDArray[np.float32], label: NDArray[np.float32], family: str) -> dict[str, FloatArray]:
+    family_metrics(family)
+    return _mosi_terms(score, label) if family == "mosi" else _sims_terms(score, label)
+
+
+def _class_terms(logits: NDArray[np.float32], label: NDArray[np.float32], family: str) -> dict[str, FloatArray]:
+    family_metrics(family)
+    true = np.sign(label).astype(np.int64) + 1
+    every = np.ones_like(true, dtype=bool)
+    # Neutral truth counts as positive on MOSI and MOSEI (non-negative), and as negative on SIMS (non-positive).
+    positive = true >= (1 if family == "mosi" else 2)
+    predicted = logits[:, 2] > logits[:, 0]
+    return {
+        "class_acc3": _confusion_terms(true, logits.argmax(axis=1), every, classes=3),
+        "class_has0_acc2": _confusion_terms(positive, predicted, every),
+        "class_non0_acc2": _confusion_terms(true == 2, predicted, true != 1),
+    }
 
 
 def _mosi_terms(score: NDArray[np.float32], label: NDArray[np.float32]) -> dict[str, FloatArray]:
@@ -268,10 +375,13 @@ def _column(flags: NDArray[np.bool_]) -> FloatArray:
     return flags.astype(np.float64)[:, None]
 
 
-def _confusion_terms(true: NDArray[np.bool_], predicted: NDArray[np.bool_], counted: NDArray[np.bool_]) -> FloatArray:
-    """The cell of a flattened (truth, prediction) matrix that each sample falls into, (N, 4)."""
-    cells = (~true & ~predicted, ~true & predicted, true & ~predicted, true & predicted)
-    return np.stack([cell & counted for cell in cells], axis=1).astype(np.float64)
+def _confusion_terms(
+    true: NDArray[Any], predicted: NDArray[Any], counted: NDArray[np.bool_], classes: int = 2
+) -> FloatArray:
+    """The cell of a flattened (truth, prediction) matrix that each sample falls into, (N, classes squared)."""
+    cells = true.astype(np.int64) * classes + predicted
+    inside: NDArray[np.bool_] = (cells[:, None] == np.arange(classes**2)) & counted[:, None]
+    return inside.astype(np.float64)
 
 
 def _distance_terms(score: NDArray[np.float32], label: NDArray[np.float32]) -> dict[str, FloatArray]:

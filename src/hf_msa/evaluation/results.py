@@ -5,7 +5,9 @@ typed by hand. The file is made from the predictions alone, so its numbers can b
 
 A prediction table has the columns ``id``, ``training_seed``, ``mask_seed``, ``rate`` (a missing rate, or the name of a
 pattern), ``prediction`` and ``label``, and any more that a method wants to keep (``confidence``, ``gate``). It is a
-full grid: each training seed, mask seed and rate scores the same rows once.
+full grid: each training seed, mask seed and rate scores the same rows once. Where it has the columns
+``class_logits_negative``, ``class_logits_neutral`` and ``class_logits_positive``, the metrics of class logits come after
+those of the score.
 """
 
 import hashlib
@@ -21,7 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import family_metrics, regression_metrics, resampled_metrics
+from hf_msa.evaluation.metrics import (
+    CLASS_METRICS,
+    class_metrics,
+    family_metrics,
+    regression_metrics,
+    resampled_metrics,
+)
 from hf_msa.evaluation.statistics import (
     CONFIDENCE,
     RESAMPLES,
@@ -30,6 +38,7 @@ from hf_msa.evaluation.statistics import (
     resample_counts,
 )
 from hf_msa.files import atomic_write, write_json
+from hf_msa.models.msa_schema import SENTIMENT_CLASSES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,6 +50,9 @@ RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.parquet"
 PREDICTION_COLUMNS = ("id", "training_seed", "mask_seed", "rate", "prediction", "label")
 """The columns that every prediction table has."""
+
+CLASS_COLUMNS = tuple(f"class_logits_{name}" for name in SENTIMENT_CLASSES)
+"""The columns of class logits, which the predictions of models that classify have."""
 
 Results = dict[str, Any]
 """The content of ``results.json``."""
@@ -78,6 +90,7 @@ class Predictions:
         mask_seeds: M seeds of the missing-data protocol; None where nothing is masked.
         rates: R missing rates in ascending order, or patterns in order of appearance.
         scores: Predictions, (S, M, R, N).
+        class_logits: Logits of negative, neutral and positive, (S, M, R, N, 3); None for models without them.
     """
 
     ids: tuple[str, ...]
@@ -86,6 +99,7 @@ class Predictions:
     mask_seeds: tuple[int | None, ...]
     rates: tuple[Rate, ...]
     scores: NDArray[np.float32]
+    class_logits: NDArray[np.float32] | None = None
 
     @staticmethod
     def from_table(table: "pa.Table") -> "Predictions":
@@ -122,8 +136,9 @@ class Predictions:
                 f"The prediction table holds {counts[cell]} predictions for id {sample!r} at training seed {seed}, "
                 f"mask seed {mask} and rate {rate!r}; it must hold exactly one."
             )
-        scores = np.empty(math.prod(shape), dtype=np.float32)
-        scores[cells] = table.column("prediction").to_numpy()
+        classes = CLASS_COLUMNS if set(CLASS_COLUMNS) <= set(table.column_names) else ()
+        values = np.empty((math.prod(shape), 1 + len(classes)), dtype=np.float32)
+        values[cells] = np.stack([table.column(name).to_numpy() for name in ("prediction", *classes)], axis=1)
         given = np.asarray(table.column("label").to_numpy(), dtype=np.float32)
         labels = np.empty(len(ids), dtype=np.float32)
         labels[id_codes] = given
@@ -131,13 +146,15 @@ class Predictions:
             sample = ids[int(id_codes[int((labels[id_codes] != given).argmax())])]
             raise MsaError(f"The prediction table gives id {sample!r} several labels; an id must name one sample.")
         order = np.argsort(np.asarray(ids))
+        values = values.reshape(*shape, -1)[..., order, :]
         return Predictions(
             ids=tuple(ids[int(index)] for index in order),
             labels=labels[order],
             training_seeds=tuple(training_seeds),
             mask_seeds=tuple(mask_seeds),
             rates=tuple(rates),
-            scores=scores.reshape(shape)[..., order],
+            scores=np.ascontiguousarray(values[..., 0]),
+            class_logits=np.ascontiguousarray(values[..., 1:]) if classes else None,
         )
 
     @property
@@ -147,21 +164,31 @@ class Predictions:
         digest.update(self.labels.astype("<f4").tobytes())
         return digest.hexdigest()[:16]
 
+    def metric_names(self, family: str) -> tuple[str, ...]:
+        """The metrics of these predictions, in table order."""
+        return family_metrics(family) + (() if self.class_logits is None else CLASS_METRICS)
+
     def metrics(self, family: str) -> dict[str, NDArray[np.float64]]:
         """Score every cell of the grid; per metric an (S, M, R) array."""
-        flat = self.scores.reshape(-1, len(self.ids))
-        rows = [regression_metrics(scores, self.labels, family) for scores in flat]
         shape = self.scores.shape[:3]
-        return {name: np.array([row[name] for row in rows]).reshape(shape) for name in family_metrics(family)}
+        scored = {name: np.empty(shape) for name in self.metric_names(family)}
+        for cell in np.ndindex(*shape):
+            row = regression_metrics(self.scores[cell], self.labels, family)
+            if self.class_logits is not None:
+                row |= class_metrics(self.class_logits[cell], self.labels, family)
+            for name, value in row.items():
+                scored[name][cell] = value
+        return scored
 
     def resampled(self, family: str, counts: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """Score every resample; per metric a (R, resamples) array, averaged over training and mask seeds."""
-        sums = {name: np.zeros((len(self.rates), len(counts))) for name in family_metrics(family)}
-        cells = self.scores.shape[0] * self.scores.shape[1]
-        for block in self.scores.reshape(cells, len(self.rates), len(self.ids)):
-            for rate, scores in enumerate(block):
-                for name, values in resampled_metrics(scores, self.labels, family, counts).items():
-                    sums[name][rate] += values / cells
+        sums = {name: np.zeros((len(self.rates), len(counts))) for name in self.metric_names(family)}
+        shape = self.scores.shape[:3]
+        for cell in np.ndindex(*shape):
+            logits = None if self.class_logits is None else self.class_logits[cell]
+            drawn = resampled_metrics(self.scores[cell], self.labels, family, counts, logits)
+            for name, values in drawn.items():
+                sums[name][cell[2]] += values / (shape[0] * shape[1])
         return sums
 
 
@@ -245,7 +272,9 @@ def build_results(
     Args:
         predictions: See the module's description, and `predictions_table`.
         method: E.g. ``"tcmr"``.
-        dataset: ``name``, ``split`` and ``label_family`` at least; ``n`` and ``fingerprint`` come from the rows.
+        dataset: ``name``, ``split`` and ``label_family`` at least; ``n`` and ``fingerprint`` come from the rows. Where
+            they are not the whole split, ``subset`` says which part: its ``name``, the ``rule`` and the split's size
+            ``n_of``.
         protocol: ``name`` and the protocol's own settings; ``rates`` and ``mask_seeds`` come from the table.
         ablation: The ablation's name, if any.
         model: Where the checkpoint came from.
@@ -400,10 +429,24 @@ def read_predictions(folder: str | os.PathLike[str]) -> Predictions:
     if not file.is_file():
         raise MsaError(f"There are no predictions at {file}; evaluate the model again to write them.")
     try:
-        table = pq.read_table(file, columns=list(PREDICTION_COLUMNS))
+        columns = [*PREDICTION_COLUMNS, *(name for name in CLASS_COLUMNS if name in pq.read_schema(file).names)]
+        table = pq.read_table(file, columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise MsaError(f"{file} cannot be read as a prediction table; evaluate the model again.") from error
     return Predictions.from_table(table)
+
+
+def result_metrics(results: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metrics of a result, in table order: those of the label family, and of class logits where it has any.
+
+    Args:
+        results: The content of ``results.json``.
+
+    Raises:
+        MsaError: If its label family is unknown.
+    """
+    classes = CLASS_METRICS if any(name in results["mean_over_rates"] for name in CLASS_METRICS) else ()
+    return family_metrics(results["dataset"]["label_family"]) + classes
 
 
 def validate_results(results: Any, where: str) -> None:
@@ -435,7 +478,10 @@ def validate_results(results: Any, where: str) -> None:
         absent = [key for key in keys if key not in results[section]]
         if absent:
             raise MsaError(f"{where} is damaged: its {section!r} lacks {absent[0]!r}; evaluate the model again.")
-    names = family_metrics(results["dataset"]["label_family"])
+    subset = results["dataset"].get("subset")
+    if subset is not None and not (isinstance(subset, Mapping) and {"name", "rule", "n_of"} <= set(subset)):
+        raise MsaError(f"{where} is damaged: its 'subset' lacks a name, rule or size; evaluate the model again.")
+    names = result_metrics(results)
     blocks = {"mean_over_rates": results["mean_over_rates"]}
     for entry in results["per_rate"]:
         blocks[f"per_rate {entry.get('rate')!r}"] = entry.get("metrics", {})

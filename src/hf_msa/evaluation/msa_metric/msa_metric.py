@@ -10,18 +10,24 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_msa.evaluation.metrics import FAMILY_METRICS, METRICS, regression_metrics
+from hf_msa.evaluation.metrics import CLASS_METRICS, FAMILY_METRICS, METRICS, class_metrics, regression_metrics
 
 _DESCRIPTION = "Regression and derived classification metrics of multimodal sentiment analysis, as MMSA computes them."
-_RETURNS = "\n".join(
-    f"    {name} ({', '.join(key for key, names in FAMILY_METRICS.items() if name in names)}): {metric.description}"
-    for name, metric in METRICS.items()
-)
+
+
+def _available(name: str) -> str:
+    families = ", ".join(key for key, names in FAMILY_METRICS.items() if name in names)
+    return "with class_logits" if name in CLASS_METRICS else families
+
+
+_RETURNS = "\n".join(f"    {name} ({_available(name)}): {metric.description}" for name, metric in METRICS.items())
 _INPUTS = f"""
 Args:
     predictions: sentiment scores in label units, one float per sample.
     references: labels, one float per sample.
     family: "mosi" for MOSI and MOSEI (labels in [-3, 3]), "sims" for CH-SIMS v1 and v2 (labels in [-1, 1]).
+    class_logits: logits of negative, neutral and positive, three floats per sample in the order of the predictions;
+        for models that give them.
 Returns:
 {_RETURNS}
 """
@@ -40,5 +46,9 @@ class MsaMetric(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: Any, references: Any, family: str = "mosi") -> dict[str, float]:
-        return regression_metrics(np.asarray(predictions), np.asarray(references), family)
+    def _compute(
+        self, predictions: Any, references: Any, family: str = "mosi", class_logits: Any = None
+    ) -> dict[str, float]:
+        labels = np.asarray(references)
+        scores = regression_metrics(np.asarray(predictions), labels, family)
+        return scores if class_logits is None else scores | class_metrics(class_logits, labels, family)
