@@ -59,11 +59,20 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (one seed or all of them), a saved model, or a Hub name")
     parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
-    parser.add_argument("--output", help="folder for the results (default: the run itself)")
+    parser.add_argument(
+        "--output", help="folder for the results (default: the run itself; for a subset subset-<name> in it)"
+    )
     parser.add_argument("--protocol", default="frame", help="frame, modality, fixed or complete (default: frame)")
     parser.add_argument("--rates", type=float, nargs="+", help="missing rates (default: the protocol's own)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1111], help="seeds of the masks (default: 1111)")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument(
+        "--subset", help="consistent or inconsistent: samples whose modalities agree or not, by their unimodal labels"
+    )
+    parser.add_argument(
+        "--subset-rule",
+        help="what is inconsistent: differs_from_M, not_all_equal or polarity_conflict (default: differs_from_M)",
+    )
     parser.add_argument("--batch-size", type=int, default=128, help="rows per batch (default: 128)")
 
 
@@ -71,7 +80,12 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="*", help="folders with a results.json; the first is what the others are compared with"
     )
-    parser.add_argument("--paper", help="a paper whose tables to put beside, e.g. tcmr")
+    parser.add_argument(
+        "--paper",
+        action="append",
+        default=[],
+        help="a paper whose tables to put beside, e.g. tcmr; may be given several times",
+    )
     parser.add_argument("--metrics", nargs="+", help="metrics to show (default: all)")
     parser.add_argument(
         "--allow-oracle", action="store_true", help="show upper bounds beside usable models, marked as such"
@@ -92,6 +106,10 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cues", help="file of cue words: one per line, or a CSV with a column 'word'")
     parser.add_argument("--examples", action="store_true", default=None, help="put utterances into the summary, too")
     parser.add_argument("--steps", type=int, help="batches of the gradient probe")
+    parser.add_argument(
+        "--subset-rule",
+        help="what is inconsistent: differs_from_M, not_all_equal or polarity_conflict (default: differs_from_M)",
+    )
 
 
 def _predict(parser: argparse.ArgumentParser) -> None:

@@ -165,6 +165,8 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         split=arguments.split,
         batch_size=arguments.batch_size,
         output=arguments.output,
+        subset=arguments.subset,
+        subset_rule=arguments.subset_rule,
     )
     print_results(results.content)
     for run in results.runs:
@@ -193,7 +195,7 @@ def _analyze(arguments: argparse.Namespace, rest: list[str]) -> None:
     if arguments.tool == "list":
         for name, tool in TOOLS.items():
             print(f"{name}: {tool.title} (runs of {tool.method or 'any method'})")
-            print(f"  options: {', '.join(f'--{option}' for option in tool.options)}")
+            print(f"  options: {', '.join(tool.flags) or 'none'}")
         return
     options = {k: v for k, v in vars(arguments).items() if k not in ("command", "version", "tool", "runs")}
     for path in run_tool(arguments.tool, arguments.runs, **options):

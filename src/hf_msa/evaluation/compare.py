@@ -22,11 +22,13 @@ from hf_msa.evaluation.report import (
     format_estimate,
     format_value,
     markdown_table,
+    metric_groups,
     metric_heading,
     rich_table,
     run_name,
+    split_text,
 )
-from hf_msa.evaluation.results import Predictions, Results, read_predictions, read_results
+from hf_msa.evaluation.results import Predictions, Results, read_predictions, read_results, result_metrics
 from hf_msa.evaluation.statistics import paired_p_value, resample_counts
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ _MARK = "†"
 _SHORT = {"validation": "val", "test": "test", "unknown": "?"}
 # Two draws of the same protocol are comparable in their means; everything else that differs is another protocol.
 _SEEDS = ("seed", "mask_seeds")
+_ABSENT = {"mean": None, "std": None}
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,28 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Runs, and perhaps a paper's rows, in one table.
+class PaperRows:
+    """What one paper prints that compares with the runs.
 
     Attributes:
-        metrics: The metrics shown.
+        name: The paper's own method, as it prints it.
+        rows: Its rows.
+    """
+
+    name: str
+    rows: tuple[PaperEntry, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs, and perhaps papers' rows, in one table.
+
+    Attributes:
+        metrics: The metrics shown; a run may lack those of class logits.
         names: One per run.
         runs: Their results.
         differences: Per run after the first, per metric.
-        paper: The paper's rows.
-        paper_name: The paper's own method, as it prints it; None without a paper.
+        paper: The rows of each paper.
         notes: What a reader must know, one sentence each.
     """
 
@@ -69,41 +84,50 @@ class Comparison:
     names: tuple[str, ...]
     runs: tuple[Results, ...]
     differences: tuple[dict[str, Difference], ...]
-    paper: tuple[PaperEntry, ...]
-    paper_name: str | None
+    paper: tuple[PaperRows, ...]
     notes: tuple[str, ...]
 
-    def value_rows(self, *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
-        """Headings and rows of the means over rates: our runs, then the paper's rows.
+    def value_rows(
+        self, metrics: Sequence[str] | None = None, *, narrow: bool = False
+    ) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows of the means over rates: our runs, then the papers' rows.
 
         Args:
+            metrics: Some of `metrics`; all of them by default. A paper's row that has none of them is left out.
             narrow: One number per cell, for a terminal of 80 columns: the spread gets a row of its own.
         """
+        shown = tuple(metrics or self.metrics)
         rows = []
         for name, run in zip(self.names, self.runs, strict=True):
-            estimates = [(metric, run["mean_over_rates"][metric]) for metric in self.metrics]
+            estimates = [(metric, run["mean_over_rates"].get(metric, _ABSENT)) for metric in shown]
             split = _selected_on(run)
             if narrow:
                 rows.append([name, _SHORT.get(split, split), *(format_value(m, e["mean"]) for m, e in estimates)])
                 rows.append(["  ± std", "", *(format_value(m, e["std"]) for m, e in estimates)])
             else:
                 rows.append([name, split, *(format_estimate(m, e) for m, e in estimates)])
-        if self.paper:
-            rows.append([f"{self.paper_name} paper:", *[""] * (len(self.metrics) + 1)])
-        for entry in self.paper:
-            split = _SHORT[entry.selected_on] if narrow else entry.selected_on
-            rows.append([_entry_name(entry), split, *(_paper_cell(entry, metric) for metric in self.metrics)])
-        return ["", "sel." if narrow else "selected on", *map(metric_heading, self.metrics)], rows
+        for paper in self.paper:
+            entries = [entry for entry in paper.rows if any(entry.metrics.get(m) is not None for m in shown)]
+            if entries:
+                rows.append([f"{paper.name} paper:", *[""] * (len(shown) + 1)])
+            for entry in entries:
+                split = _SHORT[entry.selected_on] if narrow else entry.selected_on
+                rows.append([_entry_name(entry), split, *(_paper_cell(entry, metric) for metric in shown)])
+        return ["", "sel." if narrow else "selected on", *map(metric_heading, shown)], rows
 
-    def difference_rows(self, *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+    def difference_rows(
+        self, metrics: Sequence[str] | None = None, *, narrow: bool = False
+    ) -> tuple[list[str], list[list[str]]]:
         """Headings and rows of the differences to the first run.
 
         Args:
+            metrics: Some of `metrics`; all of them by default.
             narrow: One number per cell: the p-value gets a row of its own.
         """
+        shown = tuple(metrics or self.metrics)
         rows = []
         for name, differences in zip(self.names[1:], self.differences, strict=True):
-            cells = [(metric, differences[metric]) for metric in self.metrics]
+            cells = [(metric, differences[metric]) for metric in shown]
             values = [_difference(metric, cell.value) for metric, cell in cells]
             p_values = [UNDEFINED if cell.p_value is None else f"{cell.p_value:.3f}" for _, cell in cells]
             if narrow:
@@ -111,16 +135,18 @@ class Comparison:
             else:
                 pairs = zip(values, p_values, strict=True)
                 rows.append([name, *(value if p == UNDEFINED else f"{value} (p {p})" for value, p in pairs)])
-        return [f"minus {self.names[0]}", *map(metric_heading, self.metrics)], rows
+        return [f"minus {self.names[0]}", *map(metric_heading, shown)], rows
 
     def to_rich(self) -> "Group":
-        """Render for the terminal."""
+        """Render for the terminal: metrics of the score, then those of class logits where there are any."""
         from rich.console import Group
         from rich.markup import escape
 
-        parts: list[Any] = [escape(self._title()), rich_table(*self.value_rows(narrow=True))]
-        if self.differences:
-            parts.append(rich_table(*self.difference_rows(narrow=True)))
+        parts: list[Any] = [escape(self._title())]
+        for group in metric_groups(self.metrics):
+            parts.append(rich_table(*self.value_rows(group, narrow=True)))
+            if self.differences:
+                parts.append(rich_table(*self.difference_rows(group, narrow=True)))
         legend = "sel.: the split that picked the checkpoint (val, test, or ? where it is not known)."
         return Group(*parts, *(escape(note) for note in (legend, *self._explanations(), *self.notes)))
 
@@ -143,7 +169,7 @@ class Comparison:
     def _title(self) -> str:
         first = self.runs[0]
         return (
-            f"{first['dataset']['name']}, {first['dataset']['split']} split, protocol {first['protocol']['name']}: "
+            f"{first['dataset']['name']}, {split_text(first)}, protocol {first['protocol']['name']}: "
             f"mean over {', '.join(str(rate) for rate in first['protocol']['rates'])}"
         )
 
@@ -151,11 +177,11 @@ class Comparison:
 def compare_runs(
     folders: Sequence[str | os.PathLike[str]],
     *,
-    paper: str | None = None,
+    paper: str | Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
     allow_oracle: bool = False,
 ) -> Comparison:
-    """Compare runs with each other, and with a paper.
+    """Compare runs with each other, and with papers.
 
     Differences are between means over rates (and over seeds). Their p-values come from resampling the same test rows
     for both runs, which needs ``predictions.parquet`` of both with the same ids and labels; where that is not so, a
@@ -163,35 +189,66 @@ def compare_runs(
 
     Args:
         folders: Folders with a ``results.json`` (or such files); the first is what the others are compared with.
-        paper: The key of a paper whose rows are shown as well, e.g. ``"tcmr"``.
-        metrics: Names to show; all of the label family by default.
+        paper: The keys of papers whose rows are shown as well, e.g. ``"tcmr"`` or ``["tcmr", "pglh"]``.
+        metrics: Names to show; all that any of the runs has by default.
         allow_oracle: Show runs that saw what a user does not have beside runs that did not, marked as such.
 
     Raises:
         MsaError: If there is nothing to compare, a result cannot be read, or the runs differ in data set, split,
-            protocol or rates, or (without `allow_oracle`) in being an oracle.
+            subset, protocol or rates, or (without `allow_oracle`) in being an oracle.
     """
-    if len(folders) < 2 and (paper is None or not folders):
+    papers = [paper] if isinstance(paper, str) else list(dict.fromkeys(paper or ()))
+    if len(folders) < 2 and not (papers and folders):
         raise MsaError(f"A comparison needs two runs, or one run and a paper; got {len(folders)}.")
     runs = [read_results(folder) for folder in folders]
     names = _names(folders, runs)
     for name, run in zip(names[1:], runs[1:], strict=True):
         _check_comparable(names[0], runs[0], name, run, allow_oracle)
-    shown = chosen_metrics(runs[0], metrics)
+    shown = _any_metrics(runs, metrics)
     notes: list[str] = []
     differences = _differences(folders, runs, names, shown, notes) if len(runs) > 1 else []
-    rows: list[PaperEntry] = []
-    paper_name = None
-    if paper is not None:
-        source = load_paper_results(paper)
-        paper_name = source.method
-        rows = source.headline(
-            runs[0]["dataset"]["name"], runs[0]["protocol"]["name"], [_rate(r) for r in runs[0]["protocol"]["rates"]]
-        )
+    blocks = _paper_rows(papers, runs, shown, notes)
+    return Comparison(shown, tuple(names), tuple(runs), tuple(differences), tuple(blocks), tuple(notes))
+
+
+def _any_metrics(runs: Sequence[Results], metrics: Sequence[str] | None) -> tuple[str, ...]:
+    """The metrics that are asked for, else all that any of the runs has."""
+    # They differ at most in the metrics of class logits, which come last.
+    fullest = max(runs, key=lambda run: len(result_metrics(run)))
+    return chosen_metrics(fullest, metrics)
+
+
+def _paper_rows(
+    papers: Sequence[str], runs: Sequence[Results], metrics: Sequence[str], notes: list[str]
+) -> list[PaperRows]:
+    """The rows of each paper that compare with the runs; what a reader must know of them goes into `notes`.
+
+    Raises:
+        MsaError: If a paper is unknown, or none of them has anything to compare.
+    """
+    dataset, protocol = runs[0]["dataset"], runs[0]["protocol"]
+    subset = (dataset["subset"]["name"], dataset["subset"]["rule"]) if dataset.get("subset") else None
+    blocks: list[PaperRows] = []
+    refusals: list[MsaError] = []
+    for source in [load_paper_results(paper) for paper in papers]:
+        try:
+            rows = source.headline(dataset["name"], protocol["name"], [_rate(r) for r in protocol["rates"]], subset)
+        except MsaError as error:
+            refusals.append(error)
+            continue
         rows = [row for row in rows if not row.oracle or any(run["oracle"] for run in runs)]
-        notes += dict.fromkeys(f"{paper_name} paper, {row.table}: {row.about}." for row in rows)
-        notes += _errata_notes(rows, shown)
-    return Comparison(shown, tuple(names), tuple(runs), tuple(differences), tuple(rows), paper_name, tuple(notes))
+        printed = [row for row in rows if any(row.metrics.get(metric) is not None for metric in metrics)]
+        if not printed:
+            has = dict.fromkeys(METRICS[name].pretty for row in rows for name in row.metrics)
+            notes.append(f"The {source.method} paper prints none of these metrics on this data but {', '.join(has)}.")
+            continue
+        blocks.append(PaperRows(source.method, tuple(printed)))
+        notes += dict.fromkeys(f"{source.method} paper, {row.table}: {row.about}." for row in printed)
+        notes += _errata_notes(printed, metrics, f"{source.method} paper, " if len(papers) > 1 else "")
+    if len(refusals) == len(papers) > 0:
+        raise refusals[0]
+    notes += map(str, refusals)
+    return blocks
 
 
 def _rate(rate: float | str) -> float | str:
@@ -209,6 +266,8 @@ def _names(folders: Sequence[str | os.PathLike[str]], runs: Sequence[Results]) -
 def _check_comparable(first_name: str, first: Results, name: str, run: Results, allow_oracle: bool) -> None:
     facts = [(key, first["dataset"][key], run["dataset"][key]) for key in ("name", "split", "label_family")]
     differing = [f"data set's {key} ({a!r} against {b!r})" for key, a, b in facts if a != b]
+    if first["dataset"].get("subset") != run["dataset"].get("subset"):
+        differing.append(f"part of the data set ({split_text(first)} against {split_text(run)})")
     protocols = (first["protocol"], run["protocol"])
     for key in [*protocols[0], *(key for key in protocols[1] if key not in protocols[0])]:
         a, b = (protocol.get(key) for protocol in protocols)
@@ -222,7 +281,7 @@ def _check_comparable(first_name: str, first: Results, name: str, run: Results, 
     if first["oracle"] != run["oracle"] and not allow_oracle:
         oracle = first_name if first["oracle"] else name
         raise MsaError(
-            f"{oracle} saw labels that a user does not have, and the other run did not; "
+            f"{oracle} saw labels or other inputs that a user does not have, and the other run did not; "
             f"allow oracle runs explicitly to show both in one table."
         )
 
@@ -270,10 +329,10 @@ def _differences(
                     )
         row = {}
         for metric in metrics:
-            a, b = (run["mean_over_rates"][metric]["mean"] for run in (runs[0], runs[index]))
+            a, b = (run["mean_over_rates"].get(metric, _ABSENT)["mean"] for run in (runs[0], runs[index]))
             value = None if a is None or b is None else b - a
             p_value = None
-            if value is not None and reference is not None and drawn is not None:
+            if value is not None and reference and drawn and metric in reference[1] and metric in drawn:
                 p_value = paired_p_value(reference[1][metric], drawn[metric])
             row[metric] = Difference(value, p_value)
         rows.append(row)
@@ -296,7 +355,7 @@ def _paper_cell(entry: PaperEntry, metric: str) -> str:
     return text + _MARK if marked else text
 
 
-def _errata_notes(rows: Sequence[PaperEntry], metrics: Sequence[str]) -> list[str]:
+def _errata_notes(rows: Sequence[PaperEntry], metrics: Sequence[str], paper: str) -> list[str]:
     notes = []
     for row in rows:
         for erratum in row.errata:
@@ -307,7 +366,7 @@ def _errata_notes(rows: Sequence[PaperEntry], metrics: Sequence[str]) -> list[st
                     f"{METRICS[n].pretty} {format_value(n, v)}" for n, v in erratum.corrected.items() if n in about
                 ]
                 correction = f" Corrected: {', '.join(fixed)}." if fixed else ""
-                notes.append(f"{_MARK} {_entry_name(row)}, {row.table}, {pretty}: {erratum.reason}{correction}")
+                notes.append(f"{_MARK} {paper}{_entry_name(row)}, {row.table}, {pretty}: {erratum.reason}{correction}")
     return notes
 
 

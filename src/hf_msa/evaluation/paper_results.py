@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.evaluation.metrics import METRICS
+from hf_msa.evaluation.subsets import Subset
 
 PROTOCOLS = ("frame", "modality", "fixed", "complete")
 SELECTED_ON = ("validation", "test", "unknown")
@@ -41,6 +42,7 @@ class PaperEntry:
         table: Where it stands.
         about: What the table is of.
         dataset: ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"``, or a transfer such as ``"mosei-to-mosi"``.
+        subset: Name and rule of the part of the test split that it is of, see `hf_msa.evaluation.subsets`; None for all.
         method: The method's name as printed.
         variant: An ablation or setting of the paper's own method; None for the method as proposed.
         protocol: The missing-data protocol, named as in `hf_msa.data.missing`.
@@ -55,6 +57,7 @@ class PaperEntry:
     table: str
     about: str
     dataset: str
+    subset: tuple[str, str] | None
     method: str
     variant: str | None
     protocol: str
@@ -84,7 +87,13 @@ class PaperResults:
     method: str
     entries: tuple[PaperEntry, ...]
 
-    def headline(self, dataset: str, protocol: str, rates: Sequence[float | str]) -> list[PaperEntry]:
+    def headline(
+        self,
+        dataset: str,
+        protocol: str,
+        rates: Sequence[float | str],
+        subset: tuple[str, str] | None = None,
+    ) -> list[PaperEntry]:
         """Return the rows that compare with a mean over `rates`: printed means, or else the mean of printed rates.
 
         A method that stands in several tables is given once, from the first of them.
@@ -93,11 +102,19 @@ class PaperResults:
             dataset: The data set's name.
             protocol: The missing-data protocol's name.
             rates: The rates or patterns that are averaged over.
+            subset: Name and rule of a subset of the data set; None for all of it.
 
         Raises:
             MsaError: If the paper has nothing to compare; the message says what it has.
         """
         fitting = [entry for entry in self.entries if entry.dataset == dataset and entry.protocol == protocol]
+        parts = {entry.subset for entry in fitting}
+        if fitting and subset not in parts:
+            raise MsaError(
+                f"The {self.method} paper has no results on {_part_text(subset)} of {dataset!r}; it has them on "
+                f"{', '.join(sorted(map(_part_text, parts)))}."
+            )
+        fitting = [entry for entry in fitting if entry.subset == subset]
         if not fitting:
             has = sorted({f"{entry.dataset} ({entry.protocol})" for entry in self.entries})
             raise MsaError(
@@ -124,6 +141,10 @@ class PaperResults:
         for row in rows:
             unique.setdefault((row.method, row.variant, row.selected_on, row.oracle), row)
         return list(unique.values())
+
+
+def _part_text(subset: tuple[str, str] | None) -> str:
+    return "the whole split" if subset is None else f"the {subset[0]} subset ({subset[1]})"
 
 
 def _average(entries: Sequence[PaperEntry]) -> PaperEntry:
@@ -201,6 +222,9 @@ def _parse_table(where: str, table: Mapping[str, Any], mean_over: Sequence[float
     unused = list(table.get("errata", ()))
     entries = []
     for row in table["rows"]:
+        subset = row.get("subset")
+        if subset is not None:
+            Subset(*subset)
         selected_on = row.get("selected_on", table["selected_on"])
         if selected_on not in SELECTED_ON:
             raise unknown_name(f"selection split of {where}", selected_on, SELECTED_ON)
@@ -218,6 +242,7 @@ def _parse_table(where: str, table: Mapping[str, Any], mean_over: Sequence[float
                     table=table["table"],
                     about=table["about"],
                     dataset=row["dataset"],
+                    subset=None if subset is None else (subset[0], subset[1]),
                     method=row["method"],
                     variant=row.get("variant"),
                     protocol=table["protocol"],
@@ -240,7 +265,7 @@ def _parse_table(where: str, table: Mapping[str, Any], mean_over: Sequence[float
 def _fits(erratum: Mapping[str, Any], row: Mapping[str, Any], at: float | str | None) -> bool:
     return (
         all(erratum[key] == row[key] for key in ("dataset", "method"))
-        and erratum.get("variant") == row.get("variant")
+        and all(erratum.get(key) == row.get(key) for key in ("variant", "subset"))
         and erratum.get("at", at) == at
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_msa.errors import MsaError, require_package
 from hf_msa.evaluation.metrics import METRICS
-from hf_msa.evaluation.report import chosen_metrics, metric_heading, run_name
+from hf_msa.evaluation.report import count_text, metric_heading, run_name, shared_metrics, split_text
 from hf_msa.evaluation.results import Results
 from hf_msa.files import atomic_write
 
@@ -39,7 +39,7 @@ def plot_curves(
     Args:
         runs: Results of the same label family and rates.
         stem: Where to write, without ending: ``.png`` and ``.svg`` are added.
-        metrics: Names to show; all of the label family by default.
+        metrics: Names to show; all that every run has by default.
         names: Legend entries; method and ablation by default.
 
     Returns:
@@ -62,7 +62,7 @@ def plot_curves(
             raise MsaError(
                 "Curves can be drawn together only for runs of one label family and the same missing rates."
             )
-    shown = chosen_metrics(runs[0], metrics)
+    shown = shared_metrics(runs, metrics)
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     labels = list(names or map(run_name, runs))
@@ -81,7 +81,7 @@ def plot_curves(
             _dress(axis, metric, rates)
         for axis in axes.flat[len(shown) :]:
             axis.set_visible(False)
-        figure.suptitle(_title(runs[0]), fontsize=9)
+        figure.suptitle(_title(runs), fontsize=9)
         handles, texts = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
         paths = [Path(f"{os.fspath(stem)}.{kind}") for kind in ("png", "svg")]
@@ -121,9 +121,7 @@ def _dress(axis: "Axes", metric: str, rates: Sequence[float | str]) -> None:
         axis.set_xlabel("missing rate")
 
 
-def _title(run: Results) -> str:
-    dataset, protocol, level = run["dataset"], run["protocol"]["name"], 100 * run["bootstrap"]["confidence"]
-    return (
-        f"{dataset['name']}, {dataset['split']} split ({dataset['n']} samples), protocol {protocol}; "
-        f"shaded or barred: {level:g} % bootstrap intervals over samples"
-    )
+def _title(runs: Sequence[Results]) -> str:
+    data = dict.fromkeys(f"{run['dataset']['name']}, {split_text(run)} ({count_text(run)})" for run in runs)
+    protocol, level = runs[0]["protocol"]["name"], 100 * runs[0]["bootstrap"]["confidence"]
+    return f"{'; '.join(data)}, protocol {protocol}; shaded or barred: {level:g} % bootstrap intervals over samples"

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_msa.errors import unknown_name
-from hf_msa.evaluation.metrics import METRICS, family_metrics
-from hf_msa.evaluation.results import Results
+from hf_msa.errors import MsaError, unknown_name
+from hf_msa.evaluation.metrics import CLASS_METRICS, METRICS
+from hf_msa.evaluation.results import Results, result_metrics
+from hf_msa.evaluation.subsets import subset_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,16 +47,39 @@ def metric_heading(metric: str) -> str:
 
 
 def chosen_metrics(results: Results, metrics: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the metrics to show: those asked for, else all of the result's label family.
+    """Return the metrics to show: those asked for, else all that the result has.
 
     Raises:
-        MsaError: If one is not a metric of the family; the nearest is named.
+        MsaError: If the result does not have one of them; the nearest is named.
     """
-    known = family_metrics(results["dataset"]["label_family"])
+    known = result_metrics(results)
     for metric in metrics or ():
+        if metric in CLASS_METRICS and metric not in known:
+            raise MsaError(
+                f"The result of {run_name(results)} has no {metric}, for its model gives no class logits; leave it out."
+            )
         if metric not in known:
             raise unknown_name("metric", metric, known)
     return tuple(metrics or known)
+
+
+def shared_metrics(runs: Sequence[Results], metrics: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the metrics to show of several results: those asked for, else all that every one of them has.
+
+    Raises:
+        MsaError: If one of them lacks a metric that is asked for.
+    """
+    chosen = [chosen_metrics(results, metrics) for results in runs]
+    return tuple(name for name in chosen[0] if all(name in names for names in chosen))
+
+
+def metric_groups(metrics: Sequence[str]) -> list[tuple[str, ...]]:
+    """Part metrics into those of the score and those of class logits: all of them together fill no terminal."""
+    groups = (
+        tuple(name for name in metrics if name not in CLASS_METRICS),
+        tuple(name for name in metrics if name in CLASS_METRICS),
+    )
+    return [group for group in groups if group]
 
 
 def run_name(results: Results) -> str:
@@ -73,7 +97,7 @@ def result_rows(
 
     Args:
         results: From `hf_msa.evaluation.results`.
-        metrics: Names to show; all of the label family by default.
+        metrics: Names to show; all by default.
         narrow: One number per cell, for a terminal of 80 columns: spread and interval get rows of their own.
 
     Returns:
@@ -102,6 +126,20 @@ def _rate_text(rate: float | str) -> str:
     return rate if isinstance(rate, str) else f"{rate:g}"
 
 
+def split_text(results: Results) -> str:
+    """Which rows a result is of: the split, and the subset where it is not the whole of it."""
+    dataset = results["dataset"]
+    split = f"{dataset['split']} split"
+    return f"{split}, {subset_text(dataset['subset'])}" if dataset.get("subset") else split
+
+
+def count_text(results: Results) -> str:
+    """How many samples a result is of, and of how many where it is not the whole split."""
+    dataset = results["dataset"]
+    whole = f" of {dataset['subset']['n_of']}" if dataset.get("subset") else ""
+    return f"{dataset['n']}{whole} samples"
+
+
 def caption(results: Results) -> str:
     """One sentence that says what the numbers are means over, and what the spread stands for."""
     seeds = sorted({run["training_seed"] for run in results["runs"]} - {None})
@@ -111,7 +149,7 @@ def caption(results: Results) -> str:
     count = max((estimate["n"] for estimate in results["mean_over_rates"].values()), default=1)
     which = f" ({', '.join(str(seed) for seed in seeds)})" if seeds else ""
     return (
-        f"{dataset['name']}, {dataset['split']} split, {dataset['n']} samples; "
+        f"{dataset['name']}, {split_text(results)}, {count_text(results)}; "
         f"protocol {results['protocol']['name']}, {_counted(rates, 'setting')}, {_counted(masks, 'mask draw')}; "
         f"{_counted(count, 'training seed')}{which}; "
         f"± is the standard deviation over training seeds, the interval a bootstrap over samples."
@@ -122,15 +160,20 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def results_table(results: Results, metrics: Sequence[str] | None = None) -> "Table":
-    """Build the terminal table of a result.
+def results_tables(results: Results, metrics: Sequence[str] | None = None) -> "list[Table]":
+    """Build the terminal tables of a result: of the score's metrics, and of those of class logits where it has any.
 
     Args:
         results: From `hf_msa.evaluation.results`.
-        metrics: Names to show; all of the label family by default.
+        metrics: Names to show; all by default.
     """
-    headings, rows = result_rows(results, metrics, narrow=True)
-    return rich_table(headings, rows, title=run_name(results), caption=caption(results), summary_rows=4)
+    groups = metric_groups(chosen_metrics(results, metrics))
+    tables = []
+    for number, group in enumerate(groups, start=1):
+        headings, rows = result_rows(results, group, narrow=True)
+        about = caption(results) if number == len(groups) else None
+        tables.append(rich_table(headings, rows, title=run_name(results), caption=about, summary_rows=4))
+    return tables
 
 
 def rich_table(
@@ -165,16 +208,16 @@ def rich_table(
 
 
 def print_results(results: Results, metrics: Sequence[str] | None = None, console: "Console | None" = None) -> None:
-    """Print the table of a result.
+    """Print the tables of a result.
 
     Args:
         results: From `hf_msa.evaluation.results`.
-        metrics: Names to show; all of the label family by default.
+        metrics: Names to show; all by default.
         console: Where to; the terminal by default.
     """
     from rich.console import Console
 
-    (console or Console()).print(results_table(results, metrics))
+    (console or Console()).print(*results_tables(results, metrics), sep="\n")
 
 
 def results_markdown(results: Results, metrics: Sequence[str] | None = None) -> str:
@@ -182,7 +225,7 @@ def results_markdown(results: Results, metrics: Sequence[str] | None = None) -> 
 
     Args:
         results: From `hf_msa.evaluation.results`.
-        metrics: Names to show; all of the label family by default.
+        metrics: Names to show; all by default.
     """
     headings, rows = result_rows(results, metrics)
     return f"{markdown_table(headings, rows)}\n\n{caption(results)}\n"

@@ -32,10 +32,11 @@ from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.files import atomic_files
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
-from hf_msa.models.msa_schema import COMPLETE_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
+from hf_msa.models.msa_schema import COMPLETE_KEYS, MISSING_MASK_KEYS, UNIMODAL_LABEL_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .results import PREDICTIONS_FILE, Rate, Results, build_results, predictions_table, write_results
+from .subsets import DEFAULT_RULE, Subset
 
 if TYPE_CHECKING:
     import datasets
@@ -95,6 +96,7 @@ def sweep(
     rows: MsaRows,
     tested: Sequence[Condition],
     batch_size: int = 128,
+    split_ids: Sequence[str] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[tuple[int | None, Rate], dict[str, float]]]:
     """Predict all rows under all conditions.
 
@@ -107,6 +109,8 @@ def sweep(
         rows: Tokenised rows.
         tested: From `conditions`.
         batch_size: Rows per batch.
+        split_ids: The ids of the whole split, where `rows` are a part of it: what a protocol drops of a sample must not
+            depend on which other samples are looked at.
 
     Returns:
         One part of a prediction table per condition (see `predictions_table`), rows in their own order, with every
@@ -114,7 +118,9 @@ def sweep(
         shares by (mask seed, rate).
     """
     device = next(model.parameters()).device
-    bound = [(seed, rate, protocol.bind(rows.ids)) for seed, rate, protocol in tested]
+    bound = [
+        (seed, rate, protocol.bind(rows.ids if split_ids is None else split_ids)) for seed, rate, protocol in tested
+    ]
     collator = MsaCollator(processor, None, split=rows.split)
     order = np.argsort(np.sum(list(rows.lengths.values()), axis=0), kind="stable")
     realised = [RealisedRates() for _ in bound]
@@ -290,6 +296,8 @@ def evaluate_runs(
     split: str = "test",
     batch_size: int = 128,
     output: str | None = None,
+    subset: str | None = None,
+    subset_rule: str | None = None,
 ) -> Evaluation:
     """Evaluate one checkpoint, or all training seeds of a run, and write results.json, predictions and curves.
 
@@ -301,7 +309,10 @@ def evaluate_runs(
         mask_seeds: Seeds of the masks.
         split: What to evaluate on.
         batch_size: Rows per batch.
-        output: Folder of the results; default: the run's folder.
+        output: Folder of the results; default: the run's folder, and for a subset a folder in it, so that the results
+            of the whole split stay.
+        subset: ``"consistent"`` or ``"inconsistent"``, for a part of the split by its unimodal labels; default: all of it.
+        subset_rule: What makes a sample inconsistent, see `hf_msa.evaluation.subsets.RULES`.
 
     Raises:
         MsaError: If model, data or protocol will not do.
@@ -310,13 +321,23 @@ def evaluate_runs(
     names = find_models(model)
     runs = list(_read_runs(names))
     _check_one_run(runs, model)
-    target = Path(output or (model if Path(model).is_dir() else "."))
+    if subset is None and subset_rule is not None:
+        raise MsaError(f"--subset-rule {subset_rule} says which samples are inconsistent; give --subset as well.")
+    part = None if subset is None else Subset(subset, subset_rule or DEFAULT_RULE)
+    place = Path(model if Path(model).is_dir() else ".")
+    target = Path(output) if output else place if part is None else place / part.folder
     if target.is_file():
         raise MsaError(f"{str(target)!r} is a file; give a folder as --output.")
     if batch_size < 1:
         raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
     facts = dataset_facts(data)
     dataset = load_split(data, split)
+    split_ids: list[str] | None = None
+    if part is not None:
+        whole = MsaRows(dataset, split)
+        split_ids = whole.ids
+        unimodal = {name: dataset[name][:] for name in UNIMODAL_LABEL_KEYS.values() if name in dataset.column_names}
+        dataset = dataset.select(part.rows(whole.labels, unimodal))
     parts: list[dict[str, Any]] = []
     realised: dict[tuple[int | None, Rate], dict[str, float]] = {}
     rows: MsaRows | None = None
@@ -331,7 +352,7 @@ def evaluate_runs(
             rows = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)
             tested = conditions(protocol, ("text", *(m for m in rows.lengths if m != "text")), rates, mask_seeds)
         check_widths(network, rows, name)
-        made, realised = sweep(network, processor, rows, tested, batch_size)
+        made, realised = sweep(network, processor, rows, tested, batch_size, split_ids)
         parts += [{"training_seed": run.get("seed"), **part} for part in made]
         oracle = oracle or network.config.is_oracle
         method = network.config.model_type.removeprefix("hf_msa_")
@@ -342,6 +363,7 @@ def evaluate_runs(
         parts,
         facts=facts,
         split=split,
+        subset=None if part is None or split_ids is None else {**dataclasses.asdict(part), "n_of": len(split_ids)},
         protocol=protocol,
         tested=tested,
         realised=realised,
@@ -360,6 +382,7 @@ def write_evaluation(
     *,
     facts: DatasetFacts,
     split: str,
+    subset: Mapping[str, Any] | None,
     protocol: str,
     tested: Sequence[Condition],
     realised: Mapping[tuple[int | None, Rate], Mapping[str, float]],
@@ -382,7 +405,12 @@ def write_evaluation(
         model=Path(names[0]).name if Path(names[0]).is_dir() else names[0],
         recipe=runs[0].get("recipe"),
         oracle=oracle,
-        dataset={"name": facts.name, "split": split, "label_family": facts.label_family},
+        dataset={
+            "name": facts.name,
+            "split": split,
+            "label_family": facts.label_family,
+            **({"subset": subset} if subset else {}),
+        },
         protocol={"name": protocol, **settings},
         realised=realised,
         selection=[{"training_seed": run["seed"], **run["selection"]} for run in runs if run],

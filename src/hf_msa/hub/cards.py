@@ -19,6 +19,7 @@ from hf_msa.errors import MsaError, unknown_name
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import format_value, results_markdown
 from hf_msa.evaluation.results import RESULTS_FILE, Results, read_results
+from hf_msa.evaluation.subsets import SUBSET_FOLDER, subset_text
 from hf_msa.files import atomic_write
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
@@ -145,14 +146,35 @@ def find_results(folder: str | os.PathLike[str], run: Mapping[str, Any]) -> Resu
     Raises:
         MsaError: If there is a file that is no result.
     """
+    places = (Path(folder), Path(folder).resolve().parent)
+    return next((results for place in places for results in _results_of(run, place)), None)
+
+
+def find_subset_results(folder: str | os.PathLike[str], run: Mapping[str, Any]) -> list[Results]:
+    """Find the results of a run on subsets: each in the run's folder, else in the folder above.
+
+    Args:
+        folder: The run's folder.
+        run: Its `run.json`. Results of another method, ablation or training seed are passed over.
+
+    Raises:
+        MsaError: If there is a file that is no result.
+    """
+    found: dict[str, Results] = {}
     for place in (Path(folder), Path(folder).resolve().parent):
-        if not (place / RESULTS_FILE).is_file():
-            continue
-        results = read_results(place)
-        same = results["method"] == run["method"] and results["ablation"] == run.get("ablation")
-        if same and run["seed"] in _training_seeds(results):
-            return results
-    return None
+        for file in sorted(place.glob(f"{SUBSET_FOLDER}*/{RESULTS_FILE}")):
+            for results in _results_of(run, file.parent):
+                found.setdefault(file.parent.name, results)
+    return list(found.values())
+
+
+def _results_of(run: Mapping[str, Any], place: Path) -> list[Results]:
+    """The results in a folder, where they are of this run."""
+    if not (place / RESULTS_FILE).is_file():
+        return []
+    results = read_results(place)
+    same = results["method"] == run["method"] and results["ablation"] == run.get("ablation")
+    return [results] if same and run["seed"] in _training_seeds(results) else []
 
 
 def render_card(
@@ -161,6 +183,7 @@ def render_card(
     facts: CardFacts,
     config: MsaConfig,
     repo_id: str | None = None,
+    subsets: Sequence[Results] = (),
 ) -> str:
     """Render a model card.
 
@@ -170,6 +193,7 @@ def render_card(
         facts: The method's facts.
         config: The checkpoint's configuration.
         repo_id: Its name on the Hub; None for a card that stays in a folder.
+        subsets: Results on subsets of the data, shown after those on the whole split.
 
     Returns:
         YAML front matter and Markdown, without any path of this machine.
@@ -204,6 +228,10 @@ def render_card(
         repo_id=repo_id or "path/to/this/folder",
         selections=_selections(run, results),
         results=results_markdown(results) if results else None,
+        subsets=[
+            (subset_text(part["dataset"]["subset"]), results_markdown(part))
+            for part in map(without_local_paths, subsets)
+        ],
         about_results=_about_results(results) if results else None,
         own_results=_own_results(run, results) if results else None,
         stages={stage["name"]: _stage_text(stage) for stage in run.get("stages") or ()},
@@ -236,7 +264,8 @@ def card_of(folder: str | os.PathLike[str], repo_id: str | None = None) -> str:
     if not (Path(folder) / "config.json").is_file():
         raise MsaError(f"{folder} has no config.json, so it is not a finished run; let the training finish.")
     config = METHODS[run["method"]].config_class.from_pretrained(folder)
-    return render_card(run, find_results(folder, run), load_facts(run["method"]), config, repo_id)
+    facts, subsets = load_facts(run["method"]), find_subset_results(folder, run)
+    return render_card(run, find_results(folder, run), facts, config, repo_id, subsets)
 
 
 def _last_part(path: str) -> str:
@@ -283,7 +312,9 @@ def _eval_results(results: Results) -> list[Any]:
     from huggingface_hub import EvalResult
 
     dataset, protocol = results["dataset"], results["protocol"]
-    over = " (mean over the missing rates)" if len(protocol["rates"]) > 1 else ""
+    subset = dataset.get("subset")
+    over = f", {subset_text(subset)}" if subset else ""
+    over += " (mean over the missing rates)" if len(protocol["rates"]) > 1 else ""
     return [
         EvalResult(
             task_type=TASK,
@@ -296,6 +327,7 @@ def _eval_results(results: Results) -> list[Any]:
                 "rates": protocol["rates"],
                 "training_seeds": _training_seeds(results),
                 "mask_seeds": protocol["mask_seeds"],
+                **({"subset": subset} if subset else {}),
             },
             metric_type=_hub_metric(name),
             metric_name=METRICS[name].pretty + over,
@@ -313,7 +345,11 @@ def _about_results(results: Results) -> str:
     name = results["protocol"]["name"]
     meaning = (inspect.getdoc(PROTOCOLS[name]) or "").split("\n")[0] if name in PROTOCOLS else ""
     masks = ", ".join(str(seed) for seed in results["protocol"]["mask_seeds"] if seed is not None)
-    oracle = "These are upper bounds: predicting needed the true labels." if results["oracle"] else ""
+    oracle = (
+        "These are upper bounds: predicting needed the true labels or other inputs that no user has."
+        if results["oracle"]
+        else ""
+    )
     return " ".join(
         part for part in (f"Protocol `{name}`:", meaning, masks and f"Mask seeds {masks}.", oracle) if part
     )

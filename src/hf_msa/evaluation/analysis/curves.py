@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_msa.evaluation.plots import plot_curves
-from hf_msa.evaluation.report import chosen_metrics, results_markdown, run_name
+from hf_msa.evaluation.report import results_markdown, run_name, shared_metrics
 from hf_msa.evaluation.results import Results, read_results
 
 from .writing import write_csv, write_markdown
@@ -17,14 +17,14 @@ def analyze_curves(runs: Sequence[str], *, output: Path, metrics: Sequence[str] 
     Args:
         runs: Folders with a ``results.json``.
         output: The folder to write to.
-        metrics: Names to show; all of the label family by default.
+        metrics: Names to show; all that every run has by default.
 
     Raises:
         MsaError: If a result is absent, the runs cannot be drawn together, or a metric is unknown.
     """
     results = [read_results(run) for run in runs]
     names = distinct_names(runs, results)
-    shown = chosen_metrics(results[0], metrics)
+    shown = shared_metrics(results, metrics)
     figures = plot_curves(results, output / "curves", metrics=shown, names=names)
     table = write_csv(output / "curves.csv", curve_rows(names, results, shown))
     sections = [f"## {name}\n\n{results_markdown(result, shown)}" for name, result in zip(names, results, strict=True)]
