@@ -14,7 +14,9 @@ from hf_msa.training.recipes import load_recipe, recipe_names
 def test_recipe_loads_and_fits_its_configuration(name: str) -> None:
     recipe = load_recipe(name)
     METHODS[recipe.method].config_class(audio_dim=5, **recipe.model)
-    assert recipe.missing.validation["rate"] == 0.5
+    validation = recipe.missing.validation
+    assert validation["name"] == "complete" or validation["rate"] == 0.5
+    assert recipe.pad_to_fixed or recipe.model.get("mask_padding", True)
 
 
 @pytest.mark.parametrize("name", recipe_names())
