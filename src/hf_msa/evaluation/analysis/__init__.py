@@ -13,9 +13,14 @@ from hf_msa.errors import MsaError, unknown_name
 
 from .clues import analyze_clues
 from .confidence import analyze_confidence
+from .consistency import analyze_consistency_gap
 from .curves import analyze_curves
 from .gradients import analyze_gradients
+from .prompts import analyze_prompts
+from .pseudo_labels import analyze_pseudo_labels
 from .quadrants import analyze_quadrants
+from .reconstruction import analyze_reconstruction
+from .router import analyze_router
 from .selection import analyze_selection
 from .upper_bound import analyze_upper_bound
 
@@ -38,9 +43,20 @@ class Tool:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The names of its options; ``data`` is needed by every tool that has it."""
+        """The names of its options."""
         parameters = inspect.signature(self.function).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "output")
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its options as the command line spells them."""
+        return tuple(map(_flag, self.options))
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it cannot do without ``data``."""
+        parameter = inspect.signature(self.function).parameters.get("data")
+        return parameter is not None and parameter.default is parameter.empty
 
 
 TOOLS: dict[str, Tool] = {
@@ -56,6 +72,19 @@ TOOLS: dict[str, Tool] = {
     "gradients": Tool(analyze_gradients, "do the confidence and the task pull the text encoder apart?", "tcmr"),
     "selection": Tool(
         analyze_selection, "what choosing the checkpoint on test instead of validation would have given"
+    ),
+    "reconstruction": Tool(
+        analyze_reconstruction, "error of what is rebuilt, masked and visible, beside that of the mean", "pglh"
+    ),
+    "prompts": Tool(analyze_prompts, "the learned shares of the prompts over training", "pglh"),
+    "router": Tool(analyze_router, "weight of each modality, and whether it falls where the modality lies", "cmc"),
+    "pseudo-labels": Tool(
+        analyze_pseudo_labels,
+        "how the labels of each modality moved, and whether they came closer to the truth",
+        "cmc",
+    ),
+    "consistency-gap": Tool(
+        analyze_consistency_gap, "accuracy where the modalities agree and where they do not, several runs in one table"
     ),
 }
 """Every tool by the name that the command line uses."""
@@ -76,7 +105,7 @@ def run_tool(
         tool: A key of `TOOLS`.
         runs: Folders that `hf-msa train` wrote (one seed, or all of them), or, for tools that read results, folders
             with a ``results.json``.
-        data: Folder or Hub name of the prepared data set, for tools that run the model.
+        data: Folder or Hub name of the prepared data set, for tools that run the model or read its labels.
         output: Where to write; default: ``analysis/<tool>`` in the first run.
         split: The split to look at; default: the tool's own.
         **options: Options of the tool, see its function; None stands for the default.
@@ -94,13 +123,17 @@ def run_tool(
     given = {k: v for k, v in {"data": data, "split": split, **options}.items() if v is not None}
     for name in given:
         if name not in known:
-            has = ", ".join(f"--{option}" for option in known) or "no options"
-            raise MsaError(f"The tool {tool!r} has no --{name}; it has {has}.")
+            has = ", ".join(TOOLS[tool].flags) or "no options"
+            raise MsaError(f"The tool {tool!r} has no {_flag(name)}; it has {has}.")
     if not runs:
         raise MsaError(f"The tool {tool!r} needs a run; give a folder that `hf-msa train` or `hf-msa evaluate` wrote.")
-    if "data" in known and data is None:
-        raise MsaError(f"The tool {tool!r} runs the model; give the data set with --data.")
+    if TOOLS[tool].needs_data and data is None:
+        raise MsaError(f"The tool {tool!r} needs the data set; give it with --data.")
     first = Path(runs[0])
     folder = first if first.is_dir() or first.suffix != ".json" else first.parent
     target = folder / "analysis" / tool if output is None else Path(output)
     return TOOLS[tool].function(list(runs), output=target, **given)
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_msa.errors import require_package
 from hf_msa.evaluation.report import UNDEFINED, markdown_table
+from hf_msa.evaluation.statistics import mean_and_std
 from hf_msa.files import atomic_write
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ def format_number(value: Any, digits: int = 3) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return UNDEFINED
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def format_spread(values: Sequence[float], digits: int = 3) -> str:
+    """Format the mean of one value per training seed, with ± their standard deviation where there are several."""
+    mean, std = mean_and_std(values)
+    shown = format_number(mean, digits)
+    return f"{shown} ± {std:.{digits}f}" if math.isfinite(std) else shown
 
 
 def counted(number: int, noun: str) -> str:
