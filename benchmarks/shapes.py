@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertTokenizer, PreTrainedTok
 
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import msa_features
+from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
@@ -73,7 +74,7 @@ class TextModel:
 
     name: str
     tokenizer: PreTrainedTokenizerBase
-    build: Callable[[type[Any], TcmrConfig], Any]
+    build: Callable[[type[Any], MsaConfig], Any]
 
 
 def text_model(checkpoint: str | None, shapes: Shapes) -> TextModel:
@@ -100,21 +101,26 @@ def text_model(checkpoint: str | None, shapes: Shapes) -> TextModel:
     )
     tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate((*_SPECIAL, *_WORDS))})
 
-    def build(kind: type[MsaPreTrainedModel], config: TcmrConfig) -> MsaPreTrainedModel:
+    def build(kind: type[MsaPreTrainedModel], config: MsaConfig) -> MsaPreTrainedModel:
         return kind(type(config).from_dict(config.to_dict() | {"text_config": encoder.to_dict()}))
 
     return TextModel(f"BERT {layers} x {width}, random", tokenizer, build)
 
 
+def shape_fields(shapes: Shapes) -> dict[str, Any]:
+    """The configuration's fields that follow from the shapes."""
+    return {
+        "audio_dim": shapes.audio_dim,
+        "vision_dim": shapes.vision_dim,
+        "text_max_length": shapes.text,
+        "audio_max_length": shapes.audio,
+        "vision_max_length": shapes.vision,
+    }
+
+
 def tcmr_config(shapes: Shapes) -> TcmrConfig:
     """TCMR with the dimensions of its paper's Table 4, for these shapes."""
-    return TcmrConfig(
-        audio_dim=shapes.audio_dim,
-        vision_dim=shapes.vision_dim,
-        text_max_length=shapes.text,
-        audio_max_length=shapes.audio,
-        vision_max_length=shapes.vision,
-    )
+    return TcmrConfig(**shape_fields(shapes))
 
 
 def processor(shapes: Shapes, tokenizer: PreTrainedTokenizerBase) -> MsaProcessor:

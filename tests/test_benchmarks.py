@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import methods
 from benchmarks.reference import ReferenceTcmr, reference_sweep
 from benchmarks.report import markdown
 from benchmarks.shapes import MOSI, TOY, generated_rows, processor, tcmr_config, text_model
@@ -112,3 +113,29 @@ def test_command_line_refuses_nonsense(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         main(["--rows", "0"])
     assert "--rows is 0; give at least 1" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def methods_content() -> dict:
+    return methods.measure(SETTING)
+
+
+def test_every_method_is_measured(methods_content: dict) -> None:
+    measured = methods_content["measured"]
+    assert set(methods.LABELS) < set(measured)
+    for name in methods.LABELS:
+        for values in measured[name].values():
+            assert 0 < values["low"] <= values["median"] <= values["high"]
+        assert "over_bare" in measured[name]
+    assert [name for name in measured if "times_training_graph" in measured[name]] == ["pglh inference"]
+    json.dumps(methods_content)
+
+
+def test_the_table_of_the_methods_has_a_row_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods_content: dict
+) -> None:
+    monkeypatch.setattr(methods, "measure", lambda setting: methods_content | {"asked": setting.toy})
+    methods.main(["--quick", "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "methods.json").read_text())["asked"] is True
+    lines = (tmp_path / "methods.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2 : 2 + len(methods.LABELS)]] == list(methods.LABELS.values())
