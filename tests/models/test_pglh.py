@@ -622,6 +622,9 @@ class TestInputs:
         changed[0] += 5
         again = model(**batch, **{**complete, "complete_audio_values": changed}, labels=tiny_labels(model.config))
         assert torch.equal(again.losses["global"], out.losses["global"])
+        with torch.no_grad():
+            made = model.eval().reconstruct(**batch)
+        assert all(torch.isfinite(values).all() for values in made.values())
 
     @pytest.mark.parametrize("absent", ["audio", "vision"])
     def test_a_modality_that_the_data_lacks_has_no_parts(self, absent: str) -> None:
