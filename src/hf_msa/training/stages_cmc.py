@@ -27,9 +27,9 @@ from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
 
 from .arguments import MsaTrainingArguments
+from .hidden_states import TextStates, compute_text_states
 from .pseudo_labels import PseudoLabels, momentum_at
 from .stages import RunContext
-from .text_states import TextStates, compute_text_states
 from .trainer import MsaTrainer
 
 STAGES = ("unimodal", "main")
