@@ -1,6 +1,8 @@
 """Training arguments: those of transformers, and the few that multimodal sentiment analysis needs beside them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -15,8 +17,21 @@ class MsaTrainingArguments(TrainingArguments):
     end, at most the best and the last two checkpoints kept, batches grouped by length, no reporting service.
     """
 
+    # Read as JSON where they come as text, from the command line.
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "component_learning_rates", "component_weight_decays"]
+
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the text encoder; default: that of everything else."}
+    )
+    component_learning_rates: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Learning rates by component, the first part of a parameter\'s name, e.g. {"audio_encoder": 1e-3}; '
+            "default: that of everything else."
+        },
+    )
+    component_weight_decays: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Weight decays by component, likewise; biases and norms have none."}
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better one; default: never."}
@@ -44,8 +59,34 @@ class MsaTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Rows per evaluation batch and device."})
 
     def __post_init__(self) -> None:
-        """Know of each metric which way is better: the library takes all but losses to grow."""
+        """Know of each metric which way is better, as the library takes all but losses to grow; check the components."""
         if self.greater_is_better is None:
             metric = METRICS.get((self.metric_for_best_model or "").removeprefix("eval_"))
             self.greater_is_better = metric is not None and metric.higher_is_better
         super().__post_init__()
+        self.component_learning_rates = _component_numbers("component_learning_rates", self.component_learning_rates)
+        self.component_weight_decays = _component_numbers("component_weight_decays", self.component_weight_decays)
+        if self.text_learning_rate is not None and "text_encoder" in (self.component_learning_rates or {}):
+            raise ValueError(
+                "The text encoder's learning rate is given twice, as text_learning_rate and in component_learning_rates; "
+                "leave one of them out"
+            )
+
+
+def _component_numbers(name: str, given: Any) -> dict[str, Any] | None:
+    """Numbers by component, or a ValueError that says what is none; YAML reads ``1e-3`` (no dot) as text."""
+    if given is None:
+        return None
+    try:
+        numbers = {str(component): float(value) for component, value in given.items() if type(value) is not bool}
+    except (AttributeError, TypeError, ValueError):
+        numbers = {}
+    if (
+        not isinstance(given, Mapping)
+        or len(numbers) != len(given)
+        or any(not value >= 0 for value in numbers.values())
+    ):
+        raise ValueError(
+            f'{name} is {given!r}; it has to give each component a number of at least 0, e.g. {{"audio_encoder": 1e-3}}'
+        )
+    return numbers

@@ -229,6 +229,8 @@ def chosen_checkpoint(state: TrainerState, args: MsaTrainingArguments) -> dict[s
 # Flags on how the optimiser works and which checkpoint is best concern the final stage; the rest (devices, precision,
 # logging, saving) every stage.
 _FINAL_FLAGS = {
+    "component_learning_rates",
+    "component_weight_decays",
     "early_stopping_patience",
     "gradient_accumulation_steps",
     "greater_is_better",

@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.rows import DrawnRows, MsaRows
+from hf_msa.errors import unknown_name
 from hf_msa.evaluation.metrics import regression_metrics
 from hf_msa.files import write_json
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
@@ -211,7 +212,7 @@ class MsaTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """One optimizer, with a learning rate of its own for the text encoder where one is given."""
+        """One optimizer, with learning rates and weight decays of their own for the components that are given some."""
         if self.optimizer is None:
             self.optimizer = self.build_optimizer(list(self.model.named_parameters()))
         return self.optimizer
@@ -221,14 +222,22 @@ class MsaTrainer(Trainer):
 
         Args:
             parameters: Names and parameters, e.g. of the whole model or of one part of it.
+
+        Raises:
+            MsaError: If a learning rate or weight decay is given for a component that the model does not have, though the
+                data has its modality.
         """
         decayed = set(self.get_decay_parameter_names(self.model))
-        text_rate = self.args.learning_rate if self.args.text_learning_rate is None else self.args.text_learning_rate
+        rates = self._component_numbers(self.args.component_learning_rates)
+        decays = self._component_numbers(self.args.component_weight_decays)
+        if self.args.text_learning_rate is not None:
+            rates["text_encoder"] = self.args.text_learning_rate
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in parameters:
             if parameter.requires_grad:
-                rate = text_rate if name.startswith("text_encoder.") else self.args.learning_rate
-                decay = self.args.weight_decay if name in decayed else 0.0
+                component = name.partition(".")[0]
+                rate = rates.get(component, self.args.learning_rate)
+                decay = decays.get(component, self.args.weight_decay) if name in decayed else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         options.pop("lr", None)
@@ -237,6 +246,16 @@ class MsaTrainer(Trainer):
             **options,
         )
         return optimizer
+
+    def _component_numbers(self, given: dict[str, Any] | str | None) -> dict[str, float]:
+        """Numbers by component, of which the model has each unless the data lacks its modality."""
+        numbers = dict(cast("dict[str, float]", given or {}))
+        components = {name.partition(".")[0] for name, _ in self.model.named_parameters()}
+        lacking = set(MODALITIES) - set(self.model.config.modalities)
+        for component in numbers:
+            if component not in components and component.partition("_")[0] not in lacking:
+                raise unknown_name(f"component of {type(self.model).__name__}", component, components)
+        return numbers
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
