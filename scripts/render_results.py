@@ -1,9 +1,9 @@
 """Render docs/results.md from docs/results.md.jinja and the numbers under docs/results/.
 
 No number of the page is typed by hand: tables come from results.json, facts of training from run.json, the rest from
-JSON files that the analysis tools and benchmarks wrote. `python scripts/render_results.py add RUN NAME` copies a run's
-numbers (never its predictions, which hold rows of the data) to docs/results/NAME/; without arguments the page is
-rendered.
+files that the analysis tools and benchmarks wrote. `python scripts/render_results.py add RUN NAME` copies a run's
+numbers (never its predictions, which hold rows of the data) to docs/results/NAME/, `keep FILE NAME` a table that an
+analysis tool wrote as Markdown; without arguments the page is rendered.
 """
 
 import argparse
@@ -35,6 +35,13 @@ def table(name: str) -> str:
 def text(name: str) -> str:
     """A text file under docs/results/."""
     return (NUMBERS / name).read_text(encoding="utf-8")
+
+
+def tool(name: str) -> str:
+    """What an analysis tool wrote, without its title and with headings that fit below one of the page."""
+    lines = text(name).splitlines()
+    kept = [f"##{line}" if line.startswith("#") else line for line in lines if not line.startswith("# ")]
+    return "\n".join(kept).strip()
 
 
 def has(name: str) -> bool:
@@ -86,6 +93,13 @@ def add(run: Path, name: str) -> None:
         shutil.copyfile(file, target / f"run-{file.parent.name.removeprefix('seed-')}.json")
 
 
+def keep(file: Path, name: str) -> None:
+    """Copy one file of an analysis to docs/results/."""
+    target = NUMBERS / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+
+
 def render() -> str:
     """The page."""
     environment = jinja2.Environment(
@@ -95,7 +109,7 @@ def render() -> str:
         keep_trailing_newline=True,
     )
     environment.globals.update(
-        table=table, rows=rows, training=training, read=read, text=text, has=has, mean_of=mean_of
+        table=table, rows=rows, training=training, read=read, text=text, tool=tool, has=has, mean_of=mean_of
     )
     return environment.get_template("results.md.jinja").render()
 
@@ -103,12 +117,14 @@ def render() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Add a run's numbers, or render the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", nargs="?", choices=["add", "render"], default="render")
-    parser.add_argument("run", nargs="?", type=Path, help="folder with results.json and seed-* folders")
+    parser.add_argument("command", nargs="?", choices=["add", "keep", "render"], default="render")
+    parser.add_argument("run", nargs="?", type=Path, help="folder with results.json and seed-* folders, or a file")
     parser.add_argument("name", nargs="?", help="name under docs/results/")
     arguments = parser.parse_args(argv)
     if arguments.command == "add":
         add(arguments.run, arguments.name)
+    elif arguments.command == "keep":
+        keep(arguments.run, arguments.name)
     else:
         with atomic_write(ROOT / "results.md") as temporary:
             temporary.write_text(render(), encoding="utf-8")
