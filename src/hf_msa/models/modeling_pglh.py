@@ -62,20 +62,20 @@ def needed(batch: Mapping[str, Tensor | None], key: str) -> Tensor:
     return value
 
 
-def sinusoidal_positions(length: int, width: int, device: torch.device | None = None) -> Tensor:
+def sinusoidal_positions(length: int, like: Tensor) -> Tensor:
     """Fixed positions: sines and cosines in turn, of wavelengths from 2 pi to 20000 pi.
 
     Args:
         length: Number of positions.
-        width: Width of a position; even.
-        device: Where to make them.
+        like (`torch.FloatTensor` of shape `(width,)`): Gives the width of a position, which is even, device and dtype.
 
     Returns:
         `torch.FloatTensor` of shape `(length, width)`.
     """
-    steps = torch.arange(0, width, 2, device=device, dtype=torch.float32)
-    angles = torch.arange(length, device=device).unsqueeze(1) * torch.exp(steps * (-math.log(10000.0) / width))
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    (width,) = like.shape
+    steps = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
+    angles = torch.arange(length, device=like.device).unsqueeze(1) * torch.exp(steps * (-math.log(10000.0) / width))
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like.dtype)
 
 
 def build_layer(config: PglhConfig, feedforward_dim: int) -> nn.TransformerEncoderLayer:
@@ -212,7 +212,7 @@ class VisibleEncoder(nn.Module):
         place = torch.arange(kept, device=values.device)
         packed = values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
         packed = packed.masked_fill((place >= counts).unsqueeze(-1), 0.0)
-        positions = sinusoidal_positions(values.shape[1], self.null_token.shape[0], values.device)
+        positions = sinusoidal_positions(values.shape[1], self.null_token)
         # A row without any token encodes one of zeros, which the null token then replaces.
         mask = place < counts.clamp(min=1)
         hidden = transform(self.transformer, self.projection(packed) + positions[index], mask)
@@ -276,7 +276,7 @@ class Reconstructor(nn.Module):
         batch, length, width = *visible.shape, hidden.shape[-1]
         placed = hidden.new_zeros(batch, length, width).scatter(1, index.unsqueeze(-1).expand(-1, -1, width), hidden)
         restored = torch.where(visible.unsqueeze(-1), placed, self.mask_token)
-        return restored + sinusoidal_positions(length, width, hidden.device)
+        return restored + sinusoidal_positions(length, self.mask_token)
 
     def forward(self, tokens: VisibleTokens, text: VisibleTokens, visible: Tensor, valid: Tensor) -> Tensor:
         """Reconstruct.
