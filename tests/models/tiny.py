@@ -12,6 +12,7 @@ from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.configuration_pglh import PglhConfig
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.configuration_text import TextConfig
+from hf_msa.models.configuration_ubm import UbmConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
 
@@ -82,11 +83,26 @@ def tiny_cmc_config(**overrides: Any) -> CmcConfig:
     return CmcConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **sizes, **overrides})
 
 
+def tiny_ubm_config(**overrides: Any) -> UbmConfig:
+    """UBM with LSTMs of width 8 and 6 on a fused vector of width 16, without dropout."""
+    sizes = {
+        "audio_hidden_size": 8,
+        "vision_hidden_size": 6,
+        "audio_output_size": 4,
+        "vision_output_size": 3,
+        "fusion_dim": 16,
+        "fusion_dropout": 0.0,
+        "head_dim": 8,
+    }
+    return UbmConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **sizes, **overrides})
+
+
 TINY_CONFIGS: dict[str, Callable[..., MsaConfig]] = {
     "text": tiny_text_config,
     "tcmr": tiny_tcmr_config,
     "pglh": tiny_pglh_config,
     "cmc": tiny_cmc_config,
+    "ubm": tiny_ubm_config,
 }
 
 

@@ -55,6 +55,7 @@ METHODS: dict[str, Method] = {
             "pglh", "Pglh", "encodes what is visible, learns to rebuild the rest, fuses by prompts that text guides"
         ),
         Method("cmc", "Cmc", "an expert for each modality, trained on labels of its own, weighed by a router"),
+        Method("ubm", "Ubm", "small, with an uncertainty beside its score: the first stage of U-ACS, useful alone"),
     )
 }
 
