@@ -204,6 +204,36 @@ def test_compare(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"curves.png", "curves.svg"}
 
 
+@pytest.mark.usefixtures("quick_figures")
+def test_evaluate_takes_a_subset(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = copy_of(work / "text", tmp_path / "text")
+    command = ["evaluate", str(run), "--data", str(work / "corpus"), "--protocol", "complete"]
+    assert main(command) == 0
+    assert main([*command, "--subset", "inconsistent", "--subset-rule", "not_all_equal"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "test split, inconsistent subset (not_all_equal)," in shown and "of 32 samples" in shown
+    folder = run / "subset-inconsistent-not_all_equal"
+    assert {path.name for path in folder.iterdir()} == RESULT_FILES
+    results = read_results(folder)
+    assert 0 < results["dataset"]["n"] < 32 and read_results(run)["dataset"]["n"] == 32
+    card = (run / "seed-2" / "README.md").read_text(encoding="utf-8")
+    assert card.index("32 samples") < card.index("### The inconsistent subset (not_all_equal)")
+    assert f"{results['dataset']['n']} of 32 samples" in card
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_compare_takes_several_papers(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", str(work / "text" / "seed-1"), "--data", str(work / "corpus"), "--output", str(tmp_path)]
+    assert main(command) == 0
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    results["dataset"]["name"] = "mosi"  # The corpus is of no paper.
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["compare", "--paper", "tcmr", str(tmp_path), "--paper", "pglh"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("TCMR") < shown.index("PGLH") and "Table 2" in shown and "Table 8" in shown
+
+
 def test_predict(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "audio.npy", np.ones((4, 5), dtype=np.float32))
     command = ["predict", str(work / "tcmr"), "--text", "a wonderful film"]
@@ -349,6 +379,9 @@ def test_an_output_that_is_a_file_is_no_output(refused: Callable[..., str], work
         (["--split", "valid"], "Did you mean 'validation'?"),
         (["--batch-size", "0"], "--batch-size is 0; give at least 1."),
         (["--rates", "half"], "invalid float value: 'half'"),
+        (["--subset", "consistant"], "Unknown subset 'consistant'. Did you mean 'consistent'?"),
+        (["--subset", "consistent", "--subset-rule", "x"], "Unknown subset rule 'x'."),
+        (["--subset-rule", "not_all_equal"], "give --subset as well."),
     ],
 )
 def test_wrong_evaluation(

@@ -10,8 +10,11 @@ from rich.console import Console
 
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.compare import compare_runs
+from hf_msa.evaluation.metrics import CLASS_METRICS
+from hf_msa.evaluation.report import format_estimate
 from hf_msa.evaluation.results import predictions_table, read_results, write_results
 
+SUBSET = {"name": "inconsistent", "rule": "differs_from_M", "n_of": 457}
 TEN_RATES = tuple(index / 10 for index in range(10))
 
 
@@ -81,6 +84,11 @@ def test_tables(write_run):
         ({}, {"dataset": {"name": "mosi", "split": "validation", "label_family": "mosi"}}, "data set's split"),
         ({}, {"protocol": {"name": "modality"}}, r"protocol's name \('frame' against 'modality'\)"),
         ({}, {"protocol": {"name": "frame", "rate_sampler": "lnln_half_clean"}}, "protocol's rate_sampler"),
+        (
+            {},
+            {"dataset": {"name": "mosi", "split": "test", "label_family": "mosi", "subset": SUBSET}},
+            r"part of the data set \(test split against test split, inconsistent subset \(differs_from_M\)\)",
+        ),
         ({}, {"oracle": True}, r"tcmr \[oracle\] saw labels"),
         ({"oracle": True}, {}, r"tcmr \[oracle\] saw labels"),
     ],
@@ -181,3 +189,120 @@ def test_a_table_written_by_hand_is_still_compared(tmp_path):
     write_results(tmp_path, make_results(table), table)
     assert json.loads((tmp_path / "results.json").read_text())["protocol"]["rates"][3] != 0.3
     assert compare_runs([tmp_path], paper="tcmr").paper
+
+
+# --- Several papers ---
+
+
+def test_two_runs_beside_both_papers(write_run):
+    folders = [
+        write_run(method, rates=TEN_RATES, noise=noise, facts={"method": method})
+        for method, noise in (("tcmr", 0.5), ("pglh", 0.4))
+    ]
+    comparison = compare_runs(folders, paper=["tcmr", "pglh"])
+    assert comparison.names == ("tcmr", "pglh")
+    assert comparison.differences[0]["mae"].value < 0
+    assert [block.name for block in comparison.paper] == ["TCMR", "PGLH"]
+    lines = comparison.to_markdown().splitlines()
+    starts = [
+        next(i for i, line in enumerate(lines) if line.startswith(f"| {name} paper:")) for name in ("TCMR", "PGLH")
+    ]
+    tcmr, pglh = lines[starts[0] : starts[1]], lines[starts[1] :]
+    # Each paper's own row and its own LNLN.
+    own = "| TCMR | validation | 32.79 | 36.72 | 70.93 | 70.49 | 72.01 | 71.66 | 1.0720 | 0.5228 |"
+    assert own in tcmr and own not in pglh
+    assert "| PGLH | unknown | 34.34 | 39.34† | 71.90 | 72.84 | 73.33 | 73.32 | 1.0330 | 0.5330 |" in pglh
+    assert sum(line.startswith("| LNLN |") for line in tcmr) == 2 and sum("| LNLN |" in line for line in pglh) == 1
+    text = "\n".join(lines)
+    assert (
+        "| PGLH (w/o reconstruction losses) | unknown | 34.14 | 37.03 | 71.68 | 71.89 | 71.70 | 72.08 | 1.3190† |"
+        in text
+    )
+    assert "- † PGLH paper, CENET, Table 1, Acc-5: " in text and "Corrected: Acc-5 33.62." in text
+    assert "- † TCMR paper, LNLN, Table 7, Corr: " in text
+
+
+@pytest.mark.parametrize("papers", [["pglh"], ["tcmr"]])
+def test_the_same_two_runs_beside_one_paper(write_run, papers):
+    folders = [write_run(method, rates=TEN_RATES, facts={"method": method}) for method in ("tcmr", "pglh")]
+    comparison = compare_runs(folders, paper=papers)
+    [block] = comparison.paper
+    assert block.name == papers[0].upper() and any(row.method == block.name for row in block.rows)
+    assert comparison.names == ("tcmr", "pglh")
+    assert compare_runs(folders, paper=papers * 2).paper == comparison.paper, "a paper named twice is shown once"
+
+
+def test_the_mosei_row_that_repeats_mosi_is_marked(write_run):
+    facts = {"dataset": {"name": "mosei", "split": "test", "label_family": "mosi"}}
+    text = compare_runs([write_run("a", rates=TEN_RATES, facts=facts)], paper=["tcmr", "pglh"]).to_markdown()
+    row = next(line for line in text.split("PGLH paper:")[1].splitlines() if line.startswith("| TETFN |"))
+    assert row == "| TETFN | unknown | 30.30† | 47.70 | 67.68† | 63.29† | 69.76† | 65.69† | 1.0870† | 0.5080† |"
+    assert "has withdrawn its TETFN result" in text
+
+
+def test_a_paper_without_this_data_is_a_note_beside_one_with_it(write_run):
+    folder = write_run("a", rates=TEN_RATES, family="sims")
+    comparison = compare_runs([folder], paper=["tcmr", "pglh"])
+    assert [block.name for block in comparison.paper] == ["PGLH"]
+    assert any(note.startswith("The TCMR paper has no results on 'sims'") for note in comparison.notes)
+    with pytest.raises(MsaError, match="The TCMR paper has no results on 'sims'"):
+        compare_runs([folder], paper=["tcmr", "cmc"])
+    with pytest.raises(MsaError, match="Unknown paper 'tcrm'"):
+        compare_runs([folder], paper=["pglh", "tcrm"])
+
+
+# --- Class logits and subsets ---
+
+
+def complete(family, **facts):
+    dataset = {"name": family, "split": "test", "label_family": family} | facts.pop("dataset", {})
+    return {"dataset": dataset, "protocol": {"name": "complete"}, **facts}
+
+
+def test_a_model_that_classifies_beside_one_that_does_not(write_run):
+    table = {"family": "sims", "rates": (0.0,), "mask_seeds": (1,)}
+    tcmr = write_run("a", **table, facts=complete("sims"))
+    cmc = write_run("b", **table, noise=0.3, class_logits=True, facts=complete("sims", method="cmc"))
+    comparison = compare_runs([tcmr, cmc], paper="cmc")
+    assert comparison.metrics[-6:] == CLASS_METRICS
+    headings, rows = comparison.value_rows(["class_has0_acc2"])
+    assert headings == ["", "selected on", "Class Has0 Acc-2 ↑"]
+    mean = read_results(cmc)["mean_over_rates"]["class_has0_acc2"]
+    assert [row[2] for row in rows] == ["-", format_estimate("class_has0_acc2", mean), "", "84.90"]
+    difference = comparison.differences[0]["class_has0_acc2"]
+    assert difference.value is None and difference.p_value is None
+    assert comparison.differences[0]["mae"].p_value is not None
+    stream = StringIO()
+    Console(file=stream, width=200).print(comparison.to_rich())
+    printed = stream.getvalue()
+    # Two tables for a terminal; the paper, which has class metrics only, stands in the second alone.
+    assert printed.index("Corr ↑") < printed.index("Class Acc-3 ↑") < printed.index("CMC paper:")
+    assert printed.count("CMC paper:") == 1 and "84.90" in printed
+
+
+def test_two_models_that_classify_are_tested(write_run):
+    table = {"family": "sims", "rates": (0.0,), "mask_seeds": (1,), "class_logits": True}
+    folders = [
+        write_run(name, **table, noise=noise, facts=complete("sims", method="cmc", ablation=ablation))
+        for name, noise, ablation in (("a", 1.5, None), ("b", 0.1, "wo_pfm"))
+    ]
+    better = compare_runs(folders).differences[0]["class_acc3"]
+    assert better.value > 0 and better.p_value < 0.05
+
+
+def test_a_paper_of_metrics_that_no_run_has_is_a_note(write_run):
+    folder = write_run("a", family="sims", rates=(0.0,), facts=complete("sims"))
+    comparison = compare_runs([folder], paper="cmc")
+    assert comparison.paper == ()
+    assert comparison.notes == ("The CMC paper prints none of these metrics on this data but Class Has0 Acc-2.",)
+
+
+def test_a_subset_stands_beside_the_paper_s_row_of_it(write_run):
+    table = {"family": "sims", "rates": (0.0,), "class_logits": True}
+    folder = write_run("a", **table, facts=complete("sims", method="cmc", dataset={"subset": SUBSET}))
+    text = compare_runs([folder], paper="cmc", metrics=["class_has0_acc2"]).to_markdown()
+    assert "sims, test split, inconsistent subset (differs_from_M), protocol complete" in text
+    assert "| CMC | unknown | 74.77 |" in text and "84.90" not in text
+    other = write_run("b", **table, facts=complete("sims", dataset={"subset": SUBSET | {"rule": "not_all_equal"}}))
+    with pytest.raises(MsaError, match="no results on the inconsistent subset"):
+        compare_runs([other], paper="cmc")

@@ -50,6 +50,24 @@ def test_patterns_one_rate_and_undefined_values(tmp_path):
     assert plot_curves([undefined], tmp_path / "undefined", metrics=["corr"])[0].is_file()
 
 
+def test_panels_are_of_what_all_runs_have(tmp_path):
+    classes = make_results(make_table(class_logits=True, rates=(0.0, 0.5)), method="cmc")
+    svg = plot_curves([classes], tmp_path / "one", metrics=["class_non0_f1"])[1]
+    assert "Class Non0 F1" in texts(svg)
+    svg = plot_curves([classes, make_results(make_table(rates=(0.0, 0.5)))], tmp_path / "two")[1]
+    assert "Non0 F1" in texts(svg) and "Class" not in texts(svg)
+
+
+def test_a_subset_is_in_the_title(tmp_path):
+    subset = {"name": "consistent", "rule": "not_all_equal", "n_of": 247}
+    facts = {"name": "sims", "split": "test", "label_family": "sims", "subset": subset}
+    results = make_results(make_table(family="sims"), family="sims", dataset=facts)
+    whole = make_results(make_table(family="sims"), family="sims")
+    labels = texts(plot_curves([results, whole], tmp_path / "curves", metrics=["mae"])[1]).replace("\\", "")
+    assert "sims, test split, consistent subset (not_all_equal) (60 of 247 samples); " in labels
+    assert "; sims, test split (60 samples), protocol frame" in labels
+
+
 def test_what_cannot_be_drawn_together(tmp_path):
     with pytest.raises(MsaError, match="got 0"):
         plot_curves([], tmp_path / "curves")

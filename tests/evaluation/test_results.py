@@ -3,6 +3,7 @@
 import json
 import math
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,24 +12,30 @@ from made_results import RATES, make_results, make_table
 from rich.console import Console
 
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import FAMILY_METRICS, regression_metrics
+from hf_msa.evaluation.metrics import CLASS_METRICS, FAMILY_METRICS, class_metrics, regression_metrics
 from hf_msa.evaluation.report import (
     format_estimate,
     format_value,
+    metric_groups,
     print_results,
     result_rows,
     results_markdown,
     run_name,
+    shared_metrics,
 )
 from hf_msa.evaluation.results import (
+    CLASS_COLUMNS,
     PREDICTIONS_FILE,
     RESULTS_FILE,
     Predictions,
     predictions_table,
     read_predictions,
     read_results,
+    result_metrics,
     write_results,
 )
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
 
 
 def part(training_seed, mask_seed, rate, prediction, label=(1.0, -1.0), **extra):
@@ -251,3 +258,97 @@ def test_terminal_table():
     assert run_name(results) == "tcmr (wo_tce) [oracle]"
     assert "tcmr (wo_tce) [oracle]" in printed
     assert "Non0 F1 ↑" in printed and "0.9" in printed
+
+
+@pytest.mark.parametrize("name", ["mosi-tcmr", "sample-text"])
+def test_results_of_before_the_class_metrics_are_read(name):
+    results = read_results(PUBLISHED / name)
+    assert result_metrics(results) == FAMILY_METRICS["mosi"] and "subset" not in results["dataset"]
+    assert results_markdown(results).count("Class") == 0
+
+
+# --- Class logits ---
+
+
+@pytest.mark.parametrize("family", FAMILY_METRICS)
+def test_class_metrics_come_after_those_of_the_score(family):
+    plain, classes = (
+        make_results(make_table(family=family, class_logits=with_them), family=family) for with_them in (False, True)
+    )
+    names = (*FAMILY_METRICS[family], *CLASS_METRICS)
+    assert tuple(classes["mean_over_rates"]) == result_metrics(classes) == names
+    assert tuple(plain["mean_over_rates"]) == result_metrics(plain) == FAMILY_METRICS[family]
+    # What does not look at class logits is what it was, its intervals too: the same rows are drawn.
+    for place, other in ((plain, classes), (plain["per_rate"][1], classes["per_rate"][1])):
+        block = "mean_over_rates" if "mean_over_rates" in place else "metrics"
+        assert place[block] == {name: other[block][name] for name in FAMILY_METRICS[family]}
+    for estimate in classes["mean_over_rates"].values():
+        assert estimate["ci_low"] < estimate["mean"] < estimate["ci_high"]
+
+
+def test_class_numbers_are_those_of_the_rows():
+    table = make_table(class_logits=True)
+    results = make_results(table)
+    frame = table.to_pylist()
+    for run in results["runs"]:
+        key = (run["training_seed"], run["mask_seed"], run["rate"])
+        rows = [row for row in frame if (row["training_seed"], row["mask_seed"], row["rate"]) == key]
+        logits = [[row[name] for name in CLASS_COLUMNS] for row in rows]
+        expected = class_metrics(logits, [row["label"] for row in rows], "mosi")
+        assert {name: run["metrics"][name] for name in CLASS_METRICS} == pytest.approx(expected)
+
+
+def test_class_logits_survive_the_disk(tmp_path):
+    table = make_table(class_logits=True)
+    write_results(tmp_path, make_results(table), table)
+    grid = read_predictions(tmp_path)
+    assert CLASS_COLUMNS == ("class_logits_negative", "class_logits_neutral", "class_logits_positive")
+    assert grid.class_logits.shape == (3, 2, len(RATES), 60, 3)
+    np.testing.assert_allclose(grid.class_logits[..., 2], grid.scores)
+    assert result_metrics(read_results(tmp_path))[-6:] == CLASS_METRICS
+    # Two of three columns are something else that a method wanted to keep.
+    assert Predictions.from_table(table.drop_columns("class_logits_neutral")).class_logits is None
+
+
+def test_a_result_with_some_class_metrics_is_damaged(tmp_path):
+    good = make_results(make_table(class_logits=True))
+    del good["per_rate"][2]["metrics"]["class_f1_3"]
+    (tmp_path / RESULTS_FILE).write_text(json.dumps(good))
+    with pytest.raises(MsaError, match=r"per_rate 0.6 lacks the metric 'class_f1_3'"):
+        read_results(tmp_path)
+
+
+def test_class_metrics_have_a_table_of_their_own_in_a_terminal():
+    results = make_results(make_table(class_logits=True))
+    stream = StringIO()
+    print_results(results, console=Console(file=stream, width=160))
+    printed = stream.getvalue()
+    assert printed.index("Corr ↑") < printed.index("Class Acc-3 ↑") and printed.count("60 samples") == 1
+    assert metric_groups(result_metrics(results)) == [FAMILY_METRICS["mosi"], CLASS_METRICS]
+    assert "| Corr ↑ | Class Acc-3 ↑ | Class F1-3 ↑ |" in results_markdown(results)
+
+
+def test_a_class_metric_of_a_model_without_classes():
+    plain, classes = make_results(make_table()), make_results(make_table(class_logits=True), method="cmc")
+    with pytest.raises(MsaError, match="The result of tcmr has no class_acc3, for its model gives no class logits"):
+        results_markdown(plain, ["class_acc3"])
+    assert shared_metrics([classes, plain], None) == FAMILY_METRICS["mosi"]
+    assert shared_metrics([classes, classes], None) == FAMILY_METRICS["mosi"] + CLASS_METRICS
+    with pytest.raises(MsaError, match="tcmr has no class_acc3"):
+        shared_metrics([classes, plain], ["class_acc3"])
+
+
+# --- Subsets ---
+
+SUBSET = {"name": "inconsistent", "rule": "differs_from_M", "n_of": 457}
+
+
+def test_a_subset_is_named(tmp_path):
+    facts = {"name": "sims", "split": "test", "label_family": "sims", "subset": SUBSET}
+    results = make_results(make_table(family="sims"), family="sims", dataset=facts)
+    write_results(tmp_path, results)
+    assert read_results(tmp_path)["dataset"]["subset"] == SUBSET
+    assert "sims, test split, inconsistent subset (differs_from_M), 60 of 457 samples;" in results_markdown(results)
+    (tmp_path / RESULTS_FILE).write_text(json.dumps(results | {"dataset": results["dataset"] | {"subset": {}}}))
+    with pytest.raises(MsaError, match="its 'subset' lacks a name, rule or size"):
+        read_results(tmp_path)

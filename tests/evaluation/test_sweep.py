@@ -248,6 +248,108 @@ def test_results_lie_in_the_run_unless_told_otherwise(corpus: Path, runs: Path, 
     assert made.files[0] == run / "results.json" and made.files[0].is_file()
 
 
+# --- Subsets ---
+
+
+@pytest.mark.parametrize("protocol", ["frame", "modality", "complete"])
+def test_a_subset_is_the_same_rows_of_the_whole_split(corpus: Path, runs: Path, tmp_path: Path, protocol: str) -> None:
+    rates = None if protocol == "complete" else [0.5]
+    names = ("inconsistent", "consistent")
+    whole = evaluate_runs(
+        str(runs / "seed-1"), str(corpus), protocol=protocol, rates=rates, output=str(tmp_path / "w")
+    )
+    grids = []
+    for subset in names:
+        out = tmp_path / subset
+        made = evaluate_runs(
+            str(runs / "seed-1"), str(corpus), protocol=protocol, rates=rates, output=str(out), subset=subset
+        )
+        grids.append(read_predictions(out))
+        of = {"name": subset, "rule": "differs_from_M", "n_of": whole.content["dataset"]["n"]}
+        assert made.content["dataset"]["subset"] == of == read_results(out)["dataset"]["subset"]
+        assert made.content["dataset"]["n"] == len(grids[-1].ids) > 0
+    everything = read_predictions(tmp_path / "w")
+    assert sorted(grids[0].ids + grids[1].ids) == list(everything.ids)
+    assert "subset" not in whole.content["dataset"]
+    place = {name: index for index, name in enumerate(everything.ids)}
+    for grid in grids:
+        # What is dropped of a sample does not depend on which others are looked at.
+        same = everything.scores[..., [place[name] for name in grid.ids]]
+        np.testing.assert_allclose(grid.scores, same, atol=1e-5)
+    planted = load_msa(corpus, "test")
+    signs = {name: np.sign(planted[name][:]) for name in ("label", "label_text", "label_audio", "label_vision")}
+    differs = np.any([signs[name] != signs["label"] for name in list(signs)[1:]], axis=0)
+    assert set(grids[0].ids) == {name for name, differ in zip(planted["id"][:], differs, strict=True) if differ}
+
+
+def test_a_subset_leaves_the_results_of_the_whole_split_alone(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    run = copy_of(runs, tmp_path / "run")
+    evaluate_runs(str(run), str(corpus), protocol="complete")
+    before = (run / "results.json").read_bytes()
+    made = evaluate_runs(str(run), str(corpus), protocol="complete", subset="inconsistent")
+    other = evaluate_runs(
+        str(run), str(corpus), protocol="complete", subset="inconsistent", subset_rule="polarity_conflict"
+    )
+    assert (run / "results.json").read_bytes() == before
+    assert made.files[0] == run / "subset-inconsistent" / "results.json"
+    assert other.files[0] == run / "subset-inconsistent-polarity_conflict" / "results.json"
+    assert made.files[0].is_file() and other.files[0].is_file()
+    # The folders of subsets are no seeds.
+    assert find_models(str(run)) == [str(run / "seed-1"), str(run / "seed-2")]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"subset": "inconsistnt"}, "Unknown subset 'inconsistnt'. Did you mean 'inconsistent'"),
+        (
+            {"subset": "consistent", "subset_rule": "differs"},
+            "Unknown subset rule 'differs'. Did you mean 'differs_from",
+        ),
+        ({"subset_rule": "not_all_equal"}, "--subset-rule not_all_equal .*; give --subset as well"),
+    ],
+)
+def test_wrong_subsets_are_one_sentence(
+    corpus: Path, runs: Path, tmp_path: Path, options: dict[str, str], words: str
+) -> None:
+    with pytest.raises(MsaError, match=words):
+        evaluate_runs(str(runs), str(corpus), output=str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_without_unimodal_labels_has_no_subsets(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    data = corpus
+    for column in ("label_text", "label_audio", "label_vision"):
+        data = without_column(data, tmp_path / column, column)
+    with pytest.raises(MsaError, match="has 0 columns of unimodal labels"):
+        evaluate_runs(str(runs), str(data), output=str(tmp_path / "out"), subset="inconsistent")
+    assert not (tmp_path / "out").exists()
+
+
+def test_class_logits_get_their_metrics(
+    corpus: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The columns come from what a model says per sample; here a made-up classifier that follows the score."""
+    said = MsaPreTrainedModel.per_sample_outputs
+
+    def with_classes(self: MsaPreTrainedModel, outputs: Any) -> dict[str, torch.Tensor]:
+        score = said(self, outputs)["logits"]
+        named = {"negative": -score, "neutral": torch.full_like(score, -9.0), "positive": score}
+        return {**said(self, outputs), **{f"class_logits_{name}": value for name, value in named.items()}}
+
+    monkeypatch.setattr(MsaPreTrainedModel, "per_sample_outputs", with_classes)
+    metrics = evaluate_runs(str(runs), str(corpus), protocol="complete", output=str(tmp_path)).content["per_rate"][0][
+        "metrics"
+    ]
+    assert {"class_acc3", "class_non0_f1"} <= set(metrics)
+    assert metrics["class_non0_acc2"]["mean"] == pytest.approx(metrics["non0_acc2"]["mean"])
+    assert metrics["class_non0_f1"]["ci_low"] == pytest.approx(metrics["non0_f1"]["ci_low"])
+    assert {"class_logits_neutral"} <= set(pq.read_schema(tmp_path / "predictions.parquet").names)
+
+
+# --- What the data must have ---
+
+
 def without_column(corpus: Path, target: Path, column: str) -> Path:
     folder = copy_of(corpus, target)
     for file in (folder / "data").iterdir():

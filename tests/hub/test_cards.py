@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from loopback_hub import LoopbackHub
 
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import family_metrics
+from hf_msa.evaluation.metrics import CLASS_METRICS, family_metrics
 from hf_msa.hub.cards import (
     cards_folder,
     find_results,
+    find_subset_results,
     load_facts,
     render_card,
     without_local_paths,
@@ -348,6 +349,55 @@ def test_patterns_and_complete_input_have_tables_too() -> None:
     card = render({**RUN, "seed": 1111}, one)
     assert "| text+audio |" in card and "Mask seeds" not in card and "This checkpoint alone" not in card
     assert "mean over" not in str(front_matter(card))
+
+
+def test_class_metrics_are_in_table_and_index() -> None:
+    extra = dict.fromkeys(CLASS_METRICS, RESULTS["mean_over_rates"]["acc7"])
+    results = deepcopy(RESULTS)
+    for metrics in (results["mean_over_rates"], *(entry["metrics"] for entry in results["per_rate"])):
+        metrics |= extra
+    for one in results["runs"]:
+        one["metrics"] |= dict.fromkeys(CLASS_METRICS, 0.5)
+    card = render(results=results)
+    assert "| Corr ↑ | Class Acc-3 ↑ | Class F1-3 ↑ | Class Has0 Acc-2 ↑ | Class Has0 F1 ↑ |" in card
+    assert "Corr 0.6000, Class Acc-3 50.00, " in card
+    index = {m["name"]: m["type"] for m in front_matter(card)["model-index"][0]["results"][0]["metrics"]}
+    assert index["Class Acc-3 (mean over the missing rates)"] == "accuracy"
+    assert index["Class F1-3 (mean over the missing rates)"] == "f1"
+
+
+SUBSET = {"name": "inconsistent", "rule": "differs_from_M", "n_of": 686}
+
+
+def test_a_subset_is_named_wherever_its_numbers_are() -> None:
+    part = deepcopy(RESULTS)
+    part["dataset"] |= {"subset": SUBSET, "n": 218}
+    card = render(subsets=[part])
+    whole, shown = card.split("### The inconsistent subset (differs_from_M)\n")
+    assert "mosi, test split, 686 samples;" in whole and "| mean | 57.50" in shown
+    assert "mosi, test split, inconsistent subset (differs_from_M), 218 of 686 samples;" in shown
+    assert "subset" not in str(front_matter(card))
+    # A subset's result that lies in the run's own folder is no result on the whole split.
+    entry = front_matter(render(results=part))["model-index"][0]["results"][0]
+    assert entry["metrics"][0]["name"] == "Acc-7, inconsistent subset (differs_from_M) (mean over the missing rates)"
+    assert entry["dataset"]["args"]["subset"] == SUBSET
+
+
+def test_results_on_subsets_are_found_beside_those_on_the_whole(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "seed-1112")
+    part = deepcopy(RESULTS)
+    part["dataset"] |= {"subset": SUBSET, "n": 218}
+    for place, name, content in (
+        (tmp_path, "subset-inconsistent", part),
+        (tmp_path, "subset-consistent", {**part, "method": "tcmr"}),
+        (folder, "subset-inconsistent", {**part, "seconds": 1.0}),
+    ):
+        (place / name).mkdir()
+        (place / name / "results.json").write_text(json.dumps(content))
+    [found] = find_subset_results(folder, RUN)
+    assert found["seconds"] == 1.0, "the run's own goes before that of several seeds"
+    assert find_results(folder, RUN) is None
+    assert "### The inconsistent subset (differs_from_M)" in write_card(folder).read_text()
 
 
 def test_a_benchmark_is_known_by_its_name() -> None:
