@@ -1,0 +1,686 @@
+"""Multimodal language models: one interface, a local back end, and how an answer becomes a score and its uncertainty.
+
+Used by U-ACS as the expert and by OMG-Agent as the planner. The other back end is `msa_mllm_endpoint`.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForMultimodalLM,
+    BitsAndBytesConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TopPLogitsWarper,
+)
+
+SAMPLING_RATE = 16_000
+DEFAULT_MLLM = "Qwen/Qwen2.5-Omni-3B"
+QUANTIZATIONS = ("8bit", "4bit")
+
+# A sign counts only where it does not join words or numbers ("2-3"); Chinese characters may stand directly before it.
+_NUMBER = re.compile(r"(?:(?<![A-Za-z0-9_.])[-+\u2212\u2013\uff0d\uff0b])?(?:\d+(?:\.\d+)?|\.\d+)")
+_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\uff0b": "+"})
+# Keys of a processor's output that go along the tokens, beside ids and attention mask.
+_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
+# Seconds between the patches of each clip, as the models of the Qwen family call them.
+_TIME_KEYS = {"video_second_per_grid", "second_per_grid_ts"}
+
+
+@dataclass(frozen=True, eq=False)
+class MllmRequest:
+    """What a model is asked, with those modalities only that are there.
+
+    Args:
+        prompt: The user's message.
+        audio: Mono waveform `(samples,)` at 16 kHz; None where there is no sound.
+        frames: Video frames `(frames, height, width, 3)` of uint8, RGB; None where there is no picture.
+        system: The system message; None leaves it to the model's chat template.
+        frames_per_second: How densely `frames` were taken; models that place frames in time read it.
+
+    Raises:
+        ValueError: If an array has another shape or type, or is empty: leave a missing modality out instead.
+    """
+
+    prompt: str
+    audio: np.ndarray | None = None
+    frames: np.ndarray | None = None
+    system: str | None = None
+    frames_per_second: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.audio is not None and (
+            self.audio.ndim != 1 or not self.audio.size or not np.issubdtype(self.audio.dtype, np.floating)
+        ):
+            raise ValueError(
+                f"Audio of shape {self.audio.shape} and type {self.audio.dtype} was given; a request takes a mono waveform "
+                "(samples,) of floats at 16 kHz, or None where there is none."
+            )
+        if self.frames is not None and (
+            self.frames.ndim != 4
+            or self.frames.shape[-1] != 3
+            or not self.frames.size
+            or self.frames.dtype != np.uint8
+        ):
+            raise ValueError(
+                f"Frames of shape {self.frames.shape} and type {self.frames.dtype} were given; a request takes "
+                "(frames, height, width, 3) of uint8, or None where there are none."
+            )
+        if not self.frames_per_second > 0:
+            raise ValueError(f"frames_per_second is {self.frames_per_second}; it must be above 0.")
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of everything in the request, for caches and seeds: equal requests have equal digests."""
+        parts = hashlib.sha256()
+        for part in (self.prompt, self.system, self.frames_per_second):
+            parts.update(f"{part!r}\0".encode())
+        for name, array in (("audio", self.audio), ("frames", self.frames)):
+            if array is not None:
+                parts.update(f"{name}{array.shape}{array.dtype}\0".encode())
+                parts.update(np.ascontiguousarray(array).tobytes())
+        return parts.hexdigest()
+
+
+@dataclass(frozen=True)
+class MllmAnswer:
+    """What a model answered, token by token.
+
+    Args:
+        text: The answer without special tokens; equal to ``"".join(token_texts)``.
+        token_texts: What each token adds to the text: empty for special tokens, among them the end of text, and for
+            the first parts of a character that several tokens make up.
+        token_entropies: Entropy in nats of the distribution that each token was drawn from, over the full vocabulary;
+            from an endpoint the middle of its bounds.
+        token_logprobs: Natural logarithm of each token's probability, before temperature and top-p.
+        token_entropy_bounds: From an endpoint, lowest and highest entropy that the listed tokens allow; else None.
+    """
+
+    text: str
+    token_texts: tuple[str, ...]
+    token_entropies: tuple[float, ...]
+    token_logprobs: tuple[float, ...]
+    token_entropy_bounds: tuple[tuple[float, float], ...] | None = None
+
+    @property
+    def logprob(self) -> float:
+        """Natural logarithm of the whole answer's probability."""
+        return math.fsum(self.token_logprobs)
+
+
+class Mllm(Protocol):
+    """A multimodal language model, wherever it runs."""
+
+    @property
+    def name(self) -> str:
+        """Which model this is, adapter included, for caches and results."""
+
+    def generate(
+        self,
+        requests: Sequence[MllmRequest],
+        max_new_tokens: int,
+        num_candidates: int = 1,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[list[MllmAnswer]]:
+        """Answer each request.
+
+        Args:
+            requests: What is asked.
+            max_new_tokens: Longest answer.
+            num_candidates: Answers to each request.
+            temperature: Draw tokens at this temperature; None takes the most probable token.
+            top_p: Draw only from the most probable tokens that together have this probability.
+            seed: Of the draws.
+
+        Returns:
+            For each request its candidates.
+        """
+
+    def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
+        """Vectors of requests `(requests, width)`, float32: the mean of the final hidden states over their tokens."""
+
+
+def parse_score(text: str, label_range: tuple[float, float] | None = None) -> float | None:
+    """Read the first signed decimal of an answer.
+
+    Args:
+        text: The answer, e.g. ``"The score is 1.2."``.
+        label_range: Lowest and highest label; a score outside is clipped.
+
+    Returns:
+        The score, or None where the answer holds no number.
+    """
+    found = _NUMBER.search(text)
+    if found is None:
+        return None
+    score = float(found.group().translate(_SIGNS))
+    return score if label_range is None else min(max(score, label_range[0]), label_range[1])
+
+
+def _label_tokens(answer: MllmAnswer) -> list[int]:
+    """Positions of the tokens that carry a character of the number which `parse_score` reads."""
+    found = _NUMBER.search(answer.text)
+    if found is None:
+        return []
+    positions, begin = [], 0
+    for position, piece in enumerate(answer.token_texts):
+        end = begin + len(piece)
+        if begin < found.end() and end > found.start() and piece:
+            positions.append(position)
+        begin = end
+    return positions
+
+
+def label_entropy(answer: MllmAnswer) -> float:
+    """Mean entropy of the tokens that carry the score: its sign, digits and point (U-ACS, eq. 10).
+
+    End of text, spaces and words do not count.
+
+    Args:
+        answer: What the model said.
+
+    Returns:
+        Nats; infinity where the answer holds no number, so that it is never taken for certain.
+    """
+    positions = _label_tokens(answer)
+    return float(np.mean([answer.token_entropies[position] for position in positions])) if positions else math.inf
+
+
+def label_entropy_bounds(answer: MllmAnswer) -> tuple[float, float]:
+    """Lowest and highest `label_entropy` that an answer allows; both the same where entropies are exact.
+
+    Args:
+        answer: What the model said.
+    """
+    positions = _label_tokens(answer)
+    if answer.token_entropy_bounds is None or not positions:
+        return label_entropy(answer), label_entropy(answer)
+    low, high = np.mean([answer.token_entropy_bounds[position] for position in positions], axis=0)
+    return float(low), float(high)
+
+
+class _Decoder(LogitsProcessor):
+    """Chooses every token, and keeps entropy and log-probability of each choice.
+
+    The draws of a row come from a generator of its own, so they depend neither on the batch nor on torch's state.
+    Keeping two numbers per step in the place of all scores saves the memory of `output_scores`.
+
+    Args:
+        seeds: One for each row; None takes the most probable token.
+        temperature: Of the draws.
+        top_p: Probability of the tokens that are drawn from.
+    """
+
+    def __init__(self, seeds: Sequence[int] | None, temperature: float | None, top_p: float | None) -> None:
+        self._generators = None if seeds is None else [np.random.default_rng(seed) for seed in seeds]
+        self._temperature = temperature or 1.0
+        self._top_p = None if top_p is None or top_p >= 1 else TopPLogitsWarper(top_p)
+        self._entropies: list[Tensor] = []
+        self._logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Leave only the chosen token of each row."""
+        logprobs = scores.float().log_softmax(-1)
+        chosen = self._choose(input_ids, logprobs)
+        self._entropies.append(torch.special.entr(logprobs.exp()).sum(-1))
+        self._logprobs.append(logprobs.gather(1, chosen).squeeze(1))
+        return torch.full_like(scores, -math.inf).scatter(1, chosen, 0.0)
+
+    def _choose(self, input_ids: Tensor, logprobs: Tensor) -> Tensor:
+        if self._generators is None:
+            return logprobs.argmax(-1, keepdim=True)
+        warped = logprobs / self._temperature
+        if self._top_p is not None:
+            warped = self._top_p(input_ids, warped)
+        cumulative = warped.softmax(-1).double().cumsum(-1)
+        points = cumulative.new_tensor([[generator.random()] for generator in self._generators])
+        chosen: Tensor = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
+        return chosen.clamp(max=logprobs.shape[1] - 1)
+
+    def records(self) -> tuple[list[list[float]], list[list[float]]]:
+        """Entropies and log-probabilities, `(rows, steps)` each."""
+        return torch.stack(self._entropies, 1).tolist(), torch.stack(self._logprobs, 1).tolist()
+
+
+class LocalMllm:
+    """A multimodal language model of transformers on this machine.
+
+    Args:
+        model: Any model of `AutoModelForMultimodalLM` that writes text.
+        processor: Its processor.
+        name: What it is called in caches and results.
+        batch_size: Rows that run together, candidates counted one by one.
+    """
+
+    def __init__(self, model: Any, processor: Any, name: str = "local", batch_size: int = 8) -> None:
+        self._parts: tuple[Any, Any] | None = (model, processor)
+        self._source: dict[str, Any] = {}
+        self._name = name
+        self.batch_size = batch_size
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = DEFAULT_MLLM,
+        dtype: str | torch.dtype = "auto",
+        device_map: str | Mapping[str, Any] | None = None,
+        quantization: str | None = None,
+        adapter: str | None = None,
+        batch_size: int = 8,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> "LocalMllm":
+        """Name a model, which is loaded when it is first used.
+
+        Args:
+            name: Folder or Hub name. Of a model that also speaks, the part that thinks is loaded.
+            dtype: Of the weights; "auto" takes that of the checkpoint.
+            device_map: As in transformers; None puts the model on the GPU where there is one.
+            quantization: "8bit" or "4bit" with bitsandbytes; None loads the weights as they are.
+            adapter: Folder or Hub name of a LoRA adapter for this model.
+            batch_size: Rows that run together.
+            revision: Branch, tag or commit.
+            token: For private models.
+
+        Raises:
+            ValueError: If the quantisation is unknown.
+            ImportError: If it needs bitsandbytes, or the adapter peft, which is not installed.
+        """
+        if quantization is not None and quantization not in QUANTIZATIONS:
+            raise ValueError(
+                f"Unknown quantization {quantization!r}; give one of {', '.join(QUANTIZATIONS)}, or None."
+            )
+        if quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
+            raise ImportError(
+                f"Loading in {quantization} needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.46'."
+            )
+        if adapter is not None and importlib.util.find_spec("peft") is None:
+            raise ImportError("Loading an adapter needs peft, which is not installed: pip install 'hf-msa[lora]'.")
+        mllm = cls(None, None, name if adapter is None else f"{name}+{adapter}", batch_size)
+        mllm._parts = None
+        mllm._source = {
+            "name": name,
+            "dtype": dtype,
+            "device_map": device_map,
+            "quantization": quantization,
+            "adapter": adapter,
+            "hub": {key: value for key, value in (("revision", revision), ("token", token)) if value is not None},
+        }
+        return mllm
+
+    @property
+    def name(self) -> str:
+        """Which model this is, adapter included."""
+        return self._name
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._parts is not None
+
+    @property
+    def model(self) -> Any:
+        """The model; loaded on first use."""
+        return self._loaded()[0]
+
+    @property
+    def processor(self) -> Any:
+        """The processor; loaded on first use."""
+        return self._loaded()[1]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    def _loaded(self) -> tuple[Any, Any]:
+        if self._parts is None:
+            self._parts = _load(**self._source)
+        return self._parts
+
+    def generate(
+        self,
+        requests: Sequence[MllmRequest],
+        max_new_tokens: int,
+        num_candidates: int = 1,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[list[MllmAnswer]]:
+        """Answer each request; see `Mllm.generate`.
+
+        A candidate depends on its request, its number and the seed, not on the batch. The penalties and warpers of a
+        checkpoint's own generation settings are left out: an answer's entropies are those of the plain distribution.
+
+        Raises:
+            ValueError: If several candidates are asked for without a temperature, or a modality is given that the model
+                does not take.
+        """
+        check_sampling(max_new_tokens, num_candidates, temperature, top_p)
+        rows = [(request, number) for request in requests for number in range(num_candidates)]
+        answers: list[MllmAnswer] = []
+        for chunk in _chunks(rows, self.batch_size):
+            seeds = None if temperature is None else [_row_seed(seed, request, number) for request, number in chunk]
+            decoder = _Decoder(seeds, temperature, top_p)
+            inputs = self._on_device(self.encode([request for request, _ in chunk]))
+            with torch.inference_mode():
+                sequences = self.model.generate(
+                    **inputs,
+                    max_new_tokens=max_new_tokens,
+                    logits_processor=LogitsProcessorList([decoder]),
+                    pad_token_id=self._pad_id,
+                    do_sample=False,
+                    num_beams=1,
+                    repetition_penalty=1.0,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                )
+            tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+            answers += [self._answer(*row) for row in zip(tokens, *decoder.records(), strict=True)]
+        return [answers[begin : begin + num_candidates] for begin in range(0, len(answers), num_candidates)]
+
+    def score(self, requests: Sequence[MllmRequest], answers: Sequence[str]) -> list[MllmAnswer]:
+        """Entropies and log-probabilities of given answers, the end of text after each included.
+
+        Args:
+            requests: What is asked.
+            answers: One answer to each request.
+        """
+        scored: list[MllmAnswer] = []
+        for chunk in _chunks(list(zip(requests, answers, strict=True)), self.batch_size):
+            encoded, lengths = self.encode_with_answers(*zip(*chunk, strict=True))
+            inputs, longest = self._on_device(encoded), max(lengths)
+            with torch.inference_mode():
+                logits = self.model(**inputs, use_cache=False, **self._last_logits(longest + 1)).logits
+            # What a position gives is the distribution of the next one.
+            logprobs = logits[:, -longest - 1 : -1].float().log_softmax(-1)
+            tokens = inputs["input_ids"][:, -longest:]
+            entropies = torch.special.entr(logprobs.exp()).sum(-1).tolist()
+            chosen = logprobs.gather(2, tokens.unsqueeze(2)).squeeze(2).tolist()
+            for row, length in enumerate(lengths):
+                scored.append(
+                    self._answer(tokens[row, :length].tolist(), entropies[row][:length], chosen[row][:length])
+                )
+        return scored
+
+    def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
+        """Mean of the final hidden states over what was asked: text, audio and frames.
+
+        The tokens of the chat template are left out: they are the same for every request, and would make the vectors of
+        short ones alike.
+
+        Args:
+            requests: A bare text is a request with a prompt alone.
+
+        Returns:
+            `(requests, hidden width)`, float32.
+
+        Raises:
+            ValueError: If a request is empty.
+        """
+        trunk = self.model.base_model
+        whole = trunk is self.model  # no trunk to call alone: its hidden states come with all layers' and the logits
+        vectors = [np.zeros((0, self.model.config.get_text_config().hidden_size), dtype=np.float32)]
+        for chunk in _chunks(requests, self.batch_size):
+            inputs = self._on_device(self.encode(chunk, ask=False))
+            with torch.inference_mode():
+                outputs = trunk(**inputs, use_cache=False, **({"output_hidden_states": True} if whole else {}))
+                hidden = outputs.hidden_states[-1] if whole else outputs.last_hidden_state
+                mask = self._content_mask(chunk, inputs).to(hidden.device)
+                sums = (hidden.float() * mask.unsqueeze(-1)).sum(1)
+                vectors.append((sums / mask.sum(1, keepdim=True)).cpu().numpy())
+        return np.concatenate(vectors)
+
+    def encode(self, requests: Sequence[MllmRequest], ask: bool = True) -> dict[str, Tensor]:
+        """Make model inputs, padded on the left, in the model's type but on the CPU.
+
+        Args:
+            requests: What is asked, of any mixture of modalities.
+            ask: Whether the answer is to follow (the template's generation prompt).
+
+        Raises:
+            ValueError: If a modality is given that the model does not take.
+        """
+        audio = [request.audio.astype(np.float32) for request in requests if request.audio is not None]
+        frames = [[] if request.frames is None else [request.frames] for request in requests]
+        media: dict[str, Any] = {}
+        if audio:
+            self._require("audio", "feature_extractor", "audio_processor")
+            media["audio"] = audio
+        if any(frames):
+            self._require("frames", "video_processor", "image_processor")
+            if self._takes_videos:
+                media["videos"] = frames
+            else:
+                media["images"] = [[frame for clip in clips for frame in clip] for clips in frames]
+        inputs = dict(
+            self.processor(
+                text=[self.render(request, ask) for request in requests],
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+                **media,
+            )
+        )
+        for key in _TIME_KEYS & inputs.keys():
+            # The processor takes one frame rate for all clips.
+            step = self.processor.video_processor.temporal_patch_size
+            rates = [request.frames_per_second for request in requests if request.frames is not None]
+            inputs[key] = step / torch.tensor(rates)
+        media_keys = {key for key, value in inputs.items() if value.is_floating_point()} - _TIME_KEYS
+        return inputs | {key: inputs[key].to(self.model.dtype) for key in media_keys}
+
+    def encode_with_answers(
+        self, requests: Sequence[MllmRequest], answers: Sequence[str]
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """Make model inputs of requests and given answers, each followed by the end of text.
+
+        Requests end, and answers begin, at the same position in every row: padding is left of the one and right of the
+        other.
+
+        Args:
+            requests: What is asked.
+            answers: One answer to each request.
+
+        Returns:
+            The inputs, whose last `max(lengths)` positions are the answers', and the length of each answer in tokens.
+        """
+        inputs = self.encode(requests)
+        ids = [[*self.tokenizer(text, add_special_tokens=False)["input_ids"], self._end_id] for text in answers]
+        lengths = [len(row) for row in ids]
+        longest = max(lengths)
+        tokens = torch.tensor([row + [self._pad_id] * (longest - len(row)) for row in ids])
+        real = torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)
+        added = {"input_ids": tokens, "attention_mask": real} | dict.fromkeys(_TOKEN_KEYS, torch.zeros_like(tokens))
+        for key, value in added.items():
+            if key in inputs:
+                inputs[key] = torch.cat([inputs[key], value.to(inputs[key])], dim=1)
+        return inputs, lengths
+
+    def render(self, request: MllmRequest, ask: bool = True) -> str:
+        """The text of a request in the model's chat template, with one placeholder for each clip or frame.
+
+        Special tokens inside the prompt are taken out: a transcript must not end a turn or claim a clip.
+
+        Args:
+            request: What is asked.
+            ask: Whether the answer is to follow.
+        """
+        parts: list[dict[str, str]] = []
+        if request.audio is not None:
+            parts.append({"type": "audio"})
+        if request.frames is not None:
+            parts += [{"type": "video"}] if self._takes_videos else [{"type": "image"}] * len(request.frames)
+        parts.append({"type": "text", "text": self._special.sub("", request.prompt)})
+        turns: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        if request.system is not None:
+            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": request.system}]})
+        text: str = self.processor.apply_chat_template(turns, add_generation_prompt=ask, tokenize=False)
+        return text
+
+    def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs on the model's device."""
+        return {key: value.to(self.model.device) for key, value in inputs.items()}
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)) or r"(?!)")
+
+    @property
+    def _takes_videos(self) -> bool:
+        return getattr(self.processor, "video_processor", None) is not None
+
+    @property
+    def _end_id(self) -> int:
+        end: int = self.tokenizer.eos_token_id
+        return end
+
+    @property
+    def _pad_id(self) -> int:
+        pad: int | None = self.tokenizer.pad_token_id
+        return self._end_id if pad is None else pad
+
+    @property
+    def _end_ids(self) -> set[int]:
+        given = self.model.generation_config.eos_token_id
+        return {self._end_id, *(given if isinstance(given, list) else [given])}
+
+    def _require(self, modality: str, *parts: str) -> None:
+        if not any(getattr(self.processor, part, None) is not None for part in parts):
+            raise ValueError(
+                f"A request brings {modality}, which {self.name!r} does not take; leave {modality} out, or take another "
+                "model."
+            )
+
+    def _last_logits(self, count: int) -> dict[str, int]:
+        """Ask for the last positions' logits only, of models that can be asked."""
+        return (
+            {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+        )
+
+    def _content_mask(self, requests: Sequence[MllmRequest], inputs: Mapping[str, Tensor]) -> Tensor:
+        """True at tokens of the request itself: those between what is there of the template in any request."""
+        mask = inputs["attention_mask"].bool().cpu()
+        for row, request in enumerate(requests):
+            empty = self.tokenizer(self.render(MllmRequest("", system=request.system), ask=False))["input_ids"]
+            ids = inputs["input_ids"][row].cpu()[mask[row]].tolist()
+            before = _common(ids, empty)
+            after = _common(ids[before:][::-1], empty[before:][::-1])
+            if before + after >= len(ids):
+                raise ValueError("An empty request has no embedding; give it a prompt, audio or frames.")
+            positions = mask[row].nonzero().squeeze(1)
+            mask[row, positions[:before]] = False
+            mask[row, positions[len(ids) - after :]] = False
+        return mask
+
+    def _answer(self, tokens: list[int], entropies: list[float], logprobs: list[float]) -> MllmAnswer:
+        """Cut behind the end of text, and say what each token adds to the text."""
+        ends = self._end_ids
+        length = next((position + 1 for position, token in enumerate(tokens) if token in ends), len(tokens))
+        pieces, text = [], ""
+        for end in range(1, length + 1):
+            longer = self.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            # A character of several tokens is there with its last one.
+            if longer.endswith("\ufffd") and end < length:
+                longer = text
+            pieces.append(longer[len(text) :])
+            text = longer
+        return MllmAnswer(text, tuple(pieces), tuple(entropies[:length]), tuple(logprobs[:length]))
+
+
+def check_sampling(max_new_tokens: int, num_candidates: int, temperature: float | None, top_p: float | None) -> None:
+    """Refuse settings of `Mllm.generate` that make no sense; the arguments are its own.
+
+    Raises:
+        ValueError: If a number is out of its range, or several candidates are asked for without a temperature.
+    """
+    if max_new_tokens < 1 or num_candidates < 1:
+        raise ValueError(
+            f"max_new_tokens is {max_new_tokens} and num_candidates {num_candidates}; both must be at least 1."
+        )
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0, or None for the most probable tokens.")
+    if temperature is None and num_candidates > 1:
+        raise ValueError(f"{num_candidates} candidates without a temperature would all be equal; give a temperature.")
+    if top_p is not None and (temperature is None or not 0 < top_p <= 1):
+        raise ValueError(f"top_p is {top_p}; it must lie in (0, 1] and needs a temperature.")
+
+
+def _row_seed(seed: int, request: MllmRequest, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {number} {request.digest}".encode()).digest()[:16])
+
+
+def _chunks(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for begin in range(0, len(rows), size):
+        yield rows[begin : begin + size]
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _load(
+    name: str,
+    dtype: str | torch.dtype,
+    device_map: str | Mapping[str, Any] | None,
+    quantization: str | None,
+    adapter: str | None,
+    hub: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    """Load model and processor; the arguments are those of `LocalMllm.from_pretrained`."""
+    if importlib.util.find_spec("PIL") is None:
+        raise ImportError("A multimodal model needs Pillow, which is not installed: pip install 'hf-msa[mllm]'.")
+    from .msa_mllm_processing import load_mllm_processor
+
+    options: dict[str, Any] = {"dtype": dtype, **hub}
+    if quantization is not None:
+        options["quantization_config"] = (
+            BitsAndBytesConfig(load_in_8bit=True)
+            if quantization == "8bit"
+            else BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            )
+        )
+    if device_map is not None or quantization is not None:
+        options["device_map"] = device_map or "auto"
+    try:
+        config = AutoConfig.from_pretrained(name, **hub)
+        # Of a model that thinks and talks only the first part is needed; its class passes over the weights of the other.
+        options["config"] = getattr(config, "thinker_config", config)
+        model = AutoModelForMultimodalLM.from_pretrained(name, **options)
+        processor = load_mllm_processor(name, **hub)
+    except (OSError, ValueError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
+        raise ValueError(
+            f"The multimodal model {name!r} cannot be loaded ({why}); pass a folder or Hub name of an omni or "
+            "vision-language model of transformers, or the URL of a server that has one."
+        ) from error
+    if "device_map" not in options and torch.cuda.is_available():
+        model = model.to("cuda")
+    if adapter is not None:
+        try:
+            model.load_adapter(adapter)
+        except (OSError, ValueError, RuntimeError) as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
+            raise ValueError(f"The adapter {adapter!r} cannot be loaded onto {name!r} ({why}).") from error
+    return model.eval(), processor

@@ -1,0 +1,242 @@
+"""Observed audio and vision features in words, for language models where the raw media are absent.
+
+The benchmarks' files hold features, not sound and pictures. A clip's features become a few words on how they differ from
+the training split: "Voice: pitch high and falling; loudness very low. Face: lip corner puller strong." Textual
+descriptions of audio-visual cues are in use elsewhere (DEVA); which words are chosen, and when, is ours.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .msa_schema import FEATURE_MODALITIES
+
+_TITLES = {"audio": "Voice", "vision": "Face"}
+_NOTHING = "nothing out of the ordinary"
+# Facial action units, as OpenFace numbers them.
+_ACTION_UNIT = re.compile(r"AU(\d{2})(?:_[rc])?")
+_ACTION_UNITS = {
+    1: "inner brow raiser",
+    2: "outer brow raiser",
+    4: "brow lowerer",
+    5: "upper lid raiser",
+    6: "cheek raiser",
+    7: "lid tightener",
+    9: "nose wrinkler",
+    10: "upper lip raiser",
+    12: "lip corner puller",
+    14: "dimpler",
+    15: "lip corner depressor",
+    17: "chin raiser",
+    20: "lip stretcher",
+    23: "lip tightener",
+    25: "lips part",
+    26: "jaw drop",
+    28: "lip suck",
+    45: "blink",
+}
+# What is measured of a feature over a clip, and how it is called when it is low and high. An action unit's level is said
+# otherwise: nobody calls a smile high.
+_WORDS = (("low", "high"), ("steady", "varied"), ("falling", "rising"))
+_UNIT_LEVEL = ("weak", "strong")
+_VERY = 2.0
+
+
+def summarize(frames: np.ndarray, missing: np.ndarray | None = None) -> np.ndarray:
+    """Mean, spread and trend of each feature over a clip.
+
+    Args:
+        frames: `(time, features)`; what is not finite counts as 0, as in the benchmarks' loaders.
+        missing: `(time,)` of bool, True = dropped; dropped frames are left out.
+
+    Returns:
+        `(3, features)` float64: mean, standard deviation, and the change from the clip's begin to its end on the line that
+        fits best. A single frame has neither spread nor trend.
+
+    Raises:
+        ValueError: If no frame is left.
+    """
+    kept = np.ones(len(frames), dtype=bool) if missing is None else ~np.asarray(missing, dtype=bool)
+    values = np.nan_to_num(np.asarray(frames, dtype=np.float64)[kept], posinf=0.0, neginf=0.0)
+    if not len(values):
+        raise ValueError("A clip without observed frames cannot be summarised; leave the modality out.")
+    mean = values.mean(0)
+    time = np.linspace(0.0, 1.0, len(frames))[kept]
+    time -= time.mean()
+    width = (time**2).sum()
+    trend = time @ (values - mean) / width if width > 0 else np.zeros_like(mean)
+    return np.stack([mean, values.std(0), trend])
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """How one modality's summaries are distributed over the training split.
+
+    Args:
+        centers: For mean, spread and trend: the training mean of each feature.
+        scales: The training standard deviations; 0 for a feature that never differs, which is never named.
+        names: The features' names, where known.
+    """
+
+    centers: tuple[tuple[float, ...], ...]
+    scales: tuple[tuple[float, ...], ...]
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in (*self.centers, *self.scales)} | (
+            set() if self.names is None else {len(self.names)}
+        )
+        if len(self.centers) != 3 or len(self.scales) != 3 or len(widths) != 1:
+            raise ValueError(
+                f"Statistics of {len(self.centers)} and {len(self.scales)} rows of widths {sorted(widths)} were given; "
+                "three rows each (mean, spread, trend) of one number per feature belong together, and one name per feature."
+            )
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return len(self.centers[0])
+
+
+@dataclass(frozen=True)
+class MsaVerbalizer:
+    """Says in words what is unusual in the features of a clip.
+
+    The words depend on the features that are given and on the training split alone: never on a label, never on a missing
+    modality.
+
+    Args:
+        statistics: Modality name -> its statistics on the training split.
+        strongest: How many features of each modality are named at most.
+        threshold: A mean, spread or trend is worth a word from this many standard deviations on.
+    """
+
+    statistics: Mapping[str, FeatureStatistics]
+    strongest: int = 4
+    threshold: float = 1.0
+
+    @classmethod
+    def fit(
+        cls,
+        rows: Iterable[Mapping[str, np.ndarray]],
+        names: Mapping[str, Sequence[str] | None] | None = None,
+        strongest: int = 4,
+        threshold: float = 1.0,
+    ) -> "MsaVerbalizer":
+        """Take the statistics of the training split.
+
+        Args:
+            rows: For each sample, modality name -> frames `(time, features)`, those only that the sample has. Other keys
+                are passed over.
+            names: Modality name -> names of its columns, where known.
+            strongest: How many features of each modality are named at most.
+            threshold: From how many standard deviations on.
+        """
+        summaries: dict[str, list[np.ndarray]] = {modality: [] for modality in FEATURE_MODALITIES}
+        for row in rows:
+            for modality, found in summaries.items():
+                if modality in row:
+                    found.append(summarize(row[modality]))
+        statistics = {}
+        for modality, found in summaries.items():
+            if found:
+                table = np.stack(found)
+                centers, scales = table.mean(0), table.std(0)
+                scales[scales <= 1e-9 * np.maximum(1.0, np.abs(centers))] = 0.0
+                known = (names or {}).get(modality)
+                statistics[modality] = FeatureStatistics(
+                    _tuples(centers), _tuples(scales), None if known is None else tuple(known)
+                )
+        return cls(statistics, strongest, threshold)
+
+    def describe(self, features: Mapping[str, np.ndarray], missing: Mapping[str, np.ndarray] | None = None) -> str:
+        """Describe a clip.
+
+        Args:
+            features: Modality name -> frames `(time, features)`, without padding; a missing modality is left out. Other
+                keys are passed over.
+            missing: Modality name -> `(time,)` of bool, True = dropped. A modality of which everything is dropped counts
+                as missing.
+
+        Returns:
+            One sentence for each modality that is there, empty where none is.
+
+        Raises:
+            ValueError: If a modality has no statistics, or another width than they have.
+        """
+        sentences = []
+        for modality in FEATURE_MODALITIES:
+            mask = (missing or {}).get(modality)
+            if modality in features and not (mask is not None and np.all(mask)):
+                phrases = self._phrases(modality, np.asarray(features[modality]), mask)
+                sentences.append(f"{_TITLES[modality]}: {'; '.join(phrases) or _NOTHING}.")
+        return " ".join(sentences)
+
+    def _phrases(self, modality: str, frames: np.ndarray, missing: np.ndarray | None) -> list[str]:
+        known = self.statistics.get(modality)
+        if known is None or frames.ndim != 2 or frames.shape[1] != known.width:
+            expected = "no statistics" if known is None else f"statistics of {known.width} features"
+            raise ValueError(
+                f"Frames of shape {frames.shape} were given for {modality}, of which there are {expected}; fit the "
+                "verbaliser on the training split of the same data set."
+            )
+        centers, scales = np.array(known.centers), np.array(known.scales)
+        scores = (summarize(frames, missing) - centers) / np.where(scales > 0, scales, np.inf)
+        strength = np.abs(scores).max(0)
+        order = np.argsort(-strength, kind="stable")[: self.strongest]
+        return [
+            _phrase(
+                known.names[feature] if known.names else f"feature {feature + 1}", scores[:, feature], self.threshold
+            )
+            for feature in order
+            if strength[feature] >= self.threshold
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "strongest": self.strongest,
+            "threshold": self.threshold,
+            "statistics": {
+                modality: {
+                    "centers": [list(row) for row in known.centers],
+                    "scales": [list(row) for row in known.scales],
+                    "names": None if known.names is None else list(known.names),
+                }
+                for modality, known in self.statistics.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MsaVerbalizer":
+        """Rebuild the verbaliser from `to_dict`."""
+        statistics = {
+            modality: FeatureStatistics(
+                _tuples(known["centers"]),
+                _tuples(known["scales"]),
+                None if known["names"] is None else tuple(known["names"]),
+            )
+            for modality, known in values["statistics"].items()
+        }
+        return cls(statistics, values["strongest"], values["threshold"])
+
+
+def _phrase(name: str, scores: np.ndarray, threshold: float) -> str:
+    """A feature's name and a word for each of mean, spread and trend that reaches the threshold."""
+    unit = _ACTION_UNIT.fullmatch(name)
+    title = _ACTION_UNITS.get(int(unit.group(1))) if unit else None
+    pairs = _WORDS if title is None else (_UNIT_LEVEL, *_WORDS[1:])
+    words = [
+        ("very " if abs(score) >= max(_VERY, threshold) else "") + pair[score > 0]
+        for pair, score in zip(pairs, scores.tolist(), strict=True)
+        if abs(score) >= threshold
+    ]
+    said = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return f"{title or name.replace('_', ' ')} {said}"
+
+
+def _tuples(rows: Iterable[Iterable[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row) for row in rows)
