@@ -180,3 +180,40 @@ def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
         SentimentPredictor(str(tmp_path))
     with pytest.raises(MsaError, match="No checkpoint can be loaded from"):
         SentimentPredictor(str(tmp_path / "nothing"))
+
+
+# --- The rows ---
+
+
+def test_a_method_that_reads_rows_gets_them(predict: SentimentPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    forward = predict.model.predict_rows
+
+    def read(inputs: Any, rows: list[dict[str, Any]], processor: Any) -> Any:
+        seen.extend(rows)
+        assert processor is predict.processor
+        out = forward(inputs, rows, processor)
+        out["asked"] = torch.tensor([[math.nan], [1.0]])
+        return out
+
+    monkeypatch.setattr(predict.model, "predict_rows", read)
+    given, sound = features(predict), np.zeros(16, dtype=np.float32)
+    scored = predict(["one", "two"], audio=[None, given["audio"]], waveform=[sound, None])
+    assert [(row["text"], row["audio"] is None, row["waveform"] is None) for row in seen] == [
+        ("one", True, False),
+        ("two", False, True),
+    ]
+    assert "vision" not in seen[0]
+    assert [row["asked"] for row in scored] == [None, 1.0]
+
+
+@pytest.mark.parametrize("error", [ValueError, ImportError, ConnectionError])
+def test_what_a_method_cannot_have_is_said(
+    predict: SentimentPredictor, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error("There is no expert; give one.")
+
+    monkeypatch.setattr(predict.model, "predict_rows", refuse)
+    with pytest.raises(MsaError, match="There is no expert; give one"):
+        predict(["one"])

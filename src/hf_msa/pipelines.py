@@ -1,5 +1,6 @@
 """From one utterance to a score: what an application calls."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,23 +85,33 @@ class SentimentPredictor:
         text: Sequence[str],
         audio: Sequence[np.ndarray | None] | None = None,
         vision: Sequence[np.ndarray | None] | None = None,
+        waveform: Sequence[np.ndarray | None] | None = None,
+        frames: Sequence[np.ndarray | None] | None = None,
     ) -> list[dict[str, Any]]:
         """Score utterances.
 
         Args:
             text: The transcripts.
             audio, vision: Per utterance an array `(frames, width)`, or `None` where it is missing.
+            waveform: Per utterance the sound `(samples,)`, mono at 16 kHz, and
+            frames: the pictures `(frames, height, width, 3)` of uint8; read by methods that ask a multimodal language model.
 
         Returns:
-            Per utterance `score` (label units), `polarity`, and what the method says beside it (e.g. `confidence`).
+            Per utterance `score` (label units), `polarity`, and what the method says beside it (e.g. `confidence`), None
+            for what it did not need to compute.
 
         Raises:
-            MsaError: If the features do not fit the checkpoint.
+            MsaError: If the features do not fit the checkpoint, or another model that it asks is not to be had.
         """
+        given = {"audio": audio, "vision": vision, "waveform": waveform, "frames": frames}
         try:
             inputs = self.processor(list(text), audio=audio, vision=vision).to(self.model.device)
-            outputs = self.model(**inputs)
-        except ValueError as error:
+            rows = [
+                {"text": words, **{name: values[index] for name, values in given.items() if values is not None}}
+                for index, words in enumerate(text)
+            ]
+            outputs = self.model.predict_rows(inputs, rows, self.processor)
+        except (ImportError, OSError, ValueError) as error:
             raise MsaError(str(error)) from error
         low, high = self.model.config.label_range
         numbers = {name: value.float().tolist() for name, value in self.model.per_sample_outputs(outputs).items()}
@@ -110,7 +121,7 @@ class SentimentPredictor:
                 "score": score,
                 "range": [low, high],
                 "polarity": "positive" if score > 0 else "negative" if score < 0 else "neutral",
-                **{name: values[index] for name, values in numbers.items()},
+                **{name: values[index] if math.isfinite(values[index]) else None for name, values in numbers.items()},
             }
             for index, score in enumerate(scores)
         ]

@@ -457,3 +457,33 @@ def test_a_split_without_rows_is_one_sentence(corpus: Path, tmp_path: Path, dama
         file.write_bytes(file.read_bytes()[:400])
     with pytest.raises(MsaError, match=r"The split 'test' of '.*' is empty, or one of its files is damaged"):
         load_split(str(folder), "test")
+
+
+def test_a_method_that_reads_rows_gets_those_of_the_batch(
+    loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded
+    forward = model.predict_rows
+    seen: list[str] = []
+
+    def read(inputs: dict[str, torch.Tensor], members: list[dict[str, Any]], given: MsaProcessor) -> Any:
+        assert given is processor and len(members) == len(inputs["input_ids"])
+        for member, ids in zip(members, inputs["input_ids"], strict=True):
+            assert ids[: len(member["input_ids"])].tolist() == member["input_ids"].tolist()
+        seen.extend(member["id"] for member in members)
+        return forward(inputs, members, given)
+
+    monkeypatch.setattr(model, "predict_rows", read)
+    sweep(model, processor, rows, [(1, 0.0, CompleteProtocol())], batch_size=7)
+    assert sorted(seen) == sorted(rows.ids)
+
+
+def test_what_a_method_cannot_have_is_one_sentence(
+    loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConnectionError("The expert cannot be reached.")
+
+    monkeypatch.setattr(loaded[0], "predict_rows", refuse)
+    with pytest.raises(MsaError, match=r"^The expert cannot be reached\.$"):
+        sweep(*loaded, rows, [(1, 0.0, CompleteProtocol())])

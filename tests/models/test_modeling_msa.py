@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import tiny_text_config
+from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_text_config
 
 from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_text import TextForSentimentAnalysis
@@ -40,3 +40,11 @@ def test_numbers_per_sample_are_single_outputs_and_named_columns() -> None:
 def test_an_output_without_a_prediction_is_refused() -> None:
     with pytest.raises(ValueError, match="has no logits"):
         NamedColumns(tiny_text_config()).per_sample_outputs(MsaOutput(loss=torch.tensor(1.0)))
+
+
+def test_rows_are_predicted_as_forward_does_unless_a_method_reads_them() -> None:
+    config = tiny_text_config()
+    model = TextForSentimentAnalysis(config).eval()
+    batch = tiny_batch(config)
+    found = model.predict_rows(batch, tiny_rows(config), tiny_processor(config))
+    assert torch.equal(found.logits, model(**batch).logits)

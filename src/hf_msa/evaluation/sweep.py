@@ -133,7 +133,7 @@ def sweep(
             masks = MsaCollator(processor, protocol, split=rows.split).masks(members)
             realised[number].add(masks)
             batch = apply_missing(complete, masks, processor.tokenizer.unk_token_id)
-            for name, values in _predict(model, batch, complete).items():
+            for name, values in _predict(model, processor, members, batch, complete).items():
                 column = collected[number].setdefault(name, np.empty(len(rows), dtype=np.float32))
                 column[indices] = values
     parts = []
@@ -145,7 +145,11 @@ def sweep(
 
 
 def _predict(
-    model: MsaPreTrainedModel, batch: Mapping[str, torch.Tensor], complete: Mapping[str, torch.Tensor]
+    model: MsaPreTrainedModel,
+    processor: MsaProcessor,
+    members: Sequence[Mapping[str, Any]],
+    batch: Mapping[str, torch.Tensor],
+    complete: Mapping[str, torch.Tensor],
 ) -> dict[str, np.ndarray]:
     """The prediction for each sample of a batch, and what the method says beside it; arrays of shape (batch,)."""
     keys = {*VALUE_KEYS.values(), *MISSING_MASK_KEYS.values()} | {
@@ -154,7 +158,12 @@ def _predict(
     inputs = {key: value for key, value in batch.items() if key in keys}
     known = {"labels": "labels", **{COMPLETE_KEYS[modality]: key for modality, key in VALUE_KEYS.items()}}
     inputs |= {name: complete[known[name]] for name in model.config.oracle_inputs}
-    outputs = model.per_sample_outputs(model(**inputs))
+    try:
+        predicted = model.predict_rows(inputs, members, processor)
+    except (ImportError, OSError, ValueError) as error:
+        # For example another model that this one asks, and that is not to be had.
+        raise MsaError(f"{reason(error)}.") from error
+    outputs = model.per_sample_outputs(predicted)
     return {"prediction" if name == "logits" else name: value.float().cpu().numpy() for name, value in outputs.items()}
 
 

@@ -1,6 +1,7 @@
 """The base class of all hf_msa models: initialisation, input checks, text backbone, what goes to the Hub."""
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -134,6 +135,23 @@ class MsaPreTrainedModel(PreTrainedModel):
             if self.config.mask_padding
             else encode(input_ids, attention_mask)
         )
+
+    def predict_rows(
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
+    ) -> MsaOutput:
+        """Predict samples of which the raw rows are at hand; what everything that evaluates or serves a model calls.
+
+        Here the same as forward. A method that reads more of a sample than its features, e.g. the words of the transcript,
+        overrides it.
+
+        Args:
+            inputs: The forward's own arguments.
+            rows: Per sample of the batch `text`, the feature columns without padding, false `<modality>_present` (or None
+                for the features) where it lacks a modality, and `id` where there is one; complete, whatever `inputs` lack.
+            processor: The model's `MsaProcessor`.
+        """
+        outputs: MsaOutput = self(**inputs)
+        return outputs
 
     @property
     def output_columns(self) -> dict[str, tuple[str, ...]]:
