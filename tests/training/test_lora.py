@@ -1,0 +1,217 @@
+"""Adapters: where they sit, what they learn from, that they can be resumed, saved, loaded and merged."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_msa.errors import MsaError
+from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
+from hf_msa.training.lora import (
+    AnswerCollator,
+    LoraSettings,
+    LoraTrainer,
+    LoraTrainingArguments,
+    MllmExample,
+    attach_adapter,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+)
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+from tiny_mllm import tiny_mllm, tiny_requests
+
+ANSWERS = ["-0.4", "1.2", "0.0", "2.0"]
+
+
+def examples() -> list[MllmExample]:
+    return [MllmExample(request, answer) for request, answer in zip(tiny_requests(), ANSWERS, strict=True)]
+
+
+def arguments(folder: Path, **overrides: Any) -> LoraTrainingArguments:
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "num_train_epochs": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 5e-2,
+        "disable_tqdm": True,
+    }
+    return LoraTrainingArguments(**{**values, **overrides})
+
+
+def losses(trainer: LoraTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LoraTrainer, LocalMllm, Path]]:
+    """A trained adapter, the model that holds it, and the folder of the run."""
+    folder = tmp_path_factory.mktemp("lora")
+    mllm = tiny_mllm()
+    trainer = LoraTrainer(mllm, arguments(folder), examples(), "org/base")
+    trainer.fit()
+    yield trainer, mllm, folder
+
+
+class TestAttaching:
+    def test_only_the_language_models_attention_gets_an_adapter(self) -> None:
+        wrapped = attach_adapter(tiny_mllm().model, "org/base")
+        names = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+        expected = {
+            f"base_model.model.model.language_model.layers.{layer}.self_attn.{part}_proj.lora_{side}.default.weight"
+            for layer in range(2)
+            for part in "qkvo"
+            for side in "AB"
+        }
+        assert names == expected
+        assert not [name for name, _ in wrapped.named_modules() if "lora" in name and "language_model" not in name]
+        layer = wrapped.base_model.model.model.language_model.layers[0].self_attn.q_proj
+        assert (layer.r["default"], layer.scaling["default"], layer.lora_dropout["default"].p) == (16, 2.0, 0.05)
+
+    def test_a_fresh_adapter_changes_nothing(self) -> None:
+        mllm = tiny_mllm()
+        before = mllm.score(tiny_requests(), ANSWERS)
+        embedded = mllm.embed(tiny_requests())
+        attach_adapter(mllm.model, "org/base")
+        assert mllm.score(tiny_requests(), ANSWERS) == before
+        assert np.array_equal(mllm.embed(tiny_requests()), embedded)
+
+    def test_a_model_without_such_layers_is_refused(self) -> None:
+        with pytest.raises(MsaError, match="can take the adapter.*give target_modules"):
+            attach_adapter(tiny_mllm().model, "org/base", LoraSettings(target_modules=r".*\.nothing"))
+
+
+class TestCollator:
+    def test_labels_are_the_answers_and_their_ends(self) -> None:
+        mllm = tiny_mllm()
+        batch = AnswerCollator(mllm)(examples())
+        end = mllm.tokenizer.eos_token
+        for row, answer in enumerate(ANSWERS):
+            labels = batch["labels"][row]
+            real = labels != -100
+            assert mllm.tokenizer.decode(labels[real]) == f"{answer}{end}"
+            assert torch.equal(labels[real], batch["input_ids"][row][real])
+            assert batch["attention_mask"][row][real].all()
+
+    def test_the_loss_is_that_of_the_answers(self) -> None:
+        mllm = tiny_mllm()
+        batch = AnswerCollator(mllm)(examples())
+        with torch.no_grad():
+            loss = mllm.model(**batch).loss.item()
+        scored = mllm.score(tiny_requests(), ANSWERS)
+        tokens = sum(len(answer.token_logprobs) for answer in scored)
+        assert loss == pytest.approx(-sum(answer.logprob for answer in scored) / tokens, abs=1e-4)
+
+
+class TestTraining:
+    def test_lowers_the_loss_and_changes_the_answers(self, trained: tuple[LoraTrainer, LocalMllm, Path]) -> None:
+        trainer, mllm, _ = trained
+        assert losses(trainer)[-1] < 0.7 * losses(trainer)[0]
+        learned = [answer.logprob for answer in mllm.score(tiny_requests(), ANSWERS)]
+        before = [answer.logprob for answer in tiny_mllm().score(tiny_requests(), ANSWERS)]
+        assert all(new > old + 1 for new, old in zip(learned, before, strict=True))
+
+    def test_leaves_the_base_as_it_was(self, trained: tuple[LoraTrainer, LocalMllm, Path]) -> None:
+        base = tiny_mllm().model.state_dict()
+        for name, value in trained[1].model.state_dict().items():
+            if "lora_" not in name:
+                assert torch.equal(value, base[name.replace(".base_layer", "")])
+
+    def test_a_killed_run_ends_as_one_that_was_not(
+        self, trained: tuple[LoraTrainer, LocalMllm, Path], tmp_path: Path
+    ) -> None:
+        trainer, _, folder = trained
+        middle = folder / "checkpoint-6"
+        assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-8"}
+        assert {"adapter_model.safetensors", "complete.json"} <= {path.name for path in middle.iterdir()}
+        assert not list(middle.glob("*.bin"))
+        shutil.copytree(middle, tmp_path / middle.name)
+        (tmp_path / "checkpoint-7").mkdir()  # being written when the run was killed
+        again = LoraTrainer(tiny_mllm(), arguments(tmp_path), examples(), "org/base")
+        again.fit()
+        assert losses(again) == pytest.approx(losses(trainer), abs=1e-4)
+        there = dict(trainer.adapted.named_parameters())
+        for name, value in again.adapted.named_parameters():
+            assert torch.allclose(value, there[name], atol=1e-5), name
+
+    def test_activation_checkpointing_learns_the_same(self, tmp_path: Path) -> None:
+        weights = []
+        for checkpointing in (False, True):
+            args = arguments(
+                tmp_path / str(checkpointing),
+                activation_checkpointing=checkpointing,
+                max_steps=1,
+                save_strategy="no",
+                learning_rate=1e-3,
+            )
+            trainer = LoraTrainer(tiny_mllm(), args, examples()[:2], "org/base", LoraSettings(dropout=0.0))
+            trainer.fit()
+            assert trainer.adapted.is_activation_checkpointing == checkpointing
+            weights.append([value.detach().clone() for value in trainer.adapted.parameters() if value.requires_grad])
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*weights, strict=True))
+        assert any(value.abs().max() > 0 for value in weights[0][1::2])
+
+    def test_nothing_to_learn_from_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(MsaError, match="no examples"):
+            LoraTrainer(tiny_mllm(), arguments(tmp_path), [], "org/base")
+
+
+class TestSaving:
+    def test_is_loaded_bit_equal_in_both_ways(
+        self, trained: tuple[LoraTrainer, LocalMllm, Path], tmp_path: Path
+    ) -> None:
+        trainer, mllm, _ = trained
+        save_adapter(trainer.adapted, tmp_path / "adapter")
+        names = {path.name for path in (tmp_path / "adapter").iterdir()}
+        assert names == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+        config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "org/base"
+        assert len(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) == 16
+        expected = mllm.score(tiny_requests(), ANSWERS)
+
+        wrapped = tiny_mllm()
+        load_adapter(wrapped.model, tmp_path / "adapter")
+        assert wrapped.score(tiny_requests(), ANSWERS) == expected
+
+        # The way that needs transformers' own loader alone, as `LocalMllm.from_pretrained(adapter=)` goes.
+        base = tmp_path / "base"
+        plain = tiny_mllm()
+        plain.model.save_pretrained(base)
+        plain.processor.save_pretrained(base)
+        loaded = LocalMllm.from_pretrained(str(base), adapter=str(tmp_path / "adapter"))
+        loaded.processor.videos_kwargs = plain.processor.videos_kwargs
+        assert loaded.score(tiny_requests(), ANSWERS) == expected
+
+    def test_merging_gives_the_same_answers_without_layers_of_its_own(
+        self, trained: tuple[LoraTrainer, LocalMllm, Path], tmp_path: Path
+    ) -> None:
+        trainer, mllm, _ = trained
+        save_adapter(trainer.adapted, tmp_path)
+        plain = tiny_mllm()
+        merged = LocalMllm(merge_adapter(load_adapter(plain.model, tmp_path)), plain.processor)
+        assert set(merged.model.state_dict()) == set(tiny_mllm().model.state_dict())
+        for one, other in zip(
+            merged.score(tiny_requests(), ANSWERS), mllm.score(tiny_requests(), ANSWERS), strict=True
+        ):
+            assert one.token_logprobs == pytest.approx(other.token_logprobs, abs=1e-3)
+
+    def test_what_is_no_adapter_is_refused_in_a_sentence(self, tmp_path: Path) -> None:
+        with pytest.raises(MsaError, match="cannot be put into"):
+            load_adapter(tiny_mllm().model, tmp_path)
+
+    def test_an_adapter_that_does_not_load_names_both(self, tmp_path: Path) -> None:
+        plain = tiny_mllm()
+        plain.model.save_pretrained(tmp_path / "base")
+        plain.processor.save_pretrained(tmp_path / "base")
+        wrong = LocalMllm.from_pretrained(str(tmp_path / "base"), adapter=str(tmp_path))
+        with pytest.raises(ValueError, match="The adapter .* cannot be loaded onto"):
+            wrong.generate([MllmRequest("x")], 1)
