@@ -1,4 +1,4 @@
-"""Two real processes give the loss curve of one process at the same global batch."""
+"""Two real processes give the loss curve of one process at the same global batch, and agree on all that they keep."""
 
 import json
 import subprocess
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
@@ -28,20 +30,24 @@ def without_dropout(corpus: Path) -> None:
     file.write_text(json.dumps(config), encoding="utf-8")
 
 
-def losses(tmp_path: Path, corpus: Path, processes: int, batch: int) -> list[float]:
+# What makes a run short, and the loss of a batch the mean of those of its parts: PGLH's reconstruction is a mean over the
+# positions that are hidden in a batch, of which two parts have different numbers.
+METHODS = {
+    "tcmr": ["stages.polarity.num_train_epochs=1", "stages.regressor.num_train_epochs=1"],
+    "pglh": ["model.dropout=0.0", "model.w_global=0.0", "model.w_mask=0.0"],
+}
+STEPS = {"tcmr": 6 + 6 + 2 * 12, "pglh": 2 * 6}
+
+
+def losses(method: str, tmp_path: Path, corpus: Path, processes: int, batch: int) -> list[float]:
     script, sizes, output = tmp_path / "launch.py", tmp_path / f"size-{processes}", tmp_path / f"run-{processes}"
     script.write_text(SCRIPT, encoding="utf-8")
     arguments = [
-        *(str(script), str(sizes), "train", "tcmr/sample", "--data", str(corpus), "--output", str(output)),
-        *(
-            "--set",
-            "missing.selection_repeats=1",
-            "stages.polarity.num_train_epochs=1",
-            "stages.regressor.num_train_epochs=1",
-        ),
+        *(str(script), str(sizes), "train", f"{method}/sample", "--data", str(corpus), "--output", str(output)),
+        *("--set", "missing.selection_repeats=1", *METHODS[method]),
         f"stages.all.per_device_train_batch_size={batch}",
-        *("--num_train_epochs", "2", "--logging_strategy", "steps", "--logging_steps", "1"),
-        *("--disable_tqdm", "true", "--use_cpu", "--ddp_find_unused_parameters", "true"),
+        *("--per_device_train_batch_size", str(batch), "--num_train_epochs", "2", "--logging_strategy", "steps"),
+        *("--logging_steps", "1", "--disable_tqdm", "true", "--use_cpu", "--ddp_find_unused_parameters", "true"),
     ]
     launcher = (
         []
@@ -57,8 +63,76 @@ def losses(tmp_path: Path, corpus: Path, processes: int, batch: int) -> list[flo
 
 
 @pytest.mark.timeout(600)
-def test_two_processes_give_the_curve_of_one(tiny_corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_give_the_curve_of_one(method: str, tiny_corpus: Path, tmp_path: Path) -> None:
     without_dropout(tiny_corpus)
-    alone, together = losses(tmp_path, tiny_corpus, 1, 16), losses(tmp_path, tiny_corpus, 2, 8)
-    assert len(alone) == len(together) == 6 + 6 + 2 * 12
+    alone, together = (losses(method, tmp_path, tiny_corpus, *sizes) for sizes in ((1, 16), (2, 8)))
+    assert len(alone) == len(together) == STEPS[method]
     assert np.allclose(alone, together, rtol=2e-3, atol=1e-4), np.abs(np.subtract(alone, together)).max()
+
+
+# One row less than the corpus has, so that the processes' last batches differ in size.
+TABLES_SCRIPT = """
+import sys, torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+import hf_msa.training.stages as stages
+from hf_msa.training.pseudo_labels import PseudoLabels
+from hf_msa.training.stages_cmc import CmcUnimodalTrainer
+from hf_msa_cli import main
+
+load_split, fit, update = stages.load_split, CmcUnimodalTrainer.fit, PseudoLabels.update
+updates = []
+
+def one_row_less(data, split):
+    rows = load_split(data, split)
+    return rows.select(range(len(rows) - 1))
+
+def noted(self, indices, probabilities, epoch):
+    updates.append((len(self.soft), epoch, indices.clone()))
+    update(self, indices, probabilities, epoch)
+
+def kept(self):
+    state = fit(self)
+    tensors = {f"table/{name}": table.soft.clone() for name, table in self._labels.items()}
+    tensors |= {f"teacher/{k}": v.clone() for k, v in self.teachers.branches.state_dict().items()}
+    tensors |= {f"model/{k}": v.clone() for k, v in self.model.state_dict().items()}
+    for rows in {rows for rows, _, _ in updates}:
+        for epoch in (1, 2):
+            seen = [i for r, e, i in updates if (r, e) == (rows, epoch)]
+            tensors[f"seen/{rows}/{epoch}"] = torch.cat(seen)
+    save_file(tensors, f"{sys.argv[1]}-{PartialState().process_index}")
+    return state
+
+stages.load_split, CmcUnimodalTrainer.fit, PseudoLabels.update = one_row_less, kept, noted
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.timeout(600)
+def test_processes_agree_on_labels_and_teachers(tiny_corpus: Path, tmp_path: Path) -> None:
+    """CMC's curve is another one with two processes: batch norm and the contrast see the rows of one process only.
+
+    What has to hold is that every process ends with the same tables, teachers and weights, and that every row was seen
+    once per epoch.
+    """
+    script, tables, output = tmp_path / "launch.py", tmp_path / "tables", tmp_path / "run"
+    script.write_text(TABLES_SCRIPT, encoding="utf-8")
+    arguments = [
+        *(str(script), str(tables), "train", "cmc/sample", "--data", str(tiny_corpus), "--output", str(output)),
+        *("--set", "stages.unimodal.num_train_epochs=2", "stages.all.per_device_train_batch_size=8"),
+        *("--num_train_epochs", "1", "--disable_tqdm", "true", "--use_cpu"),
+    ]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29612"]
+    done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (load_file(f"{tables}-{rank}") for rank in (0, 1))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    for rows in (95, 31):
+        for epoch in (1, 2):
+            assert sorted(first[f"seen/{rows}/{epoch}"].tolist()) == list(range(rows))
+    products = load_file(output / "seed-1111" / "stages" / "unimodal" / "pseudo_labels.safetensors")
+    assert torch.equal(products["train_history"][-1].long(), first["table/train"].argmax(-1))
+    assert (output / "seed-1111" / "run.json").is_file()

@@ -14,41 +14,59 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 
 SETTINGS = [
-    *(
-        "--set",
-        "missing.selection_repeats=1",
-        "stages.polarity.num_train_epochs=2",
-        "stages.regressor.num_train_epochs=2",
-    ),
     *("--num_train_epochs", "3", "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "4"),
     *("--eval_steps", "4", "--disable_tqdm", "true", "--use_cpu"),
 ]
+# Per method what makes its run short, and the files whose appearance it is killed by, one kill after the other.
+METHODS = {
+    "tcmr": (
+        ["stages.polarity.num_train_epochs=2", "stages.regressor.num_train_epochs=2"],
+        [
+            "polarity/checkpoint-4/complete.json",
+            "regressor/checkpoint-*/model.safetensors",  # while a checkpoint is being written
+            "main/checkpoint-4/complete.json",  # in phase B of the second epoch's batches or before
+            "main/checkpoint-8/trainer_state.json",
+            "main/checkpoint-12/complete.json",
+        ],
+    ),
+    "pglh": (
+        ["stages.all.per_device_train_batch_size=8"],
+        [
+            "main/checkpoint-4/complete.json",
+            "main/checkpoint-12/model.safetensors",  # while a checkpoint is being written
+            "main/checkpoint-20/complete.json",
+        ],
+    ),
+    "cmc": (
+        ["stages.unimodal.num_train_epochs=3", "stages.all.per_device_train_batch_size=8"],
+        [
+            "unimodal/text_states_train.safetensors",  # before there is any checkpoint
+            "unimodal/checkpoint-8/complete.json",  # in the middle of an epoch
+            "unimodal/checkpoint-16/trainer_state.json",  # before the tables of this checkpoint are there
+            "unimodal/checkpoint-24/complete.json",  # at the end of an epoch
+            "main/checkpoint-8/complete.json",
+        ],
+    ),
+}
 
 
-def command(corpus: Path, output: Path) -> list[str]:
+def command(method: str, corpus: Path, output: Path) -> list[str]:
     return [
-        sys.executable,
-        "-m",
-        "hf_msa_cli",
-        "train",
-        "tcmr/sample",
-        "--data",
-        str(corpus),
-        "--output",
-        str(output),
-        *SETTINGS,
+        *(sys.executable, "-m", "hf_msa_cli", "train", f"{method}/sample"),
+        *("--data", str(corpus), "--output", str(output), *SETTINGS),
+        *("--set", "missing.selection_repeats=1", *METHODS[method][0]),
     ]
 
 
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "seed-1111" / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    output = tmp_path_factory.mktemp("undisturbed")
-    subprocess.run(command(tiny_corpus, output), check=True, capture_output=True, timeout=280)
-    return weights(output)
+def results(output: Path) -> dict[str, torch.Tensor]:
+    """The final weights and every table that a stage gives."""
+    run = output / "seed-1111"
+    tables = {
+        f"{file.parent.name}/{name}": value
+        for file in run.glob("stages/*/*.safetensors")
+        for name, value in load_file(file).items()
+    }
+    return load_file(run / "model.safetensors") | tables
 
 
 def kill_when(process: subprocess.Popen[bytes], folder: Path, pattern: str, seconds: float = 200) -> bool:
@@ -65,27 +83,23 @@ def kill_when(process: subprocess.Popen[bytes], folder: Path, pattern: str, seco
     raise AssertionError(f"{pattern} did not appear in {seconds} s")
 
 
-@pytest.mark.timeout(600)
-def test_killed_in_every_stage(tiny_corpus: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]) -> None:
-    """Killed inside the classifier, the regressor, twice inside the main stage (once in each phase of an epoch)."""
-    moments = [
-        "seed-1111/stages/polarity/checkpoint-4/complete.json",
-        "seed-1111/stages/regressor/checkpoint-*/model.safetensors",  # while a checkpoint is being written
-        "seed-1111/stages/main/checkpoint-4/complete.json",  # in phase B of the second epoch's batches or before
-        "seed-1111/stages/main/checkpoint-8/trainer_state.json",
-        "seed-1111/stages/main/checkpoint-12/complete.json",
-    ]
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_in_every_stage(method: str, tiny_corpus: Path, tmp_path: Path) -> None:
+    subprocess.run(command(method, tiny_corpus, tmp_path / "whole"), check=True, capture_output=True, timeout=280)
+    undisturbed = results(tmp_path / "whole")
+    broken, moments = tmp_path / "broken", METHODS[method][1]
     kills = 0
     for moment in moments:
         process = subprocess.Popen(
-            command(tiny_corpus, tmp_path),
+            command(method, tiny_corpus, broken),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        kills += kill_when(process, tmp_path, moment)
+        kills += kill_when(process, broken, f"seed-1111/stages/{moment}")
     assert kills == len(moments), "every kill must have hit a running process"
-    subprocess.run(command(tiny_corpus, tmp_path), check=True, capture_output=True, timeout=280)
-    resumed = weights(tmp_path)
+    subprocess.run(command(method, tiny_corpus, broken), check=True, capture_output=True, timeout=280)
+    resumed = results(broken)
     assert resumed.keys() == undisturbed.keys()
     assert all(torch.equal(resumed[name], value) for name, value in undisturbed.items())
