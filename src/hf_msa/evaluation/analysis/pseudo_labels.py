@@ -325,7 +325,7 @@ def _draw(
                 for number, rows in enumerate(tables):
                     values = [row[f"{kind}_{modality}"] for row in rows]
                     label = modality if number == 0 else None
-                    axis.plot([row["epoch"] for row in rows], values, color=f"C{index}", label=label)
+                    axis.plot([row["epoch"] for row in rows], values, color=f"C{index}", label=label, clip_on=False)
             if max(row["epoch"] for rows in tables for row in rows) >= SETTLED_BY[0]:
                 axis.axvspan(*SETTLED_BY, color=GREY, alpha=0.2, linewidth=0)
             axis.set_ylim(bottom=0)

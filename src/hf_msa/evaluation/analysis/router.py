@@ -20,7 +20,7 @@ from hf_msa.evaluation.statistics import confidence_interval, mean_and_std, resa
 
 from .curves import distinct_names
 from .unimodal import BoolArray, planted_liars, read_labels
-from .writing import GREY, counted, drawn_figure, format_number, format_spread, rows_table, write_csv, write_markdown
+from .writing import GREY, drawn_figure, format_number, format_spread, rows_table, write_csv, write_markdown
 
 TEXT_ALARM = 0.7
 """A mean text weight above this is an alarm."""
@@ -237,7 +237,7 @@ def _draw(stem: Path, found: Mapping[str, RouterWeights], written: list[Path]) -
     modalities = list(dict.fromkeys(name for weights in found.values() for name in weights.weights))
     edges = np.linspace(0, 1, _BINS + 1)
     with drawn_figure(stem, 2.4 * len(modalities), 0.4 + 1.9 * len(found), written) as figure:
-        axes = figure.subplots(len(found), len(modalities), squeeze=False, sharex=True)
+        axes = figure.subplots(len(found), len(modalities), squeeze=False, sharex=True, sharey="row")
         for row, (name, weights) in zip(axes, found.items(), strict=True):
             row[0].set_ylabel(f"{name}\nshare of samples", fontsize=7)
             for axis, modality in zip(row, modalities, strict=True):
@@ -251,8 +251,7 @@ def _draw(stem: Path, found: Mapping[str, RouterWeights], written: list[Path]) -
                     axis.axvline(TEXT_ALARM, color=GREY, linestyle=":")
                 axis.set_title(f"{modality}, mean {values.mean():.2f}", fontsize=8)
         for axis in axes[-1]:
-            axis.set_xlabel("weight" if len(found) else "")
-        seeds = max(len(weights.seeds) for weights in found.values())
+            axis.set_xlabel("weight")
         figure.suptitle(
-            f"{counted(seeds, 'training seed')} together; dotted: alarm on the mean text weight", fontsize=8
+            "all training seeds; orange: mean; dotted: a mean text weight above it is an alarm", fontsize=8
         )
