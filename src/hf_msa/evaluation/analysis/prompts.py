@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_msa.errors import MsaError
+from hf_msa.models.msa_schema import MODALITIES
 
 from .runs import TrainedRun, find_runs
 from .writing import GREY, counted, drawn_figure, format_spread, rows_table, write_csv, write_markdown
@@ -104,7 +105,8 @@ def _draw(
     kinds = [prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)]
     with drawn_figure(stem, 3.4 * len(kinds), 2.6, written) as figure:
         for axis, prefix in zip(figure.subplots(1, len(kinds), squeeze=False).flat, kinds, strict=True):
-            for index, name in enumerate(name for name in names if name.startswith(prefix)):
+            for name in (name for name in names if name.startswith(prefix)):
+                index = MODALITIES.index(name.removeprefix(prefix))
                 for number, (rows, kept) in enumerate(zip(tables, chosen, strict=True)):
                     label = name.removeprefix(prefix) if number == 0 else None
                     axis.plot([r["epoch"] for r in rows], [r[name] for r in rows], color=f"C{index}", label=label)
