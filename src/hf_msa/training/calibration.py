@@ -1,5 +1,7 @@
 """Making the probabilities of a trained classifier honest on rows that it was not trained on."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,6 @@ def fit_temperature(class_logits: Tensor, classes: Tensor) -> float:
     if slope(high) >= 0:
         return high
     for _ in range(_HALVINGS):
-        middle = (low * high) ** 0.5
+        middle = math.sqrt(low * high)
         low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-    return (low * high) ** 0.5
+    return math.sqrt(low * high)
