@@ -12,6 +12,7 @@ from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.configuration_pglh import PglhConfig
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.configuration_text import TextConfig
+from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.configuration_ubm import UbmConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
@@ -97,12 +98,18 @@ def tiny_ubm_config(**overrides: Any) -> UbmConfig:
     return UbmConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **sizes, **overrides})
 
 
+def tiny_uacs_config(**overrides: Any) -> UacsConfig:
+    """U-ACS with the small model of `tiny_ubm_config`, without an expert."""
+    return UacsConfig(**{**tiny_ubm_config().to_dict(), "model_type": "hf_msa_uacs", **overrides})
+
+
 TINY_CONFIGS: dict[str, Callable[..., MsaConfig]] = {
     "text": tiny_text_config,
     "tcmr": tiny_tcmr_config,
     "pglh": tiny_pglh_config,
     "cmc": tiny_cmc_config,
     "ubm": tiny_ubm_config,
+    "uacs": tiny_uacs_config,
 }
 
 

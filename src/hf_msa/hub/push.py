@@ -32,6 +32,7 @@ PUBLISHED = (
     "*.safetensors.index.json",
     "generation_config.json",
     "adapter_config.json",
+    "verbalizer.json",
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",

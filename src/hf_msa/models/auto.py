@@ -56,6 +56,7 @@ METHODS: dict[str, Method] = {
         ),
         Method("cmc", "Cmc", "an expert for each modality, trained on labels of its own, weighed by a router"),
         Method("ubm", "Ubm", "small, with an uncertainty beside its score: the first stage of U-ACS, useful alone"),
+        Method("uacs", "Uacs", "a small model that hands what it is unsure of to a multimodal language model"),
     )
 }
 

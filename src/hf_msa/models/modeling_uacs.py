@@ -1,0 +1,522 @@
+"""U-ACS: a small model answers what it is sure of and hands the rest to a multimodal language model, the expert.
+
+Paper: "Uncertainty-Aware Collaborative System of Large and Small Models for Multimodal Sentiment Analysis", arXiv
+2509.04459 v1. `forward` is the small model; the cascade needs the transcript and is in `predict_rows`.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.utils.hub import cached_file
+
+from .configuration_uacs import UacsConfig
+from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
+from .msa_mllm import LocalMllm, Mllm, MllmRequest, label_entropy, parse_score
+from .msa_schema import FEATURE_MODALITIES, MISSING_MASK_KEYS
+from .msa_verbalizer import MsaVerbalizer
+from .uacs_prompts import direct_prompt, second_part
+from .uacs_rules import FAST, MLLM, VERIFY, WEIGHTED, Floats, answer_routes, random_choice, small_weight
+
+ADAPTER_FOLDER = "adapter"
+VERBALIZER_FILE = "verbalizer.json"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# Of `from_pretrained`, what is needed again to fetch the adapter from the same place.
+_HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+GAP = "..."
+
+
+@dataclass
+class UacsOutput(UbmOutput):
+    """Output of `UacsForSentimentAnalysis`; of what was not needed for a sample there is NaN.
+
+    Args:
+        loss, losses, class_logits, uncertainty, embeddings: Of the small model; see `UbmOutput`.
+        logits (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The system's score, in label units.
+        small_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The small model's score.
+        expert_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The expert's first score, or the small
+            model's where that could not be read.
+        expert_uncertainty (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Of that answer, in nats; infinite where
+            it could not be read.
+        weight (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The small model's, where both were averaged.
+        second_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The expert's second score, or its first one
+            where that could not be read.
+        route (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Whose answer it is, an index into `ROUTES`.
+        expert_calls (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Questions to the expert.
+        unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers of it without a number.
+        seconds (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Time spent on the sample: its share of each model's
+            on the samples that went through it together. The small model's alone is not measured in `forward`.
+    """
+
+    small_score: torch.Tensor | None = None
+    expert_score: torch.Tensor | None = None
+    expert_uncertainty: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
+    second_score: torch.Tensor | None = None
+    route: torch.Tensor | None = None
+    expert_calls: torch.Tensor | None = None
+    unparsed: torch.Tensor | None = None
+    seconds: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ExpertAnswer:
+    """What the expert said of a sample.
+
+    Args:
+        text: Its words.
+        score: In label units, within the label range; None where there is no number in them.
+        uncertainty: Mean entropy of the number's tokens in nats (eq. 10); infinite without a number.
+    """
+
+    text: str
+    score: float | None
+    uncertainty: float
+
+
+def load_expert(config: UacsConfig, adapter: str | Path | None = None) -> Mllm:
+    """Make the expert that a configuration names; its weights are read when it is first asked.
+
+    Args:
+        config: Says which.
+        adapter: Folder of its adapter.
+
+    Raises:
+        ValueError: If it names none.
+        ImportError: If a package that it needs is not installed.
+    """
+    if config.expert_model is None:
+        raise ValueError(
+            "This checkpoint names no expert; load it with expert_model=... (a multimodal language model or the URL of a "
+            'server that has one), or with route="fast" to use the small model alone.'
+        )
+    if config.expert_kind == "endpoint":
+        from .msa_mllm_endpoint import EndpointMllm
+
+        return EndpointMllm(config.expert_model)
+    return LocalMllm.from_pretrained(
+        config.expert_model,
+        quantization=config.expert_quantization,
+        adapter=None if adapter is None else str(adapter),
+        batch_size=config.expert_batch_size,
+    )
+
+
+def ask_expert(expert: Mllm, requests: Sequence[MllmRequest], config: UacsConfig) -> list[ExpertAnswer]:
+    """Ask once for each request, taking the most probable tokens.
+
+    Args:
+        expert: Who is asked.
+        requests: What.
+        config: Says how long an answer may be, and which scores there are.
+    """
+    answers = [candidates[0] for candidates in expert.generate(requests, config.expert_max_new_tokens)]
+    return [
+        ExpertAnswer(answer.text, parse_score(answer.text, config.label_range), label_entropy(answer))
+        for answer in answers
+    ]
+
+
+class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
+    """The small model's weights, and the cascade around it.
+
+    The expert is no part of the weights: it is loaded at the first sample that the small model hands on, or given by
+    `set_expert`. Beside the weights the checkpoint's folder holds the expert's adapter, if it has one, and the statistics
+    of the verbaliser.
+    """
+
+    config: UacsConfig
+
+    def __init__(self, config: UacsConfig) -> None:
+        super().__init__(config)
+        self.verbalizer: MsaVerbalizer | None = None
+        self._expert: Mllm | None = None
+        self._adapter: Path | None = None
+        self._origin: tuple[str, dict[str, Any]] | None = None
+
+    @property
+    def output_columns(self) -> dict[str, tuple[str, ...]]:
+        """Classes of the class logits where they are the system's: where the small model alone answers."""
+        return super().output_columns if self.config.route == "fast" else {}
+
+    # --- What lies beside the weights ---
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint; see `transformers.PreTrainedModel.from_pretrained`.
+
+        The expert's adapter is not fetched before the expert is needed.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if name is not None:
+            options = {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None}
+            model._origin = (str(name), options)
+            file = model._stored(VERBALIZER_FILE) if model.config.use_verbalizer else None
+            if file is not None:
+                model.verbalizer = MsaVerbalizer.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Save the small model, and beside it the adapter and the verbaliser's statistics where there are some.
+
+        Args:
+            save_directory: The folder.
+            is_main_process: Whether this process is the one that writes.
+            *args, **kwargs: Passed on to `transformers.PreTrainedModel.save_pretrained`.
+        """
+        folder = Path(save_directory)
+        if is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.verbalizer is not None:
+                text = json.dumps(self.verbalizer.to_dict(), ensure_ascii=False)
+                (folder / VERBALIZER_FILE).write_text(text + "\n", encoding="utf-8")
+            adapter = self.adapter_folder() if self.config.expert_adapter else None
+            if adapter is not None and adapter.resolve() != (folder / ADAPTER_FOLDER).resolve():
+                (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
+                for name in _ADAPTER_FILES:
+                    shutil.copyfile(adapter / name, folder / ADAPTER_FOLDER / name)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def set_expert_adapter(self, folder: str | Path) -> None:
+        """Say where the expert's adapter lies; it is copied into the checkpoint when the model is saved.
+
+        Args:
+            folder: What `hf_msa.training.lora.save_adapter` wrote.
+        """
+        self._adapter = Path(folder)
+
+    def adapter_folder(self) -> Path | None:
+        """Folder of the expert's adapter, fetched from the Hub where the checkpoint came from there; None without one."""
+        if self._adapter is None:
+            files = [self._stored(name, ADAPTER_FOLDER) for name in _ADAPTER_FILES]
+            if files[0] is None or files[1] is None:
+                return None
+            self._adapter = files[0].parent
+        return self._adapter
+
+    def _stored(self, name: str, folder: str = "") -> Path | None:
+        """A file of the checkpoint that this model was loaded from, if it has it."""
+        if self._origin is None:
+            return None
+        checkpoint, options = self._origin
+        place = "/".join(part for part in (options.get("subfolder", ""), folder) if part)
+        found = cached_file(
+            checkpoint,
+            name,
+            **{**options, "subfolder": place},
+            _raise_exceptions_for_missing_entries=False,
+            # Without the network, what is not in the cache counts as absent.
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if found is None else Path(found)
+
+    # --- The expert ---
+
+    @property
+    def expert(self) -> Mllm:
+        """The expert; made when it is first needed.
+
+        Raises:
+            ValueError: If the configuration names none, or its adapter is not there.
+            ImportError: If a package that it needs is not installed.
+        """
+        if self._expert is None:
+            adapter = self.adapter_folder() if self.config.expert_adapter and self.config.expert_model else None
+            if adapter is None and self.config.expert_adapter and self.config.expert_model:
+                raise ValueError(
+                    f"The checkpoint's expert has an adapter, but none can be read from its folder {ADAPTER_FOLDER!r}; copy "
+                    "it there, or load the checkpoint with expert_adapter=False to ask the expert as it is."
+                )
+            self._expert = load_expert(self.config, adapter)
+        return self._expert
+
+    def set_expert(self, expert: Mllm | None) -> None:
+        """Ask this model in place of the one that the configuration names.
+
+        Args:
+            expert: Any; None goes back to the configuration's.
+        """
+        self._expert = expert
+
+    def expert_requests(
+        self, rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, Tensor] | None = None, processor: Any = None
+    ) -> list[MllmRequest]:
+        """The first question to the expert about each sample.
+
+        Sound and pictures go along where a row has them (`waveform` `(samples,)` mono at 16 kHz, `frames` `(frames, height,
+        width, 3)` uint8 at `frames_per_second`, 2 unless given); otherwise the features are described in words, if the
+        configuration says so. Of what `inputs` mark as dropped the expert gets to know nothing.
+
+        Args:
+            rows: See `MsaPreTrainedModel.predict_rows`.
+            inputs: The batch of these rows, in which something may be dropped; None: nothing is.
+            processor: The model's processor; needed where words are dropped.
+
+        Raises:
+            ValueError: If features are to be described, but there are no statistics to do it with.
+        """
+        masks = {
+            name: inputs[key].bool().cpu().numpy()
+            for name, key in MISSING_MASK_KEYS.items()
+            if inputs is not None and key in inputs
+        }
+        requests = []
+        for index, row in enumerate(rows):
+            # Masks are padded with the batch; behind a sequence's end nothing is dropped.
+            missing = {
+                name: mask[index][: len(row[name])] if row.get(name) is not None and name != "text" else mask[index]
+                for name, mask in masks.items()
+            }
+            transcript: str | None = str(row["text"])
+            if inputs is not None and "text" in missing and missing["text"].any():
+                ids = inputs["input_ids"][index].tolist()
+                transcript = visible_words(ids, missing.pop("text"), processor.tokenizer)
+            requests.append(self._request(row, transcript, missing))
+        return requests
+
+    def _request(
+        self, row: Mapping[str, Any], transcript: str | None, missing: Mapping[str, np.ndarray]
+    ) -> MllmRequest:
+        media: dict[str, Any] = {}
+        described: dict[str, np.ndarray] = {}
+        for modality, key in zip(FEATURE_MODALITIES, ("waveform", "frames"), strict=True):
+            if not row.get(f"{modality}_present", True):
+                continue
+            if row.get(key) is not None:
+                media[modality] = _observed(np.asarray(row[key]), missing.get(modality), cut=modality == "vision")
+            elif self.config.use_verbalizer and modality in self.config.modalities and row.get(modality) is not None:
+                described[modality] = np.asarray(row[modality])
+        description = ""
+        if described:
+            if self.verbalizer is None:
+                raise ValueError(
+                    "Features are to be described to the expert, but this checkpoint has no statistics of them "
+                    f"({VERBALIZER_FILE}); give sound and pictures with the rows, or load it with use_verbalizer=False."
+                )
+            # Frames behind the longest length are not read by the small model either.
+            seen = {name: frames[: len(missing.get(name, frames))] for name, frames in described.items()}
+            description = self.verbalizer.describe(seen, missing)
+        given = [
+            name
+            for name in FEATURE_MODALITIES
+            if media.get(name) is not None or (name in described and not np.all(missing.get(name, False)))
+        ]
+        prompt = direct_prompt(
+            self.config.label_range,
+            transcript,
+            (*(() if transcript is None else ("text",)), *given),
+            description,
+        )
+        waveform = media.get("audio")
+        return MllmRequest(
+            prompt,
+            audio=None if waveform is None else waveform.astype(np.float32, copy=False),
+            frames=media.get("vision"),
+            frames_per_second=float(row.get("frames_per_second") or 2.0),
+        )
+
+    # --- Prediction ---
+
+    @functools.wraps(UbmForSentimentAnalysis.forward, assigned=())
+    def forward(self, *args: Any, **kwargs: Any) -> UacsOutput:  # type: ignore[override]  # the parent's, as wraps says
+        """Run the small model alone, whatever the route: arguments and outputs are those of `UbmForSentimentAnalysis`.
+
+        The expert is neither loaded nor asked; the output says of every sample that it took the fast route.
+        """
+        small = super().forward(*args, **kwargs)
+        assert small.logits is not None
+        score = small.logits.detach()
+        nothing, zero = torch.full_like(score, math.nan), torch.zeros_like(score)
+        beside: dict[str, Any] = {
+            **dict.fromkeys(("expert_score", "expert_uncertainty", "weight", "second_score", "seconds"), nothing),
+            **dict.fromkeys(("route", "expert_calls", "unparsed"), zero),
+        }
+        return UacsOutput(**small, small_score=score, **beside)
+
+    @torch.no_grad()
+    def predict_rows(
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
+    ) -> UacsOutput:
+        """Run the cascade.
+
+        The small model predicts the batch. What it is not sure of goes to the expert in one batch, and what then needs
+        verifying in another. On the random route as many samples of each batch are drawn as the cascade would hand on, so
+        over all batches the numbers are equal.
+
+        Args:
+            inputs: The small model's inputs; with labels also its loss is given.
+            rows: See `MsaPreTrainedModel.predict_rows` and `expert_requests`.
+            processor: The model's processor.
+
+        Raises:
+            ValueError: If a threshold is not set, or the expert is not to be had.
+            ImportError: If a package that the expert needs is not installed.
+        """
+        started = time.perf_counter()
+        outputs: UacsOutput = self(**inputs)
+        small = _column(outputs.logits)
+        uncertainty = _column(outputs.uncertainty)
+        count = len(small)
+        found: dict[str, Floats] = {
+            name: np.full(count, math.nan) for name in ("expert_score", "expert_uncertainty", "weight", "second_score")
+        }
+        found |= {"route": np.full(count, float(FAST)), "expert_calls": np.zeros(count), "unparsed": np.zeros(count)}
+        found |= {"logits": small.copy(), "seconds": np.full(count, (time.perf_counter() - started) / max(count, 1))}
+        chosen = self._handed_on(uncertainty, rows)
+        if len(chosen):
+            members = [rows[index] for index in chosen]
+            part = {key: value[torch.from_numpy(chosen).to(value.device)] for key, value in inputs.items()}
+            requests = self.expert_requests(members, part, processor)
+            first, certainty = self._ask(requests, chosen, small[chosen], found)
+            routes = self._routes(small[chosen], first, certainty)
+            weight = small_weight(self._positive(uncertainty[chosen]), certainty, self.config.epsilon)
+            averaged, verified = routes == WEIGHTED, routes == VERIFY
+            final = np.where(averaged, weight * small[chosen] + (1 - weight) * first, first)
+            found["expert_score"][chosen] = first
+            found["expert_uncertainty"][chosen] = certainty
+            found["weight"][chosen[averaged]] = weight[averaged]
+            found["route"][chosen] = routes
+            again = np.flatnonzero(verified)
+            if len(again):
+                seconds = [
+                    dataclasses.replace(
+                        requests[index],
+                        prompt=requests[index].prompt
+                        + second_part(
+                            small[chosen[index]], uncertainty[chosen[index]], first[index], certainty[index]
+                        ),
+                    )
+                    for index in again
+                ]
+                second, _ = self._ask(seconds, chosen[again], first[again], found)
+                final[again] = found["second_score"][chosen[again]] = second
+            found["logits"][chosen] = final
+        score: Tensor = outputs["logits"]
+        for name, values in found.items():
+            outputs[name] = torch.from_numpy(values).to(score.device, torch.float32).unsqueeze(1)
+        # On the fast route the small model's own score stays as it is, to the bit.
+        outputs["logits"] = torch.where(outputs["route"] == FAST, score, outputs["logits"])
+        return outputs
+
+    def _handed_on(self, uncertainty: Floats, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+        """Indices of the samples that go to the expert."""
+        if self.config.route == "fast":
+            return np.zeros(0, dtype=np.int64)
+        if self.config.route == "mllm":
+            return np.arange(len(uncertainty))
+        chosen = uncertainty > self._tau("tau_1")
+        if self.config.route == "random":
+            keys = [str(row.get("id", row["text"])) for row in rows]
+            chosen = random_choice(keys, int(chosen.sum()), self.config.route_seed)
+        return np.flatnonzero(chosen)
+
+    def _routes(self, small: Floats, expert: Floats, expert_uncertainty: Floats) -> NDArray[np.int64]:
+        """What is done with the expert's answers, as indices into `ROUTES`."""
+        if self.config.route != "cascade":
+            return np.full(len(small), MLLM)
+        return answer_routes(
+            small,
+            expert,
+            expert_uncertainty,
+            self._tau("tau_2"),
+            neutral_zone=self.config.neutral_zone,
+            agreement_rule=self.config.agreement_rule,
+            disagreement_rule=self.config.disagreement_rule,
+        )
+
+    def _tau(self, name: str) -> float:
+        value: float | None = getattr(self.config, name)
+        if value is None:
+            raise ValueError(
+                f"This checkpoint has no threshold {name}; calibrate it on a validation split, load it with {name}=..., or "
+                'with route="fast" to use the small model alone.'
+            )
+        return value
+
+    def _positive(self, uncertainty: Floats) -> Floats:
+        """Uncertainties that can be divided by: minus the size of the score is counted from the end of the range."""
+        return uncertainty + self.config.label_range[1] if self.config.uncertainty_kind == "score" else uncertainty
+
+    def _ask(
+        self, requests: Sequence[MllmRequest], samples: NDArray[np.int64], fallback: Floats, found: dict[str, Floats]
+    ) -> tuple[Floats, Floats]:
+        """Ask the expert about samples of the batch and count calls, unreadable answers and seconds in `found`.
+
+        Args:
+            requests: What is asked.
+            samples: The samples' indices in the batch.
+            fallback: Their scores where the answer cannot be read.
+            found: Columns of the output, changed in place.
+
+        Returns:
+            Scores and uncertainties.
+        """
+        expert, started = self.expert, time.perf_counter()
+        answers = ask_expert(expert, requests, self.config)
+        found["seconds"][samples] += (time.perf_counter() - started) / len(requests)
+        found["expert_calls"][samples] += 1
+        found["unparsed"][samples] += [answer.score is None for answer in answers]
+        scores = [
+            last if answer.score is None else answer.score for answer, last in zip(answers, fallback, strict=True)
+        ]
+        return np.array(scores), np.array([answer.uncertainty for answer in answers])
+
+
+def visible_words(input_ids: Sequence[int], missing: np.ndarray, tokenizer: Any) -> str | None:
+    """The transcript as far as it is left.
+
+    Args:
+        input_ids: Tokens, with special ones and padding.
+        missing: True = dropped `(tokens,)`.
+        tokenizer: Knows what they mean.
+
+    Returns:
+        The tokens that are left, with "..." for each gap; None where none is.
+    """
+    runs: list[list[int]] = []
+    for token, gone in zip(input_ids, missing, strict=True):
+        if gone or token == tokenizer.unk_token_id:
+            # An empty run is a gap.
+            runs += [[]] if not runs or runs[-1] else []
+        elif token not in tokenizer.all_special_ids:
+            if runs and runs[-1]:
+                runs[-1].append(token)
+            else:
+                runs.append([token])
+    if not any(runs):
+        return None
+    return " ".join(tokenizer.decode(run).strip().removeprefix("##") if run else GAP for run in runs)
+
+
+def _observed(values: np.ndarray, missing: np.ndarray | None, cut: bool) -> np.ndarray | None:
+    """Sound or pictures without what is dropped of the features that were taken from them at equal distances.
+
+    Args:
+        values: In the order of time.
+        missing: True = dropped `(feature frames,)`.
+        cut: Leave out what is dropped; otherwise it is silent.
+    """
+    if missing is None or not missing.any():
+        return values
+    if missing.all():
+        return None
+    gone = missing[np.arange(len(values)) * len(missing) // len(values)]
+    return values[~gone] if cut else np.where(gone, 0, values)
+
+
+def _column(values: Tensor | None) -> Floats:
+    assert values is not None
+    return values.detach().double().squeeze(-1).cpu().numpy()

@@ -1,0 +1,93 @@
+"""The rules of U-ACS as plain functions of numbers: polarity, weights, thresholds, and who answers."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+ROUTES = ("fast", "mllm", "weighted", "verify")
+"""Whose answer a sample got: the small model's, the expert's, an average of both, the expert's second one."""
+FAST, MLLM, WEIGHTED, VERIFY = range(len(ROUTES))
+
+
+def polarity(scores: Floats, neutral_zone: float) -> Indices:
+    """Sign of each score; 0 for those below `neutral_zone` in size.
+
+    Args:
+        scores: In label units `(samples,)`.
+        neutral_zone: Where it ends; a score of this size has a sign.
+    """
+    return np.where(np.abs(scores) < neutral_zone, 0, np.sign(scores)).astype(np.int64)
+
+
+def small_weight(small: Floats, expert: Floats, epsilon: float) -> Floats:
+    """Weight of the small model's score in the average of both (eq. 15): in inverse proportion to the uncertainties.
+
+    Args:
+        small: Uncertainties of the small model `(samples,)`; rounding errors below 0 count as 0.
+        expert: Uncertainties of the expert `(samples,)`; infinite ones leave all weight to the small model.
+        epsilon: Added to both.
+    """
+    own, other = 1 / (np.maximum(small, 0) + epsilon), 1 / (np.maximum(expert, 0) + epsilon)
+    return np.asarray(own / (own + other), dtype=np.float64)
+
+
+def threshold(mean_same: float, mean_opposite: float, weight: float, shift: float) -> float:
+    """Threshold between the uncertainties of right and of wrong polarity (eq. 12).
+
+    Args:
+        mean_same: Mean uncertainty of the samples whose polarity is right.
+        mean_opposite: That of the others.
+        weight: Lambda: 0 gives the first, 1 the second.
+        shift: Beta, added.
+    """
+    return (1 - weight) * mean_same + weight * mean_opposite + shift
+
+
+def answer_routes(
+    small: Floats,
+    expert: Floats,
+    expert_uncertainty: Floats,
+    tau_2: float,
+    *,
+    neutral_zone: float,
+    agreement_rule: str = "weighted",
+    disagreement_rule: str = "verify",
+) -> Indices:
+    """What is done with the expert's answers (eq. 14-16).
+
+    Args:
+        small: Scores of the small model `(samples,)`, all of which were handed on.
+        expert: First scores of the expert `(samples,)`.
+        expert_uncertainty: Theirs `(samples,)`.
+        tau_2: Up to and at it, the expert is sure.
+        neutral_zone, agreement_rule, disagreement_rule: See `UacsConfig`.
+
+    Returns:
+        Indices into `ROUTES` `(samples,)`, never that of ``"fast"``.
+    """
+    agreed = MLLM if agreement_rule == "accept_mllm" else WEIGHTED
+    disagreed = ROUTES.index(disagreement_rule)
+    same = polarity(small, neutral_zone) == polarity(expert, neutral_zone)
+    return np.where(expert_uncertainty <= tau_2, MLLM, np.where(same, agreed, disagreed)).astype(np.int64)
+
+
+def random_choice(keys: Sequence[str], count: int, seed: int) -> NDArray[np.bool_]:
+    """Choose samples at random; a sample's draw depends on the seed and its own key alone.
+
+    Args:
+        keys: What tells samples apart, e.g. their ids.
+        count: How many to choose.
+        seed: Of the draws.
+
+    Returns:
+        `(samples,)`, True = chosen.
+    """
+    draws = [hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest() for key in keys]
+    chosen = np.zeros(len(keys), dtype=bool)
+    chosen[sorted(range(len(keys)), key=lambda index: draws[index])[:count]] = True
+    return chosen

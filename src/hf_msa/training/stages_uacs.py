@@ -1,0 +1,327 @@
+"""Training of U-ACS: the small model, the expert's adapter, and the thresholds of both, set on the validation split.
+
+Without an expert (`model.route=fast`) the first and the small model's threshold are all there is.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from accelerate import PartialState
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+from transformers import AutoConfig
+
+from hf_msa.data.collator import MsaCollator
+from hf_msa.data.rows import MsaRows
+from hf_msa.errors import MsaError, reason, require_package
+from hf_msa.evaluation.sweep import sweep
+from hf_msa.evaluation.uncertainty import AgreementFit, fit_agreement, require_tau
+from hf_msa.files import write_json
+from hf_msa.models.configuration_uacs import UacsConfig
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.modeling_uacs import (
+    ADAPTER_FOLDER,
+    ExpertAnswer,
+    UacsForSentimentAnalysis,
+    ask_expert,
+    load_expert,
+)
+from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
+from hf_msa.models.msa_schema import FEATURE_MODALITIES
+from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from hf_msa.models.uacs_prompts import answer_text
+
+from .calibration import fit_temperature
+from .recipes import as_known
+from .stages import RunContext
+from .stages_ubm import UbmTrainer, validation_logits
+
+STAGES = ("ubm", "lora", "calibration")
+FINAL_STAGE = "ubm"
+
+ANSWERS_FILE = "answers.jsonl"
+_ROWS_AT_ONCE = 64
+
+
+def run(context: RunContext) -> MsaPreTrainedModel:
+    """Train the small model, the adapter where the recipe wants one, and calibrate."""
+    config = cast(UacsConfig, context.config)
+    if not (context.stage_folder("calibration") / "stage.json").is_file():
+        check_expert(config)
+    model = context.train_stage("ubm", UacsForSentimentAnalysis, final=True, trainer_class=UbmTrainer)
+    if config.use_verbalizer and len(config.modalities) > 1:
+        model.verbalizer = fit_verbalizer(context)
+    if config.route != "fast" and config.expert_adapter:
+        train_adapter(context, model)
+    calibrate(context, model)
+    return model
+
+
+def check_expert(config: UacsConfig) -> None:
+    """Check, before hours of training, that there is an expert if one is needed.
+
+    Raises:
+        MsaError: If none is named, it is not to be had, or a package that it needs is not installed.
+    """
+    if config.route == "fast":
+        return
+    if config.expert_model is None:
+        raise MsaError(
+            f"The route {config.route!r} needs an expert, but the recipe names none; pass --set model.expert_model=NAME "
+            "(a multimodal language model), or --set model.route=fast for the small model alone."
+        )
+    if config.expert_kind == "endpoint":
+        return
+    require_package("PIL", "mllm")
+    if config.expert_adapter:
+        require_package("peft", "lora")
+    try:
+        AutoConfig.from_pretrained(config.expert_model)
+    except (OSError, ValueError) as error:
+        raise MsaError(
+            f"The expert {config.expert_model!r} is not to be had ({reason(error)}); download it and pass its folder with "
+            "--set model.expert_model=FOLDER, or train the small model alone with --set model.route=fast."
+        ) from error
+
+
+@contextlib.contextmanager
+def expert_errors() -> Iterator[None]:
+    """Say in one sentence what the expert lacks."""
+    try:
+        yield
+    except MsaError:
+        raise
+    except (ImportError, OSError, ValueError) as error:
+        raise MsaError(f"{reason(error)}.") from error
+
+
+def fit_verbalizer(context: RunContext) -> MsaVerbalizer:
+    """Statistics of the training split's features, with the features' names where the data set has them."""
+    rows = context.rows["train"]
+
+    def present() -> Iterator[dict[str, np.ndarray]]:
+        for index in range(len(rows)):
+            row = rows[index]
+            yield {m: row[m] for m in context.config.modalities[1:] if row.get(f"{m}_present", True)}
+
+    return MsaVerbalizer.fit(present(), {m: getattr(context.facts, f"{m}_features") for m in FEATURE_MODALITIES})
+
+
+def split_requests(context: RunContext, model: UacsForSentimentAnalysis, split: str) -> list[MllmRequest]:
+    """What the expert is asked about each row of a split, made by the code that asks it in the cascade.
+
+    Training rows are complete; of the validation rows something is dropped if the recipe selects under a protocol.
+
+    Args:
+        context: The run.
+        model: Its system.
+        split: ``"train"`` or ``"validation"``.
+    """
+    rows = context.rows[split]
+    if split == "train":
+        return model.expert_requests([rows[index] for index in range(len(rows))])
+    protocol = context.collator(split).protocol.bind(rows.ids)
+    collator = MsaCollator(context.processor, protocol, split=split)
+    requests: list[MllmRequest] = []
+    for begin in range(0, len(rows), _ROWS_AT_ONCE):
+        members = [rows[index] for index in range(begin, min(begin + _ROWS_AT_ONCE, len(rows)))]
+        requests += model.expert_requests(members, collator(members), context.processor)
+    return requests
+
+
+# --- The adapter ---
+
+
+def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
+    """Teach the expert to answer with the training labels, one decimal each, or find the adapter where that is done.
+
+    Raises:
+        MsaError: If the expert or a training argument cannot be used.
+    """
+    from .lora import LoraTrainer, MllmExample, save_adapter
+
+    folder = context.stage_folder("lora")
+    finished = folder / "stage.json"
+    if finished.is_file():
+        context.log.append(json.loads(finished.read_text(encoding="utf-8")))
+        model.set_expert_adapter(folder / ADAPTER_FOLDER)
+        return
+    started = time.perf_counter()
+    with expert_errors():
+        expert = cast(LocalMllm, load_expert(model.config))
+        labels = context.rows["train"].labels
+        examples = [
+            MllmExample(request, answer_text(float(label)))
+            for request, label in zip(split_requests(context, model, "train"), labels, strict=True)
+        ]
+        trainer = LoraTrainer(expert, lora_arguments(context), examples, str(model.config.expert_model))
+    state = trainer.fit()
+    facts = {
+        "name": "lora",
+        "seconds": round(time.perf_counter() - started, 1),
+        "epochs": state.epoch,
+        "history": [entry for entry in state.log_history if "loss" in entry],
+    }
+    if trainer.is_world_process_zero():
+        save_adapter(trainer.adapted, folder / ADAPTER_FOLDER)
+        write_json(finished, facts)
+    PartialState().wait_for_everyone()
+    context.log.append(facts)
+    model.set_expert_adapter(folder / ADAPTER_FOLDER)
+    model.set_expert(expert)
+
+
+def lora_arguments(context: RunContext) -> Any:
+    """Training arguments of the adapter: its defaults, the recipe's, then those flags that concern every stage.
+
+    Raises:
+        MsaError: If one cannot be used.
+    """
+    from .lora import LoraTrainingArguments
+
+    known = {field.name for field in dataclasses.fields(LoraTrainingArguments)}
+    values = {
+        "seed": context.seed,
+        **as_known(context.recipe.stages.get("lora", {})),
+        **{name: value for name, value in context.flags.get("all", {}).items() if name in known},
+    }
+    try:
+        return LoraTrainingArguments(output_dir=str(context.stage_folder("lora")), **values)
+    except (ImportError, TypeError, ValueError) as error:
+        raise MsaError(f"The training arguments of 'lora' cannot be used: {reason(error)}.") from error
+
+
+# --- The thresholds ---
+
+
+def calibrate(context: RunContext, model: UacsForSentimentAnalysis) -> None:
+    """Set temperature and thresholds on the validation split, both models on all of it; or read what was found.
+
+    A threshold that the recipe gives stays; its fit is kept beside it all the same.
+
+    Raises:
+        MsaError: If the expert is not to be had, or a group of samples is empty and no threshold is given.
+    """
+    folder = context.stage_folder("calibration")
+    finished = folder / "stage.json"
+    if PartialState().is_main_process and not finished.is_file():
+        started = time.perf_counter()
+        found = find_thresholds(context, model, folder / ANSWERS_FILE)
+        write_json(finished, {"name": "calibration", "seconds": round(time.perf_counter() - started, 1), **found})
+    PartialState().wait_for_everyone()
+    facts = json.loads(finished.read_text(encoding="utf-8"))
+    context.log.append(facts)
+    for name in ("temperature", "tau_1", "tau_2", "calibration"):
+        setattr(model.config, name, facts[name])
+
+
+def find_thresholds(context: RunContext, model: UacsForSentimentAnalysis, answers: Path) -> dict[str, Any]:
+    """Temperature, thresholds and the fits behind them.
+
+    Args:
+        context: The run.
+        model: Its system; its temperature is set, as the uncertainties depend on it.
+        answers: Where the expert's answers are kept as they come.
+    """
+    config, rows = model.config, context.rows["validation"]
+    with small_model_alone(config):
+        if config.calibrate_temperature:
+            config.temperature = fit_temperature(*validation_logits(context, model))
+        protocol = context.collator("validation").protocol
+        (small,), _ = sweep(model, context.processor, rows, [(0, "validation", protocol)])
+    fits: dict[str, AgreementFit] = {
+        "small": fit_agreement(small["prediction"], rows.labels, small["uncertainty"]),
+    }
+    unparsed: int | None = None
+    if config.route != "fast":
+        with expert_errors():
+            given = cached_answers(answers, model.expert, split_requests(context, model, "validation"), config)
+        fits["expert"] = fit_answers(given, rows)
+        unparsed = sum(answer.score is None for answer in given)
+    taus: dict[str, float | None] = {"tau_1": config.tau_1, "tau_2": config.tau_2}
+    for field, name in (("tau_1", "small"), ("tau_2", "expert")):
+        if taus[field] is None and name in fits:
+            taus[field] = require_tau(fits[name], config.threshold_lambda, config.threshold_beta, field)
+    return {
+        "temperature": config.temperature,
+        **taus,
+        "calibration": {name: fit.to_dict() for name, fit in fits.items()},
+        "unparsed": unparsed,
+    }
+
+
+@contextlib.contextmanager
+def small_model_alone(config: UacsConfig) -> Iterator[None]:
+    """Take the fast route for a while."""
+    route = config.route
+    config.route = "fast"
+    try:
+        yield
+    finally:
+        config.route = route
+
+
+def fit_answers(answers: Sequence[ExpertAnswer], rows: MsaRows) -> AgreementFit:
+    """The fit of the expert's answers; those without a number are left out.
+
+    Args:
+        answers: One per row.
+        rows: With labels.
+    """
+    scores: NDArray[np.float64] = np.array([answer.score or 0.0 for answer in answers])
+    return fit_agreement(scores, rows.labels, np.array([answer.uncertainty for answer in answers]))
+
+
+def cached_answers(
+    file: Path, expert: Mllm, requests: Sequence[MllmRequest], config: UacsConfig
+) -> list[ExpertAnswer]:
+    """Ask the expert what it has not answered yet, and keep each answer as soon as it is there.
+
+    Args:
+        file: One JSON object per line and answer; what an earlier, interrupted call left is used.
+        expert: Who is asked.
+        requests: What.
+        config: See `ask_expert`; as many requests are asked together as it says.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = dict(_read_answers(file))
+    open_requests = {request.digest: request for request in requests if request.digest not in known}
+    waiting = list(open_requests.values())
+    size = config.expert_batch_size
+    with file.open("a", encoding="utf-8") as lines:
+        for begin in tqdm(range(0, len(waiting), size), desc="questions to the expert", leave=False, disable=None):
+            chunk = waiting[begin : begin + size]
+            for request, answer in zip(chunk, ask_expert(expert, chunk, config), strict=True):
+                known[request.digest] = answer
+                fields = {"request": request.digest, **dataclasses.asdict(answer)}
+                if answer.score is None:
+                    fields["uncertainty"] = None
+                lines.write(json.dumps(fields, ensure_ascii=False) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+    return [known[request.digest] for request in requests]
+
+
+def _read_answers(file: Path) -> Iterator[tuple[str, ExpertAnswer]]:
+    if not file.is_file():
+        return
+    text = file.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):
+        # Cut off while it was written: that answer is asked for again.
+        text = text[: text.rfind("\n") + 1]
+        file.write_text(text, encoding="utf-8")
+    for line in text.splitlines():
+        fields: Mapping[str, Any] = json.loads(line)
+        uncertainty = fields["uncertainty"]
+        yield (
+            fields["request"],
+            ExpertAnswer(fields["text"], fields["score"], math.inf if uncertainty is None else uncertainty),
+        )

@@ -1,0 +1,528 @@
+"""U-ACS: who answers, what it costs, what the expert is asked, and what lies beside the weights."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stub_expert import Says, StubExpert, noisy_answers, scripted
+from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
+from torch import Tensor
+
+from hf_msa.data.missing import apply_missing
+from hf_msa.models import modeling_uacs
+from hf_msa.models.configuration_uacs import UacsConfig
+from hf_msa.models.modeling_uacs import (
+    ADAPTER_FOLDER,
+    VERBALIZER_FILE,
+    UacsForSentimentAnalysis,
+    UacsOutput,
+    visible_words,
+)
+from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis, UbmOutput
+from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from hf_msa.models.uacs_prompts import SECOND_OPINION, answer_text, direct_prompt, second_part
+from hf_msa.models.uacs_rules import (
+    FAST,
+    MLLM,
+    ROUTES,
+    VERIFY,
+    WEIGHTED,
+    answer_routes,
+    polarity,
+    random_choice,
+    small_weight,
+    threshold,
+)
+
+INFINITE = math.inf
+
+
+def build(**overrides: Any) -> UacsForSentimentAnalysis:
+    torch.manual_seed(0)
+    return UacsForSentimentAnalysis(tiny_uacs_config(**overrides)).eval()
+
+
+@pytest.fixture
+def scripted_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model that says what it is given as its inputs."""
+
+    def forward(self: UbmForSentimentAnalysis, score: Tensor, unsure: Tensor) -> UbmOutput:
+        return UbmOutput(logits=score, uncertainty=unsure, class_logits=torch.zeros(len(score), 3))
+
+    monkeypatch.setattr(UbmForSentimentAnalysis, "forward", forward)
+
+
+def small(scores: Sequence[float], unsure: Sequence[float]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Inputs of the scripted small model, and rows of words alone."""
+    inputs = {"score": torch.tensor(scores).unsqueeze(1), "unsure": torch.tensor(unsure).unsqueeze(1)}
+    return inputs, [{"id": f"clip {index}", "text": f"words of clip {index}"} for index in range(len(scores))]
+
+
+def cascade(
+    scores: Sequence[float],
+    unsure: Sequence[float],
+    first: Sequence[Says],
+    second: Sequence[Says] | None = None,
+    **overrides: Any,
+) -> tuple[dict[str, list[float]], StubExpert]:
+    """Run the cascade with everybody's answers given."""
+    model = build(**{"tau_1": 0.59, "tau_2": 0.48, **overrides})
+    inputs, rows = small(scores, unsure)
+    expert = scripted(model.expert_requests(rows), first, second)
+    model.set_expert(expert)
+    out = model.predict_rows(inputs, rows, None)
+    found = {name: value.tolist() for name, value in model.per_sample_outputs(out).items()}
+    return found, expert
+
+
+class TestRules:
+    def test_polarity_has_a_dead_zone(self) -> None:
+        scores = np.array([-2.0, -0.05, -0.04, 0.0, 0.049, 0.05, 3.0])
+        assert polarity(scores, 0.05).tolist() == [-1, -1, 0, 0, 0, 1, 1]
+        assert polarity(scores, 0.0).tolist() == [-1, -1, -1, 0, 1, 1, 1]
+
+    @pytest.mark.parametrize(
+        ("own", "other", "weight"),
+        [
+            (1.0, 0.5, 1 / 3),
+            (0.7, 0.7, 0.5),
+            (1.10, 0.51, 0.316770),
+            (0.0, 0.0, 0.5),
+            (-1e-12, 0.4, 1.0),
+            (0.9, INFINITE, 1.0),
+        ],
+    )
+    def test_weights(self, own: float, other: float, weight: float) -> None:
+        found = small_weight(np.array([own]), np.array([other]), 1e-12)
+        assert found.item() == pytest.approx(weight, abs=1e-6)
+
+    @pytest.mark.parametrize(("weight", "shift", "tau"), [(0.5, 0, 0.65), (0, 0, 0.4), (1, 0, 0.9), (0.5, -0.2, 0.45)])
+    def test_thresholds(self, weight: float, shift: float, tau: float) -> None:
+        assert threshold(0.4, 0.9, weight, shift) == pytest.approx(tau)
+
+    @pytest.mark.parametrize(
+        ("fields", "expected"),
+        [
+            ({}, [MLLM, MLLM, WEIGHTED, VERIFY, VERIFY]),
+            ({"disagreement_rule": "weighted"}, [MLLM, MLLM, WEIGHTED, WEIGHTED, WEIGHTED]),
+            ({"disagreement_rule": "mllm"}, [MLLM, MLLM, WEIGHTED, MLLM, MLLM]),
+            ({"agreement_rule": "accept_mllm"}, [MLLM, MLLM, MLLM, VERIFY, VERIFY]),
+        ],
+    )
+    def test_routes(self, fields: dict[str, str], expected: list[int]) -> None:
+        """Sure; just sure; unsure and agreed; unsure and opposite; unsure, one of them neutral."""
+        own = np.array([1.0, 1.0, 1.0, 1.0, 0.0])
+        expert = np.array([-1.0, -1.0, 0.3, -0.3, -0.2])
+        unsure = np.array([0.1, 0.5, 0.51, 0.51, 0.51])
+        assert answer_routes(own, expert, unsure, 0.5, neutral_zone=0.05, **fields).tolist() == expected
+
+    def test_a_random_choice_is_of_the_asked_size_and_depends_on_seed_and_key(self) -> None:
+        keys = [f"clip {index}" for index in range(200)]
+        chosen = random_choice(keys, 60, seed=1)
+        assert chosen.sum() == 60
+        assert np.array_equal(random_choice(keys[::-1], 60, seed=1), chosen[::-1])
+        assert not np.array_equal(random_choice(keys, 60, seed=2), chosen)
+        assert (random_choice(keys, 90, seed=1) | ~chosen).all(), "more of them are those and others"
+
+
+class TestPrompts:
+    def test_the_question_names_range_words_and_sources(self) -> None:
+        prompt = direct_prompt((-1.0, 1.0), "not bad", ("text", "audio", "vision"), "Voice: loud.")
+        assert "from -1 to 1" in prompt and '"not bad"' in prompt and "Voice: loud." in prompt
+        assert "what is said, how it is said and what the face shows" in prompt
+        assert prompt.endswith("a number with one decimal.") and "uncertainty" not in prompt
+
+    def test_lost_words_are_said_to_be_lost(self) -> None:
+        prompt = direct_prompt((-3.0, 3.0), None, ("audio",))
+        assert "The words are lost." in prompt and "what is said" not in prompt and "\n\n" not in prompt
+
+    def test_the_second_part_holds_both_estimates_rounded(self) -> None:
+        part = second_part(0.0, 1.0986, -0.2, 0.514)
+        assert part.startswith(SECOND_OPINION)
+        estimates = json.loads(part[part.index("{") : part.rindex("}") + 1])
+        assert estimates == {
+            "small model": {"score": 0.0, "uncertainty": 1.1},
+            "your first answer": {"score": -0.2, "uncertainty": 0.51},
+        }
+
+    @pytest.mark.parametrize(
+        ("label", "text"),
+        [(-0.4, "-0.4"), (0.0, "0.0"), (1.2, "1.2"), (-0.04, "0.0"), (2.6666667, "2.7"), (-3, "-3.0")],
+    )
+    def test_answers_have_one_decimal(self, label: float, text: str) -> None:
+        assert answer_text(label) == text
+
+
+@pytest.mark.usefixtures("scripted_small")
+class TestCascade:
+    def test_the_case_study(self) -> None:
+        found, expert = cascade([0.0], [1.10], [Says(-0.2, 0.51)], [Says(-0.5, 0.2)])
+        assert found["logits"] == found["second_score"] == pytest.approx([-0.5])
+        assert found["small_score"] == [0.0] and found["expert_score"] == pytest.approx([-0.2])
+        assert found["uncertainty"] == pytest.approx([1.10]) and found["expert_uncertainty"] == pytest.approx([0.51])
+        assert ROUTES[int(found["route"][0])] == "verify" and found["expert_calls"] == [2]
+        assert math.isnan(found["weight"][0])
+        (question,), (again,) = expert.asked
+        assert again.prompt == question.prompt + second_part(0.0, 1.10, -0.2, 0.51)
+
+    def test_every_route_in_one_batch_with_its_calls(self) -> None:
+        found, expert = cascade(
+            [1.5, 1.0, 0.3, 1.0],
+            [0.2, 0.9, 1.0, 0.9],
+            [Says("no"), Says(-2.0, 0.1), Says(0.9, 0.5), Says(-1.0, 0.6)],
+            [Says("no"), Says("no"), Says("no"), Says(-1.5)],
+        )
+        assert found["route"] == [FAST, MLLM, WEIGHTED, VERIFY]
+        assert found["expert_calls"] == [0, 1, 1, 2]
+        assert found["logits"] == pytest.approx([1.5, -2.0, 0.7, -1.5])
+        assert found["weight"] == pytest.approx([math.nan, math.nan, 1 / 3, math.nan], nan_ok=True)
+        assert found["second_score"] == pytest.approx([math.nan] * 3 + [-1.5], nan_ok=True)
+        assert [len(requests) for requests in expert.asked] == [3, 1], "each stage is one batch"
+        assert not any(found["unparsed"]) and all(seconds > 0 for seconds in found["seconds"])
+
+    def test_an_uncertainty_at_its_threshold_is_sure(self) -> None:
+        found, _ = cascade([1.0, 1.0], [0.5, 0.5000001], [Says(2.0, 0.25)] * 2, tau_1=0.5, tau_2=0.25)
+        assert found["route"] == [FAST, MLLM]
+        found, _ = cascade([1.0], [0.6], [Says(2.0, 0.2500001)], tau_1=0.5, tau_2=0.25)
+        assert found["route"] == [WEIGHTED]
+
+    @pytest.mark.parametrize(
+        ("taus", "routes"),
+        [
+            ((INFINITE, 0.4), [FAST, FAST, FAST]),
+            ((-1.0, INFINITE), [MLLM, MLLM, MLLM]),
+            ((-1.0, -1.0), [WEIGHTED, VERIFY, VERIFY]),
+        ],
+    )
+    def test_thresholds_at_their_ends(self, taus: tuple[float, float], routes: list[int]) -> None:
+        says = [Says(2.0, 0.0), Says(-2.0, 0.0), Says(1.0, 2.3)]
+        found, expert = cascade([1.0, 1.0, -1.0], [0.0, 1.1, 0.5], says, tau_1=taus[0], tau_2=taus[1])
+        assert found["route"] == routes
+        assert expert.calls == sum(found["expert_calls"]) == 3 * (routes[0] != FAST) + routes.count(VERIFY)
+
+    def test_without_cross_verification_nobody_is_asked_twice(self) -> None:
+        for rule, score in (("weighted", 1 / 3 * 0.3 + 2 / 3 * -0.9), ("mllm", -0.9)):
+            found, expert = cascade([0.3], [1.0], [Says(-0.9, 0.5)], disagreement_rule=rule)
+            assert found["logits"] == pytest.approx([score]) and expert.calls == 1
+        assert UacsConfig.ABLATIONS["wo_cross_verification"] == {"disagreement_rule": "weighted"}
+
+    def test_answers_that_agree_are_accepted_in_version_two(self) -> None:
+        found, expert = cascade([0.3], [1.0], [Says(0.9, 0.5)], agreement_rule="accept_mllm")
+        assert found["logits"] == pytest.approx([0.9]) and found["route"] == [MLLM] and expert.calls == 1
+
+    def test_answers_are_clipped_to_the_label_range(self) -> None:
+        found, _ = cascade([0.3], [1.0], [Says("7")], label_family="sims")
+        assert found["logits"] == [1.0]
+
+    def test_the_small_model_alone(self) -> None:
+        found, expert = cascade([0.3, -1.0], [9.0, 0.0], [Says(1.0)] * 2, route="fast")
+        assert expert.calls == 0 and found["logits"] == pytest.approx([0.3, -1.0]) and found["route"] == [FAST, FAST]
+
+    def test_the_expert_alone_is_believed_however_unsure(self) -> None:
+        found, expert = cascade([0.3, -1.0], [9.0, 0.0], [Says(-1.0, 2.0), Says(1.0, 0.0)], route="mllm", tau_1=None)
+        assert found["logits"] == pytest.approx([-1.0, 1.0]) and found["route"] == [MLLM, MLLM]
+        assert expert.calls == 2 and found["expert_uncertainty"] == pytest.approx([2.0, 0.0])
+
+    def test_without_uncertainty_as_many_samples_are_drawn(self) -> None:
+        unsure = np.random.default_rng(0).uniform(0, 1.1, 60).tolist()
+        says = [Says(2.0, 2.0)] * 60
+        expected, _ = cascade([1.0] * 60, unsure, says)
+        count = sum(route != FAST for route in expected["route"])
+        drawn = {}
+        for seed in (0, 1):
+            found, expert = cascade([-1.0] * 60, unsure, says, route="random", tau_2=None, route_seed=seed)
+            drawn[seed] = [index for index, route in enumerate(found["route"]) if route == MLLM]
+            assert len(drawn[seed]) == expert.calls == count and 0 < count < 60
+            assert {found["logits"][index] for index in drawn[seed]} == {2.0}, "stage 3 is off"
+            again, _ = cascade([-1.0] * 60, unsure, says, route="random", tau_2=None, route_seed=seed)
+            assert again["route"] == found["route"]
+        by_rule = [index for index, route in enumerate(expected["route"]) if route != FAST]
+        assert drawn[0] != drawn[1] and by_rule not in drawn.values()
+
+    def test_batches_and_their_order_have_no_influence(self) -> None:
+        generator = np.random.default_rng(1)
+        scores, unsure = generator.uniform(-3, 3, 40), generator.uniform(0, 1.1, 40)
+        model = build(tau_1=0.59, tau_2=0.8)
+        inputs, rows = small(scores.astype(np.float32).tolist(), unsure.astype(np.float32).tolist())
+        answers = [
+            noisy_answers(scores.tolist(), [row["id"] for row in rows], spread=2.0, seed=seed) for seed in (0, 1)
+        ]
+        model.set_expert(scripted(model.expert_requests(rows), *answers))
+        whole = model.predict_rows(inputs, rows, None)
+        assert set(whole.route.flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
+        order = generator.permutation(40)
+        for begin in range(0, 40, 7):
+            part = order[begin : begin + 7]
+            found = model.predict_rows(
+                {name: value[part] for name, value in inputs.items()}, [rows[index] for index in part], None
+            )
+            for name in ("logits", "route", "weight", "expert_score", "second_score", "expert_calls"):
+                assert torch.equal(found[name].nan_to_num(9), whole[name][part].nan_to_num(9)), name
+
+    def test_an_answer_without_a_number_leaves_the_small_model_s(self) -> None:
+        found, expert = cascade([0.3], [1.0], [Says("I cannot say.", 0.0)])
+        assert found["logits"] == pytest.approx([0.3]) and found["unparsed"] == [1] and expert.calls == 1
+        assert found["expert_uncertainty"] == [INFINITE] and found["weight"] == [1.0]
+        for fields in ({"route": "mllm"}, {"tau_2": INFINITE}, {"agreement_rule": "accept_mllm"}):
+            assert cascade([0.3], [1.0], [Says("?")], **fields)[0]["logits"] == pytest.approx([0.3])
+
+    def test_a_second_answer_without_a_number_leaves_the_first(self) -> None:
+        found, _ = cascade([0.3], [1.0], [Says(-0.9, 0.5)], [Says("who knows")])
+        assert found["logits"] == found["second_score"] == pytest.approx([-0.9])
+        assert found["unparsed"] == [1] and found["expert_calls"] == [2]
+
+    def test_minus_the_size_of_the_score_weighs_from_the_end_of_the_range(self) -> None:
+        """-|0.3| + 3 = 2.7 against 0.9: a weight of 1/4."""
+        found, _ = cascade([0.3], [-0.3], [Says(0.7, 0.9)], uncertainty_kind="score", tau_1=-1.0, tau_2=0.1)
+        assert found["weight"] == pytest.approx([0.25]) and found["logits"] == pytest.approx([0.6])
+
+    @pytest.mark.parametrize(("name", "taus"), [("tau_1", (None, 0.4)), ("tau_2", (0.4, None))])
+    def test_a_threshold_that_is_not_set_is_named(self, name: str, taus: tuple[Any, Any]) -> None:
+        with pytest.raises(ValueError, match=f"no threshold {name}; calibrate"):
+            cascade([0.3], [1.0], [Says(0.7)], tau_1=taus[0], tau_2=taus[1])
+
+
+class TestLaziness:
+    @pytest.fixture
+    def loads(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        made: list[Any] = []
+
+        def load(config: UacsConfig, adapter: Path | None = None) -> StubExpert:
+            made.append(adapter)
+            return StubExpert(lambda _: Says(2.0, 0.0))
+
+        monkeypatch.setattr(modeling_uacs, "load_expert", load)
+        return made
+
+    @pytest.mark.usefixtures("scripted_small")
+    def test_the_expert_is_made_at_the_first_sample_that_needs_it(self, loads: list[Any]) -> None:
+        model = build(tau_1=0.5, tau_2=0.5, expert_model="somewhere")
+        inputs, rows = small([1.0, 1.0], [0.5, 0.1])
+        model.predict_rows(inputs, rows, None)
+        model(**inputs)
+        assert loads == []
+        inputs["unsure"] += 1
+        for _ in range(2):
+            assert model.predict_rows(inputs, rows, None).logits.tolist() == [[2.0], [2.0]]
+        assert loads == [None], "once"
+
+    @pytest.mark.usefixtures("scripted_small")
+    def test_the_fast_route_never_makes_one(self, loads: list[Any]) -> None:
+        model = build(route="fast", expert_model="somewhere", expert_adapter=True)
+        inputs, rows = small([1.0], [99.0])
+        model.predict_rows(inputs, rows, None)
+        assert loads == []
+
+    def test_an_adapter_that_is_not_there_is_missed_before_the_expert_is_loaded(self, loads: list[Any]) -> None:
+        with pytest.raises(ValueError, match="has an adapter, but none can be read from its folder 'adapter'"):
+            _ = build(expert_model="somewhere", expert_adapter=True).expert
+        assert loads == []
+
+    def test_without_an_expert_there_is_one_sentence(self) -> None:
+        with pytest.raises(ValueError, match="names no expert; load it with expert_model="):
+            _ = build().expert
+
+    def test_back_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        local = build(expert_model="org/omni", expert_batch_size=3).expert
+        assert local.name == "org/omni" and local.batch_size == 3 and not local.is_loaded  # type: ignore[attr-defined]
+        server = build(expert_model="http://127.0.0.1:1/v1", expert_kind="endpoint").expert
+        assert type(server).__name__ == "EndpointMllm" and server.name == "http://127.0.0.1:1/v1"
+
+
+class TestSmallModel:
+    def test_forward_is_the_small_model_s_with_the_fast_route_beside_it(self) -> None:
+        model = build()
+        batch = tiny_batch(model.config)
+        plain = UbmForSentimentAnalysis.forward(model, **batch)
+        out = model(**batch)
+        assert isinstance(out, UacsOutput)
+        for name, value in plain.items():
+            assert torch.equal(out[name], value), name
+        assert torch.equal(out.small_score, out.logits) and not out.route.any() and not out.expert_calls.any()
+        assert out.expert_score.isnan().all() and out.second_score.isnan().all() and out.weight.isnan().all()
+
+    def test_classes_are_the_system_s_where_the_small_model_alone_answers(self) -> None:
+        for route, there in (("fast", True), ("cascade", False)):
+            model = build(route=route)
+            found = model.per_sample_outputs(model(**tiny_batch(model.config)))
+            assert ("class_logits_neutral" in found) is there
+
+    def test_the_fast_route_predicts_the_bits_of_forward(self) -> None:
+        model = build(tau_1=INFINITE)
+        batch = tiny_batch(model.config)
+        out = model.predict_rows(batch, tiny_rows(model.config), tiny_processor(model.config))
+        assert torch.equal(out.logits, model(**batch).logits) and (out.seconds > 0).all()
+
+
+class TestQuestions:
+    def model(self, **overrides: Any) -> UacsForSentimentAnalysis:
+        model = build(**overrides)
+        model.verbalizer = MsaVerbalizer.fit(tiny_rows(model.config, 12, seed=5), threshold=0.1)
+        return model
+
+    def test_features_are_described_where_the_media_are_absent(self) -> None:
+        model = self.model()
+        rows = tiny_rows(model.config)
+        requests = model.expert_requests(rows)
+        for row, request in zip(rows, requests, strict=True):
+            assert model.verbalizer is not None
+            assert f'"{row["text"]}"' in request.prompt and model.verbalizer.describe(row) in request.prompt
+            assert request.audio is None and request.frames is None
+        assert "Voice:" in requests[0].prompt and "Face:" in requests[0].prompt
+
+    def test_the_media_take_the_place_of_the_description(self) -> None:
+        model = self.model()
+        (row,) = tiny_rows(model.config, 1)
+        sound, pictures = np.ones(1600), np.ones((8, 4, 4, 3), dtype=np.uint8)
+        row |= {"waveform": sound, "frames": pictures, "frames_per_second": 4}
+        (request,) = model.expert_requests([row])
+        assert request.audio is not None and request.audio.dtype == np.float32 and len(request.audio) == 1600
+        assert np.array_equal(request.frames, pictures) and request.frames_per_second == 4
+        assert "Voice:" not in request.prompt and "how it is said and what the face shows" in request.prompt
+
+    def test_what_a_sample_lacks_is_left_out(self) -> None:
+        model = self.model()
+        (row,) = tiny_rows(model.config, 1)
+        for lack in ({"audio_present": False}, {"audio": None}):
+            (request,) = model.expert_requests([{**row, **lack, "waveform": None}])
+            assert "Voice:" not in request.prompt and "Face:" in request.prompt
+            assert "Go by what is said and what the face shows." in request.prompt
+
+    def test_without_statistics_features_cannot_be_described(self) -> None:
+        rows = tiny_rows(tiny_uacs_config())
+        with pytest.raises(ValueError, match=r"no statistics of them \(verbalizer.json\)"):
+            build().expert_requests(rows)
+        (first, *_) = build(use_verbalizer=False).expert_requests(rows)
+        assert "Voice:" not in first.prompt and "Go by what is said." in first.prompt
+
+    def dropped(self, model: UacsForSentimentAnalysis, **gone: list[int]) -> dict[str, Tensor]:
+        """One row of which the given positions are dropped."""
+        batch = tiny_batch(model.config, 1)
+        masks = {}
+        for name in ("text", "audio", "vision"):
+            key = "attention_mask" if name == "text" else f"{name}_attention_mask"
+            masks[name] = np.zeros(tuple(batch[key].shape), dtype=bool)
+            masks[name][0, gone.get(name, [])] = True
+        return apply_missing(batch, masks, 1)
+
+    def test_nothing_is_said_of_what_is_dropped(self) -> None:
+        model = self.model()
+        rows, processor = tiny_rows(model.config, 1), tiny_processor(model.config)
+        words = rows[0]["text"].split()
+        complete = model.expert_requests(rows)[0].prompt
+        (nothing_gone,) = model.expert_requests(rows, self.dropped(model), processor)
+        assert nothing_gone.prompt == complete
+        (request,) = model.expert_requests(rows, self.dropped(model, text=[2], audio=[0, 1]), processor)
+        assert f'"{words[0]} ... {words[2]}"' in request.prompt
+        assert model.verbalizer is not None
+        mask = np.array([True, True, False, False])
+        assert model.verbalizer.describe(rows[0], {"audio": mask}) in request.prompt and request.prompt != complete
+
+    def test_what_is_dropped_altogether_is_not_there(self) -> None:
+        model = self.model()
+        rows, processor = tiny_rows(model.config, 1), tiny_processor(model.config)
+        every = {"text": [1, 2, 3], "audio": [0, 1, 2, 3], "vision": [0, 1, 2, 3]}
+        (request,) = model.expert_requests(rows, self.dropped(model, **every), processor)
+        assert "The words are lost." in request.prompt and "Go by whatever there is." in request.prompt
+        assert "Voice:" not in request.prompt and "Face:" not in request.prompt
+        media = {"waveform": np.ones(8), "frames": np.ones((8, 2, 2, 3), dtype=np.uint8)}
+        (request,) = model.expert_requests([{**rows[0], **media}], self.dropped(model, **every), processor)
+        assert request.audio is None and request.frames is None
+
+    def test_of_the_media_the_same_stretches_are_dropped(self) -> None:
+        model = self.model()
+        row = tiny_rows(model.config, 1)[0] | {
+            "waveform": np.ones(8, dtype=np.float32),
+            "frames": np.arange(8, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3),
+        }
+        inputs = self.dropped(model, audio=[1], vision=[0, 3])
+        (request,) = model.expert_requests([row], inputs, tiny_processor(model.config))
+        assert request.audio is not None and request.audio.tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
+        assert request.frames is not None and request.frames[:, 0, 0, 0].tolist() == [2, 3, 4, 5]
+
+    def test_visible_words(self) -> None:
+        tokenizer = tiny_processor(tiny_uacs_config()).tokenizer
+        ids = tokenizer("good film not bad")["input_ids"] + [tokenizer.pad_token_id]
+        gone = np.array([False, True, False, True, True, False, False])
+        assert visible_words(ids, gone, tokenizer) == "... film ..."
+        assert visible_words(ids, np.zeros(7, dtype=bool), tokenizer) == "good film not bad"
+        assert visible_words(ids, np.array([False, True, True, True, True, False, False]), tokenizer) is None
+
+
+class TestCheckpoint:
+    def adapter(self, folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        (folder / "README.md").write_text("of the library")
+        return folder
+
+    def test_everything_beside_the_weights_comes_back(self, tmp_path: Path) -> None:
+        fits = {"small": {"same": {"mean": 0.4, "std": 0.1, "n": 2}, "opposite": None}}
+        model = build(tau_1=INFINITE, tau_2=-0.5, calibration=fits, expert_model="org/omni", expert_adapter=True)
+        model.verbalizer = MsaVerbalizer.fit(tiny_rows(model.config))
+        model.set_expert_adapter(self.adapter(tmp_path / "lora"))
+        model.save_pretrained(tmp_path / "first")
+        loaded = UacsForSentimentAnalysis.from_pretrained(tmp_path / "first")
+        loaded.save_pretrained(tmp_path / "second")
+        loaded.save_pretrained(tmp_path / "second")
+        for name in ("first", "second"):
+            again = UacsForSentimentAnalysis.from_pretrained(tmp_path / name)
+            assert (again.config.tau_1, again.config.tau_2, again.config.calibration) == (INFINITE, -0.5, fits)
+            assert again.verbalizer == model.verbalizer
+            folder = again.adapter_folder()
+            assert folder == tmp_path / name / ADAPTER_FOLDER
+            assert sorted(path.name for path in folder.iterdir()) == [
+                "adapter_config.json",
+                "adapter_model.safetensors",
+            ]
+            assert (folder / "adapter_model.safetensors").read_bytes() == b"weights"
+
+    def test_the_expert_gets_the_adapter(self, tmp_path: Path) -> None:
+        model = build(expert_model="org/omni", expert_adapter=True)
+        model.set_expert_adapter(self.adapter(tmp_path / "lora"))
+        model.save_pretrained(tmp_path / "saved")
+        loaded = UacsForSentimentAnalysis.from_pretrained(tmp_path / "saved")
+        assert loaded.expert.name == f"org/omni+{tmp_path / 'saved' / ADAPTER_FOLDER}"
+        plain = UacsForSentimentAnalysis.from_pretrained(tmp_path / "saved", expert_adapter=False)
+        assert plain.expert.name == "org/omni"
+
+    def test_without_them_nothing_lies_beside_the_weights(self, tmp_path: Path) -> None:
+        build(expert_model="org/omni").save_pretrained(tmp_path)
+        assert not (tmp_path / ADAPTER_FOLDER).exists() and not (tmp_path / VERBALIZER_FILE).exists()
+        loaded = UacsForSentimentAnalysis.from_pretrained(tmp_path)
+        assert loaded.verbalizer is None and loaded.adapter_folder() is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"expert_max_new_tokens": 0}, "expert_max_new_tokens must be at least 1"),
+        ({"neutral_zone": -0.1}, "neutral_zone must be at least 0"),
+        ({"epsilon": 0.0}, "epsilon must be above 0"),
+        ({"threshold_lambda": 1.5}, "threshold_lambda must be from 0 to 1"),
+        ({"expert_kind": "endpoint", "expert_adapter": True}, "A server loads its model itself"),
+        ({"route": "slow"}, "route"),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(Exception, match=words):
+        tiny_uacs_config(**fields)
+
+
+def test_noisy_experts_are_surer_where_they_are_right() -> None:
+    labels = np.random.default_rng(0).uniform(-3, 3, 600)
+    keys = [str(index) for index in range(600)]
+    says = noisy_answers(labels.tolist(), keys, spread=2.0)
+    errors = np.abs([float(one.text) for one in says] - labels)
+    entropies = np.array([one.entropy for one in says])
+    assert np.corrcoef(errors, entropies)[0, 1] > 0.4
+    assert noisy_answers(labels[:5].tolist(), keys[:5], spread=2.0) == says[:5]
+    dishonest = noisy_answers(labels.tolist(), keys, spread=2.0, honesty=0.0)
+    assert [one.text for one in dishonest] == [one.text for one in says]
+    assert abs(np.corrcoef(errors, [one.entropy for one in dishonest])[0, 1]) < 0.15
