@@ -15,6 +15,7 @@ from .clues import analyze_clues
 from .confidence import analyze_confidence
 from .consistency import analyze_consistency_gap
 from .curves import analyze_curves
+from .error_parts import analyze_error_parts
 from .gradients import analyze_gradients
 from .prompts import analyze_prompts
 from .pseudo_labels import analyze_pseudo_labels
@@ -62,6 +63,7 @@ class Tool:
 TOOLS: dict[str, Tool] = {
     "clues": Tool(analyze_clues, "words whose masking alone flips the polarity classifier to the opposite", "tcmr"),
     "curves": Tool(analyze_curves, "metrics over missing rates, several runs in one figure"),
+    "error-parts": Tool(analyze_error_parts, "how much of the error is a common shift, and what it would be without"),
     "upper-bound": Tool(
         analyze_upper_bound, "the method beside its upper bound, which is told the confidence", "tcmr"
     ),
