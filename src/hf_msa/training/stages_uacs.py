@@ -112,7 +112,9 @@ def fit_verbalizer(context: RunContext) -> MsaVerbalizer:
             row = rows[index]
             yield {m: row[m] for m in context.config.modalities[1:] if row.get(f"{m}_present", True)}
 
-    return MsaVerbalizer.fit(present(), {m: getattr(context.facts, f"{m}_features") for m in FEATURE_MODALITIES})
+    return MsaVerbalizer.fit(
+        present(), {m: getattr(context.facts, f"{m}_features") or None for m in FEATURE_MODALITIES}
+    )
 
 
 def split_requests(context: RunContext, model: UacsForSentimentAnalysis, split: str) -> list[MllmRequest]:

@@ -1,0 +1,253 @@
+"""Training of U-ACS: thresholds from the validation split, an expert that may fail half way, an adapter on answers."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from hf_msa.data.missing import CompleteProtocol
+from hf_msa.data.sample_corpus import write_sample_corpus
+from hf_msa.errors import MsaError
+from hf_msa.evaluation.sweep import evaluate_runs, sweep
+from hf_msa.evaluation.uncertainty import fit_agreement
+from hf_msa.models.modeling_uacs import ask_expert
+from hf_msa.models.msa_mllm import MllmRequest
+from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from hf_msa.training.recipes import load_recipe
+from hf_msa.training.stages import RunContext, run_recipe
+from hf_msa.training.stages_uacs import split_requests
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+from stub_expert import Says, StubExpert
+from tiny_mllm import tiny_mllm_processor, tiny_thinker
+
+QUIET = {"disable_tqdm": True, "use_cpu": True}
+SMALL = ["model.fusion_dim=16", "model.head_dim=8", "stages.ubm.num_train_epochs=1"]
+# Where an expert is that the tests put in its place; nothing asks whether it is there.
+EXPERT = ["model.route=cascade", "model.expert_kind=endpoint", "model.expert_model=http://127.0.0.1:1/v1"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of this module's own: other tests change the text encoder of theirs."""
+    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7)
+
+
+@pytest.fixture(autouse=True)
+def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda _figure, path, **_: Path(path).write_bytes(b"a figure")
+    )
+
+
+def whole_run(corpus: Path, folder: Path, *assignments: str, ablation: str | None = None) -> RunContext:
+    recipe = load_recipe("uacs/sample", ablation=ablation, assignments=[*SMALL, *assignments])
+    return run_recipe(recipe, str(corpus), folder, 1, QUIET)
+
+
+def by_hash(request: MllmRequest) -> Says:
+    """An answer for each question, of both signs and of all entropies."""
+    draw = int(hashlib.sha256(request.prompt.encode()).hexdigest(), 16)
+    return Says(draw % 61 / 10 - 3, draw % 97 / 50)
+
+
+class Failing(StubExpert):
+    """Answers some calls and is then gone."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__(by_hash)
+        self.left = calls
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ConnectionError("The server does not answer.")
+        return super().generate(*args, **kwargs)
+
+
+@pytest.fixture
+def give(monkeypatch: pytest.MonkeyPatch) -> Callable[[StubExpert], StubExpert]:
+    """Put an expert in the place of the one that the configuration names."""
+
+    def put(expert: StubExpert) -> StubExpert:
+        monkeypatch.setattr("hf_msa.models.modeling_uacs.load_expert", lambda *_: expert)
+        return expert
+
+    return put
+
+
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was trained")
+
+    monkeypatch.setattr("hf_msa.training.trainer.MsaTrainer.train", refuse)
+    monkeypatch.setattr("hf_msa.training.lora.LoraTrainer.fit", refuse)
+
+
+@pytest.fixture(scope="module")
+def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+    """The small model alone."""
+    return whole_run(corpus, tmp_path_factory.mktemp("run"), "model.calibrate_temperature=true")
+
+
+class TestSmallModelAlone:
+    def test_its_threshold_is_that_of_the_validation_split(self, run: RunContext) -> None:
+        model = AutoModel.from_pretrained(run.folder)
+        rows = run.rows["validation"]
+        (found,), _ = sweep(model, run.processor, rows, [(0, "all", CompleteProtocol())])
+        fit = fit_agreement(found["prediction"], rows.labels, found["uncertainty"])
+        assert fit.same is not None and fit.opposite is not None
+        assert model.config.tau_1 == pytest.approx((fit.same.mean + fit.opposite.mean) / 2, rel=1e-4)
+        kept = model.config.calibration["small"]
+        assert kept["same"]["n"] + kept["opposite"]["n"] == int((rows.labels != 0).sum())
+        assert kept["same"]["std"] == pytest.approx(fit.same.std, rel=1e-3)
+        assert model.config.tau_2 is None and "expert" not in model.config.calibration
+        assert model.config.route == "fast" and model.config.temperature != 1.0
+
+    def test_what_the_run_says_of_itself(self, run: RunContext) -> None:
+        facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+        assert facts["selection"]["stage"] == "ubm"
+        assert [stage["name"] for stage in facts["stages"]] == ["ubm", "calibration"]
+        assert facts["config"]["tau_1"] == AutoModel.from_pretrained(run.folder).config.tau_1
+
+    def test_the_verbaliser_s_statistics_are_those_of_the_training_split(self, run: RunContext) -> None:
+        rows = run.rows["train"]
+        names = {"audio": run.facts.audio_features or None, "vision": run.facts.vision_features or None}
+        expected = MsaVerbalizer.fit([rows[index] for index in range(len(rows))], names)
+        assert AutoModel.from_pretrained(run.folder).verbalizer == expected
+
+    def test_a_lambda_moves_the_threshold(self, corpus: Path, tmp_path: Path) -> None:
+        config = AutoModel.from_pretrained(whole_run(corpus, tmp_path, ablation="lambda_0").folder).config
+        assert config.tau_1 == pytest.approx(config.calibration["small"]["same"]["mean"])
+
+
+class TestExpert:
+    def test_thresholds_of_both_and_a_cascade_that_runs(
+        self, corpus: Path, tmp_path: Path, give: Callable[[StubExpert], StubExpert]
+    ) -> None:
+        expert = give(StubExpert(by_hash))
+        run = whole_run(corpus, tmp_path, *EXPERT, "model.expert_batch_size=5")
+        rows = run.rows["validation"]
+        assert expert.calls == len(rows) and max(map(len, expert.asked)) == 5
+        model = AutoModel.from_pretrained(run.folder)
+        requests = model.expert_requests([rows[index] for index in range(len(rows))])
+        assert [request.digest for request in split_requests(run, model, "validation")] == [
+            request.digest for request in requests
+        ]
+        answers = ask_expert(StubExpert(by_hash), requests, model.config)
+        fit = fit_agreement(
+            np.array([answer.score for answer in answers]), rows.labels, np.array([a.uncertainty for a in answers])
+        )
+        assert fit.same is not None and fit.opposite is not None
+        assert model.config.tau_2 == pytest.approx((fit.same.mean + fit.opposite.mean) / 2)
+        assert model.config.calibration["expert"] == fit.to_dict() and model.config.route == "cascade"
+
+        expert.asked.clear()
+        table = evaluate_runs(str(run.folder), str(corpus), protocol="complete", output=str(tmp_path / "results"))
+        assert table.content["method"] == "uacs"
+        assert 0 < expert.calls, "the cascade runs where a checkpoint is evaluated"
+
+    def test_an_interrupted_calibration_asks_only_the_rest(
+        self,
+        corpus: Path,
+        tmp_path: Path,
+        give: Callable[[StubExpert], StubExpert],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        give(Failing(2))
+        assignments = (*EXPERT, "model.expert_batch_size=4")
+        with pytest.raises(MsaError, match=r"^The server does not answer\.$"):
+            whole_run(corpus, tmp_path, *assignments)
+        answers = tmp_path / "seed-1" / "stages" / "calibration" / "answers.jsonl"
+        lines = answers.read_text(encoding="utf-8").splitlines(keepends=True)
+        assert len(lines) == 8
+        # Killed in the middle of a line.
+        answers.write_text("".join(lines[:7]) + lines[7][:20], encoding="utf-8")
+        no_training(monkeypatch)
+        expert = give(StubExpert(by_hash))
+        run = whole_run(corpus, tmp_path, *assignments)
+        assert expert.calls == len(run.rows["validation"]) - 7
+        model = AutoModel.from_pretrained(run.folder)
+        given = ask_expert(StubExpert(by_hash), split_requests(run, model, "validation"), model.config)
+        fit = fit_agreement(
+            np.array([answer.score for answer in given]),
+            run.rows["validation"].labels,
+            np.array([answer.uncertainty for answer in given]),
+        )
+        assert model.config.calibration["expert"] == fit.to_dict()
+
+        (run.folder / "run.json").unlink()
+        expert.asked.clear()
+        whole_run(corpus, tmp_path, *assignments)
+        assert expert.calls == 0, "a finished calibration is read"
+        assert AutoModel.from_pretrained(run.folder).config.tau_2 == model.config.tau_2
+
+    def test_an_expert_without_a_number_needs_a_threshold_that_is_given(
+        self, corpus: Path, tmp_path: Path, give: Callable[[StubExpert], StubExpert]
+    ) -> None:
+        give(StubExpert(lambda _: Says("I cannot tell.")))
+        with pytest.raises(MsaError, match="tau_2 cannot be calibrated"):
+            whole_run(corpus, tmp_path / "without", *EXPERT)
+        run = whole_run(corpus, tmp_path / "given", *EXPERT, "model.tau_2=0.4", "model.tau_1=.inf")
+        config = AutoModel.from_pretrained(run.folder).config
+        assert (config.tau_1, config.tau_2) == (float("inf"), 0.4)
+        assert config.calibration["expert"] == {"same": None, "opposite": None}
+        assert run.log[-1]["unparsed"] == len(run.rows["validation"])
+
+    @pytest.mark.parametrize(
+        ("assignments", "words"),
+        [
+            (["model.route=cascade"], "needs an expert, but the recipe names none; pass --set model.expert_model"),
+            (["model.route=mllm", "model.expert_model=./nowhere"], "'./nowhere' is not to be had"),
+        ],
+    )
+    def test_an_expert_that_is_not_there_is_missed_before_training(
+        self,
+        corpus: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        assignments: list[str],
+        words: str,
+    ) -> None:
+        no_training(monkeypatch)
+        with pytest.raises(MsaError, match=words) as error:
+            whole_run(corpus, tmp_path, *assignments)
+        assert "\n" not in str(error.value)
+
+
+def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_thinker().save_pretrained(tmp_path / "thinker")
+    tiny_mllm_processor().save_pretrained(tmp_path / "thinker")
+    assignments = [
+        *("model.route=cascade", f"model.expert_model={tmp_path / 'thinker'}", "model.expert_adapter=true"),
+        # Random weights write no numbers from which a threshold could be taken.
+        *("model.tau_1=-1", "model.tau_2=0.5", "model.expert_max_new_tokens=4"),
+        *("stages.lora.max_steps=1", "stages.lora.gradient_accumulation_steps=1", "stages.lora.learning_rate=0.01"),
+    ]
+    run = whole_run(corpus, tmp_path / "run", *assignments)
+    assert [stage["name"] for stage in run.log] == ["ubm", "lora", "calibration"]
+    weights = load_file(run.folder / "adapter" / "adapter_model.safetensors")
+    assert any(value.abs().sum() > 0 for name, value in weights.items() if "lora_B" in name), "it has learned"
+    described = json.loads((run.folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (described["r"], described["lora_alpha"], described["lora_dropout"]) == (16, 32, 0.05)
+
+    model = AutoModel.from_pretrained(run.folder)
+    rows = [run.rows["validation"][index] for index in range(3)]
+    out = model.predict_rows(run.processor.from_rows(rows), rows, run.processor)
+    assert (out.expert_calls >= 1).all() and model.expert.name.endswith("adapter")
+    answers = run.folder / "stages" / "calibration" / "answers.jsonl"
+    given = {line["request"]: line for line in map(json.loads, answers.read_text(encoding="utf-8").splitlines())}
+    request = model.expert_requests(rows[:1])[0]
+    assert given[request.digest]["text"] == ask_expert(model.expert, [request], model.config)[0].text
+
+    no_training(monkeypatch)
+    (run.folder / "run.json").unlink()
+    again = whole_run(corpus, tmp_path / "run", *assignments)
+    assert [stage["name"] for stage in again.log] == ["ubm", "lora", "calibration"]
