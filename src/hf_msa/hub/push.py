@@ -46,6 +46,8 @@ PUBLISHED = (
     "*.jinja",
     "*.py",
 )
+# Those of them that may name a further model, such as the one that an adapter is for.
+NAMING_MODELS = ("config.json", "adapter_config.json")
 PRIVATE_FOLDERS = ("stages", "checkpoint-*", "logs", "runs", "__pycache__", ".*")
 NEEDED = (RUN_FILE, "config.json", "*.safetensors", "processor_config.json")
 
@@ -156,7 +158,7 @@ def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
         relative = path.relative_to(folder)
         hidden = any(fnmatch.fnmatch(part, pattern) for part in relative.parts[:-1] for pattern in PRIVATE_FOLDERS)
         if path.is_file() and not hidden and any(fnmatch.fnmatch(path.name, pattern) for pattern in PUBLISHED):
-            contents[relative.as_posix()] = path
+            contents[relative.as_posix()] = _without_paths(path) if path.name in NAMING_MODELS else path
     run = read_run(folder)
     contents[RUN_FILE] = _json_bytes(without_local_paths(run))
     results = find_results(folder, run)
@@ -164,6 +166,13 @@ def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
         contents[RESULTS_FILE] = _json_bytes(without_local_paths(results))
     contents[CARD_FILE] = card_of(folder, repo_id).encode()
     return contents
+
+
+def _without_paths(path: Path) -> Path | bytes:
+    """A configuration as it is or, where it names models by folders of this machine, by the last part of their paths."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    published = without_local_paths(content)
+    return path if published == content else _json_bytes(published)
 
 
 def _json_bytes(value: Any) -> bytes:
