@@ -30,7 +30,7 @@ METHODS = {
         ],
     ),
     "pglh": (
-        ["stages.all.per_device_train_batch_size=8"],
+        ["stages.main.per_device_train_batch_size=8"],
         [
             "main/checkpoint-4/complete.json",
             "main/checkpoint-12/model.safetensors",  # while a checkpoint is being written
