@@ -423,6 +423,14 @@ class TestQuestions:
         mask = np.array([True, True, False, False])
         assert model.verbalizer.describe(rows[0], {"audio": mask}) in request.prompt and request.prompt != complete
 
+    def test_frames_that_the_small_model_does_not_read_are_not_described_either(self) -> None:
+        model = self.model(audio_max_length=3)
+        rows, processor = tiny_rows(model.config, 1), tiny_processor(model.config)
+        (request,) = model.expert_requests(rows, self.dropped(model, audio=[0]), processor)
+        assert len(rows[0]["audio"]) == 4 and model.verbalizer is not None
+        seen = {**rows[0], "audio": rows[0]["audio"][:3]}
+        assert model.verbalizer.describe(seen, {"audio": np.array([True, False, False])}) in request.prompt
+
     def test_what_is_dropped_altogether_is_not_there(self) -> None:
         model = self.model()
         rows, processor = tiny_rows(model.config, 1), tiny_processor(model.config)

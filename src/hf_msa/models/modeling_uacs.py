@@ -404,11 +404,9 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
                 second, _ = self._ask(seconds, chosen[again], first[again], found)
                 final[again] = found["second_score"][chosen[again]] = second
             found["logits"][chosen] = final
-        score: Tensor = outputs["logits"]
+        device = outputs["logits"].device
         for name, values in found.items():
-            outputs[name] = torch.from_numpy(values).to(score.device, torch.float32).unsqueeze(1)
-        # On the fast route the small model's own score stays as it is, to the bit.
-        outputs["logits"] = torch.where(outputs["route"] == FAST, score, outputs["logits"])
+            outputs[name] = torch.from_numpy(values).to(device, torch.float32).unsqueeze(1)
         return outputs
 
     def _handed_on(self, uncertainty: Floats, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
