@@ -37,11 +37,15 @@ def text(name: str) -> str:
     return (NUMBERS / name).read_text(encoding="utf-8")
 
 
-def tool(name: str) -> str:
-    """What an analysis tool wrote, without its title and with headings that fit below one of the page."""
-    lines = text(name).splitlines()
-    kept = [f"##{line}" if line.startswith("#") else line for line in lines if not line.startswith("# ")]
-    return "\n".join(kept).strip()
+def tables(markdown: str) -> list[str]:
+    """The tables of a Markdown text, in order."""
+    found: list[list[str]] = [[]]
+    for line in markdown.splitlines():
+        if line.startswith("|"):
+            found[-1].append(line)
+        elif found[-1]:
+            found.append([])
+    return ["\n".join(lines) for lines in found if lines]
 
 
 def has(name: str) -> bool:
@@ -109,7 +113,7 @@ def render() -> str:
         keep_trailing_newline=True,
     )
     environment.globals.update(
-        table=table, rows=rows, training=training, read=read, text=text, tool=tool, has=has, mean_of=mean_of
+        table=table, rows=rows, training=training, read=read, text=text, tables=tables, has=has, mean_of=mean_of
     )
     return environment.get_template("results.md.jinja").render()
 
