@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 import pyarrow as pa
+from torch.utils.data import Dataset
 
 from hf_msa.data.schema import ID, LABEL, TEXT
 from hf_msa.errors import MsaError
@@ -235,7 +236,7 @@ class MsaRows:
         self._read()
 
 
-class DrawnRows:
+class DrawnRows(Dataset[dict[str, Any]]):
     """Rows with the number of a draw: item ``i`` is row ``i % N`` in draw ``i // N``.
 
     A draw is what re-draws the missing pattern (an epoch in training, a repeat in validation), so that masks need no

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_msa.data.missing import CompleteProtocol
@@ -30,7 +30,7 @@ from .arguments import MsaTrainingArguments
 from .hidden_states import TextStates, compute_text_states
 from .pseudo_labels import PseudoLabels, momentum_at
 from .stages import RunContext
-from .trainer import MsaTrainer
+from .trainer import AdamTrainer
 
 STAGES = ("unimodal", "main")
 FINAL_STAGE = "main"
@@ -41,20 +41,12 @@ _STATE_FILE = "cmc_state.safetensors"
 _SPLITS = ("train", "validation")
 
 
-class _AdamTrainer(MsaTrainer):
-    """Plain Adam whatever `args.optim` says (public code): weight decay is coupled, and only for the text encoder."""
+class _TextDecayTrainer(AdamTrainer):
+    """Adam, with weight decay for the text encoder alone (public code)."""
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weights of the text encoder, but for its biases and norms."""
         return [name for name in super().get_decay_parameter_names(model) if name.startswith("text_encoder.")]
-
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(
-        args: TrainingArguments, model: PreTrainedModel | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Adam with the betas and epsilon of `args`."""
-        options = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-        return torch.optim.Adam, options
 
 
 class _AfterSteps(TrainerCallback):
@@ -77,7 +69,7 @@ class _AfterSteps(TrainerCallback):
             self.trainer.note_labels()
 
 
-class CmcUnimodalTrainer(_AdamTrainer):
+class CmcUnimodalTrainer(_TextDecayTrainer):
     """Trains the unimodal models on pseudo labels that move along, and keeps the best teacher of each modality.
 
     Teachers are exponential averages of the branches. Per modality the weights are kept at the lowest cross entropy of
@@ -327,7 +319,7 @@ class CmcUnimodalTrainer(_AdamTrainer):
             self._text_file(split).unlink(missing_ok=True)
 
 
-class CmcTrainer(_AdamTrainer):
+class CmcTrainer(_TextDecayTrainer):
     """Trains the whole model; the labels of the modalities stay as they are given.
 
     With `reference_quirks` the last epoch is kept and training never stops early.

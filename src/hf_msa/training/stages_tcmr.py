@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hf_msa.data.rows import DrawnRows
 from hf_msa.files import atomic_write
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
@@ -22,7 +23,7 @@ from hf_msa.models.msa_schema import MODALITIES
 
 from .optimizers import AlternatingOptimizer
 from .stages import RunContext
-from .trainer import MsaTrainer, drawn_rows
+from .trainer import MsaTrainer
 
 STAGES = ("polarity", "regressor", "confidence", "main")
 FINAL_STAGE = "main"
@@ -125,7 +126,7 @@ def complete_text_features(context: RunContext, regressor: TcmrTextRegressor, pa
     """Features of every complete training text `(rows, 8, width)`, computed once and cached in half precision (eq. 11)."""
     if not path.is_file():
         rows = context.rows["train"]
-        loader = DataLoader(drawn_rows(rows, 1), batch_size=64, collate_fn=context.complete_collator("train"))
+        loader = DataLoader(DrawnRows(rows, 1), batch_size=64, collate_fn=context.complete_collator("train"))
         with torch.no_grad():
             parts = [
                 regressor(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).features.half()

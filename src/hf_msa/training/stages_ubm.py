@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainingArguments
 
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
@@ -14,7 +13,7 @@ from hf_msa.models.msa_schema import SENTIMENT_CLASSES
 
 from .calibration import fit_temperature
 from .stages import RunContext
-from .trainer import MsaTrainer
+from .trainer import AdamTrainer
 
 STAGES = ("main",)
 FINAL_STAGE = "main"
@@ -39,10 +38,10 @@ def ensemble_members(rows: int, heads: int, fraction: float, seed: int) -> Tenso
     return torch.from_numpy(np.stack(drawn, axis=1))
 
 
-class UbmTrainer(MsaTrainer):
+class UbmTrainer(AdamTrainer):
     """Trains score, class and the uncertainty's own heads, and validates on score and class, whatever the uncertainty.
 
-    The optimizer is plain Adam whatever `args.optim` says (appendix B), so weight decay is coupled.
+    The optimizer is Adam (appendix B).
     """
 
     model: UbmForSentimentAnalysis
@@ -66,14 +65,6 @@ class UbmTrainer(MsaTrainer):
         decayed = set(super().get_decay_parameter_names(model))
         names = [name for name, _ in model.named_parameters()]
         return [name for name in names if name in decayed or not name.startswith("text_encoder.")]
-
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(
-        args: TrainingArguments, model: PreTrainedModel | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Adam with the betas and epsilon of `args`."""
-        options = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-        return torch.optim.Adam, options
 
 
 def validation_logits(context: RunContext, model: UbmForSentimentAnalysis) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -33,11 +33,6 @@ def row_costs(rows: MsaRows) -> np.ndarray:
     """Number of positions of each row over all modalities `(rows,)`: what its batch has to be padded to."""
     costs: np.ndarray = np.sum([rows.lengths[name] for name in MODALITIES if name in rows.lengths], axis=0)
     return costs
-
-
-def drawn_rows(rows: MsaRows, draws: int) -> Dataset[dict[str, Any]]:
-    """`DrawnRows` as what a `DataLoader` is typed to take: a data set, of which it asks length and items only."""
-    return cast("Dataset[dict[str, Any]]", DrawnRows(rows, draws))
 
 
 class MsaTrainer(Trainer):
@@ -79,10 +74,10 @@ class MsaTrainer(Trainer):
         self.eval_rows = eval_rows
         self.train_collator = train_collator
         self.eval_collator = eval_collator
-        drawn = drawn_rows(eval_rows, eval_draws)
+        drawn = DrawnRows(eval_rows, eval_draws)
         order = np.argsort(np.tile(row_costs(eval_rows), eval_draws), kind="stable")
         # DrawnRows knows as many draws as it is asked for; training asks for one per pass.
-        train_dataset = drawn_rows(train_rows, max(1, int(np.ceil(args.num_train_epochs))) * self.passes)
+        train_dataset = DrawnRows(train_rows, max(1, int(np.ceil(args.num_train_epochs))) * self.passes)
         callbacks = list(kwargs.pop("callbacks", []) or [])
         # Without a best checkpoint to go back to there is nothing to stop early for.
         if args.early_stopping_patience is not None and args.load_best_model_at_end:
@@ -309,6 +304,18 @@ class MsaTrainer(Trainer):
         counter = saved["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
         patience = self.args.early_stopping_patience if self.args.load_best_model_at_end else None
         return patience is not None and counter.get("early_stopping_patience_counter", 0) >= patience
+
+
+class AdamTrainer(MsaTrainer):
+    """Plain Adam whatever `args.optim` says, so that weight decay is coupled, as in the public code of several methods."""
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(
+        args: TrainingArguments, model: PreTrainedModel | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Adam with the betas and epsilon of `args`."""
+        options = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        return torch.optim.Adam, options
 
 
 def last_complete_checkpoint(folder: str | Path | None) -> Path | None:
