@@ -107,6 +107,11 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", action="store_true", default=None, help="put utterances into the summary, too")
     parser.add_argument("--steps", type=int, help="batches of the gradient probe")
     parser.add_argument(
+        "--validation",
+        nargs="+",
+        help="results of the same runs on the validation split, in the same order: thresholds come from there",
+    )
+    parser.add_argument(
         "--subset-rule",
         help="what is inconsistent: differs_from_M, not_all_equal or polarity_conflict (default: differs_from_M)",
     )

@@ -1,4 +1,7 @@
-"""How uncertainty relates to error: the fits from which U-ACS takes its thresholds (eq. 11, 12). Numpy alone."""
+"""How uncertainty relates to error: the fits from which U-ACS takes its thresholds (eq. 11, 12), and how well it ranks.
+
+Numpy alone.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -59,6 +62,22 @@ class AgreementFit:
         return cls(**{name: None if group is None else Gaussian(**group) for name, group in values.items()})
 
 
+def polarity_errors(
+    predictions: NDArray[np.floating[Any]], labels: NDArray[np.floating[Any]]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which samples have a polarity, and where the predicted one is not it.
+
+    Args:
+        predictions: Scores `(..., samples)`; a score of exactly zero has no polarity and is wrong.
+        labels: True scores `(samples,)`; those of exactly zero are not counted.
+
+    Returns:
+        What counts, and what is wrong, both `(..., samples)`.
+    """
+    counted = np.broadcast_to(np.asarray(labels) != 0, np.shape(predictions)).copy()
+    return counted, np.sign(predictions) != np.sign(labels)
+
+
 def fit_agreement(
     predictions: NDArray[np.floating[Any]],
     labels: NDArray[np.floating[Any]],
@@ -83,9 +102,9 @@ def fit_agreement(
             "one of each per sample."
         )
     values = np.asarray(uncertainties, dtype=np.float64)
-    counted = (np.asarray(labels) != 0) & np.isfinite(values)
-    same = np.sign(predictions) == np.sign(labels)
-    groups = [values[counted & same], values[counted & ~same]]
+    counted, wrong = polarity_errors(predictions, labels)
+    counted &= np.isfinite(values)
+    groups = [values[counted & ~wrong], values[counted & wrong]]
     return AgreementFit(*(Gaussian.fit(group) if len(group) else None for group in groups))
 
 
@@ -109,3 +128,57 @@ def require_tau(fit: AgreementFit, weight: float, shift: float, field: str) -> f
             f"the {kind} polarity; give it yourself with --set model.{field}=..., or use more validation data."
         )
     return tau
+
+
+def auroc(
+    uncertainties: NDArray[np.floating[Any]], wrong: NDArray[np.bool_], weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """How likely a wrong sample is more uncertain than a right one; a tie counts half.
+
+    Args:
+        uncertainties: `(samples,)`.
+        wrong: True = an error `(samples,)`.
+        weights: How often each sample is in each resample `(resamples, samples)`; default: each once.
+
+    Returns:
+        `(resamples,)`, or `(1,)` without weights; NaN where all samples are right or all wrong.
+    """
+    counts = np.ones((1, len(wrong))) if weights is None else weights
+    if not len(wrong):
+        return np.full(len(counts), np.nan)
+    order = np.argsort(uncertainties, kind="stable")
+    values, flags, counts = uncertainties[order], wrong[order], counts[:, order]
+    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+    positives = np.add.reduceat(counts * flags, starts, axis=1)
+    negatives = np.add.reduceat(counts * ~flags, starts, axis=1)
+    below = negatives.cumsum(axis=1) - negatives
+    hits = (positives * (below + negatives / 2)).sum(axis=1)
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    shares: NDArray[np.float64] = np.divide(hits, pairs, out=np.full_like(hits, np.nan), where=pairs > 0)
+    return shares
+
+
+def coverage_risks(
+    uncertainties: NDArray[np.floating[Any]],
+    losses: NDArray[np.floating[Any]],
+    counts: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Mean loss of the k most certain samples, for k from 1 to all; its mean is the area under the risk-coverage curve.
+
+    Among equal uncertainties the order is left to chance, and the risk is what is to be expected.
+
+    Args:
+        uncertainties: `(samples,)`.
+        losses: `(samples,)`, e.g. absolute errors.
+        counts: How often each sample is there `(samples,)`, whole numbers; default: each once.
+
+    Returns:
+        As many risks as there are samples, repeated ones counted.
+    """
+    _, group = np.unique(uncertainties, return_inverse=True)
+    times = np.ones(len(losses)) if counts is None else counts
+    size = np.bincount(group, weights=times)
+    total = np.bincount(group, weights=times * losses)
+    mean = np.divide(total, size, out=np.zeros_like(total), where=size > 0)
+    ordered = np.repeat(mean, size.astype(np.int64))
+    return np.asarray(ordered.cumsum() / np.arange(1, len(ordered) + 1), dtype=np.float64)

@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_msa.errors import MsaError, unknown_name
 
+from .accuracy_cost import analyze_accuracy_cost
 from .clues import analyze_clues
 from .confidence import analyze_confidence
 from .consistency import analyze_consistency_gap
@@ -21,8 +22,11 @@ from .prompts import analyze_prompts
 from .pseudo_labels import analyze_pseudo_labels
 from .quadrants import analyze_quadrants
 from .reconstruction import analyze_reconstruction
+from .risk_coverage import analyze_risk_coverage
 from .router import analyze_router
+from .routes import analyze_cases, analyze_routes
 from .selection import analyze_selection
+from .uncertainty import analyze_uncertainty
 from .upper_bound import analyze_upper_bound
 
 __all__ = ["TOOLS", "Tool", "run_tool"]
@@ -88,6 +92,17 @@ TOOLS: dict[str, Tool] = {
     "consistency-gap": Tool(
         analyze_consistency_gap, "accuracy where the modalities agree and where they do not, several runs in one table"
     ),
+    "uncertainty": Tool(
+        analyze_uncertainty, "the uncertainty where polarity is right and where it is wrong", "ubm or uacs"
+    ),
+    "risk-coverage": Tool(
+        analyze_risk_coverage, "error when the least certain samples are left out, several runs in one figure"
+    ),
+    "accuracy-cost": Tool(
+        analyze_accuracy_cost, "error over the share of samples handed to the expert, and over seconds", "uacs"
+    ),
+    "routes": Tool(analyze_routes, "counts, seconds, calls and errors per route", "uacs"),
+    "cases": Tool(analyze_cases, "a few samples of each route with all their numbers", "uacs"),
 }
 """Every tool by the name that the command line uses."""
 
