@@ -478,6 +478,23 @@ def test_a_method_that_reads_rows_gets_those_of_the_batch(
     assert sorted(seen) == sorted(rows.ids)
 
 
+def test_a_method_may_take_several_batches_before_it_answers(
+    loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested: list[Condition] = [(1, rate, FrameMissing(rate=rate, seed=1)) for rate in (0.0, 0.5)]
+    expected, shares = sweep(*loaded, rows, tested, batch_size=7)
+    model = loaded[0]
+
+    def at_the_end(batches: Any, processor: MsaProcessor) -> Any:
+        return iter([model.predict_rows(*batch, processor) for batch in list(batches)])
+
+    monkeypatch.setattr(model, "predict_batches", at_the_end)
+    found, again = sweep(*loaded, rows, tested, batch_size=7)
+    assert again == shares
+    for part, other in zip(found, expected, strict=True):
+        assert np.array_equal(part["prediction"], other["prediction"]) and part["rate"] == other["rate"]
+
+
 def test_what_a_method_cannot_have_is_one_sentence(
     loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:

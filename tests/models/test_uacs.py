@@ -264,6 +264,33 @@ class TestCascade:
             for name in ("logits", "route", "weight", "expert_score", "second_score", "expert_calls"):
                 assert torch.equal(found[name].nan_to_num(9), whole[name][part].nan_to_num(9)), name
 
+    def test_the_questions_of_many_batches_are_asked_together(self) -> None:
+        """Expert's batches of 2, so 64 questions at once; batches of 5 with 2 or 3 questions, and two without any."""
+        model = build(tau_1=0.5, tau_2=0.8, expert_batch_size=2)
+        unsure = [0.9, 0.1, 0.6, 0.2, 0.3, 0.7, 0.8, 0.1, 0.55, 0.2] * 15
+        unsure[:5] = unsure[-5:] = [0.1] * 5
+        inputs, rows = small([float(index % 6 - 3) for index in range(150)], unsure)
+        answers = [Says(0.5, 1.0 if index % 3 else 0.1) for index in range(150)]
+        expert = scripted(model.expert_requests(rows), answers)
+        model.set_expert(expert)
+        whole = model.predict_rows(inputs, rows, None)
+        expert.asked.clear()
+        batches = [
+            ({name: value[begin : begin + 5] for name, value in inputs.items()}, rows[begin : begin + 5])
+            for begin in range(0, 150, 5)
+        ]
+        waiting = iter(batches)
+        stream = model.predict_batches(waiting, None)
+        next(stream)
+        assert next(waiting)[1] is batches[1][1], "without a question there is nothing to wait for"
+        found = list(model.predict_batches(batches, None))
+        assert [len(questions) for questions in expert.asked[::2]] == [65, 5], "from 64 on"
+        assert len(expert.asked) == 4, "each time followed by the second questions"
+        for name in ("logits", "route", "weight", "expert_score", "second_score", "expert_calls", "small_score"):
+            together = torch.cat([output[name] for output in found])
+            assert torch.equal(together.nan_to_num(9), whole[name].nan_to_num(9)), name
+        assert all((output.seconds > 0).all() for output in found)
+
     def test_an_answer_without_a_number_leaves_the_small_model_s(self) -> None:
         found, expert = cascade([0.3], [1.0], [Says("I cannot say.", 0.0)])
         assert found["logits"] == pytest.approx([0.3]) and found["unparsed"] == [1] and expert.calls == 1

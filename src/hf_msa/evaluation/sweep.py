@@ -32,6 +32,7 @@ from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.files import atomic_files
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.msa_outputs import MsaOutput
 from hf_msa.models.msa_schema import COMPLETE_KEYS, MISSING_MASK_KEYS, UNIMODAL_LABEL_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
 
@@ -126,16 +127,22 @@ def sweep(
     realised = [RealisedRates() for _ in bound]
     collected: list[dict[str, np.ndarray]] = [{} for _ in bound]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for indices in tqdm(batches, desc=f"sweep of {len(bound)} conditions", leave=False):
-        members = [rows[int(index)] for index in indices]
-        complete = {key: value.to(device) for key, value in collator(members).items()}
-        for number, (_, _, protocol) in enumerate(bound):
-            masks = MsaCollator(processor, protocol, split=rows.split).masks(members)
-            realised[number].add(masks)
-            batch = apply_missing(complete, masks, processor.tokenizer.unk_token_id)
-            for name, values in _predict(model, processor, members, batch, complete).items():
-                column = collected[number].setdefault(name, np.empty(len(rows), dtype=np.float32))
-                column[indices] = values
+
+    def given() -> Iterator[tuple[dict[str, torch.Tensor], list[dict[str, Any]]]]:
+        for indices in tqdm(batches, desc=f"sweep of {len(bound)} conditions", leave=False):
+            members = [rows[int(index)] for index in indices]
+            complete = {key: value.to(device) for key, value in collator(members).items()}
+            for number, (_, _, protocol) in enumerate(bound):
+                masks = MsaCollator(processor, protocol, split=rows.split).masks(members)
+                realised[number].add(masks)
+                batch = apply_missing(complete, masks, processor.tokenizer.unk_token_id)
+                yield _inputs(model, batch, complete), members
+
+    places = [(indices, columns) for indices in batches for columns in collected]
+    for (indices, columns), outputs in zip(places, _predicted(model, given(), processor), strict=True):
+        for name, value in model.per_sample_outputs(outputs).items():
+            column = columns.setdefault("prediction" if name == "logits" else name, np.empty(len(rows), np.float32))
+            column[indices] = value.float().cpu().numpy()
     parts = []
     shares: dict[tuple[int | None, Rate], dict[str, float]] = {}
     for (seed, rate, _), columns, share in zip(bound, collected, realised, strict=True):
@@ -144,27 +151,31 @@ def sweep(
     return parts, shares
 
 
-def _predict(
-    model: MsaPreTrainedModel,
-    processor: MsaProcessor,
-    members: Sequence[Mapping[str, Any]],
-    batch: Mapping[str, torch.Tensor],
-    complete: Mapping[str, torch.Tensor],
-) -> dict[str, np.ndarray]:
-    """The prediction for each sample of a batch, and what the method says beside it; arrays of shape (batch,)."""
+def _inputs(
+    model: MsaPreTrainedModel, batch: Mapping[str, torch.Tensor], complete: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What the model gets of a batch; of labels and of what is dropped only what it says that it reads."""
     keys = {*VALUE_KEYS.values(), *MISSING_MASK_KEYS.values()} | {
         key for key in batch if key.endswith("attention_mask")
     }
     inputs = {key: value for key, value in batch.items() if key in keys}
     known = {"labels": "labels", **{COMPLETE_KEYS[modality]: key for modality, key in VALUE_KEYS.items()}}
-    inputs |= {name: complete[known[name]] for name in model.config.oracle_inputs}
+    return inputs | {name: complete[known[name]] for name in model.config.oracle_inputs}
+
+
+def _predicted(
+    model: MsaPreTrainedModel,
+    batches: Iterator[tuple[dict[str, torch.Tensor], list[dict[str, Any]]]],
+    processor: MsaProcessor,
+) -> Iterator[MsaOutput]:
+    """The output for each batch."""
     try:
-        predicted = model.predict_rows(inputs, members, processor)
+        yield from model.predict_batches(batches, processor)
+    except MsaError:
+        raise
     except (ImportError, OSError, ValueError) as error:
         # For example another model that this one asks, and that is not to be had.
         raise MsaError(f"{reason(error)}.") from error
-    outputs = model.per_sample_outputs(predicted)
-    return {"prediction" if name == "logits" else name: value.float().cpu().numpy() for name, value in outputs.items()}
 
 
 @dataclasses.dataclass(frozen=True)

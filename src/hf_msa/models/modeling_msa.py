@@ -1,7 +1,7 @@
 """The base class of all hf_msa models: initialisation, input checks, text backbone, what goes to the Hub."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -139,7 +139,7 @@ class MsaPreTrainedModel(PreTrainedModel):
     def predict_rows(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> MsaOutput:
-        """Predict samples of which the raw rows are at hand; what everything that evaluates or serves a model calls.
+        """Predict samples of which the raw rows are at hand; what everything that serves a model calls.
 
         Here the same as forward. A method that reads more of a sample than its features, e.g. the words of the transcript,
         overrides it.
@@ -152,6 +152,24 @@ class MsaPreTrainedModel(PreTrainedModel):
         """
         outputs: MsaOutput = self(**inputs)
         return outputs
+
+    def predict_batches(
+        self, batches: Iterable[tuple[Mapping[str, Tensor], Sequence[Mapping[str, Any]]]], processor: Any
+    ) -> Iterator[MsaOutput]:
+        """Predict many batches; what an evaluation calls.
+
+        Here `predict_rows` of one after the other. A method that hands some samples on to another model, which is fast in
+        full batches only, overrides it and may take several batches before it gives the first output.
+
+        Args:
+            batches: Of each batch the `inputs` and `rows` of `predict_rows`.
+            processor: The model's `MsaProcessor`.
+
+        Yields:
+            The outputs, in the order of the batches.
+        """
+        for inputs, rows in batches:
+            yield self.predict_rows(inputs, rows, processor)
 
     @property
     def output_columns(self) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Of `from_pretrained`, what is needed again to fetch the adapter from the same place.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 GAP = "..."
+# So many batches of the expert are filled before it is asked: at most the last of them is not full.
+_EXPERT_BATCHES = 32
 
 
 @dataclass
@@ -83,6 +85,27 @@ class ExpertAnswer:
     text: str
     score: float | None
     uncertainty: float
+
+
+@dataclass(frozen=True, eq=False)
+class _SmallPass:
+    """What the small model said of a batch, and what the expert is to be asked about it.
+
+    Args:
+        outputs: Of the small model.
+        small: Its scores `(batch,)`.
+        uncertainty: Its uncertainties `(batch,)`.
+        seconds: Its time per sample `(batch,)`.
+        chosen: Indices of the samples that are handed on.
+        requests: The questions about them.
+    """
+
+    outputs: UacsOutput
+    small: Floats
+    uncertainty: Floats
+    seconds: Floats
+    chosen: NDArray[np.int64]
+    requests: list[MllmRequest]
 
 
 def load_expert(config: UacsConfig, adapter: str | Path | None = None) -> Mllm:
@@ -350,11 +373,7 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
     def predict_rows(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> UacsOutput:
-        """Run the cascade.
-
-        The small model predicts the batch. What it is not sure of goes to the expert in one batch, and what then needs
-        verifying in another. On the random route as many samples of each batch are drawn as the cascade would hand on, so
-        over all batches the numbers are equal.
+        """Run the cascade on one batch; see `predict_batches`.
 
         Args:
             inputs: The small model's inputs; with labels also its loss is given.
@@ -365,21 +384,73 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
             ValueError: If a threshold is not set, or the expert is not to be had.
             ImportError: If a package that the expert needs is not installed.
         """
+        return next(iter(self.predict_batches([(inputs, rows)], processor)))
+
+    @torch.no_grad()
+    def predict_batches(
+        self, batches: Iterable[tuple[Mapping[str, Tensor], Sequence[Mapping[str, Any]]]], processor: Any
+    ) -> Iterator[UacsOutput]:
+        """Run the cascade.
+
+        The small model predicts each batch. What it is not sure of goes to the expert in one call, and what then needs
+        verifying in another. Of a batch few samples are handed on, so that it would leave the expert's own batches half
+        empty: questions are collected over as many batches as it takes to fill many of those, and a sample's `seconds` are
+        its share of all that were asked together. On the random route as many samples of each batch are drawn as the
+        cascade would hand on, so over all batches the numbers are equal.
+
+        Args:
+            batches: Of each batch the `inputs` and `rows` of `predict_rows`.
+            processor: The model's processor.
+
+        Yields:
+            The outputs, in the order of the batches.
+
+        Raises:
+            ValueError: If a threshold is not set, or the expert is not to be had.
+            ImportError: If a package that the expert needs is not installed.
+        """
+        enough = _EXPERT_BATCHES * self.config.expert_batch_size
+        waiting: list[_SmallPass] = []
+        for inputs, rows in batches:
+            waiting.append(self._small_pass(inputs, rows, processor))
+            # Without a question there is nothing to wait for.
+            if not 0 < sum(len(batch.requests) for batch in waiting) < enough:
+                yield from self._finish(waiting)
+                waiting = []
+        if waiting:
+            yield from self._finish(waiting)
+
+    def _small_pass(
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
+    ) -> _SmallPass:
+        """Run the small model on a batch, and make the questions about what it hands on."""
         started = time.perf_counter()
         outputs: UacsOutput = self(**inputs)
-        small = _column(outputs.logits)
-        uncertainty = _column(outputs.uncertainty)
+        small, uncertainty = _column(outputs.logits), _column(outputs.uncertainty)
+        seconds = np.full(len(small), (time.perf_counter() - started) / max(len(small), 1))
+        chosen = self._handed_on(uncertainty, rows)
+        requests: list[MllmRequest] = []
+        if len(chosen):
+            part = {key: value[torch.from_numpy(chosen).to(value.device)] for key, value in inputs.items()}
+            requests = self.expert_requests([rows[index] for index in chosen], part, processor)
+        return _SmallPass(outputs, small, uncertainty, seconds, chosen, requests)
+
+    def _finish(self, batches: Sequence[_SmallPass]) -> Iterator[UacsOutput]:
+        """Ask the expert about what these batches hand on, and complete their outputs."""
+        ends = np.cumsum([len(batch.small) for batch in batches])
+        small = np.concatenate([batch.small for batch in batches])
+        uncertainty = np.concatenate([batch.uncertainty for batch in batches])
+        chosen = np.concatenate(
+            [end - len(batch.small) + batch.chosen for batch, end in zip(batches, ends, strict=True)]
+        )
+        requests = [request for batch in batches for request in batch.requests]
         count = len(small)
         found: dict[str, Floats] = {
             name: np.full(count, math.nan) for name in ("expert_score", "expert_uncertainty", "weight", "second_score")
         }
         found |= {"route": np.full(count, float(FAST)), "expert_calls": np.zeros(count), "unparsed": np.zeros(count)}
-        found |= {"logits": small.copy(), "seconds": np.full(count, (time.perf_counter() - started) / max(count, 1))}
-        chosen = self._handed_on(uncertainty, rows)
+        found |= {"logits": small.copy(), "seconds": np.concatenate([batch.seconds for batch in batches])}
         if len(chosen):
-            members = [rows[index] for index in chosen]
-            part = {key: value[torch.from_numpy(chosen).to(value.device)] for key, value in inputs.items()}
-            requests = self.expert_requests(members, part, processor)
             first, certainty = self._ask(requests, chosen, small[chosen], found)
             routes = self._routes(small[chosen], first, certainty)
             weight = small_weight(self._positive(uncertainty[chosen]), certainty, self.config.epsilon)
@@ -404,10 +475,12 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
                 second, _ = self._ask(seconds, chosen[again], first[again], found)
                 final[again] = found["second_score"][chosen[again]] = second
             found["logits"][chosen] = final
-        device = outputs["logits"].device
-        for name, values in found.items():
-            outputs[name] = torch.from_numpy(values).to(device, torch.float32).unsqueeze(1)
-        return outputs
+        for batch, end in zip(batches, ends, strict=True):
+            outputs, device = batch.outputs, batch.outputs["logits"].device
+            for name, values in found.items():
+                part = values[end - len(batch.small) : end]
+                outputs[name] = torch.from_numpy(part).to(device, torch.float32).unsqueeze(1)
+            yield outputs
 
     def _handed_on(self, uncertainty: Floats, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
         """Indices of the samples that go to the expert."""
@@ -451,11 +524,11 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
     def _ask(
         self, requests: Sequence[MllmRequest], samples: NDArray[np.int64], fallback: Floats, found: dict[str, Floats]
     ) -> tuple[Floats, Floats]:
-        """Ask the expert about samples of the batch and count calls, unreadable answers and seconds in `found`.
+        """Ask the expert about samples, and count calls, unreadable answers and seconds in `found`.
 
         Args:
             requests: What is asked.
-            samples: The samples' indices in the batch.
+            samples: The samples' indices in `found`.
             fallback: Their scores where the answer cannot be read.
             found: Columns of the output, changed in place.
 

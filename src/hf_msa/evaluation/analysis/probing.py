@@ -1,6 +1,6 @@
 """TCMR's prediction, its confidence and the true-class probability of the same texts under the same masks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -46,10 +46,12 @@ class JudgedModel(nn.Module):
         truth = self.classifier.true_class_probability(inputs["input_ids"], inputs["attention_mask"], labels)
         return {"logits": outputs.logits, "confidence": outputs.confidence, "truth": truth.unsqueeze(1)}
 
-    def predict_rows(self, inputs: Mapping[str, Tensor], rows: Sequence[Any], processor: Any) -> dict[str, Tensor]:
+    def predict_batches(
+        self, batches: Iterable[tuple[Mapping[str, Tensor], Sequence[Any]]], processor: Any
+    ) -> Iterator[dict[str, Tensor]]:
         """Predict; neither model reads the rows."""
-        found: dict[str, Tensor] = self(**inputs)
-        return found
+        for inputs, _ in batches:
+            yield self(**inputs)
 
     def per_sample_outputs(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The three numbers of each sample, each `(batch,)`."""
