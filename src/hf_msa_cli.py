@@ -73,6 +73,13 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "--subset-rule",
         help="what is inconsistent: differs_from_M, not_all_equal or polarity_conflict (default: differs_from_M)",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change the model's configuration, e.g. route=mllm for U-ACS; needs --output",
+    )
     parser.add_argument("--batch-size", type=int, default=128, help="rows per batch (default: 128)")
 
 

@@ -155,7 +155,11 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from .evaluation.report import print_results
     from .evaluation.sweep import evaluate_runs
     from .hub.cards import write_card
+    from .training.recipes import set_value
 
+    changes: dict[str, Any] = {}
+    for assignment in arguments.set:
+        set_value(changes, assignment)
     results = evaluate_runs(
         arguments.model,
         arguments.data,
@@ -167,6 +171,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         output=arguments.output,
         subset=arguments.subset,
         subset_rule=arguments.subset_rule,
+        changes=changes,
     )
     print_results(results.content)
     for run in results.runs:

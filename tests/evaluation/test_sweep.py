@@ -248,6 +248,21 @@ def test_results_lie_in_the_run_unless_told_otherwise(corpus: Path, runs: Path, 
     assert made.files[0] == run / "results.json" and made.files[0].is_file()
 
 
+def test_a_changed_configuration_is_used_and_kept(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    run = str(runs / "seed-1")
+    changes = {"mask_padding": False}
+    made = evaluate_runs(run, str(corpus), protocol="complete", output=str(tmp_path), changes=changes)
+    assert made.content["config"]["mask_padding"] is False
+    assert load_checkpoint(run, changes)[0].config.mask_padding is False
+    assert load_checkpoint(run)[0].config.mask_padding is True
+    with pytest.raises(MsaError, match="give a folder as --output"):
+        evaluate_runs(run, str(corpus), protocol="complete", changes=changes)
+    with pytest.raises(MsaError, match="'mask_padding'"):
+        load_checkpoint(run, {"mask_paddin": False})
+    with pytest.raises(MsaError, match="No checkpoint can be loaded"):
+        load_checkpoint(run, {"mask_padding": "perhaps"})
+
+
 # --- Subsets ---
 
 

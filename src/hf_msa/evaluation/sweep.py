@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.loading import dataset_facts, load_msa
@@ -212,14 +212,25 @@ def find_models(model: str) -> list[str]:
     return [str(seed) for seed in seeds]
 
 
-def load_checkpoint(name: str) -> tuple[MsaPreTrainedModel, MsaProcessor]:
+def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tuple[MsaPreTrainedModel, MsaProcessor]:
     """Load a model in eval mode and its processor, on the GPU where there is one.
 
+    Args:
+        name: Folder or Hub name.
+        changes: Values of its configuration to be used instead of those it was saved with.
+
     Raises:
-        MsaError: If there is no such checkpoint, or it is not one of hf_msa.
+        MsaError: If there is no such checkpoint, it is not one of hf_msa, or a change is not possible.
     """
     try:
-        model, loading = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        if changes:
+            known = AutoConfig.from_pretrained(name).to_dict()
+            for field in changes:
+                if field not in known:
+                    raise unknown_name("configuration field", field, known)
+        model, loading = AutoModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **(changes or {})
+        )
         processor = AutoProcessor.from_pretrained(name)
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError, ValueError) as error:
         raise MsaError(f"No checkpoint can be loaded from {name!r}: {reason(error)}.") from error
@@ -318,6 +329,7 @@ def evaluate_runs(
     output: str | None = None,
     subset: str | None = None,
     subset_rule: str | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Evaluate one checkpoint, or all training seeds of a run, and write results.json, predictions and curves.
 
@@ -333,11 +345,18 @@ def evaluate_runs(
             of the whole split stay.
         subset: ``"consistent"`` or ``"inconsistent"``, for a part of the split by its unimodal labels; default: all of it.
         subset_rule: What makes a sample inconsistent, see `hf_msa.evaluation.subsets.RULES`.
+        changes: Values of the model's configuration to be used instead of its own, e.g. ``{"route": "mllm"}``; `output` must
+            then be given.
 
     Raises:
         MsaError: If model, data or protocol will not do.
     """
     started = time.perf_counter()
+    if changes and output is None:
+        raise MsaError(
+            f"--set {next(iter(changes))} makes another model of this one; give a folder as --output, so that the results "
+            "of the model as it is stay."
+        )
     names = find_models(model)
     runs = list(_read_runs(names))
     _check_one_run(runs, model)
@@ -366,7 +385,7 @@ def evaluate_runs(
     tested: list[Condition] = []
     method = ""
     for name, run in zip(names, runs, strict=True):
-        network, processor = load_checkpoint(name)
+        network, processor = load_checkpoint(name, changes)
         # The seeds of one run share their tokenizer: the data is tokenised once.
         if rows is None:
             rows = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)

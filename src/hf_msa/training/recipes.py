@@ -126,7 +126,16 @@ def config_fields(config_class: type[MsaConfig]) -> set[str]:
     return names - {field.name for field in dataclasses.fields(PreTrainedConfig)} - {"text_config"}
 
 
-def _set(recipe: dict[str, Any], assignment: str) -> None:
+def set_value(recipe: dict[str, Any], assignment: str) -> None:
+    """Set one value of nested groups, e.g. by ``model.num_tokens=4``; groups that are absent are made.
+
+    Args:
+        recipe: The groups, changed in place.
+        assignment: Names joined by dots, ``=``, and the value as YAML.
+
+    Raises:
+        MsaError: If it is no such assignment.
+    """
     key, equals, text = assignment.partition("=")
     if not equals:
         raise MsaError(f"--set takes KEY=VALUE, e.g. model.num_tokens=4; {assignment!r} has no '='.")
@@ -189,7 +198,7 @@ def load_recipe(
     """
     name, content = _read(name)
     for assignment in assignments:
-        _set(content, assignment)
+        set_value(content, assignment)
     if text_model is not None:
         content["text_model"] = text_model
     _check_keys("recipe key", content, {field.name for field in dataclasses.fields(Recipe)} - {"name", "ablation"})
