@@ -48,6 +48,7 @@ format: setup  ## let ruff fix and format the code
 bench: setup  ## measure training and evaluation throughput against the reference behaviour
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.cascade
 
 clean:  ## remove what was built, but not what was trained
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist src/*.egg-info
