@@ -22,13 +22,16 @@ from hf_msa.files import atomic_write, write_json
 from hf_msa.models.configuration_cmc import CmcConfig
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.configuration_pglh import PglhConfig
+from hf_msa.models.configuration_ubm import UbmConfig
 from hf_msa.models.modeling_cmc import CmcForSentimentAnalysis, CmcUnimodalModels
 from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
+from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis
 from hf_msa.training.arguments import MsaTrainingArguments
 from hf_msa.training.pseudo_labels import PseudoLabels
 from hf_msa.training.stages_cmc import CmcTrainer, CmcUnimodalTrainer
 from hf_msa.training.stages_pglh import PglhTrainer
+from hf_msa.training.stages_ubm import UbmTrainer
 from hf_msa.training.trainer import MsaTrainer
 
 from .shapes import MOSI, TOY, generated_rows, processor, shape_fields, text_model
@@ -38,9 +41,11 @@ LABELS = {
     "pglh training": "PGLH, training",
     "cmc unimodal training": "CMC, training of the unimodal models",
     "cmc training": "CMC, training of the whole model",
+    "ubm training": "UBM, training",
     "pglh inference": "PGLH, inference",
     "pglh training graph": "PGLH, forward of the training graph",
     "cmc inference": "CMC, inference",
+    "ubm inference": "UBM, inference",
 }
 _BARE = {"training": "bare training", "inference": "bare inference"}
 
@@ -66,6 +71,7 @@ class MethodsBench:
         self.pglh = PglhConfig(**fields)
         # The public code's settings for MOSI.
         self.cmc = CmcConfig(**fields, encoder_layers=2, num_attention_heads=4, head_dropout=0.5)
+        self.ubm = UbmConfig(**fields)
 
     def build(self, model_class: type[Any], config: MsaConfig) -> Any:
         """A model around the text encoder."""
@@ -123,6 +129,9 @@ class MethodsBench:
                     "cmc training", CmcTrainer, self.build(CmcForSentimentAnalysis, self.cmc), targets=classes
                 )
             ),
+            "ubm training": self._epoch(
+                self.trainer("ubm training", UbmTrainer, self.build(UbmForSentimentAnalysis, self.ubm))
+            ),
             _BARE["training"]: self._bare(training=True),
         }
 
@@ -135,10 +144,12 @@ class MethodsBench:
         """Predictions of complete rows, PGLH's forward with reconstruction, and the text encoder alone."""
         pglh = self.build(PglhForSentimentAnalysis, self.pglh).to(device()).eval()
         cmc = self.build(CmcForSentimentAnalysis, self.cmc).to(device()).eval()
+        ubm = self.build(UbmForSentimentAnalysis, self.ubm).to(device()).eval()
         return {
             "pglh inference": self._sweep(pglh),
             "pglh training graph": self._training_graph(pglh),
             "cmc inference": self._sweep(cmc),
+            "ubm inference": self._sweep(ubm),
             _BARE["inference"]: self._bare(training=False),
         }
 
