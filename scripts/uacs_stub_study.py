@@ -468,7 +468,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, help="folder of the summary")
     parser.add_argument("--ubm", type=Path, help="trained UBM runs (seed-*); default: trained in the output")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1111, 1112, 1113])
-    parser.add_argument("--set", action="append", default=[], help="a change of the recipe ubm/sample")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override the recipe ubm/sample")
     parser.add_argument("--experts", nargs="+", choices=list(EXPERTS), default=list(EXPERTS))
     arguments = parser.parse_args(argv)
     ubm = arguments.ubm or arguments.output / "ubm"

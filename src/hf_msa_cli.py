@@ -75,7 +75,9 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--set",
-        action="append",
+        dest="assignments",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="FIELD=VALUE",
         help="change the model's configuration, e.g. route=mllm for U-ACS; needs --output",

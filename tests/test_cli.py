@@ -193,6 +193,18 @@ def test_evaluate_takes_rates_seeds_and_split(work: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("quick_figures")
+def test_evaluate_takes_another_configuration(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", str(work / "text" / "seed-1"), "--data", str(work / "corpus"), "--protocol", "complete"]
+    assert main([*command, "--output", str(tmp_path), "--set", "mask_padding=false"]) == 0
+    assert read_results(tmp_path)["config"]["mask_padding"] is False
+    capsys.readouterr()
+    assert main([*command, "--set", "mask_padding=false"]) == 2
+    assert "give a folder as --output" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path), "--set", "mask_padding"]) == 2
+    assert "has no '='" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick_figures")
 def test_compare(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run in ("text", "tcmr"):
         command = ["evaluate", str(work / run), "--data", str(work / "corpus"), "--rates", "0", "0.5"]

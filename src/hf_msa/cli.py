@@ -158,7 +158,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from .training.recipes import set_value
 
     changes: dict[str, Any] = {}
-    for assignment in arguments.set:
+    for assignment in arguments.assignments:
         set_value(changes, assignment)
     results = evaluate_runs(
         arguments.model,
