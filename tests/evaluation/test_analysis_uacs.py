@@ -113,6 +113,14 @@ def runs(tmp_path: Path) -> dict[str, str]:
     return {"cascade": write(folder, columns("cascade")), "mllm": write(folder / "mllm", columns("mllm"))}
 
 
+@pytest.fixture
+def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all the rest; one test of each tool draws."""
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda _figure, path, **_: Path(path).write_bytes(b"a figure")
+    )
+
+
 def read(path: str | Path) -> list[dict[str, str]]:
     with Path(path).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -214,6 +222,7 @@ class TestUncertainty:
         assert (float(fit["validation same mean"]), float(fit["tau"])) == (0.3, 0.5)
         assert rows["small model, -|score|"]["tau"] == ""
 
+    @pytest.mark.usefixtures("quick_figures")
     def test_thresholds_come_from_validation(self, tmp_path: Path) -> None:
         values = {"prediction": SMALL, "uncertainty": UNSURE}
         config = {"uncertainty_kind": "entropy"}
@@ -260,6 +269,7 @@ class TestRiskCoverage:
         # Wrong at 0.3; right at 0.4, 0.1 and 0.2.
         assert "0.667 ± 0.000 [" in summary
 
+    @pytest.mark.usefixtures("quick_figures")
     def test_runs_together(self, runs: dict[str, str], tmp_path: Path) -> None:
         run_tool("risk-coverage", [runs["cascade"], runs["mllm"]], output=str(tmp_path / "out"))
         rows = read(tmp_path / "out" / "risk_coverage.csv")

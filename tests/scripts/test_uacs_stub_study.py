@@ -44,17 +44,21 @@ def test_random_routing_lies_between_both_models(script: ModuleType) -> None:
     assert mixed[0] == [0.75, 0.5] and mixed[1].tolist() == [0.5, 0.5]
 
 
-def test_the_study_at_toy_size(script: ModuleType, tmp_path: Path) -> None:
+def test_the_study_at_toy_size(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda _figure, path, **_: Path(path).write_bytes(b"a figure")
+    )
+    monkeypatch.setattr(script, "RANDOM_DRAWS", 1)
     data = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=3)
     output = tmp_path / "out"
-    arguments = ["--data", str(data), "--output", str(output), "--seeds", "5", "6", "--experts", "error-prone"]
+    arguments = ["--data", str(data), "--output", str(output), "--seeds", "5", "--experts", "error-prone"]
     assert script.main([*arguments, "--set", "stages.main.num_train_epochs=1"]) == 0
     found = json.loads((output / "uacs_stub_study.json").read_text())
     (values,) = found["experts"].values()
     for counts in values["accounting"]:
         assert sum(route["n"] for route in counts.values()) == found["test clips"]
     ways = {row["way"]: row for row in values["ways"]}
-    assert ways["UBM alone"]["calls"] == [0, 0] and ways["expert alone"]["calls"] == [1, 1]
+    assert ways["UBM alone"]["calls"] == [0] and ways["expert alone"]["calls"] == [1]
     assert ways["random, equal calls, all draws"]["calls"] == ways["U-ACS"]["calls"]
     summary = (output / "uacs_stub_study.md").read_text()
     assert "## Expert: error-prone" in summary and "| planted hard clip | entropy |" in summary
