@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -147,30 +147,15 @@ class CsvSource:
         files: dict[tuple[str, str], Path | None] = {}
         for row in (row for split in self.splits for row in self._rows[split]):
             key = (row[VIDEO_ID], row[CLIP_ID])
-            files[key] = file = self._file(modality, *key)
+            files[key] = file = clip_file(
+                self._folders[modality], *key, (".npy", ".csv"), root=self._root, origin=str(self._path)
+            )
             if file is not None and modality not in self.widths:
                 self.widths[modality] = self._load(modality, file).shape[1]
         if modality not in self.widths:
             example = self._folders[modality] / next(iter(files))[0] / f"{next(iter(files))[1]}.npy"
             raise MsaError(f"No clip has a file in {self._folders[modality]}; {example} was looked for, for example.")
         return files
-
-    def _file(self, modality: str, video: str, clip: str) -> Path | None:
-        for part in (video, clip):
-            if part in ("", ".", "..") or any(character in part for character in "/\\\0"):
-                raise MsaError(
-                    f"The id {part!r} in {self._path} cannot be part of a file name; ids may not be empty, '.' or "
-                    "'..', nor hold a slash."
-                )
-        folder, root = self._folders[modality], self._root.resolve()
-        for stem in (folder / video / clip, folder / f"{video}{ID_SEPARATOR}{clip}"):
-            for suffix in (".npy", ".csv"):
-                file = stem.with_name(stem.name + suffix)
-                if file.is_file():
-                    if not file.resolve().is_relative_to(root):
-                        raise MsaError(f"{file} leads out of {self._root}; copy the file into the folder.")
-                    return file
-        return None
 
     def _load(self, modality: str, file: Path) -> np.ndarray:
         array = self._load_npy(file) if file.suffix == ".npy" else self._load_csv(modality, file)
@@ -237,6 +222,38 @@ class CsvSource:
                     np.zeros((1, self.widths[modality]), "float32") if file is None else self._load(modality, file)
                 )
             yield row
+
+
+def clip_file(
+    folder: Path, video: str, clip: str | None, suffixes: Sequence[str], *, root: Path, origin: str
+) -> Path | None:
+    """Find the file of a clip: ``<video>/<clip>`` or ``<video>$_$<clip>``, with the first suffix that there is.
+
+    Args:
+        folder: Where to look.
+        video, clip: Its ids; without a clip's id the file is ``<video>``.
+        suffixes: Kinds of file, each with its dot.
+        root: The folder that no file may lie outside of.
+        origin: Where the ids come from, for the message.
+
+    Raises:
+        MsaError: If an id or a link would lead out of `root`.
+    """
+    for part in (video,) if clip is None else (video, clip):
+        if part in ("", ".", "..") or any(character in part for character in "/\\\0"):
+            raise MsaError(
+                f"The id {part!r} in {origin} cannot be part of a file name; ids may not be empty, '.' or '..', nor hold a "
+                "slash."
+            )
+    names = (video,) if clip is None else (f"{video}/{clip}", f"{video}{ID_SEPARATOR}{clip}")
+    for stem in (folder / name for name in names):
+        for suffix in suffixes:
+            file = stem.with_name(stem.name + suffix)
+            if file.is_file():
+                if not file.resolve().is_relative_to(root.resolve()):
+                    raise MsaError(f"{file} leads out of {root}; copy the file into the folder.")
+                return file
+    return None
 
 
 def _is_number(cell: str) -> bool:
