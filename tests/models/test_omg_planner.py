@@ -1,0 +1,479 @@
+"""OMG-Agent's planner: the schema, re-ranking by hand, centring, scripted models, and the light planner's probes."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm
+
+from hf_msa.models.msa_mllm import MllmAnswer, MllmRequest
+from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from hf_msa.models.omg_planner import (
+    FALLBACK_PLAN,
+    MAX_PHRASE,
+    SENTIMENT_SCALE,
+    Candidate,
+    Centering,
+    Lexicon,
+    LightPlanner,
+    MllmPlanner,
+    Observation,
+    Plan,
+    PlannerSettings,
+    RidgeProbe,
+    choose,
+    normalize,
+    parse_plan,
+    plan_prompt,
+    rule_entity_action,
+    schema_violations,
+    semantic_cost,
+    sentiment_word,
+    tokenize,
+)
+
+GLAD = Plan("a woman", "praises the film", "positive")
+SAD = Plan("a woman", "leaves", "negative")
+BROKEN = "She is glad!"
+
+
+class ScriptedMllm:
+    """An `Mllm` that says what it is told to, and whose vectors are given by a function.
+
+    Args:
+        script: For a request the candidates: text and log-probability of each of its tokens.
+        vector: The vector of a request.
+    """
+
+    name = "scripted"
+
+    def __init__(
+        self,
+        script: Callable[[MllmRequest], Sequence[tuple[str, Sequence[float]]]],
+        vector: Callable[[MllmRequest], Sequence[float]] = lambda request: (1.0, 0.0),
+    ) -> None:
+        self._script = script
+        self._vector = vector
+        self.options: list[dict[str, Any]] = []
+        self.asked: list[MllmRequest] = []
+        self.embedded: list[MllmRequest] = []
+
+    def generate(self, requests: Sequence[MllmRequest], max_new_tokens: int, **options: Any) -> list[list[MllmAnswer]]:
+        self.options.append({"max_new_tokens": max_new_tokens, **options})
+        self.asked += requests
+        return [
+            [
+                MllmAnswer(text, (text, *[""] * (len(logprobs) - 1)), (0.0,) * len(logprobs), tuple(logprobs))
+                for text, logprobs in self._script(request)
+            ]
+            for request in requests
+        ]
+
+    def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
+        self.embedded += requests
+        return np.array([self._vector(request) for request in requests], dtype=np.float32)
+
+
+def says(*candidates: tuple[str, Sequence[float]]) -> Callable[[MllmRequest], Sequence[tuple[str, Sequence[float]]]]:
+    return lambda request: candidates
+
+
+def by_prompt(**vectors: Sequence[float]) -> Callable[[MllmRequest], Sequence[float]]:
+    """Vectors by a word of the prompt, (1, 0) without any of them."""
+
+    def vector(request: MllmRequest) -> Sequence[float]:
+        return next((value for word, value in vectors.items() if word in request.prompt), (1.0, 0.0))
+
+    return vector
+
+
+class TestSchema:
+    def test_a_plan_survives_text_and_json(self) -> None:
+        assert GLAD.to_text() == "Entity: a woman; Action: praises the film; Sentiment: positive"
+        assert parse_plan(GLAD.to_text()) == GLAD
+        assert Plan.from_dict(json.loads(json.dumps(GLAD.to_dict()))) == GLAD
+
+    def test_a_model_may_write_one_field_on_each_line_and_in_capitals(self) -> None:
+        assert parse_plan('ENTITY:  "a   woman"\nAction: praises the film.\n\nSentiment: Positive.\n') == GLAD
+
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            (BROKEN, "fields"),
+            ("", "fields"),
+            ("Entity: a woman; Sentiment: positive", "fields"),
+            ("Action: leaves; Entity: a woman; Sentiment: positive", "fields"),
+            ("Entity: a; Entity: b; Action: leaves; Sentiment: positive", "fields"),
+            ("Entity: a woman; Action: leaves; Sentiment: positive; Because: it ends", "fields"),
+            ("Sure! Entity: a woman; Action: leaves; Sentiment: positive", "fields"),
+            ("Entity: ; Action: leaves; Sentiment: positive", "entity is empty"),
+            ("Entity: a woman; Action: ...; Sentiment: positive", "action is empty"),
+            (f"Entity: {'a' * (MAX_PHRASE + 1)}; Action: leaves; Sentiment: positive", "entity has 61"),
+            ("Entity: a woman; Action: leaves; Sentiment: glad", "sentiment is 'glad'"),
+            ("Entity: a woman; Action: leaves; Sentiment: strongly", "sentiment is 'strongly'"),
+        ],
+    )
+    def test_violations_are_named_and_refused(self, text: str, problem: str) -> None:
+        found = schema_violations(text)
+        assert len(found) == 1 and problem in found[0]
+        with pytest.raises(ValueError, match=r"."):
+            parse_plan(text)
+
+    def test_every_violation_is_named(self) -> None:
+        assert len(schema_violations("Entity: ; Action: ; Sentiment: glad")) == 3
+
+    @pytest.mark.parametrize("entity", ["", " a", "a;b", "a\nb", "a.", "b" * (MAX_PHRASE + 1)])
+    def test_a_plan_that_could_not_be_read_back_cannot_be_made(self, entity: str) -> None:
+        with pytest.raises(ValueError, match="the entity"):
+            Plan(entity, "leaves", "neutral")
+
+    @given(st.text(max_size=70), st.text(max_size=70), st.sampled_from(SENTIMENT_SCALE))
+    @settings(max_examples=100, deadline=None)
+    def test_whatever_can_be_made_can_be_read_back(self, entity: str, action: str, sentiment: str) -> None:
+        try:
+            plan = Plan(entity, action, sentiment)
+        except ValueError:
+            return
+        assert parse_plan(plan.to_text()) == plan
+
+    def test_scores_and_words(self) -> None:
+        assert [sentiment_word(score) for score in range(-3, 4)] == list(SENTIMENT_SCALE)
+        assert [Plan("a", "b", word).score for word in SENTIMENT_SCALE] == [-3, -2, -1, 0, 1, 2, 3]
+        assert sentiment_word(-9.0) == "strongly negative"
+        assert sentiment_word(1.6) == sentiment_word(2.4) == "positive"
+        assert sentiment_word(0.6, (-1.0, 1.0)) == "positive"  # 1.8 on the scale of seven
+
+    def test_the_fallback_is_neutral(self) -> None:
+        assert FALLBACK_PLAN.to_text() == "Entity: a speaker; Action: speaks; Sentiment: neutral"
+
+
+class TestCosts:
+    def test_semantic_cost_is_zero_for_parallel_vectors_and_two_for_opposite_ones(self) -> None:
+        plans = np.array([[2.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [3.0, 4.0], [0.0, 0.0]])
+        assert semantic_cost(plans, np.array([[5.0, 0.0]])) == pytest.approx([0.0, 2.0, 1.0, 0.4, 1.0])
+
+    @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=6, max_size=6))
+    @settings(max_examples=50, deadline=None)
+    def test_semantic_cost_stays_within_its_bounds(self, values: list[float]) -> None:
+        vectors = np.array(values).reshape(2, 3)
+        assert 0 <= semantic_cost(vectors[:1], vectors[1:])[0] <= 2
+        assert semantic_cost(vectors, vectors) == pytest.approx(np.where(vectors.any(1), 0.0, 1.0), abs=1e-5)
+
+    def test_centring_tells_near_parallel_vectors_apart(self) -> None:
+        vectors = np.array([[100.0, 3.0], [100.0, -3.0]])
+        assert normalize(vectors)[0] @ normalize(vectors)[1] == pytest.approx((1e4 - 9) / (1e4 + 9))
+        centred = normalize(vectors, vectors.mean(0))
+        assert centred == pytest.approx(np.array([[0.0, 1.0], [0.0, -1.0]]))
+        assert centred.dtype == np.float32
+
+    def test_the_mean_itself_becomes_zeros_not_nan(self) -> None:
+        assert normalize(np.array([[2.0, 2.0]]), np.array([2.0, 2.0])).tolist() == [[0.0, 0.0]]
+
+
+class TestChoice:
+    def test_first_of_equals_and_none_of_the_broken(self) -> None:
+        broken = Candidate(BROKEN, 0.0, None, ("fields",))
+        low, high = (Candidate("", -1.0, plan, (), 0.0, utility) for plan, utility in ((SAD, -2.0), (GLAD, -1.0)))
+        assert choose([broken, low, high, high]) == 2
+        assert choose([broken, low, high], reranking=False) == 1
+        assert choose([broken, broken]) is choose([]) is None
+
+    def test_utility_by_hand(self) -> None:
+        # Observed (1, 0). GLAD is at cosine .6: -1.1 - .3 * .4 = -1.22. SAD is opposite: -.8 - .3 * 2 = -1.4.
+        mllm = ScriptedMllm(
+            says((SAD.to_text(), (-0.5, -0.3)), (GLAD.to_text(), (-1.0, -0.1))),
+            by_prompt(praises=(3.0, 4.0), leaves=(-2.0, 0.0)),
+        )
+        (choice,) = MllmPlanner(mllm).plan([Observation("words")])
+        assert choice.plan == GLAD and choice.chosen == 1 and not choice.is_fallback
+        assert [candidate.cost for candidate in choice.candidates] == pytest.approx([2.0, 0.4])
+        assert [candidate.utility for candidate in choice.candidates] == pytest.approx([-1.4, -1.22])
+        assert choice.plan_vector == pytest.approx([0.6, 0.8])
+        assert choice.observation_vector == pytest.approx([1.0, 0.0])
+        (unweighted,) = MllmPlanner(mllm, PlannerSettings(semantic_weight=0.0)).plan([Observation("words")])
+        assert unweighted.plan == SAD
+        (first,) = MllmPlanner(mllm, PlannerSettings(reranking=False)).plan([Observation("words")])
+        assert first.plan == SAD and first.chosen == 0
+
+    def test_sum_prefers_short_answers_and_mean_does_not(self) -> None:
+        mllm = ScriptedMllm(says((SAD.to_text(), (-1.0, -1.0)), (GLAD.to_text(), (-0.6,) * 4)))
+        (literal,) = MllmPlanner(mllm).plan([Observation("words")])
+        (mean,) = MllmPlanner(mllm, PlannerSettings(log_prob="mean")).plan([Observation("words")])
+        assert literal.plan == SAD and mean.plan == GLAD
+        assert [candidate.log_prob for candidate in literal.candidates] == pytest.approx([-2.0, -2.4])
+        assert [candidate.log_prob for candidate in mean.candidates] == pytest.approx([-1.0, -0.6])
+
+    def test_a_broken_candidate_never_wins(self) -> None:
+        mllm = ScriptedMllm(says((BROKEN, (0.0,)), (GLAD.to_text(), (-50.0,))))
+        for reranking in (True, False):
+            (choice,) = MllmPlanner(mllm, PlannerSettings(reranking=reranking)).plan([Observation("words")])
+            assert choice.plan == GLAD and choice.chosen == 1
+            broken = choice.candidates[0]
+            assert broken.utility == -math.inf and math.isnan(broken.cost) and broken.violations
+
+    def test_all_broken_gives_the_fallback_and_says_so(self) -> None:
+        mllm = ScriptedMllm(says((BROKEN, (0.0,)), ("", ())), by_prompt(speaks=(0.0, 2.0)))
+        (choice,) = MllmPlanner(mllm, PlannerSettings(log_prob="mean")).plan([Observation("words")])
+        assert choice.plan == FALLBACK_PLAN and choice.is_fallback
+        assert choice.plan_vector == pytest.approx([0.0, 1.0])
+
+
+class TestMllmPlanner:
+    verbalizer = MsaVerbalizer.fit(
+        [{"audio": np.full((2, 1), value), "vision": np.full((2, 1), value)} for value in (-1.0, 1.0)],
+        {"audio": ("pitch",), "vision": ("AU12_r",)},
+    )
+    features = {"audio": np.full((2, 1), 3.0), "vision": np.full((2, 1), -3.0)}
+
+    def planner(self, mllm: ScriptedMllm, **options: Any) -> MllmPlanner:
+        return MllmPlanner(mllm, verbalizer=self.verbalizer, **options)
+
+    def test_draws_as_the_settings_say(self) -> None:
+        mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))))
+        planner = MllmPlanner(mllm, PlannerSettings(seed=7))
+        planner.plan([Observation("a"), Observation("b")])
+        assert mllm.options == [
+            {"max_new_tokens": 48, "num_candidates": 5, "temperature": 0.8, "top_p": 0.9, "seed": 7}
+        ]
+        assert planner.name == "scripted"
+        assert planner.plan([]) == []
+
+    def test_the_question_has_all_that_is_observed_and_nothing_else(self) -> None:
+        planner = self.planner(ScriptedMllm(says()))
+        full = Observation("great film", features=self.features)
+        prompt = planner.request(full).prompt
+        assert '"great film"' in prompt and "pitch very high" in prompt and "lip corner puller very weak" in prompt
+        assert "Lost" not in prompt
+        heard = planner.request(full.restricted(["audio"])).prompt
+        assert "pitch very high" in heard and "great film" not in heard and "lip corner" not in heard
+        assert "Given of the clip: its sound. Lost: its words, its pictures;" in heard
+        for word in SENTIMENT_SCALE:
+            assert word in heard
+
+    def test_what_is_missing_has_no_influence(self) -> None:
+        planner = self.planner(ScriptedMllm(says()))
+        wave, frames = np.zeros(4, np.float32), np.zeros((1, 2, 2, 3), np.uint8)
+        one = Observation("great film", wave, frames, self.features)
+        other = Observation(
+            "bad film",
+            wave + 1,
+            frames,
+            {"audio": np.ones((9, 1)), "vision": self.features["vision"]},
+        )
+        assert (
+            planner.request(one.restricted(["vision"])).digest == planner.request(other.restricted(["vision"])).digest
+        )
+        assert planner.request(one.restricted(["audio"])).digest != planner.request(other.restricted(["audio"])).digest
+
+    def test_raw_media_are_not_said_in_words_too(self) -> None:
+        wave = np.zeros(4, np.float32)
+        request = self.planner(ScriptedMllm(says())).request(Observation(None, wave, features=self.features))
+        assert request.audio is wave
+        assert "pitch" not in request.prompt and "lip corner puller" in request.prompt
+
+    def test_without_the_verbaliser_features_are_unsaid(self) -> None:
+        prompt = MllmPlanner(ScriptedMllm(says())).request(Observation("great film", features=self.features)).prompt
+        assert prompt == plan_prompt("great film", ["text"])
+
+    def test_vectors_are_of_bare_text_without_the_question(self) -> None:
+        mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,)), (GLAD.to_text(), (-1.0,))))
+        self.planner(mllm).plan([Observation("great film", features=self.features), Observation()])
+        prompts = [request.prompt for request in mllm.embedded]
+        assert prompts[:2] == [FALLBACK_PLAN.to_text(), GLAD.to_text()]  # equal candidates are read once
+        assert prompts[2] == "great film\nVoice: pitch very high. Face: lip corner puller very weak."
+        assert prompts[3] and len(prompts) == 4
+
+    def test_centring_takes_the_training_means_of_plans_and_observations_apart(self) -> None:
+        mllm = ScriptedMllm(
+            says((GLAD.to_text(), (-1.0,)), (SAD.to_text(), (-1.5,)), (BROKEN, (0.0,))),
+            by_prompt(praises=(10.0, 1.0), leaves=(10.0, -1.0), loud=(0.0, 6.0), quiet=(0.0, 2.0), glad=(99.0, 99.0)),
+        )
+        planner = MllmPlanner(mllm)
+        planner.fit_centering([Observation("loud"), Observation("quiet")])
+        assert planner.centering is not None
+        assert planner.centering.plan_mean == pytest.approx([10.0, 0.0])  # the broken one has no say
+        assert planner.centering.observation_mean == pytest.approx([0.0, 4.0])
+        loud, quiet = planner.plan([Observation("loud"), Observation("quiet")])
+        # GLAD is now (0, 1), SAD (0, -1), loud (0, 1), quiet (0, -1): -1 - 0 and -1.5 - .6; -1 - .6 and -1.5 - 0.
+        assert [candidate.utility for candidate in loud.candidates[:2]] == pytest.approx([-1.0, -2.1])
+        assert [candidate.utility for candidate in quiet.candidates[:2]] == pytest.approx([-1.6, -1.5])
+        assert (loud.plan, quiet.plan) == (GLAD, SAD)
+        again = Centering.from_dict(json.loads(json.dumps(planner.centering.to_dict())))
+        assert np.array_equal(again.plan_mean, planner.centering.plan_mean)
+        assert again.observation_mean.dtype == np.float32
+
+    def test_nothing_to_take_the_means_of_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="training split"):
+            MllmPlanner(ScriptedMllm(says())).fit_centering([])
+
+    @pytest.mark.parametrize(
+        "options", [{"num_candidates": 0}, {"temperature": 0.0}, {"log_prob": "max"}, {"semantic_weight": -1.0}]
+    )
+    def test_settings_that_make_no_sense_are_refused(self, options: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="is"):
+            PlannerSettings(**options)
+
+
+def test_a_real_model_with_random_weights_plans_too() -> None:
+    seen = [Observation("great film", tiny_audio(), tiny_frames()), Observation(None, tiny_audio())]
+    planner = MllmPlanner(tiny_mllm(), PlannerSettings(num_candidates=2, max_new_tokens=3))
+    planner.fit_centering(seen)
+    both = planner.plan(seen)
+    for choice in both:
+        assert choice.is_fallback and choice.plan == FALLBACK_PLAN and len(choice.candidates) == 2
+        assert all(candidate.violations and candidate.log_prob < 0 for candidate in choice.candidates)
+        assert np.linalg.norm(choice.observation_vector) == pytest.approx(1.0, abs=1e-5)
+    (alone,) = planner.plan(seen[1:])
+    assert [candidate.text for candidate in alone.candidates] == [candidate.text for candidate in both[1].candidates]
+    assert alone.observation_vector == pytest.approx(both[1].observation_vector, abs=1e-3)
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("I really loved it", ("the speaker", "loved")),
+            ("He didn't like the end", ("he", "like")),
+            ("It's great", ("it", "is")),
+            ("the main actor was running away", ("the main actor", "running")),
+            ("Well, the movie surprised me", ("the movie", "surprised")),
+            ("they have not a clue", ("they", "has")),
+            ("awful", ("a speaker", "speaks")),
+            ("", ("a speaker", "speaks")),
+            (None, ("a speaker", "speaks")),
+            ("\u6211\u559c\u6b22", ("a speaker", "speaks")),
+        ],
+    )
+    def test_subject_and_verb(self, text: str | None, expected: tuple[str, str]) -> None:
+        assert rule_entity_action(text) == expected
+
+    @given(st.text(max_size=80))
+    @example("he 'cause")
+    @example("the " + "x" * 90)
+    @settings(max_examples=100, deadline=None)
+    def test_any_text_keeps_to_the_schema(self, text: str) -> None:
+        Plan(*rule_entity_action(text), "neutral")
+
+    def test_words_and_characters(self) -> None:
+        assert tokenize("I DON\u2019T like it's 3 \u597d\u770b") == [
+            "i", "do", "not", "like", "it", "'s", "\u597d", "\u770b",
+        ]  # fmt: skip
+
+
+class TestProbe:
+    def test_lexicon_by_hand(self) -> None:
+        lexicon = Lexicon.fit(["good film", "good good", "bad film"], [2.0, 1.0, -3.0], prior=1.0)
+        assert lexicon.words == {"good": (2, 3.0), "film": (2, -1.0), "bad": (1, -3.0)}
+        assert lexicon.score("good") == pytest.approx(3 / 3)
+        assert lexicon.score("good film") == pytest.approx((1 - 1 / 3) / 2)
+        assert lexicon.score("new bad") == pytest.approx(-3 / 2 / 2)
+        assert lexicon.score("?!") == 0.0
+
+    def test_a_training_text_does_not_score_itself(self) -> None:
+        lexicon = Lexicon.fit(["good film", "good good", "bad film"], [2.0, 1.0, -3.0], prior=1.0)
+        assert lexicon.score("bad film", own_label=-3.0) == pytest.approx((0 / 1 + 2 / 2) / 2)
+
+    def test_ridge_by_hand(self) -> None:
+        probe = RidgeProbe.fit(np.array([[1.0, 7.0], [5.0, 7.0]]), np.array([0.0, 2.0]), ridge=1.0)
+        # x = (-1, 1), y = (-1, 1), so w = 2 / (2 + 1 * 2); the other column never differs.
+        assert probe.weights == pytest.approx([0.5, 0.0])
+        assert probe.predict(np.array([5.0, 7.0])) == pytest.approx(1.5)
+        assert probe.predict(np.array([3.0, 9.0])) == pytest.approx(1.0)
+        assert probe.deviation == pytest.approx(0.5)
+
+    def test_ridge_minimises_what_it_says(self) -> None:
+        rng = np.random.default_rng(0)
+        features, labels = rng.normal(size=(30, 4)), rng.normal(size=30)
+        probe = RidgeProbe.fit(features, labels, ridge=0.3)
+
+        def loss(weights: np.ndarray) -> float:
+            errors = labels - labels.mean() - (features - probe.center) / probe.scale @ weights
+            return float((errors**2).mean() + 0.3 * (weights**2).sum())
+
+        best = loss(probe.weights)
+        assert all(loss(probe.weights + 1e-2 * step) > best for step in (*np.eye(4), *-np.eye(4)))
+
+
+def encode(texts: Sequence[str]) -> np.ndarray:
+    """A text encoder of two numbers for each text."""
+    return np.array([[len(text), text.count("o")] for text in texts], dtype=np.float32)
+
+
+class TestLightPlanner:
+    labels = np.array([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0] * 4)
+    texts = tuple("I hate it" if label < 0 else "I love it" if label > 0 else "it is" for label in labels)
+    observations = tuple(
+        Observation(text, features={"audio": np.full((3, 1), label), "vision": np.full((3, 2), -label)})
+        for text, label in zip(texts, labels, strict=True)
+    )
+
+    def planner(self, **options: Any) -> LightPlanner:
+        return LightPlanner.fit(self.observations, self.labels.tolist(), encode, ridge=0.01, **options)
+
+    def test_has_a_probe_for_each_of_the_seven_patterns(self) -> None:
+        assert set(self.planner().probes) == {
+            ("text",),
+            ("audio",),
+            ("vision",),
+            ("text", "audio"),
+            ("text", "vision"),
+            ("audio", "vision"),
+            ("text", "audio", "vision"),
+        }
+
+    def test_reads_the_sentiment_from_whatever_is_there(self) -> None:
+        planner = self.planner()
+        for modalities in (["audio"], ["vision"], ["audio", "vision"]):
+            seen = [observation.restricted(modalities) for observation in self.observations[:7]]
+            assert [choice.plan.score for choice in planner.plan(seen)] == [-3, -2, -1, 0, 1, 2, 3]
+        hate, love = planner.plan([Observation("I hate it"), Observation("I love it")])
+        assert hate.plan.score < 0 < love.plan.score
+        assert (love.plan.entity, love.plan.action) == ("the speaker", "love")
+
+    def test_candidates_are_the_words_around_the_score_with_their_probabilities(self) -> None:
+        probe = RidgeProbe(np.zeros(3), np.ones(3), np.array([1.0, 0.0, 0.0]), 0.0, 1.0)
+        planner = LightPlanner(encode, Lexicon(0.0, {}), {("audio",): probe}, PlannerSettings(num_candidates=7))
+        ((*proposed,),) = planner.propose([Observation(features={"audio": np.full((2, 1), 0.9)})])
+        words = [parse_plan(text).score for text, _ in proposed]
+        assert words == [1, 0, 2, -1, 3, -2, -3]
+        weights = np.exp(-((np.array(words) - 0.9) ** 2) / 2)
+        assert np.exp([log_prob for _, log_prob in proposed]) == pytest.approx(weights / weights.sum())
+        narrow = LightPlanner(
+            encode, planner.lexicon, planner.probes, PlannerSettings(num_candidates=2), label_range=(-1.0, 1.0)
+        )
+        ((*proposed,),) = narrow.propose([Observation(features={"audio": np.full((2, 1), 0.6)})])
+        assert [parse_plan(text).score for text, _ in proposed] == [2, 1]  # .6 of 1 is 1.8 of 3
+
+    def test_a_plan_depends_on_its_own_observation_alone(self) -> None:
+        planner = self.planner()
+        alone = [planner.plan([observation])[0] for observation in self.observations[:4]]
+        for one, other in zip(alone, planner.plan(self.observations[:4]), strict=True):
+            assert one.plan == other.plan and one.candidates == other.candidates
+            assert np.array_equal(one.plan_vector, other.plan_vector)
+            assert np.array_equal(one.observation_vector, other.observation_vector)
+
+    def test_nothing_observed_is_neutral(self) -> None:
+        (choice,) = self.planner().plan([Observation()])
+        assert choice.plan == FALLBACK_PLAN and not choice.is_fallback
+        assert np.isfinite(choice.observation_vector).all()
+
+    def test_an_unknown_pattern_is_refused(self) -> None:
+        planner = LightPlanner.fit([Observation("I love it")], [1.0], encode)
+        with pytest.raises(ValueError, match="no probe for audio"):
+            planner.plan([Observation(features={"audio": np.ones((2, 1))})])
+        with pytest.raises(ValueError, match="training split"):
+            LightPlanner.fit([], [], encode)
+
+    def test_is_named_and_survives_json(self) -> None:
+        planner = self.planner()
+        again = LightPlanner.from_dict(json.loads(json.dumps(planner.to_dict())), encode)
+        assert again.name == "light planner"
+        for one, other in zip(planner.plan(self.observations[:7]), again.plan(self.observations[:7]), strict=True):
+            assert one.candidates == other.candidates
+            assert np.array_equal(one.plan_vector, other.plan_vector)
+            assert np.array_equal(one.observation_vector, other.observation_vector)
