@@ -1,0 +1,249 @@
+"""The knowledge base: exact search, what it refuses, and that a saved one is the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from hf_msa.data.knowledge_base import DESCRIPTION_FILE, ENTRIES_FOLDER, INDEX_FILE, KnowledgeBase
+from hf_msa.errors import MsaError
+from hf_msa.models.omg_retriever import NO_ENTRY, EvidenceRetriever
+
+pytest.importorskip("faiss")
+COUNT, WIDTH = 40, 8
+
+
+def parts(count: int = COUNT, seed: int = 0) -> dict[str, Any]:
+    draw = np.random.default_rng(seed)
+    return {
+        "ids": [f"clip_{number}" for number in range(count)],
+        "keys": draw.normal(size=(count, WIDTH)).astype(np.float32),
+        "plans": draw.normal(size=(count, 5)).astype(np.float32),
+        "values": {
+            "text": draw.normal(size=(count, 3, 2)).astype(np.float32),
+            "audio": draw.normal(size=(count, 4, 2)).astype(np.float32),
+        },
+    }
+
+
+def in_small_chunks(base: KnowledgeBase, folder: Path) -> KnowledgeBase:
+    """The same entries saved and loaded in four files."""
+    base.save(folder)
+    dataset = datasets.load_from_disk(str(folder / ENTRIES_FOLDER))
+    dataset.save_to_disk(str(folder / "shards"), num_shards=4)
+    (folder / ENTRIES_FOLDER).rename(folder / "whole")
+    (folder / "shards").rename(folder / ENTRIES_FOLDER)
+    return KnowledgeBase.load(folder)
+
+
+class TestSearch:
+    def test_by_hand(self) -> None:
+        keys = np.array([[3, 0], [0, 2], [1, 1]], dtype=np.float32)
+        ones = np.ones((3, 1, 1), dtype=np.float32)
+        base = KnowledgeBase.build(["a", "b", "c"], keys, np.eye(3, dtype=np.float32), {"text": ones})
+        scores, rows = base.search(np.array([[0.0, 5.0]], dtype=np.float32), 3)
+        assert rows.tolist() == [[1, 2, 0]]
+        np.testing.assert_allclose(scores, [[1, np.sqrt(0.5), 0]], atol=1e-6)
+
+    def test_flat_is_exact(self) -> None:
+        given = parts()
+        queries = np.random.default_rng(1).normal(size=(7, WIDTH)).astype(np.float32)
+        norms = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(given["keys"], axis=1)
+        cosines = queries @ given["keys"].T / norms
+        scores, rows = KnowledgeBase.build(**given).search(queries, 5)
+        assert rows.tolist() == np.argsort(-cosines, axis=1)[:, :5].tolist()
+        np.testing.assert_allclose(scores, -np.sort(-cosines, axis=1)[:, :5], atol=1e-6)
+
+    def test_fewer_entries_than_asked_for(self) -> None:
+        scores, rows = KnowledgeBase.build(**parts(count=2)).search(np.ones((1, WIDTH), dtype=np.float32), 4)
+        assert rows[0, 2:].tolist() == [NO_ENTRY, NO_ENTRY] and sorted(rows[0, :2]) == [0, 1]
+        assert np.isneginf(scores[0, 2:]).all() and np.isfinite(scores[0, :2]).all()
+
+    @pytest.mark.parametrize("factory", ["HNSW16", "IVF2,Flat", "PQ4x4"])
+    def test_any_factory_string(self, factory: str, tmp_path: Path) -> None:
+        given = parts(count=200)
+        base = KnowledgeBase.build(**given, factory=factory)
+        base.save(tmp_path / "kb")
+        loaded = KnowledgeBase.load(tmp_path / "kb")
+        assert loaded.factory == factory and loaded.with_keys(given["keys"]).factory == factory
+        for ours, theirs in zip(base.search(given["keys"], 3), loaded.search(given["keys"], 3), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    def test_own_rows(self) -> None:
+        assert KnowledgeBase.build(**parts()).rows_of(["clip_3", "unseen", "clip_0"]).tolist() == [3, NO_ENTRY, 0]
+
+
+class TestCandidates:
+    @pytest.mark.parametrize("sharded", [False, True])
+    def test_are_the_numbers_that_were_given(self, sharded: bool, tmp_path: Path) -> None:
+        given = parts()
+        base = KnowledgeBase.build(**given)
+        base = in_small_chunks(base, tmp_path / "kb") if sharded else base
+        assert len(base._views["key"]) == (4 if sharded else 1)
+        rows = np.array([[39, 0, NO_ENTRY], [9, 10, 11]])
+        read = base.candidates(rows)
+        assert torch.equal(read.entries, torch.tensor(rows))
+        for name, value in read.values.items():
+            expected = given["values"][name][rows]
+            expected[0, 2] = 0
+            np.testing.assert_array_equal(value.numpy(), expected)
+        np.testing.assert_array_equal(read.plans.numpy()[1], given["plans"][9:12])
+        np.testing.assert_allclose(read.keys[1].norm(dim=1).numpy(), 1, atol=1e-6)
+
+    def test_feed_the_retriever_without_a_samples_own_entry(self) -> None:
+        given = parts()
+        base = KnowledgeBase.build(**given)
+        _, rows = base.search(given["keys"], 6)
+        assert (rows[:, 0] == np.arange(COUNT)).all()
+        own = torch.from_numpy(base.rows_of(given["ids"]))
+        retriever = EvidenceRetriever(embedding_dim=5, query_dim=WIDTH, top_k=5)
+        queries, plans = torch.from_numpy(given["keys"]), torch.from_numpy(given["plans"])
+        found = retriever(queries, plans, base.candidates(rows), own)
+        assert found.entries.tolist() == rows[:, 1:].tolist()
+        assert found.values["audio"].shape == (COUNT, 4, 2)
+
+    @pytest.mark.parametrize("row", [COUNT, -2])
+    def test_of_rows_that_are_not_there(self, row: int) -> None:
+        with pytest.raises(MsaError, match=f"Row {row} is asked for; the knowledge base has the rows 0 to 39"):
+            KnowledgeBase.build(**parts()).candidates(np.array([[0, row]]))
+
+
+class TestNewKeys:
+    @pytest.mark.parametrize("sharded", [False, True])
+    def test_replace_the_old_and_leave_the_rest(self, sharded: bool, tmp_path: Path) -> None:
+        given, fresh = parts(), parts(seed=5)
+        old = KnowledgeBase.build(**given)
+        old = in_small_chunks(old, tmp_path / "kb") if sharded else old
+        new = old.with_keys(fresh["keys"])
+        assert (new.search(fresh["keys"], 1)[1][:, 0] == np.arange(COUNT)).all()
+        assert (old.search(given["keys"], 1)[1][:, 0] == np.arange(COUNT)).all()
+        rows = np.arange(COUNT)[None]
+        expected = KnowledgeBase.build(**{**given, "keys": fresh["keys"]}).candidates(rows)
+        torch.testing.assert_close(new.candidates(rows), expected, rtol=0, atol=0)
+        for ours, theirs in zip(old._views["plan"], new._views["plan"], strict=True):
+            assert np.shares_memory(ours, theirs)
+
+    def test_may_have_another_width(self) -> None:
+        base = KnowledgeBase.build(**parts()).with_keys(np.eye(COUNT, dtype=np.float32))
+        assert base.shapes["key"] == (COUNT,)
+        assert base.search(np.eye(COUNT, dtype=np.float32)[3:4], 1)[1].tolist() == [[3]]
+
+    def test_must_be_as_many(self) -> None:
+        with pytest.raises(MsaError, match="The column 'key' has the shape .3, 8."):
+            KnowledgeBase.build(**parts()).with_keys(np.ones((3, WIDTH), dtype=np.float32))
+
+
+class TestFiles:
+    def test_loaded_is_saved(self, tmp_path: Path) -> None:
+        base = KnowledgeBase.build(**parts())
+        base.save(tmp_path / "kb")
+        loaded = KnowledgeBase.load(tmp_path / "kb")
+        rows = np.arange(COUNT)[None]
+        torch.testing.assert_close(loaded.candidates(rows), base.candidates(rows), rtol=0, atol=0)
+        assert loaded.ids == base.ids and loaded.shapes == base.shapes and loaded.modalities == ("audio", "text")
+        assert loaded.dataset.cache_files, "the entries are mapped, not read"
+        assert not loaded._views["value_text"][0].flags.writeable
+
+    def test_holds_no_pickle_and_leaves_nothing_else(self, tmp_path: Path) -> None:
+        KnowledgeBase.build(**parts()).save(tmp_path / "kb")
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert {path.suffix for path in files} == {".arrow", ".json", ".faiss"}
+        assert [path.name for path in tmp_path.iterdir()] == ["kb"]
+
+    def test_may_be_saved_over_itself(self, tmp_path: Path) -> None:
+        KnowledgeBase.build(**parts()).save(tmp_path / "kb")
+        fresh = parts(seed=5)["keys"]
+        loaded = KnowledgeBase.load(tmp_path / "kb")
+        loaded.with_keys(fresh).save(tmp_path / "kb")
+        assert (KnowledgeBase.load(tmp_path / "kb").search(fresh, 1)[1][:, 0] == np.arange(COUNT)).all()
+        assert (loaded.search(parts()["keys"], 1)[1][:, 0] == np.arange(COUNT)).all()
+
+    def test_an_error_leaves_the_old_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        base = KnowledgeBase.build(**parts())
+        base.save(tmp_path / "kb")
+
+        def fail(*_: object) -> None:
+            raise OSError("disk full")
+
+        monkeypatch.setattr("hf_msa.data.knowledge_base.write_json", fail)
+        with pytest.raises(OSError, match="disk full"):
+            base.with_keys(parts(seed=5)["keys"]).save(tmp_path / "kb")
+        assert [path.name for path in tmp_path.iterdir()] == ["kb"]
+        assert (KnowledgeBase.load(tmp_path / "kb").search(parts()["keys"], 1)[1][:, 0] == np.arange(COUNT)).all()
+
+    def test_none_there(self, tmp_path: Path) -> None:
+        with pytest.raises(MsaError, match="holds no knowledge base"):
+            KnowledgeBase.load(tmp_path)
+
+    @pytest.mark.parametrize("file", [INDEX_FILE, DESCRIPTION_FILE, f"{ENTRIES_FOLDER}/state.json"])
+    def test_broken_files(self, file: str, tmp_path: Path) -> None:
+        KnowledgeBase.build(**parts()).save(tmp_path / "kb")
+        (tmp_path / "kb" / file).write_bytes(b"[1]broken")
+        with pytest.raises(MsaError, match="cannot be read .*; build it again"):
+            KnowledgeBase.load(tmp_path / "kb")
+
+    def test_another_format(self, tmp_path: Path) -> None:
+        KnowledgeBase.build(**parts()).save(tmp_path / "kb")
+        (tmp_path / "kb" / DESCRIPTION_FILE).write_text(json.dumps({"format": 99}))
+        with pytest.raises(MsaError, match="has format 99, this version of hf_msa reads 1"):
+            KnowledgeBase.load(tmp_path / "kb")
+
+    def test_an_index_of_other_keys(self, tmp_path: Path) -> None:
+        KnowledgeBase.build(**parts()).save(tmp_path / "kb")
+        KnowledgeBase.build(**parts(count=30)).save(tmp_path / "other")
+        (tmp_path / "other" / INDEX_FILE).replace(tmp_path / "kb" / INDEX_FILE)
+        with pytest.raises(MsaError, match="The index has 30 keys of width 8, the knowledge base 40"):
+            KnowledgeBase.load(tmp_path / "kb")
+
+    def test_columns_of_another_type(self, tmp_path: Path) -> None:
+        base = KnowledgeBase.build(**parts())
+        wrong = base.dataset.cast_column("plan", datasets.List(datasets.Value("float64"), length=5))
+        with pytest.raises(MsaError, match="The column 'plan' of the knowledge base is .*float32 in lists of fixed"):
+            KnowledgeBase(wrong, base._index, "Flat")
+        with pytest.raises(MsaError, match="has no column 'key'"):
+            KnowledgeBase(base.dataset.remove_columns("key"), base._index, "Flat")
+        with pytest.raises(MsaError, match="has no column 'value_<modality>'"):
+            KnowledgeBase(base.dataset.remove_columns(["value_text", "value_audio"]), base._index, "Flat")
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {**parts(count=4), **changes}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (changed(ids=["a", "b", "a", "c"]), "The id 'a' occurs twice"),
+        (changed(ids=["a", "b", "", "c"]), "The id '' is not a name"),
+        (changed(ids=[]), "of 0 entries and 2 modalities"),
+        (changed(values={}), "of 4 entries and 0 modalities"),
+        (changed(ids=["a", "b", "c"]), "The column 'key' has the shape .4, 8.; it needs 2 dimensions.* of 3 entries"),
+        (changed(plans=np.ones((4, 0))), "The column 'plan' has the shape .4, 0."),
+        (changed(values={"text": np.ones((4, 3))}), "The column 'value_text' has the shape .4, 3.; it needs 3"),
+        (changed(keys=np.full((4, 2), np.nan)), "The column 'key' holds numbers that are not finite"),
+        (changed(factory="Flatt"), "FAISS cannot build the index 'Flatt' .*could not parse.*; 'Flat' works"),
+        (changed(factory="IVF16,Flat"), "FAISS cannot build the index 'IVF16,Flat' over 4 keys"),
+    ],
+)
+def test_what_cannot_be_built(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(MsaError, match=message) as raised:
+        KnowledgeBase.build(**given)
+    assert "\n" not in str(raised.value) and ".cpp" not in str(raised.value)
+
+
+def test_what_cannot_be_searched() -> None:
+    base = KnowledgeBase.build(**parts(count=4))
+    with pytest.raises(MsaError, match="The queries have the shape .1, 3.; this knowledge base's keys have width 8"):
+        base.search(np.ones((1, 3), dtype=np.float32), 1)
+    with pytest.raises(MsaError, match="k is 0; at least 1"):
+        base.search(np.ones((1, WIDTH), dtype=np.float32), 0)
+
+
+def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MsaError, match=r"pip install 'hf-msa\[kb\]'"):
+        KnowledgeBase.build(**parts(count=4))
