@@ -43,6 +43,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="folder of the runs; each seed gets seed-<N> in it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1111], help="training seeds (default: 1111)")
     parser.add_argument("--ablation", help="a row of the method's ablation table")
+    _media(parser)
     parser.add_argument("--text-model", help="folder or Hub name of a BERT-family checkpoint")
     parser.add_argument(
         "--set",
@@ -54,6 +55,15 @@ def _train(parser: argparse.ArgumentParser) -> None:
         help="override the recipe, e.g. model.num_tokens=4",
     )
     parser.epilog = "Any flag of transformers.TrainingArguments is taken too, e.g. --num_train_epochs 5 --bf16."
+
+
+def _media(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--media",
+        metavar="DIR",
+        help="folder with <video_id>/<clip_id>.wav or .mp4 (also flac, mp3, mkv, webm, avi) for the expert of methods that "
+        "ask one",
+    )
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +93,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         help="change the model's configuration, e.g. route=mllm for U-ACS; needs --output",
     )
     parser.add_argument("--batch-size", type=int, default=128, help="rows per batch (default: 128)")
+    _media(parser)
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:

@@ -142,13 +142,14 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
     rows = None
     for seed in arguments.seeds:
-        context = run_recipe(recipe, arguments.data, arguments.output, seed, flags, rows)
+        context = run_recipe(recipe, arguments.data, arguments.output, seed, flags, rows, arguments.media)
         rows = context.rows
         if PartialState().is_main_process:
             write_card(context.folder)
             print(f"Trained {recipe.method} with seed {seed}: {context.folder}")
     if PartialState().is_main_process:
-        print(f"Next: hf-msa evaluate {arguments.output} --data {arguments.data}")
+        media = "" if arguments.media is None else f" --media {arguments.media}"
+        print(f"Next: hf-msa evaluate {arguments.output} --data {arguments.data}{media}")
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -172,6 +173,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         subset=arguments.subset,
         subset_rule=arguments.subset_rule,
         changes=changes,
+        media=arguments.media,
     )
     print_results(results.content)
     for run in results.runs:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -479,6 +479,50 @@ class TestQuestions:
         (request,) = model.expert_requests([row], inputs, tiny_processor(model.config))
         assert request.audio is not None and request.audio.tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
         assert request.frames is not None and request.frames[:, 0, 0, 0].tolist() == [2, 3, 4, 5]
+
+    def test_media_without_features_are_given_whole_or_not_at_all(self) -> None:
+        """Nothing says what of them is dropped."""
+        model = self.model(vision_dim=None)
+        row = tiny_rows(model.config, 1)[0] | {
+            "waveform": np.ones(8, dtype=np.float32),
+            "frames": np.ones((8, 2, 2, 3), dtype=np.uint8),
+        }
+        row.pop("vision", None)
+        for gone, there in (([], True), ([2], False)):
+            batch = tiny_batch(model.config, 1)
+            masks = {
+                name: np.zeros(tuple(batch[key].shape), dtype=bool)
+                for name, key in (("text", "attention_mask"), ("audio", "audio_attention_mask"))
+            }
+            masks["text"][0, gone] = True
+            (request,) = model.expert_requests([row], apply_missing(batch, masks, 1), tiny_processor(model.config))
+            assert (request.frames is not None) is there and request.audio is not None
+
+    @pytest.mark.usefixtures("scripted_small")
+    def test_recordings_are_read_of_those_only_that_the_expert_is_asked_about(self) -> None:
+        model = build(tau_1=0.5, tau_2=0.5)
+        inputs, rows = small([1.0, 1.0, -1.0], [0.9, 0.1, 0.8])
+        read: list[str] = []
+
+        def load(row: Mapping[str, Any]) -> dict[str, Any]:
+            read.append(row["id"])
+            return {"waveform": np.ones(8, dtype=np.float32)} if row["id"] == "clip 0" else {}
+
+        model.media = load
+        expert = StubExpert(lambda _: Says(-2.0, 0.9))
+        model.set_expert(expert)
+        out = model.predict_rows(inputs, rows, None)
+        assert read == ["clip 0", "clip 2"] and out.expert_calls.flatten().tolist() == [2, 0, 1]
+        assert [[request.audio is not None for request in asked] for asked in expert.asked] == [[True, False], [True]]
+
+    def test_what_the_expert_is_given(self) -> None:
+        assert build().expert_input == "words"
+        assert build(use_verbalizer=False).expert_input == "transcript"
+        model = build(route="fast")
+        model.media = lambda row: {}
+        assert model.expert_input is None
+        model.config.route = "mllm"
+        assert model.expert_input == "media"
 
     def test_visible_words(self) -> None:
         tokenizer = tiny_processor(tiny_uacs_config()).tokenizer

@@ -3,26 +3,31 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from hf_msa.data.media import MediaFolder
 from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.report import caption
 from hf_msa.evaluation.sweep import evaluate_runs, sweep
 from hf_msa.evaluation.uncertainty import fit_agreement
+from hf_msa.hub.cards import card_of
 from hf_msa.models.modeling_uacs import ask_expert
 from hf_msa.models.msa_mllm import MllmRequest
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from hf_msa.models.uacs_prompts import answer_text
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, run_recipe
-from hf_msa.training.stages_uacs import split_requests
+from hf_msa.training.stages_uacs import AnsweredRows, validation_requests
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from stub_expert import Says, StubExpert
@@ -138,7 +143,7 @@ class TestExpert:
         assert expert.calls == len(rows) and max(map(len, expert.asked)) == 5
         model = AutoModel.from_pretrained(run.folder)
         requests = model.expert_requests([rows[index] for index in range(len(rows))])
-        assert [request.digest for request in split_requests(run, model, "validation")] == [
+        assert [request.digest for request in validation_requests(run, model)] == [
             request.digest for request in requests
         ]
         answers = ask_expert(StubExpert(by_hash), requests, model.config)
@@ -175,7 +180,7 @@ class TestExpert:
         run = whole_run(corpus, tmp_path, *assignments)
         assert expert.calls == len(run.rows["validation"]) - 7
         model = AutoModel.from_pretrained(run.folder)
-        given = ask_expert(StubExpert(by_hash), split_requests(run, model, "validation"), model.config)
+        given = ask_expert(StubExpert(by_hash), list(validation_requests(run, model)), model.config)
         fit = fit_agreement(
             np.array([answer.score for answer in given]),
             run.rows["validation"].labels,
@@ -220,6 +225,82 @@ class TestExpert:
         with pytest.raises(MsaError, match=words) as error:
             whole_run(corpus, tmp_path, *assignments)
         assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def media(run: RunContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sound of a height of its own for every clip but the first of each split."""
+    folder = tmp_path_factory.mktemp("media")
+    for rows in run.rows.values():
+        for index in range(1, len(rows)):
+            row = rows[index]
+            file = folder / row["video_id"] / f"{row['clip_id']}.wav"
+            file.parent.mkdir(exist_ok=True)
+            soundfile.write(file, np.full(160, index / 1000, dtype=np.float32), 16_000, subtype="FLOAT")
+    return folder
+
+
+class TestMedia:
+    def test_the_expert_hears_the_clips_and_all_that_is_written_says_so(
+        self,
+        corpus: Path,
+        tmp_path: Path,
+        media: Path,
+        give: Callable[[StubExpert], StubExpert],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        expert = give(StubExpert(by_hash))
+        recipe = load_recipe("uacs/sample", assignments=[*SMALL, *EXPERT, "model.expert_batch_size=5"])
+        run = run_recipe(recipe, str(corpus), tmp_path, 1, QUIET, media=media)
+        rows = run.rows["validation"]
+        requests = [request for asked in expert.asked for request in asked]
+        assert [None if request.audio is None else round(1000 * float(request.audio[0])) for request in requests] == [
+            None,
+            *range(1, len(rows)),
+        ]
+        assert all("Voice:" not in request.prompt for request in requests[1:]) and "Voice:" in requests[0].prompt
+        facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+        assert facts["expert_input"] == "media"
+        assert facts["media"]["validation"] == {"clips": len(rows), "without_file": 1}
+        with pytest.raises(MsaError, match=r"a run with other settings \(media differ\)"):
+            run_recipe(recipe, str(corpus), tmp_path, 1, QUIET)
+
+        options: dict[str, Any] = {"protocol": "complete", "split": "validation"}
+        expert.asked.clear()
+        made = evaluate_runs(str(run.folder), str(corpus), output=str(tmp_path / "a"), media=str(media), **options)
+        assert made.content["expert_input"] == "media"
+        assert made.content["media"] == {"clips": len(rows), "without_file": 1}
+        without_sound = sum(request.audio is None for asked in expert.asked for request in asked)
+        assert expert.calls > without_sound <= 2, "the one clip without a file, asked about twice at most"
+        assert "given the transcript with sound and pictures (1 of" in caption(made.content)
+
+        caplog.clear()
+        made = evaluate_runs(str(run.folder), str(corpus), output=str(tmp_path / "b"), **options)
+        assert made.content["expert_input"] == "words" and made.content["media"] is None
+        assert ["its thresholds may not fit" in record.getMessage() for record in caplog.records] == [True]
+        assert "given the transcript with sound and pictures; given" in card_of(run.folder)
+
+    def test_an_example_is_read_when_it_is_asked_for(self, run: RunContext, media: Path) -> None:
+        model = AutoModel.from_pretrained(run.folder)
+        read: list[str] = []
+
+        def load(row: Mapping[str, Any]) -> dict[str, Any]:
+            read.append(row["id"])
+            return MediaFolder(media).load(row)
+
+        model.media = load
+        examples = AnsweredRows(model, run.rows["train"])
+        assert len(examples) == len(run.rows["train"]) and read == []
+        example = examples[3]
+        assert read == [run.rows["train"].ids[3]] and float(example.request.audio[0]) == pytest.approx(0.003)
+        assert example.answer == answer_text(float(run.rows["train"].labels[3]))
+
+    def test_media_without_an_expert_are_refused(self, corpus: Path, run: RunContext, media: Path) -> None:
+        with pytest.raises(MsaError, match="--media is for models that ask a multimodal language model"):
+            evaluate_runs(str(run.folder), str(corpus), media=str(media))
+        for name in ("uacs/sample", "text/sample"):
+            with pytest.raises(MsaError, match=f"'{name}' reads features only"):
+                run_recipe(load_recipe(name), str(corpus), run.folder.parent / "other", 1, QUIET, media=media)
 
 
 def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.evaluation.metrics import CLASS_METRICS, METRICS
-from hf_msa.evaluation.results import Results, result_metrics
+from hf_msa.evaluation.results import EXPERT_INPUTS, Results, result_metrics
 from hf_msa.evaluation.subsets import subset_text
 
 if TYPE_CHECKING:
@@ -152,8 +152,18 @@ def caption(results: Results) -> str:
         f"{dataset['name']}, {split_text(results)}, {count_text(results)}; "
         f"protocol {results['protocol']['name']}, {_counted(rates, 'setting')}, {_counted(masks, 'mask draw')}; "
         f"{_counted(count, 'training seed')}{which}; "
+        f"{expert_text(results)}"
         f"± is the standard deviation over training seeds, the interval a bootstrap over samples."
     )
+
+
+def expert_text(results: Results) -> str:
+    """What the expert was given, as a part of a sentence; empty for a model that asks none."""
+    given, media = results.get("expert_input"), results.get("media")
+    if given is None:
+        return ""
+    lacking = f" ({media['without_file']} of {media['clips']} clips have none)" if media else ""
+    return f"the expert was given {EXPERT_INPUTS.get(given, given)}{lacking}; "
 
 
 def _counted(number: int, noun: str) -> str:

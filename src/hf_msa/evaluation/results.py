@@ -54,6 +54,13 @@ PREDICTION_COLUMNS = ("id", "training_seed", "mask_seed", "rate", "prediction", 
 CLASS_COLUMNS = tuple(f"class_logits_{name}" for name in SENTIMENT_CLASSES)
 """The columns of class logits, which the predictions of models that classify have."""
 
+EXPERT_INPUTS = {
+    "media": "the transcript with sound and pictures",
+    "words": "the transcript with a description of the features in words",
+    "transcript": "the transcript alone",
+}
+"""What an expert can be given, as results call it -> in words."""
+
 Results = dict[str, Any]
 """The content of ``results.json``."""
 
@@ -259,6 +266,8 @@ def build_results(
     selection: Sequence[Mapping[str, Any]] = (),
     versions: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
+    expert_input: str | None = None,
+    media: Mapping[str, int] | None = None,
     seconds: float | None = None,
     resamples: int = RESAMPLES,
     bootstrap_seed: int = 0,
@@ -284,6 +293,8 @@ def build_results(
         selection: How each training seed's checkpoint was chosen.
         versions: Package versions.
         config: The model's config.
+        expert_input: What the expert was given, one of `EXPERT_INPUTS`; None for a model that asks none.
+        media: Number of ``clips``, and of those ``without_file``; None where no recordings were given.
         seconds: How long the evaluation took.
         resamples: Bootstrap resamples.
         bootstrap_seed: The same seed draws the same rows, whatever the method.
@@ -340,6 +351,8 @@ def build_results(
         "selection": list(selection),
         "versions": versions or {},
         "config": config or {},
+        "expert_input": expert_input,
+        "media": media,
         "seconds": seconds,
     }
     plain = _plain(results)

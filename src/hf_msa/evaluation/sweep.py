@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.loading import dataset_facts, load_msa
+from hf_msa.data.media import MediaFolder
 from hf_msa.data.missing import (
     CompleteProtocol,
     FixedPattern,
@@ -36,7 +38,7 @@ from hf_msa.models.msa_outputs import MsaOutput
 from hf_msa.models.msa_schema import COMPLETE_KEYS, MISSING_MASK_KEYS, UNIMODAL_LABEL_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
 
-from .results import PREDICTIONS_FILE, Rate, Results, build_results, predictions_table, write_results
+from .results import EXPERT_INPUTS, PREDICTIONS_FILE, Rate, Results, build_results, predictions_table, write_results
 from .subsets import DEFAULT_RULE, Subset
 
 if TYPE_CHECKING:
@@ -330,6 +332,7 @@ def evaluate_runs(
     subset: str | None = None,
     subset_rule: str | None = None,
     changes: Mapping[str, Any] | None = None,
+    media: str | None = None,
 ) -> Evaluation:
     """Evaluate one checkpoint, or all training seeds of a run, and write results.json, predictions and curves.
 
@@ -347,9 +350,10 @@ def evaluate_runs(
         subset_rule: What makes a sample inconsistent, see `hf_msa.evaluation.subsets.RULES`.
         changes: Values of the model's configuration to be used instead of its own, e.g. ``{"route": "mllm"}``; `output` must
             then be given.
+        media: Folder with the clips' recordings, see `MediaFolder`; for methods that ask an expert.
 
     Raises:
-        MsaError: If model, data or protocol will not do.
+        MsaError: If model, data, media or protocol will not do.
     """
     started = time.perf_counter()
     if changes and output is None:
@@ -369,6 +373,7 @@ def evaluate_runs(
         raise MsaError(f"{str(target)!r} is a file; give a folder as --output.")
     if batch_size < 1:
         raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
+    recordings = None if media is None else MediaFolder(Path(media))
     facts = dataset_facts(data)
     dataset = load_split(data, split)
     split_ids: list[str] | None = None
@@ -384,6 +389,7 @@ def evaluate_runs(
     oracle = False
     tested: list[Condition] = []
     method = ""
+    expert: dict[str, Any] = {}
     for name, run in zip(names, runs, strict=True):
         network, processor = load_checkpoint(name, changes)
         # The seeds of one run share their tokenizer: the data is tokenised once.
@@ -391,6 +397,12 @@ def evaluate_runs(
             rows = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)
             tested = conditions(protocol, ("text", *(m for m in rows.lengths if m != "text")), rates, mask_seeds)
         check_widths(network, rows, name)
+        if recordings is not None:
+            check_media_use(network.config, name)
+            expert = expert or {"media": recordings.check((rows[index] for index in range(len(rows))), split)}
+            network.media = recordings.load
+        expert["expert_input"] = network.expert_input
+        _warn_of_other_input(run.get("expert_input"), network)
         made, realised = sweep(network, processor, rows, tested, batch_size, split_ids)
         parts += [{"training_seed": run.get("seed"), **part} for part in made]
         oracle = oracle or network.config.is_oracle
@@ -411,8 +423,35 @@ def evaluate_runs(
         names=names,
         oracle=oracle,
         config=config,
+        expert=expert,
         started=started,
     )
+
+
+def check_media_use(config: MsaConfig, name: str) -> None:
+    """Check that a model has a use for sound and pictures.
+
+    Args:
+        config: Its configuration.
+        name: What the message calls it.
+
+    Raises:
+        MsaError: If it asks no expert.
+    """
+    if not config.asks_expert:
+        raise MsaError(
+            f"--media is for models that ask a multimodal language model, and {name!r} reads features only; leave it out."
+        )
+
+
+def _warn_of_other_input(trained: str | None, network: MsaPreTrainedModel) -> None:
+    given = network.expert_input
+    if trained is not None and given is not None and trained != given:
+        logging.getLogger(__name__).warning(
+            "In training and calibration the expert was given %s, here it is given %s; its thresholds may not fit.",
+            EXPERT_INPUTS.get(trained, trained),
+            EXPERT_INPUTS[given],
+        )
 
 
 def write_evaluation(
@@ -430,6 +469,7 @@ def write_evaluation(
     names: Sequence[str],
     oracle: bool,
     config: Mapping[str, Any],
+    expert: Mapping[str, Any],
     started: float,
 ) -> Evaluation:
     """Build results.json from the predictions and write it with the table and, where matplotlib is there, the curves."""
@@ -455,6 +495,7 @@ def write_evaluation(
         selection=[{"training_seed": run["seed"], **run["selection"]} for run in runs if run],
         versions=runs[0].get("versions"),
         config=config,
+        **expert,
         seconds=round(time.perf_counter() - started, 2),
     )
     with atomic_files(folder) as work:

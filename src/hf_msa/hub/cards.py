@@ -18,7 +18,7 @@ import yaml
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import format_value, results_markdown
-from hf_msa.evaluation.results import RESULTS_FILE, Results, read_results
+from hf_msa.evaluation.results import EXPERT_INPUTS, RESULTS_FILE, Results, read_results
 from hf_msa.evaluation.subsets import SUBSET_FOLDER, subset_text
 from hf_msa.files import atomic_write
 from hf_msa.models.auto import METHODS
@@ -220,6 +220,7 @@ def render_card(
         dataset=about,
         facts=facts,
         config=config,
+        expert_given=EXPERT_INPUTS.get(run.get("expert_input", "")),
         ablation=f"ablation `{run['ablation']}`" if run.get("ablation") else "the full method",
         label_range=[f"{bound:g}" for bound in config.label_range],
         modalities=modalities,

@@ -74,6 +74,11 @@ class MsaConfig(PreTrainedConfig):
         """Whether predicting needs what no user has, e.g. the true labels: an upper bound, not a usable model."""
         return bool(self.oracle_inputs)
 
+    @property
+    def asks_expert(self) -> bool:
+        """Whether the method asks another, multimodal model, which can make use of sound and pictures themselves."""
+        return False
+
     def validate_msa(self) -> None:
         """Check widths and lengths, and that a modality exists without which the method makes no sense."""
         for name in ("audio_dim", "vision_dim", "text_max_length", "audio_max_length", "vision_max_length"):

@@ -93,6 +93,11 @@ class UacsConfig(UbmConfig):
     tau_2: float | int | None = None
     calibration: dict[str, Any] | None = None
 
+    @property
+    def asks_expert(self) -> bool:
+        """Whether the expert is ever asked."""
+        return self.route != "fast"
+
     def validate_uacs(self) -> None:
         """Check numbers, and that an adapter has a local expert to sit on."""
         for name in ("expert_batch_size", "expert_max_new_tokens"):

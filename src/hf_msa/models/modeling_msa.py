@@ -1,7 +1,7 @@
 """The base class of all hf_msa models: initialisation, input checks, text backbone, what goes to the Hub."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -55,6 +55,11 @@ class MsaPreTrainedModel(PreTrainedModel):
     """Base class of all models. A subclass builds its text backbone as `self.text_encoder` and ends with `post_init()`.
 
     Every forward takes the model inputs of the schema by name and may take training-only tensors beside them.
+
+    Attributes:
+        media: Gives the sound and pictures of a row: `waveform`, `frames` and `frames_per_second`, as far as there are any.
+            Of use to a model that asks an expert (`MsaConfig.asks_expert`), which calls it for those samples only that the
+            expert is asked about. None: rows bring their own, if any.
     """
 
     config: MsaConfig
@@ -65,6 +70,7 @@ class MsaPreTrainedModel(PreTrainedModel):
     # All Auto classes under which the saved checkpoint answers; they all give the model that predicts.
     _auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel", "AutoModelForSequenceClassification")
     _supports_sdpa = True
+    media: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     # Without this the Trainer believes that forward divides the loss by the number of items, and multiplies it.
     accepts_loss_kwargs = False
 
@@ -170,6 +176,14 @@ class MsaPreTrainedModel(PreTrainedModel):
         """
         for inputs, rows in batches:
             yield self.predict_rows(inputs, rows, processor)
+
+    @property
+    def expert_input(self) -> str | None:
+        """What an expert is given beside the transcript: `"media"`, the features in `"words"`, or that `"transcript"` alone.
+
+        None for a model that asks none.
+        """
+        return None
 
     @property
     def output_columns(self) -> dict[str, tuple[str, ...]]:

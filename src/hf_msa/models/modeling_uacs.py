@@ -35,6 +35,7 @@ _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Of `from_pretrained`, what is needed again to fetch the adapter from the same place.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 GAP = "..."
+_MEDIA_KEYS = dict(zip(FEATURE_MODALITIES, ("waveform", "frames"), strict=True))
 # So many batches of the expert are filled before it is asked: at most the last of them is not full.
 _EXPERT_BATCHES = 32
 
@@ -169,6 +170,15 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
         self._origin: tuple[str, dict[str, Any]] | None = None
 
     @property
+    def expert_input(self) -> str | None:
+        """See `MsaPreTrainedModel.expert_input`; also with `"media"`, features are in words where a sample's are absent."""
+        if not self.config.asks_expert:
+            return None
+        if self.media is not None:
+            return "media"
+        return "words" if self.config.use_verbalizer else "transcript"
+
+    @property
     def output_columns(self) -> dict[str, tuple[str, ...]]:
         """Classes of the class logits where they are the system's: where the small model alone answers."""
         return super().output_columns if self.config.route == "fast" else {}
@@ -281,7 +291,8 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
 
         Sound and pictures go along where a row has them (`waveform` `(samples,)` mono at 16 kHz, `frames` `(frames, height,
         width, 3)` uint8 at `frames_per_second`, 2 unless given); otherwise the features are described in words, if the
-        configuration says so. Of what `inputs` mark as dropped the expert gets to know nothing.
+        configuration says so. Of what `inputs` mark as dropped the expert gets to know nothing. For a modality without
+        features nothing says what is dropped: where anything of a sample is, its sound or pictures are left out as a whole.
 
         Args:
             rows: See `MsaPreTrainedModel.predict_rows`.
@@ -298,11 +309,16 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
         }
         requests = []
         for index, row in enumerate(rows):
+            if self.media is not None:
+                row = {**row, **self.media(row)}
             # Masks are padded with the batch; behind a sequence's end nothing is dropped.
             missing = {
                 name: mask[index][: len(row[name])] if row.get(name) is not None and name != "text" else mask[index]
                 for name, mask in masks.items()
             }
+            if any(mask.any() for mask in missing.values()):
+                unknown = [key for name, key in _MEDIA_KEYS.items() if name not in missing]
+                row = {**row, **dict.fromkeys(unknown)}
             transcript: str | None = str(row["text"])
             if inputs is not None and "text" in missing and missing["text"].any():
                 ids = inputs["input_ids"][index].tolist()
@@ -315,7 +331,7 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
     ) -> MllmRequest:
         media: dict[str, Any] = {}
         described: dict[str, np.ndarray] = {}
-        for modality, key in zip(FEATURE_MODALITIES, ("waveform", "frames"), strict=True):
+        for modality, key in _MEDIA_KEYS.items():
             if not row.get(f"{modality}_present", True):
                 continue
             if row.get(key) is not None:

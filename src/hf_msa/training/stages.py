@@ -21,12 +21,13 @@ from transformers.trainer_callback import TrainerState
 from hf_msa._version import __version__
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.loading import dataset_facts
+from hf_msa.data.media import MediaFolder
 from hf_msa.data.missing import protocol_from_dict
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.evaluation.metrics import family_metrics
-from hf_msa.evaluation.sweep import load_split, own_fields
+from hf_msa.evaluation.sweep import check_media_use, load_split, own_fields
 from hf_msa.files import write_json
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
@@ -59,6 +60,8 @@ class RunContext:
         config: The method's configuration, its shapes taken from the data.
         text_model: Folder or Hub name of the text encoder.
         flags: Training arguments from the command line: for every stage, and for the final one.
+        media: The clips' recordings, for methods that ask an expert.
+        media_counts: Clips and those without a file, by split; None without recordings.
     """
 
     recipe: Recipe
@@ -71,6 +74,8 @@ class RunContext:
     config: MsaConfig
     text_model: str
     flags: dict[str, dict[str, Any]]
+    media: MediaFolder | None = None
+    media_counts: dict[str, dict[str, int]] | None = None
     log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def arguments(self, stage: str, final: bool) -> MsaTrainingArguments:
@@ -293,6 +298,7 @@ def prepare_run(
     seed: int,
     flags: Mapping[str, Any],
     rows: dict[str, MsaRows] | None = None,
+    media: str | Path | None = None,
 ) -> RunContext:
     """Load the data, build processor and configuration, and check that the folder does not hold another run.
 
@@ -303,11 +309,13 @@ def prepare_run(
         seed: The run's seed.
         flags: Training arguments from the command line.
         rows: Tokenised rows of an earlier run with the same data and text encoder, to save loading them again.
+        media: Folder with the clips' recordings, see `MediaFolder`; for methods that ask an expert.
 
     Raises:
-        MsaError: If the data, the text encoder or the folder will not do.
+        MsaError: If the data, the text encoder, the media or the folder will not do.
     """
     folder = Path(folder)
+    recordings = None if media is None else MediaFolder(Path(media))
     facts = dataset_facts(data)
     text_model = recipe.text_model or _bundled_text_model(data)
     config_class = METHODS[recipe.method].config_class
@@ -343,15 +351,33 @@ def prepare_run(
     processor = MsaProcessor(
         MsaFeatureExtractor(**fields), tokenizer, text_max_length=longest, pad_to_fixed=recipe.pad_to_fixed
     )
+    counts: dict[str, dict[str, int]] | None = None
+    if recordings is not None:
+        check_media_use(config, recipe.name)
+        counts = {
+            split: recordings.check((part[index] for index in range(len(part))), split) for split, part in rows.items()
+        }
     settings = {
         "recipe": recipe.to_dict(),
         "seed": seed,
         "flags": dict(flags),
         "dataset": {"name": facts.name, **{split: len(part) for split, part in rows.items()}},
         "fingerprint": _fingerprint(rows),
+        **({} if counts is None else {"media": counts}),
     }
     context = RunContext(
-        recipe, seed, folder, data, facts, rows, processor, config, str(text_model), split_flags(flags)
+        recipe=recipe,
+        seed=seed,
+        folder=folder,
+        data=data,
+        facts=facts,
+        rows=rows,
+        processor=processor,
+        config=config,
+        text_model=str(text_model),
+        flags=split_flags(flags),
+        media=recordings,
+        media_counts=counts,
     )
     # Before anything is written: a value that is refused in the third stage would be known hours too late.
     method = method_stages(recipe.method)
@@ -390,7 +416,7 @@ def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
     PartialState().wait_for_everyone()
     earlier = json.loads(path.read_text(encoding="utf-8"))
     if earlier != settings:
-        changed = sorted(key for key in settings if earlier.get(key) != settings[key])
+        changed = sorted(key for key in {*settings, *earlier} if earlier.get(key) != settings.get(key))
         raise MsaError(
             f"{path.parent} holds a run with other settings ({', '.join(changed)} differ); choose another --output, or "
             "delete that folder to start anew."
@@ -415,6 +441,7 @@ def run_recipe(
     seed: int,
     flags: Mapping[str, Any] | None = None,
     rows: dict[str, MsaRows] | None = None,
+    media: str | Path | None = None,
 ) -> RunContext:
     """Run all stages of a recipe for one seed and write the final checkpoint with its run.json.
 
@@ -427,11 +454,12 @@ def run_recipe(
         seed: The run's seed.
         flags: Training arguments from the command line.
         rows: Tokenised rows of an earlier run, to save loading them again.
+        media: Folder with the clips' recordings, see `MediaFolder`; for methods that ask an expert.
     """
     folder = Path(output) / f"seed-{seed}"
     # The first thing that asks which processes there are sets it for good: it has to know of flags such as --use_cpu.
     training_arguments(folder, split_flags(flags or {})["all"])
-    context = prepare_run(recipe, data, folder, seed, flags or {}, rows)
+    context = prepare_run(recipe, data, folder, seed, flags or {}, rows, media)
     if (folder / "run.json").is_file():
         return context
     method = method_stages(recipe.method)
@@ -460,6 +488,8 @@ def run_recipe(
                 "settings": recipe.to_dict() | {"text_model": text_model_name(context.text_model)},
                 "flags": dict(flags or {}),
                 "config": own_fields(model.config),
+                "expert_input": model.expert_input,
+                "media": context.media_counts,
                 "parameters": {
                     "all": sum(p.numel() for p in model.parameters()),
                     "without text encoder": sum(

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,6 +57,7 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     if not (context.stage_folder("calibration") / "stage.json").is_file():
         check_expert(config)
     model = context.train_stage("ubm", UacsForSentimentAnalysis, final=True, trainer_class=UbmTrainer)
+    model.media = None if context.media is None else context.media.load
     if config.use_verbalizer and len(config.modalities) > 1:
         model.verbalizer = fit_verbalizer(context)
     if config.route != "fast" and config.expert_adapter:
@@ -117,29 +118,49 @@ def fit_verbalizer(context: RunContext) -> MsaVerbalizer:
     )
 
 
-def split_requests(context: RunContext, model: UacsForSentimentAnalysis, split: str) -> list[MllmRequest]:
-    """What the expert is asked about each row of a split, made by the code that asks it in the cascade.
+def validation_requests(context: RunContext, model: UacsForSentimentAnalysis) -> Iterator[MllmRequest]:
+    """What the expert is asked about each validation row, made by the code that asks it in the cascade.
 
-    Training rows are complete; of the validation rows something is dropped if the recipe selects under a protocol.
+    Of the rows something is dropped if the recipe selects under a protocol. They come one after the other: the recordings
+    of a whole split would not fit into memory.
 
     Args:
         context: The run.
         model: Its system.
-        split: ``"train"`` or ``"validation"``.
     """
+    split = "validation"
     rows = context.rows[split]
-    if split == "train":
-        return model.expert_requests([rows[index] for index in range(len(rows))])
     protocol = context.collator(split).protocol.bind(rows.ids)
     collator = MsaCollator(context.processor, protocol, split=split)
-    requests: list[MllmRequest] = []
     for begin in range(0, len(rows), _ROWS_AT_ONCE):
         members = [rows[index] for index in range(begin, min(begin + _ROWS_AT_ONCE, len(rows)))]
-        requests += model.expert_requests(members, collator(members), context.processor)
-    return requests
+        yield from model.expert_requests(members, collator(members), context.processor)
 
 
 # --- The adapter ---
+
+
+class AnsweredRows(Sequence[Any]):
+    """Training rows as questions, each made when it is needed, with the labels as answers (see `MllmExample`).
+
+    Args:
+        model: Makes the questions as it does in the cascade; rows are complete.
+        rows: With labels.
+    """
+
+    def __init__(self, model: UacsForSentimentAnalysis, rows: MsaRows) -> None:
+        self._model = model
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Make the example of a row."""
+        from .lora import MllmExample
+
+        (request,) = self._model.expert_requests([self._rows[index]])
+        return MllmExample(request, answer_text(float(self._rows.labels[index])))
 
 
 def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
@@ -148,7 +169,7 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     Raises:
         MsaError: If the expert or a training argument cannot be used.
     """
-    from .lora import LoraTrainer, MllmExample, save_adapter
+    from .lora import LoraTrainer, save_adapter
 
     folder = context.stage_folder("lora")
     finished = folder / "stage.json"
@@ -159,11 +180,7 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     started = time.perf_counter()
     with expert_errors():
         expert = cast(LocalMllm, load_expert(model.config))
-        labels = context.rows["train"].labels
-        examples = [
-            MllmExample(request, answer_text(float(label)))
-            for request, label in zip(split_requests(context, model, "train"), labels, strict=True)
-        ]
+        examples = AnsweredRows(model, context.rows["train"])
         trainer = LoraTrainer(expert, lora_arguments(context), examples, str(model.config.expert_model))
     state = trainer.fit()
     facts = {
@@ -245,7 +262,8 @@ def find_thresholds(context: RunContext, model: UacsForSentimentAnalysis, answer
     unparsed: int | None = None
     if config.route != "fast":
         with expert_errors():
-            given = cached_answers(answers, model.expert, split_requests(context, model, "validation"), config)
+            requests = validation_requests(context, model)
+            given = cached_answers(answers, model.expert, requests, config, total=len(rows))
         fits["expert"] = fit_answers(given, rows)
         unparsed = sum(answer.score is None for answer in given)
     taus: dict[str, float | None] = {"tau_1": config.tau_1, "tau_2": config.tau_2}
@@ -283,24 +301,25 @@ def fit_answers(answers: Sequence[ExpertAnswer], rows: MsaRows) -> AgreementFit:
 
 
 def cached_answers(
-    file: Path, expert: Mllm, requests: Sequence[MllmRequest], config: UacsConfig
+    file: Path, expert: Mllm, requests: Iterable[MllmRequest], config: UacsConfig, total: int | None = None
 ) -> list[ExpertAnswer]:
     """Ask the expert what it has not answered yet, and keep each answer as soon as it is there.
 
     Args:
         file: One JSON object per line and answer; what an earlier, interrupted call left is used.
         expert: Who is asked.
-        requests: What.
+        requests: What; each is let go when it is answered.
         config: See `ask_expert`; as many requests are asked together as it says.
+        total: How many there are, for the progress bar.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     known = dict(_read_answers(file))
-    open_requests = {request.digest: request for request in requests if request.digest not in known}
-    waiting = list(open_requests.values())
-    size = config.expert_batch_size
+    digests: list[str] = []
+    waiting: dict[str, MllmRequest] = {}
     with file.open("a", encoding="utf-8") as lines:
-        for begin in tqdm(range(0, len(waiting), size), desc="questions to the expert", leave=False, disable=None):
-            chunk = waiting[begin : begin + size]
+
+        def ask() -> None:
+            chunk = list(waiting.values())
             for request, answer in zip(chunk, ask_expert(expert, chunk, config), strict=True):
                 known[request.digest] = answer
                 fields = {"request": request.digest, **dataclasses.asdict(answer)}
@@ -309,7 +328,17 @@ def cached_answers(
                 lines.write(json.dumps(fields, ensure_ascii=False) + "\n")
             lines.flush()
             os.fsync(lines.fileno())
-    return [known[request.digest] for request in requests]
+            waiting.clear()
+
+        for request in tqdm(requests, desc="questions to the expert", total=total, leave=False, disable=None):
+            digests.append(request.digest)
+            if request.digest not in known:
+                waiting[request.digest] = request
+            if len(waiting) == config.expert_batch_size:
+                ask()
+        if waiting:
+            ask()
+    return [known[digest] for digest in digests]
 
 
 def _read_answers(file: Path) -> Iterator[tuple[str, ExpertAnswer]]:
