@@ -106,15 +106,16 @@ class TestLatentVae:
         assert out.loss.item() == pytest.approx(2.5 + 0.1 * 2.0)
         assert out.values.flatten().tolist() == [0.5, 0.5, 0.0, 0.0]
 
-    def test_padding_and_what_it_holds_change_nothing(self) -> None:
+    @pytest.mark.parametrize("length", [7, 8])
+    def test_padding_and_what_it_holds_change_nothing(self, length: int) -> None:
         vae = LatentVae(5, LATENT, hidden=8).eval()
-        alone = normal(1, 7, 5)
+        alone = normal(1, length, 5)
         padded = torch.cat([alone, torch.full((1, 6, 5), torch.nan)], dim=1)
-        mask = torch.tensor([[1] * 7 + [0] * 6])
+        mask = torch.tensor([[1] * length + [0] * 6])
         short, long = vae(alone), vae(padded, mask)
-        torch.testing.assert_close(long.values[:, :7], short.values)
+        torch.testing.assert_close(long.values[:, :length], short.values)
         torch.testing.assert_close(vae.latents(padded, mask)[:, :4], vae.latents(alone))
-        assert not long.values[:, 7:].any() and not vae.latents(padded, mask)[:, 4:].any()
+        assert not long.values[:, length:].any() and not vae.latents(padded, mask)[:, 4:].any()
         torch.testing.assert_close(long.loss, short.loss)
 
     def test_a_modality_that_is_absent_costs_nothing(self) -> None:
@@ -250,6 +251,10 @@ class TestDenoiser:
         alone = denoiser(**{key: value[:1, :3] if value.dim() == 3 else value[:1] for key, value in batch.items()})
         torch.testing.assert_close(out[:1, :3], alone, rtol=1e-4, atol=1e-5)
         assert not out[0, 3:].any() and not out[1].any()
+
+    def test_knows_the_places_of_latents(self) -> None:
+        batch = inputs() | {"noisy": torch.ones(2, 5, LATENT), "evidence": torch.ones(2, 5, LATENT)}
+        assert tiny_denoiser()(**batch).std(dim=1).min() > 1e-3
 
     def test_wrong_arguments_are_refused(self) -> None:
         with pytest.raises(ValueError, match="one of hierarchical"):
@@ -479,6 +484,17 @@ class TestModalityExecutor:
         assert all(parameter.grad is None for parameter in executor.vae.parameters())
         assert all(parameter.grad is None for parameter in executor.semantics.parameters())
         assert (executor.alignment.project.weight.grad is not None) == (term == "evidence_loss")
+
+    def test_losses_leave_padding_out(self) -> None:
+        executor = self.executor().eval()
+        batch = inputs(batch=1)
+        clean, noise = batch.pop("noisy"), normal(1, 5, LATENT, seed=8)
+        mask = torch.tensor([[1] * 6 + [0] * 4])
+        padded = executor(clean, noise=noise, scheduler=build_scheduler(), mask=mask, **batch)
+        batch["evidence"] = batch["evidence"][:, :3]
+        short = executor(clean[:, :3], noise=noise[:, :3], scheduler=build_scheduler(), **batch)
+        for name in ("noise_loss", "plan_loss", "evidence_loss"):
+            torch.testing.assert_close(getattr(padded, name), getattr(short, name), rtol=1e-4, atol=1e-5)
 
     def test_without_its_weight_a_consistency_loss_has_no_gradient(self) -> None:
         executor = self.executor()
