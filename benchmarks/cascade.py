@@ -22,12 +22,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_msa.data.rows import MsaRows
 from hf_msa.evaluation.sweep import conditions, sweep
-from hf_msa.files import atomic_write, write_json
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmAnswer, MllmRequest
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 
+from .report import write_both
 from .shapes import MOSI, TOY, generated_rows, processor, shape_fields, text_model
 from .thinker import SHAPES, Clips, thinker
 from .throughput import device, machine, peak_memory, quiet, spread, synchronize, turns, uses_bf16
@@ -363,10 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content = measure(Setting(**fields, toy=given.quick, call_seconds=0.01 if given.quick else defaults.call_seconds))
     print(markdown(content))
     if given.output is not None:
-        given.output.mkdir(parents=True, exist_ok=True)
-        write_json(given.output / "cascade.json", content)
-        with atomic_write(given.output / "cascade.md") as temporary:
-            Path(temporary).write_text(markdown(content), encoding="utf-8")
+        write_both(given.output, "cascade", content, markdown(content))
 
 
 if __name__ == "__main__":

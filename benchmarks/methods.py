@@ -5,7 +5,6 @@ Per method, one optimizer step after the other through its own trainer, and pred
 PGLH's inference is also set against its own training-time graph, which rebuilds what is missing.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from transformers.trainer_callback import PrinterCallback
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FrameMissing
 from hf_msa.evaluation.sweep import conditions, sweep
-from hf_msa.files import atomic_write, write_json
 from hf_msa.models.configuration_cmc import CmcConfig
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.configuration_pglh import PglhConfig
@@ -34,8 +32,9 @@ from hf_msa.training.stages_pglh import PglhTrainer
 from hf_msa.training.stages_ubm import UbmTrainer
 from hf_msa.training.trainer import MsaTrainer
 
+from .report import write_both
 from .shapes import MOSI, TOY, generated_rows, processor, shape_fields, text_model
-from .throughput import Setting, device, machine, quiet, spread, timed, turns, uses_bf16
+from .throughput import Setting, device, machine, parse, quiet, spread, timed, turns, uses_bf16
 
 LABELS = {
     "pglh training": "PGLH, training",
@@ -264,30 +263,11 @@ def markdown(content: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the benchmark."""
-    defaults = Setting()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--text-model", help="folder or Hub name of a BERT-family checkpoint; default: random weights")
-    parser.add_argument("--rows", type=int, default=defaults.rows, help="rows (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="default %(default)s")
-    parser.add_argument("--repeats", type=int, default=defaults.repeats, help="measured turns (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=defaults.threads, help="default %(default)s")
-    parser.add_argument("--quick", action="store_true", help="toy sizes, to see that the benchmark runs")
-    parser.add_argument("--output", type=Path, help="folder for methods.json and methods.md")
-    given = parser.parse_args(arguments)
-    for name in ("rows", "batch_size", "repeats", "threads"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(given, name)}; give at least 1.")
-    if given.quick:
-        given.rows, given.batch_size, given.repeats = 16, 8, 1
-    content = measure(
-        Setting(given.text_model, given.rows, given.batch_size, given.repeats, given.threads, given.quick)
-    )
+    setting, output = parse("methods", (__doc__ or "").splitlines()[0], arguments)
+    content = measure(setting)
     print(markdown(content))
-    if given.output is not None:
-        given.output.mkdir(parents=True, exist_ok=True)
-        write_json(given.output / "methods.json", content)
-        with atomic_write(given.output / "methods.md") as temporary:
-            Path(temporary).write_text(markdown(content), encoding="utf-8")
+    if output is not None:
+        write_both(output, "methods", content, markdown(content))
 
 
 if __name__ == "__main__":

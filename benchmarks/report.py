@@ -88,9 +88,14 @@ def render(content: dict[str, Any]) -> None:
     console.print(conditions(content), soft_wrap=True)
 
 
+def write_both(folder: Path, name: str, content: dict[str, Any], text: str) -> None:
+    """Write `content` as ``<name>.json`` and `text` as ``<name>.md`` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", content)
+    with atomic_write(folder / f"{name}.md") as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")
+
+
 def write(content: dict[str, Any], folder: Path) -> None:
     """Write benchmark.json and benchmark.md into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "benchmark.json", content)
-    with atomic_write(folder / "benchmark.md") as temporary:
-        Path(temporary).write_text(markdown(content), encoding="utf-8")
+    write_both(folder, "benchmark", content, markdown(content))

@@ -447,28 +447,40 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of the benchmark."""
+def parse(name: str, description: str, arguments: Sequence[str] | None) -> tuple[Setting, Path | None]:
+    """Read what is to be measured, and where to write it, from the command line.
+
+    Args:
+        name: The benchmark, as in ``python -m benchmarks.<name>``.
+        description: Its first line of help.
+        arguments: The command line; None: that of the process.
+    """
     defaults = Setting()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--text-model", help="folder or Hub name of a BERT-family checkpoint; default: random weights")
     parser.add_argument("--rows", type=int, default=defaults.rows, help="rows per split (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="default %(default)s")
     parser.add_argument("--repeats", type=int, default=defaults.repeats, help="measured turns (default %(default)s)")
     parser.add_argument("--threads", type=int, default=defaults.threads, help="default %(default)s")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to see that the benchmark runs")
-    parser.add_argument("--output", type=Path, help="folder for benchmark.json and benchmark.md")
+    parser.add_argument("--output", type=Path, help="folder for the numbers as JSON and the table as Markdown")
     given = parser.parse_args(arguments)
-    for name in ("rows", "batch_size", "repeats", "threads"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(given, name)}; give at least 1.")
+    for field in ("rows", "batch_size", "repeats", "threads"):
+        if getattr(given, field) < 1:
+            parser.error(f"--{field.replace('_', '-')} is {getattr(given, field)}; give at least 1.")
     if given.quick:
         given.rows, given.batch_size, given.repeats = 16, 8, 1
     setting = Setting(given.text_model, given.rows, given.batch_size, given.repeats, given.threads, given.quick)
+    return setting, given.output
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of the benchmark."""
+    setting, output = parse("throughput", __doc__.splitlines()[0], arguments)
     content = measure(setting)
     render(content)
-    if given.output is not None:
-        write(content, given.output)
+    if output is not None:
+        write(content, output)
 
 
 if __name__ == "__main__":
