@@ -2,17 +2,22 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from .configuration_msa import MsaConfig
 from .msa_encoders import encode_by_length
 from .msa_outputs import MsaOutput
 from .msa_schema import FEATURE_MODALITIES, VALUE_KEYS
+
+# Of `from_pretrained`, what is needed again to fetch other files from the same place.
+_HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 
 def build_text_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
@@ -71,6 +76,7 @@ class MsaPreTrainedModel(PreTrainedModel):
     _auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel", "AutoModelForSequenceClassification")
     _supports_sdpa = True
     media: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    _origin: tuple[str, dict[str, Any]] | None = None
     # Without this the Trainer believes that forward divides the loss by the number of items, and multiplies it.
     accepts_loss_kwargs = False
 
@@ -103,7 +109,34 @@ class MsaPreTrainedModel(PreTrainedModel):
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu":
                 tensor.data = tensor.data.clone()
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if name is not None:
+            model._origin = (str(name), {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None})
         return loaded
+
+    def stored_file(self, name: str, folder: str = "") -> Path | None:
+        """A file beside the weights of the checkpoint that this model was loaded from, fetched where it is on the Hub.
+
+        Args:
+            name: The file's name.
+            folder: Folder within the checkpoint.
+
+        Returns:
+            Where it lies on this machine; None where the checkpoint has no such file, or there is no checkpoint.
+        """
+        if self._origin is None:
+            return None
+        checkpoint, options = self._origin
+        place = "/".join(part for part in (options.get("subfolder", ""), folder) if part)
+        found = cached_file(
+            checkpoint,
+            name,
+            **{**options, "subfolder": place},
+            _raise_exceptions_for_missing_entries=False,
+            # Without the network, what is not in the cache counts as absent.
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if found is None else Path(found)
 
     @classmethod
     def from_text_pretrained(cls, text_model: str, config: MsaConfig) -> Self:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.utils.hub import cached_file
 
 from .configuration_uacs import UacsConfig
 from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
@@ -32,8 +31,6 @@ from .uacs_rules import FAST, MLLM, VERIFY, WEIGHTED, Floats, answer_routes, ran
 ADAPTER_FOLDER = "adapter"
 VERBALIZER_FILE = "verbalizer.json"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-# Of `from_pretrained`, what is needed again to fetch the adapter from the same place.
-_HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 GAP = "..."
 _MEDIA_KEYS = dict(zip(FEATURE_MODALITIES, ("waveform", "frames"), strict=True))
 # So many batches of the expert are filled before it is asked: at most the last of them is not full.
@@ -167,7 +164,6 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
         self.verbalizer: MsaVerbalizer | None = None
         self._expert: Mllm | None = None
         self._adapter: Path | None = None
-        self._origin: tuple[str, dict[str, Any]] | None = None
 
     @property
     def expert_input(self) -> str | None:
@@ -193,13 +189,9 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        if name is not None:
-            options = {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None}
-            model._origin = (str(name), options)
-            file = model._stored(VERBALIZER_FILE) if model.config.use_verbalizer else None
-            if file is not None:
-                model.verbalizer = MsaVerbalizer.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        file = model.stored_file(VERBALIZER_FILE) if model.config.use_verbalizer else None
+        if file is not None:
+            model.verbalizer = MsaVerbalizer.from_dict(json.loads(file.read_text(encoding="utf-8")))
         return loaded
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
@@ -234,27 +226,11 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
     def adapter_folder(self) -> Path | None:
         """Folder of the expert's adapter, fetched from the Hub where the checkpoint came from there; None without one."""
         if self._adapter is None:
-            files = [self._stored(name, ADAPTER_FOLDER) for name in _ADAPTER_FILES]
+            files = [self.stored_file(name, ADAPTER_FOLDER) for name in _ADAPTER_FILES]
             if files[0] is None or files[1] is None:
                 return None
             self._adapter = files[0].parent
         return self._adapter
-
-    def _stored(self, name: str, folder: str = "") -> Path | None:
-        """A file of the checkpoint that this model was loaded from, if it has it."""
-        if self._origin is None:
-            return None
-        checkpoint, options = self._origin
-        place = "/".join(part for part in (options.get("subfolder", ""), folder) if part)
-        found = cached_file(
-            checkpoint,
-            name,
-            **{**options, "subfolder": place},
-            _raise_exceptions_for_missing_entries=False,
-            # Without the network, what is not in the cache counts as absent.
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return None if found is None else Path(found)
 
     # --- The expert ---
 
