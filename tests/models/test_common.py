@@ -18,7 +18,7 @@ from transformers import (
 import hf_msa  # noqa: F401  (registers the methods with the Auto classes)
 from hf_msa.data.missing import apply_missing
 from hf_msa.models.auto import METHODS
-from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.processing_msa import MsaProcessor
 
 pytestmark = pytest.mark.parametrize("method", list(METHODS))
@@ -46,7 +46,7 @@ def test_labels_give_a_loss_and_name_its_terms(method: str) -> None:
     if model.config.problem_type == "regression":
         expected = (out.logits.squeeze(1) - labels).square().mean()
     else:
-        expected = F.cross_entropy(out.class_logits, sentiment_classes(labels))
+        expected = F.cross_entropy(out.class_logits, model.label_classes(labels))
     assert out.losses["task"] == pytest.approx(expected.item(), rel=1e-4)
     assert not any(term.requires_grad for term in out.losses.values())
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm
 
 from hf_msa.models.msa_mllm import MllmAnswer, MllmRequest
+from hf_msa.models.msa_schema import SENTIMENT_SCALE
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_planner import (
     FALLBACK_PLAN,
     MAX_PHRASE,
-    SENTIMENT_SCALE,
     Candidate,
     Centering,
     Lexicon,

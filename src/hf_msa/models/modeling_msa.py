@@ -245,6 +245,19 @@ class MsaPreTrainedModel(PreTrainedModel):
                 found[f"{name}_{column}" if column else name] = value[:, index]
         return found
 
+    def label_classes(self, labels: Tensor) -> Tensor:
+        """The class of each label, as an index into the columns of `class_logits`.
+
+        Here by sign, for three classes. A method with other classes overrides it.
+
+        Args:
+            labels (`torch.FloatTensor` of any shape): Scores in label units.
+
+        Returns:
+            `torch.LongTensor` of the same shape.
+        """
+        return sentiment_classes(labels)
+
     def logged_values(self) -> dict[str, float]:
         """Learned numbers that are worth following while training; they go into the log beside the losses."""
         return {}

@@ -20,5 +20,16 @@ UNIMODAL_LABEL_KEYS = {"text": "label_text", "audio": "label_audio", "vision": "
 # Classes of a sentiment score by its sign, in the order of class logits.
 SENTIMENT_CLASSES = ("negative", "neutral", "positive")
 
+# The words of the seven classes of a score from -3 to 3, rounded.
+SENTIMENT_SCALE = (
+    "strongly negative",
+    "negative",
+    "slightly negative",
+    "neutral",
+    "slightly positive",
+    "positive",
+    "strongly positive",
+)
+
 # Label families decide which metrics apply and which scores are possible.
 LABEL_FAMILIES = {"mosi": (-3.0, 3.0), "sims": (-1.0, 1.0)}

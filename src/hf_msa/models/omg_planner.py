@@ -16,19 +16,9 @@ from typing import Any
 import numpy as np
 
 from .msa_mllm import Mllm, MllmAnswer, MllmRequest, check_sampling
-from .msa_schema import FEATURE_MODALITIES, MODALITIES
+from .msa_schema import FEATURE_MODALITIES, MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer, summarize
 
-SENTIMENT_SCALE = (
-    "strongly negative",
-    "negative",
-    "slightly negative",
-    "neutral",
-    "slightly positive",
-    "positive",
-    "strongly positive",
-)
-"""The words of a plan's sentiment, for the scores -3 to 3."""
 PLAN_FIELDS = ("entity", "action", "sentiment")
 MAX_PHRASE = 60
 """Longest entity or action, in characters."""
