@@ -18,6 +18,7 @@ from hf_msa.data.missing import (
     LegacyLnln,
     MissingModality,
     ModalityMissing,
+    RandomPattern,
     RealisedRates,
     UserMasks,
     apply_missing,
@@ -223,6 +224,41 @@ def test_fixed_pattern():
     assert FixedPattern(("vision", "audio")).modalities == ("text",)
 
 
+def test_random_patterns_are_uniform_over_the_seven():
+    ids, draws, lengths, special = population(7000, frames=3)
+    found = RandomPattern(seed=5).masks(ids, "train", draws, lengths, special)
+    patterns, counts = np.unique(found.rates, axis=0, return_counts=True)
+    assert len(patterns) == 7 and [1.0, 1.0, 1.0] not in patterns.tolist()
+    # Five standard deviations of a binomial count of 7000 draws at 1/7.
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(7000 * 6 / 49)
+    total = RealisedRates()
+    total.add(found)
+    assert total.modality_rate() == pytest.approx(3 / 7, abs=0.02)
+
+
+def test_random_patterns_are_uniform_over_what_a_sample_has():
+    ids, draws, lengths, special = population(3000, frames=3)
+    lengths["audio"] = np.repeat([0, 3], 1500)
+    lengths["vision"] = np.repeat([0, 3, 3], 1000)
+    rates = RandomPattern().masks(ids, "train", draws, lengths, special).rates
+    assert not rates[:1000, 0].any()  # text alone stays
+    two = rates[1000:1500]
+    assert np.isnan(two[:, 1]).all()
+    counts = np.unique(two[:, [0, 2]], axis=0, return_counts=True)[1]
+    assert len(counts) == 3 and np.abs(counts - 500 / 3).max() < 5 * np.sqrt(500 * 2 / 9)
+
+
+def test_a_random_pattern_is_another_in_the_next_draw_and_with_another_seed():
+    ids, draws, lengths, special = population(200, frames=3)
+    first = RandomPattern(seed=1).masks(ids, "train", draws, lengths, special).rates
+    for other in (
+        RandomPattern(seed=1).masks(ids, "train", draws + 1, lengths, special),
+        RandomPattern(seed=2).masks(ids, "train", draws, lengths, special),
+    ):
+        # One in seven is the same by chance.
+        assert 0.75 < (first != other.rates).any(axis=1).mean() < 0.95
+
+
 # Blocks
 
 
@@ -359,6 +395,7 @@ EXAMPLES = [
     FrameMissing(rate_range=(0.0, 0.9), rate_sampler="lnln_half_clean", seed=5, modalities=("text", "vision")),
     ModalityMissing(0.4, seed=3),
     FixedPattern(("text",)),
+    RandomPattern(seed=3),
     BlockMissing(0.2, blocks=2),
     UserMasks({"a": {"audio": [True, False]}}),
     LegacyLnln(0.5, audio_width=400),
@@ -396,6 +433,7 @@ def test_every_protocol_has_a_round_trip_example():
         (lambda: FrameMissing(rate_range=(0, 1), rate_sampler="half_clean"), "Did you mean 'lnln_half_clean'"),
         (lambda: FrameMissing(rate=0.3, rate_sampler="lnln_half_clean"), "rate_range"),
         (lambda: FrameMissing(rate=0.3, seed=1.5), "whole number"),
+        (lambda: RandomPattern(seed="1"), "whole number"),
         (lambda: FrameMissing(rate=0.3, modalities=("visoin",)), "Did you mean 'vision'"),
         (lambda: FrameMissing(rate=0.3, modalities="text"), "list of names"),
         (lambda: ModalityMissing(0.8), "nearest is 0.7"),

@@ -14,6 +14,7 @@ from hf_msa.data.missing import (
     FrameMissing,
     LegacyLnln,
     ModalityMissing,
+    RandomPattern,
     UserMasks,
 )
 
@@ -70,7 +71,8 @@ modality = st.builds(ModalityMissing, rate=tenths, seed=seeds)
 block = st.builds(BlockMissing, rate=rates, blocks=st.integers(1, 4), seed=seeds)
 fixed = st.sets(st.sampled_from(("audio", "vision"))).map(lambda names: FixedPattern(("text", *names)))
 legacy = st.builds(LegacyLnln, rate=st.none() | rates, seed=seeds)
-protocols = st.one_of(st.just(CompleteProtocol()), frame, frame_range, modality, block, fixed, legacy)
+pattern = st.builds(RandomPattern, seed=seeds)
+protocols = st.one_of(st.just(CompleteProtocol()), frame, frame_range, modality, block, fixed, pattern, legacy)
 
 
 @given(splits(), protocols)
@@ -112,7 +114,7 @@ def test_whole_modalities_are_nested_in_the_rate(split, protocol, a, b):
     assert all(not (fewer[name] & ~more[name]).any() for name in fewer)
 
 
-@given(splits(), modality)
+@given(splits(), st.one_of(modality, pattern))
 def test_a_sample_never_loses_its_last_modality(split, protocol):
     found = split.masks(protocol)
     present = np.stack([split.lengths.get(m, np.zeros(len(split.ids))) > 0 for m in MODALITIES], axis=1)

@@ -51,6 +51,7 @@ __all__ = [
     "MissingModality",
     "MissingProtocol",
     "ModalityMissing",
+    "RandomPattern",
     "RealisedRates",
     "UserMasks",
     "apply_missing",
@@ -268,6 +269,42 @@ class FixedPattern(MissingProtocol):
 
 
 @dataclass(frozen=True)
+class RandomPattern(MissingProtocol):
+    """Each sample keeps a uniformly drawn, non-empty subset of the modalities that it has: one model for all patterns.
+
+    The training counterpart of `FixedPattern`; each draw is a new one. With three modalities each of the seven patterns,
+    complete included, has probability 1/7, which is a true MR of 3/7. OMG-Agent's paper does not say which patterns its
+    models for fixed patterns were trained on; this is our reading.
+
+    Attributes:
+        seed: The mask seed, not the training seed.
+    """
+
+    name: ClassVar[str] = "pattern"
+
+    seed: int = 1111
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """All: which of them a sample loses is part of the draw."""
+        return MODALITIES
+
+    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        there = [m for m in MODALITIES if m in samples.lengths]
+        present = np.stack([samples.lengths[m] > 0 for m in there], axis=1)
+        patterns = 2 ** present.sum(axis=1) - 1
+        draw = samples.uniform(self.seed, "pattern", 1)[:, 0]
+        # A number from 1 to 2^n - 1; its n binary digits say which of the n modalities stay.
+        kept = 1 + np.floor(draw * patterns).astype(np.int64)
+        digit = np.cumsum(present, axis=1) - 1
+        lost = present & ((kept[:, None] >> np.maximum(digit, 0)) & 1 == 0)
+        return samples.whole({m: lost[:, column] for column, m in enumerate(there)})
+
+
+@dataclass(frozen=True)
 class BlockMissing(MissingProtocol):
     """Contiguous blocks are dropped, as when a sensor or a line fails for a while.
 
@@ -429,6 +466,7 @@ PROTOCOLS: dict[str, type[MissingProtocol]] = {
         FrameMissing,
         ModalityMissing,
         FixedPattern,
+        RandomPattern,
         BlockMissing,
         UserMasks,
         LegacyLnln,
