@@ -1,6 +1,7 @@
 """The knowledge base: exact search, what it refuses, and that a saved one is the same."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_msa.data.knowledge_base import DESCRIPTION_FILE, ENTRIES_FOLDER, INDEX_FILE, KnowledgeBase
-from hf_msa.errors import MsaError
+from hf_msa.models.omg_knowledge_base import DESCRIPTION_FILE, INDEX_FILE, KnowledgeBase
 from hf_msa.models.omg_retriever import NO_ENTRY, EvidenceRetriever
 
 pytest.importorskip("faiss")
@@ -23,6 +23,7 @@ def parts(count: int = COUNT, seed: int = 0) -> dict[str, Any]:
         "ids": [f"clip_{number}" for number in range(count)],
         "keys": draw.normal(size=(count, WIDTH)).astype(np.float32),
         "plans": draw.normal(size=(count, 5)).astype(np.float32),
+        "observations": draw.normal(size=(count, 5)).astype(np.float32),
         "values": {
             "text": draw.normal(size=(count, 3, 2)).astype(np.float32),
             "audio": draw.normal(size=(count, 4, 2)).astype(np.float32),
@@ -33,18 +34,21 @@ def parts(count: int = COUNT, seed: int = 0) -> dict[str, Any]:
 def in_small_chunks(base: KnowledgeBase, folder: Path) -> KnowledgeBase:
     """The same entries saved and loaded in four files."""
     base.save(folder)
-    dataset = datasets.load_from_disk(str(folder / ENTRIES_FOLDER))
-    dataset.save_to_disk(str(folder / "shards"), num_shards=4)
-    (folder / ENTRIES_FOLDER).rename(folder / "whole")
-    (folder / "shards").rename(folder / ENTRIES_FOLDER)
-    return KnowledgeBase.load(folder)
+    description = json.loads((folder / DESCRIPTION_FILE).read_text())
+    dataset = datasets.load_from_disk(str(folder))
+    dataset.save_to_disk(str(folder.with_name("shards")), num_shards=4)
+    files = sorted(path.name for path in folder.with_name("shards").glob("*.arrow"))
+    assert len(files) == 4
+    (folder.with_name("shards") / DESCRIPTION_FILE).write_text(json.dumps({**description, "files": files}))
+    return KnowledgeBase.load(folder.with_name("shards"))
 
 
 class TestSearch:
     def test_by_hand(self) -> None:
         keys = np.array([[3, 0], [0, 2], [1, 1]], dtype=np.float32)
         ones = np.ones((3, 1, 1), dtype=np.float32)
-        base = KnowledgeBase.build(["a", "b", "c"], keys, np.eye(3, dtype=np.float32), {"text": ones})
+        plans = np.eye(3, dtype=np.float32)
+        base = KnowledgeBase.build(["a", "b", "c"], keys, plans, plans, {"text": ones})
         scores, rows = base.search(np.array([[0.0, 5.0]], dtype=np.float32), 3)
         assert rows.tolist() == [[1, 2, 0]]
         np.testing.assert_allclose(scores, [[1, np.sqrt(0.5), 0]], atol=1e-6)
@@ -108,7 +112,7 @@ class TestCandidates:
 
     @pytest.mark.parametrize("row", [COUNT, -2])
     def test_of_rows_that_are_not_there(self, row: int) -> None:
-        with pytest.raises(MsaError, match=f"Row {row} is asked for; the knowledge base has the rows 0 to 39"):
+        with pytest.raises(ValueError, match=f"Row {row} is asked for; the knowledge base has the rows 0 to 39"):
             KnowledgeBase.build(**parts()).candidates(np.array([[0, row]]))
 
 
@@ -133,7 +137,7 @@ class TestNewKeys:
         assert base.search(np.eye(COUNT, dtype=np.float32)[3:4], 1)[1].tolist() == [[3]]
 
     def test_must_be_as_many(self) -> None:
-        with pytest.raises(MsaError, match="The column 'key' has the shape .3, 8."):
+        with pytest.raises(ValueError, match="The column 'key' has the shape .3, 8."):
             KnowledgeBase.build(**parts()).with_keys(np.ones((3, WIDTH), dtype=np.float32))
 
 
@@ -169,45 +173,113 @@ class TestFiles:
         def fail(*_: object) -> None:
             raise OSError("disk full")
 
-        monkeypatch.setattr("hf_msa.data.knowledge_base.write_json", fail)
+        monkeypatch.setattr("faiss.write_index", fail)
         with pytest.raises(OSError, match="disk full"):
             base.with_keys(parts(seed=5)["keys"]).save(tmp_path / "kb")
         assert [path.name for path in tmp_path.iterdir()] == ["kb"]
         assert (KnowledgeBase.load(tmp_path / "kb").search(parts()["keys"], 1)[1][:, 0] == np.arange(COUNT)).all()
 
     def test_none_there(self, tmp_path: Path) -> None:
-        with pytest.raises(MsaError, match="holds no knowledge base"):
+        with pytest.raises(ValueError, match="holds no knowledge base"):
             KnowledgeBase.load(tmp_path)
 
-    @pytest.mark.parametrize("file", [INDEX_FILE, DESCRIPTION_FILE, f"{ENTRIES_FOLDER}/state.json"])
+    def test_the_index_is_built_of_the_keys_unless_asked_for(self, tmp_path: Path) -> None:
+        given, fresh = parts(), parts(seed=5)
+        KnowledgeBase.build(**given).save(tmp_path / "kb")
+        KnowledgeBase.build(**fresh).save(tmp_path / "fresh")
+        (tmp_path / "fresh" / INDEX_FILE).replace(tmp_path / "kb" / INDEX_FILE)
+        assert (KnowledgeBase.load(tmp_path / "kb").search(given["keys"], 1)[1][:, 0] == np.arange(COUNT)).all()
+        trusting = KnowledgeBase.load(tmp_path / "kb", read_index=True)
+        assert (trusting.search(fresh["keys"], 1)[1][:, 0] == np.arange(COUNT)).all()
+
+    def test_may_be_had_file_by_file(self, tmp_path: Path) -> None:
+        base = KnowledgeBase.build(**parts())
+        base.save(tmp_path / "kb")
+        asked: list[str] = []
+
+        def get(name: str) -> Path | None:
+            asked.append(name)
+            # As the cache of the Hub does it, under another name.
+            other = tmp_path / f"blob{len(asked)}"
+            (tmp_path / "kb" / name).rename(other)
+            return other
+
+        fetched = KnowledgeBase.fetch(get)
+        assert asked == [DESCRIPTION_FILE, "data-00000-of-00001.arrow"]
+        rows = np.arange(COUNT)[None]
+        torch.testing.assert_close(fetched.candidates(rows), base.candidates(rows), rtol=0, atol=0)
+        with pytest.raises(ValueError, match="the file 'knowledge_base.json' is not there"):
+            KnowledgeBase.fetch(lambda name: None)
+
+    @pytest.mark.parametrize(
+        "name", ["../kb/data-00000-of-00001.arrow", "/etc/x.arrow", "..", ".x.arrow", "C:x.arrow", ""]
+    )
+    def test_files_have_plain_names(self, name: str, tmp_path: Path) -> None:
+        KnowledgeBase.build(**parts()).save(tmp_path / "kb")
+        description = json.loads((tmp_path / "kb" / DESCRIPTION_FILE).read_text())
+        asked: list[str] = []
+
+        def get(name: str) -> Path:
+            asked.append(name)
+            return tmp_path / "kb" / name
+
+        (tmp_path / "kb" / DESCRIPTION_FILE).write_text(json.dumps({**description, "files": [name]}))
+        with pytest.raises(ValueError, match=r"cannot be read \('.*' is not the plain name of an Arrow file\); build"):
+            KnowledgeBase.fetch(get)
+        assert asked == [DESCRIPTION_FILE]
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"entries": 41}, "it has 40 of 41 entries"),
+            ({"files": []}, "cannot be read"),
+            ({"files": ["absent.arrow"]}, "absent.arrow"),
+            ({"files": [3]}, "cannot be read"),
+        ],
+    )
+    def test_a_wrong_description(self, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+        KnowledgeBase.build(**parts()).save(tmp_path / "kb")
+        description = json.loads((tmp_path / "kb" / DESCRIPTION_FILE).read_text())
+        (tmp_path / "kb" / DESCRIPTION_FILE).write_text(json.dumps({**description, **changes}))
+        with pytest.raises(ValueError, match=message):
+            KnowledgeBase.load(tmp_path / "kb")
+
+    @pytest.mark.parametrize("file", [INDEX_FILE, DESCRIPTION_FILE, "data-00000-of-00001.arrow"])
     def test_broken_files(self, file: str, tmp_path: Path) -> None:
         KnowledgeBase.build(**parts()).save(tmp_path / "kb")
         (tmp_path / "kb" / file).write_bytes(b"[1]broken")
-        with pytest.raises(MsaError, match="cannot be read .*; build it again"):
+        with pytest.raises(ValueError, match="cannot be read .*; build it again"):
+            KnowledgeBase.load(tmp_path / "kb", read_index=True)
+
+    def test_a_file_that_ends_early(self, tmp_path: Path) -> None:
+        KnowledgeBase.build(**parts()).save(tmp_path / "kb")
+        file = tmp_path / "kb" / "data-00000-of-00001.arrow"
+        file.write_bytes(file.read_bytes()[:-2000])
+        with pytest.raises(ValueError, match="cannot be read .*; build it again"):
             KnowledgeBase.load(tmp_path / "kb")
 
     def test_another_format(self, tmp_path: Path) -> None:
         KnowledgeBase.build(**parts()).save(tmp_path / "kb")
         (tmp_path / "kb" / DESCRIPTION_FILE).write_text(json.dumps({"format": 99}))
-        with pytest.raises(MsaError, match="has format 99, this version of hf_msa reads 1"):
+        with pytest.raises(ValueError, match="has format 99, this version of hf_msa reads 1"):
             KnowledgeBase.load(tmp_path / "kb")
 
     def test_an_index_of_other_keys(self, tmp_path: Path) -> None:
         KnowledgeBase.build(**parts()).save(tmp_path / "kb")
         KnowledgeBase.build(**parts(count=30)).save(tmp_path / "other")
         (tmp_path / "other" / INDEX_FILE).replace(tmp_path / "kb" / INDEX_FILE)
-        with pytest.raises(MsaError, match="The index has 30 keys of width 8, the knowledge base 40"):
-            KnowledgeBase.load(tmp_path / "kb")
+        with pytest.raises(ValueError, match="The index has 30 keys of width 8, the knowledge base 40"):
+            KnowledgeBase.load(tmp_path / "kb", read_index=True)
 
     def test_columns_of_another_type(self, tmp_path: Path) -> None:
         base = KnowledgeBase.build(**parts())
         wrong = base.dataset.cast_column("plan", datasets.List(datasets.Value("float64"), length=5))
-        with pytest.raises(MsaError, match="The column 'plan' of the knowledge base is .*float32 in lists of fixed"):
-            KnowledgeBase(wrong, base._index, "Flat")
-        with pytest.raises(MsaError, match="has no column 'key'"):
-            KnowledgeBase(base.dataset.remove_columns("key"), base._index, "Flat")
-        with pytest.raises(MsaError, match="has no column 'value_<modality>'"):
-            KnowledgeBase(base.dataset.remove_columns(["value_text", "value_audio"]), base._index, "Flat")
+        with pytest.raises(ValueError, match="The column 'plan' of the knowledge base is .*float32 in lists of fixed"):
+            KnowledgeBase(wrong)
+        with pytest.raises(ValueError, match="has no column 'key'"):
+            KnowledgeBase(base.dataset.remove_columns("key"))
+        with pytest.raises(ValueError, match="has no column 'value_<modality>'"):
+            KnowledgeBase(base.dataset.remove_columns(["value_text", "value_audio"]))
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -230,20 +302,35 @@ def changed(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_what_cannot_be_built(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(MsaError, match=message) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         KnowledgeBase.build(**given)
     assert "\n" not in str(raised.value) and ".cpp" not in str(raised.value)
 
 
 def test_what_cannot_be_searched() -> None:
     base = KnowledgeBase.build(**parts(count=4))
-    with pytest.raises(MsaError, match="The queries have the shape .1, 3.; this knowledge base's keys have width 8"):
+    with pytest.raises(ValueError, match="The queries have the shape .1, 3.; this knowledge base's keys have width 8"):
         base.search(np.ones((1, 3), dtype=np.float32), 1)
-    with pytest.raises(MsaError, match="k is 0; at least 1"):
+    with pytest.raises(ValueError, match="k is 0; at least 1"):
         base.search(np.ones((1, WIDTH), dtype=np.float32), 0)
 
 
-def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MsaError, match=r"pip install 'hf-msa\[kb\]'"):
+@pytest.mark.parametrize("package", ["faiss", "datasets", "pyarrow"])
+def test_without_a_package_the_extra_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs the package '{package}'.*: pip install 'hf-msa\[omg\]'"):
         KnowledgeBase.build(**parts(count=4))
+
+
+def test_all_numbers_of_a_column(tmp_path: Path) -> None:
+    given = parts()
+    base = KnowledgeBase.build(**given)
+    np.testing.assert_array_equal(base.numbers("observation"), given["observations"])
+    sharded = in_small_chunks(base, tmp_path / "kb")
+    assert len(sharded._views["plan"]) == 4
+    for name, expected in (("observation", given["observations"]), ("value_text", given["values"]["text"])):
+        np.testing.assert_array_equal(sharded.numbers(name), expected)
+    with pytest.raises(
+        ValueError, match="no column 'id' of numbers, only key, plan, observation, value_audio, value_text"
+    ):
+        base.numbers("id")
