@@ -201,6 +201,27 @@ class RunContext:
         self.log.append(facts)
         return model
 
+    def made_stage(self, stage: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Run a stage that computes something instead of training a model, in the main process, unless it is finished.
+
+        Args:
+            stage: Name of the stage and of its folder.
+            make: Computes and writes what the stage gives; takes the folder, and returns facts for the log.
+
+        Returns:
+            The stage's facts as they are in the log, `name` and `seconds` among them.
+        """
+        folder = self.stage_folder(stage)
+        finished = folder / "stage.json"
+        if PartialState().is_main_process and not finished.is_file():
+            started = time.perf_counter()
+            facts = make(folder)
+            write_json(finished, {"name": stage, "seconds": round(time.perf_counter() - started, 1), **facts})
+        PartialState().wait_for_everyone()
+        known: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+        self.log.append(known)
+        return known
+
 
 def training_arguments(folder: Path, values: Mapping[str, Any]) -> MsaTrainingArguments:
     """Training arguments that write to `folder`.

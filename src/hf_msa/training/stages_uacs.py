@@ -17,11 +17,10 @@ import numpy as np
 from accelerate import PartialState
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import MsaError, reason, require_package
+from hf_msa.errors import MsaError
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.evaluation.uncertainty import AgreementFit, fit_agreement, require_tau
 from hf_msa.files import write_json
@@ -35,12 +34,10 @@ from hf_msa.models.modeling_uacs import (
     load_expert,
 )
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
-from hf_msa.models.msa_schema import FEATURE_MODALITIES
-from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.uacs_prompts import answer_text
 
 from .calibration import fit_temperature
-from .recipes import as_known
+from .experts import check_mllm, expert_errors, fit_verbalizer, lora_arguments
 from .stages import RunContext
 from .stages_ubm import UbmTrainer, validation_logits
 
@@ -81,41 +78,7 @@ def check_expert(config: UacsConfig) -> None:
         )
     if config.expert_kind == "endpoint":
         return
-    require_package("PIL", "mllm")
-    if config.expert_adapter:
-        require_package("peft", "lora")
-    try:
-        AutoConfig.from_pretrained(config.expert_model)
-    except (OSError, ValueError) as error:
-        raise MsaError(
-            f"The expert {config.expert_model!r} is not to be had ({reason(error)}); download it and pass its folder with "
-            "--set model.expert_model=FOLDER, or train the small model alone with --set model.route=fast."
-        ) from error
-
-
-@contextlib.contextmanager
-def expert_errors() -> Iterator[None]:
-    """Say in one sentence what the expert lacks."""
-    try:
-        yield
-    except MsaError:
-        raise
-    except (ImportError, OSError, ValueError) as error:
-        raise MsaError(f"{reason(error)}.") from error
-
-
-def fit_verbalizer(context: RunContext) -> MsaVerbalizer:
-    """Statistics of the training split's features, with the features' names where the data set has them."""
-    rows = context.rows["train"]
-
-    def present() -> Iterator[dict[str, np.ndarray]]:
-        for index in range(len(rows)):
-            row = rows[index]
-            yield {m: row[m] for m in context.config.modalities[1:] if row.get(f"{m}_present", True)}
-
-    return MsaVerbalizer.fit(
-        present(), {m: getattr(context.facts, f"{m}_features") or None for m in FEATURE_MODALITIES}
-    )
+    check_mllm(config.expert_model, config.expert_adapter, "expert_model", "--set model.route=fast")
 
 
 def validation_requests(context: RunContext, model: UacsForSentimentAnalysis) -> Iterator[MllmRequest]:
@@ -181,7 +144,7 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     with expert_errors():
         expert = cast(LocalMllm, load_expert(model.config))
         examples = AnsweredRows(model, context.rows["train"])
-        trainer = LoraTrainer(expert, lora_arguments(context), examples, str(model.config.expert_model))
+        trainer = LoraTrainer(expert, lora_arguments(context, "lora"), examples, str(model.config.expert_model))
     state = trainer.fit()
     facts = {
         "name": "lora",
@@ -198,26 +161,6 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     model.set_expert(expert)
 
 
-def lora_arguments(context: RunContext) -> Any:
-    """Training arguments of the adapter: its defaults, the recipe's, then those flags that concern every stage.
-
-    Raises:
-        MsaError: If one cannot be used.
-    """
-    from .lora import LoraTrainingArguments
-
-    known = {field.name for field in dataclasses.fields(LoraTrainingArguments)}
-    values = {
-        "seed": context.seed,
-        **as_known(context.recipe.stages.get("lora", {})),
-        **{name: value for name, value in context.flags.get("all", {}).items() if name in known},
-    }
-    try:
-        return LoraTrainingArguments(output_dir=str(context.stage_folder("lora")), **values)
-    except (ImportError, TypeError, ValueError) as error:
-        raise MsaError(f"The training arguments of 'lora' cannot be used: {reason(error)}.") from error
-
-
 # --- The thresholds ---
 
 
@@ -229,15 +172,7 @@ def calibrate(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     Raises:
         MsaError: If the expert is not to be had, or a group of samples is empty and no threshold is given.
     """
-    folder = context.stage_folder("calibration")
-    finished = folder / "stage.json"
-    if PartialState().is_main_process and not finished.is_file():
-        started = time.perf_counter()
-        found = find_thresholds(context, model, folder / ANSWERS_FILE)
-        write_json(finished, {"name": "calibration", "seconds": round(time.perf_counter() - started, 1), **found})
-    PartialState().wait_for_everyone()
-    facts = json.loads(finished.read_text(encoding="utf-8"))
-    context.log.append(facts)
+    facts = context.made_stage("calibration", lambda folder: find_thresholds(context, model, folder / ANSWERS_FILE))
     for name in ("temperature", "tau_1", "tau_2", "calibration"):
         setattr(model.config, name, facts[name])
 
