@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_msa.evaluation.results import Results, build_results, predictions_table
+from hf_msa.evaluation.results import SCALE_COLUMNS, Results, build_results, predictions_table
 
 RATES = (0.0, 0.3, 0.6, 0.9)
 
@@ -19,10 +19,12 @@ def make_table(
     noise: float = 0.5,
     family: str = "mosi",
     class_logits: bool = False,
+    scale_logits: bool = False,
 ) -> pa.Table:
     """Predictions that get worse along the rates; the labels depend on `n` and the family alone.
 
-    With `class_logits` a model that classifies: its logits follow its score, neutral ones near zero.
+    With `class_logits` a model that classifies: its logits follow its score, neutral ones near zero. With `scale_logits`
+    one with seven classes, whose largest logit is that of the class nearest to its score.
     """
     width = 3.0 if family == "mosi" else 1.0
     labels = np.random.default_rng(n).uniform(-width, width, n).round(1)
@@ -39,6 +41,9 @@ def make_table(
                     "class_logits_neutral": 0.2 * width - np.abs(scores),
                     "class_logits_positive": scores,
                 }
+                if scale_logits:
+                    nearness = -np.abs(scores[:, None] - np.arange(-3, 4))
+                    logits = dict(zip(SCALE_COLUMNS, nearness.T, strict=True))
                 parts.append(
                     {
                         "id": ids,
@@ -47,7 +52,7 @@ def make_table(
                         "rate": rate,
                         "prediction": scores,
                         "label": labels,
-                        **(logits if class_logits else {}),
+                        **(logits if class_logits or scale_logits else {}),
                     }
                 )
     return predictions_table(parts)

@@ -290,6 +290,15 @@ def test_two_models_that_classify_are_tested(write_run):
     assert better.value > 0 and better.p_value < 0.05
 
 
+def test_three_and_seven_classes_side_by_side(write_run):
+    three = write_run("a", class_logits=True, facts={"method": "cmc"})
+    seven = write_run("b", scale_logits=True, facts={"method": "omg"})
+    comparison = compare_runs([three, seven])
+    assert comparison.metrics[-7:] == (*CLASS_METRICS, "class_acc7")
+    assert [row[2] == "-" for row in comparison.value_rows(["class_acc7"])[1]] == [True, False]
+    assert comparison.differences[0]["class_acc7"].value is None
+
+
 def test_a_paper_of_metrics_that_no_run_has_is_a_note(write_run):
     folder = write_run("a", family="sims", rates=(0.0,), facts=complete("sims"))
     comparison = compare_runs([folder], paper="cmc")

@@ -17,8 +17,10 @@ from hf_msa.evaluation.metrics import (
     FAMILY_METRICS,
     FAMILY_RANGES,
     METRICS,
+    SCALE_METRICS,
     class_metrics,
     family_metrics,
+    is_class_metric,
     regression_metrics,
     resampled_metrics,
     weighted_f1,
@@ -209,9 +211,8 @@ def test_counts_of_the_wrong_width():
 
 
 def test_every_metric_is_described():
-    assert {*FAMILY_METRICS["mosi"], *FAMILY_METRICS["sims"], *CLASS_METRICS} == set(METRICS)
-    for names in FAMILY_METRICS.values():
-        assert not set(names) & set(CLASS_METRICS)
+    assert {*FAMILY_METRICS["mosi"], *FAMILY_METRICS["sims"], *CLASS_METRICS, *SCALE_METRICS} == set(METRICS)
+    assert [name for name in METRICS if is_class_metric(name)] == [*SCALE_METRICS, *CLASS_METRICS]
     assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["mae"]
 
 
@@ -316,16 +317,43 @@ def test_resampled_classes_equal_scoring_the_drawn_rows(family):
         assert {name: got[name][resample] for name in CLASS_METRICS} == pytest.approx(expected, abs=1e-9)
 
 
+def test_seven_classes_by_hand():
+    # The true class: clipped, then rounded with halves to even, counted from -3.
+    labels = [-3.4, -2.5, -0.5, 0.0, 0.5, 1.5, 2.6]
+    classes = [0, 1, 3, 3, 3, 5, 6]
+    logits = np.eye(7)[classes]
+    assert class_metrics(logits, labels, "mosi") == {"class_acc7": 1.0}
+    for row, label in zip(np.roll(logits, 1, axis=1), labels, strict=True):
+        assert class_metrics([row], [label], "mosi") == {"class_acc7": 0.0}
+    # The score of a classifier is a mean over classes and may lie in another class than its largest logit.
+    assert class_metrics([[9.0, 0, 0, 0, 0, 0, 8.9]], [-3.0], "mosi")["class_acc7"] == 1.0
+    assert regression_metrics([-0.1], [-3.0], "mosi")["acc7"] == 0.0
+
+
+def test_resampled_seven_classes_equal_scoring_the_drawn_rows():
+    rng = np.random.default_rng(1)
+    labels, logits = rng.uniform(-3, 3, 50), rng.normal(size=(50, 7))
+    counts = resample_counts(50, 25, seed=3)
+    got = resampled_metrics(labels, labels, "mosi", counts, logits)
+    assert tuple(got) == family_metrics("mosi") + SCALE_METRICS
+    for resample, count in enumerate(counts.astype(int)):
+        rows = np.repeat(np.arange(50), count)
+        assert got["class_acc7"][resample] == pytest.approx(
+            class_metrics(logits[rows], labels[rows], "mosi")["class_acc7"]
+        )
+
+
 @pytest.mark.parametrize(
     ("logits", "labels", "family", "message"),
     [
-        ([[1.0, 2.0]], [1.0], "mosi", r"must have the shape \(N, 3\); got \(1, 2\)"),
+        ([[1.0, 2.0]], [1.0], "mosi", r"must have the shape \(N, 3\) or \(N, 7\); got \(1, 2\)"),
         ([1.0, 2.0, 3.0], [1.0], "mosi", r"got \(3,\)"),
         (np.empty((0, 3)), [], "mosi", "no class logits"),
         ([[1.0, 2.0, 3.0]], [1.0, 2.0], "mosi", "class logits of 1 samples but 2 labels"),
         ([[1.0, math.nan, 3.0]], [1.0], "sims", "1 of 3 class logits are NaN"),
         ([[1.0, 2.0, 3.0]], [math.inf], "sims", "1 of 1 labels"),
         ([[1.0, 2.0, 3.0]], [1.0], "simms", "Did you mean 'sims'"),
+        ([[0.0] * 7], [1.0], "sims", "Seven classes are the scores -3 to 3 of the family 'mosi'"),
     ],
 )
 def test_bad_class_logits(logits, labels, family, message):

@@ -37,7 +37,7 @@ def test_class_logits_are_welcome(metric):
     assert got == pytest.approx(
         regression_metrics(predictions, references, "mosi") | class_metrics(logits, references, "mosi")
     )
-    assert got["class_acc3"] == 0.5 and "class_f1_3 (with class_logits)" in metric.inputs_description
+    assert got["class_acc3"] == 0.5 and "class_f1_3 (with 3 class_logits)" in metric.inputs_description
 
 
 def test_batches_add_up(metric):

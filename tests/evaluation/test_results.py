@@ -27,6 +27,7 @@ from hf_msa.evaluation.results import (
     CLASS_COLUMNS,
     PREDICTIONS_FILE,
     RESULTS_FILE,
+    SCALE_COLUMNS,
     Predictions,
     predictions_table,
     read_predictions,
@@ -308,6 +309,24 @@ def test_class_logits_survive_the_disk(tmp_path):
     assert result_metrics(read_results(tmp_path))[-6:] == CLASS_METRICS
     # Two of three columns are something else that a method wanted to keep.
     assert Predictions.from_table(table.drop_columns("class_logits_neutral")).class_logits is None
+
+
+def test_seven_class_logits_are_told_from_three(tmp_path):
+    table = make_table(scale_logits=True)
+    # Three of the seven columns have the names of the three classes.
+    assert set(CLASS_COLUMNS) < set(SCALE_COLUMNS) <= set(table.column_names)
+    results = make_results(table)
+    assert tuple(results["mean_over_rates"]) == (*FAMILY_METRICS["mosi"], "class_acc7")
+    # The made logits are largest at the rounded score, so both ways of counting agree.
+    assert results["mean_over_rates"]["class_acc7"] == results["mean_over_rates"]["acc7"]
+    write_results(tmp_path, results, table)
+    grid = read_predictions(tmp_path)
+    assert grid.class_logits.shape == (3, 2, len(RATES), 60, 7)
+    np.testing.assert_allclose(grid.class_logits[..., 6], -np.abs(grid.scores - 3), rtol=1e-5, atol=1e-6)
+    assert result_metrics(read_results(tmp_path))[-1] == "class_acc7"
+    assert "| Corr ↑ | Class Acc-7 ↑ |" in results_markdown(results)
+    with pytest.raises(MsaError, match="no class_acc3, for its model gives class logits of another number of classes"):
+        results_markdown(results, ["class_acc3"])
 
 
 def test_a_result_with_some_class_metrics_is_damaged(tmp_path):

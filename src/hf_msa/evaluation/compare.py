@@ -214,8 +214,11 @@ def compare_runs(
 def _any_metrics(runs: Sequence[Results], metrics: Sequence[str] | None) -> tuple[str, ...]:
     """The metrics that are asked for, else all that any of the runs has."""
     # They differ at most in the metrics of class logits, which come last.
-    fullest = max(runs, key=lambda run: len(result_metrics(run)))
-    return chosen_metrics(fullest, metrics)
+    known = dict.fromkeys(name for run in runs for name in result_metrics(run))
+    for metric in metrics or ():
+        if metric not in known:
+            chosen_metrics(runs[0], [metric])
+    return tuple(metrics or known)
 
 
 def _paper_rows(

@@ -4,9 +4,10 @@ MOSI and MOSEI (family ``"mosi"``, labels in [-3, 3]) and CH-SIMS v1 and v2 (fam
 scored by different rules. Both follow MMSA's reference: values and bin edges are compared in float32, and rounding is
 half-to-even.
 
-Models that classify (CMC) have metrics of their class logits beside those of their score. The true class is the sign of
-the label; two-class decisions leave the neutral logit out. Public CMC code computes them so, but for one thing: there
-the positive class of the Non0 metrics has one number in the truth and another in the prediction, and is never right.
+Models that classify have metrics of their class logits beside those of their score. With three classes (CMC) the true
+class is the sign of the label; two-class decisions leave the neutral logit out. Public CMC code computes them so, but
+for one thing: there the positive class of the Non0 metrics has one number in the truth and another in the prediction,
+and is never right. With seven classes (OMG-Agent, family ``"mosi"``) it is the label, clipped to [-3, 3] and rounded.
 
 Every metric but the correlation is a ratio of sums over samples, and the correlation needs five sums. So one matrix of
 per-sample terms serves a single evaluation and, multiplied by a matrix of draw counts, a thousand bootstrap resamples.
@@ -64,6 +65,7 @@ METRICS: dict[str, Metric] = {
         Metric("f1", "F1", True, True, "SIMS: weighted F1, non-positive against positive"),
         Metric("mae", "MAE", False, False, "mean absolute error in label units"),
         Metric("corr", "Corr", True, False, "Pearson correlation"),
+        Metric("class_acc7", "Class Acc-7", True, True, "largest of seven class logits: label clipped and rounded"),
         Metric("class_acc3", "Class Acc-3", True, True, "largest class logit: negative, neutral, positive"),
         Metric("class_f1_3", "Class F1-3", True, True, "weighted F1 over the three classes"),
         Metric(
@@ -93,7 +95,13 @@ CLASS_METRICS: tuple[str, ...] = (
     "class_non0_acc2",
     "class_non0_f1",
 )
-"""The metrics of class logits, in the order of tables; they come after those of the score."""
+"""The metrics of three class logits, in the order of tables; they come after those of the score."""
+
+SCALE_METRICS: tuple[str, ...] = ("class_acc7",)
+"""The metrics of seven class logits; they come after those of the score."""
+
+METRICS_BY_CLASSES: dict[int, tuple[str, ...]] = {3: CLASS_METRICS, 7: SCALE_METRICS}
+"""The metrics of class logits by the number of classes."""
 
 FAMILY_RANGES: dict[str, tuple[float, float]] = {"mosi": (-3.0, 3.0), "sims": (-1.0, 1.0)}
 """The label range of each family."""
@@ -131,6 +139,11 @@ def family_metrics(family: str) -> tuple[str, ...]:
     return FAMILY_METRICS[family]
 
 
+def is_class_metric(name: str) -> bool:
+    """Whether a metric is one of class logits, not of the score."""
+    return any(name in names for names in METRICS_BY_CLASSES.values())
+
+
 def regression_metrics(
     predictions: ArrayLike, labels: ArrayLike, family: str, *, legacy_f1: bool = False
 ) -> dict[str, float]:
@@ -157,17 +170,22 @@ def class_metrics(class_logits: ArrayLike, labels: ArrayLike, family: str) -> di
     """Score class logits against labels.
 
     Args:
-        class_logits: Logits of negative, neutral and positive, in that order; shape (N, 3).
-        labels: N sentiment labels in label units, whose signs are the true classes; shape (N,) or (N, 1).
+        class_logits: Logits of negative, neutral and positive, in that order; shape (N, 3). Or, for the family ``"mosi"``,
+            those of the scores -3 to 3; shape (N, 7).
+        labels: N sentiment labels in label units; shape (N,) or (N, 1). The true one of three classes is the sign, of seven
+            the label clipped to [-3, 3] and rounded.
         family: ``"mosi"``: the Has0 metrics tell negative from non-negative; ``"sims"``: non-positive from positive.
 
     Returns:
-        The metrics of `CLASS_METRICS` as fractions; NaN where undefined (see the module's description).
+        The metrics of `CLASS_METRICS`, of seven classes those of `SCALE_METRICS`, as fractions; NaN where undefined (see
+        the module's description).
 
     Raises:
-        MsaError: If the family is unknown, the input is empty, the shapes differ, or a value is NaN or infinite.
+        MsaError: If the family is unknown or has no such classes, the input is empty, the shapes differ, or a value is NaN
+            or infinite.
     """
-    return _Terms.of(_class_terms(*_checked_classes(class_logits, labels), family), CLASS_METRICS).score_all()
+    logits, label = _checked_classes(class_logits, labels)
+    return _Terms.of(_class_terms(logits, label, family), METRICS_BY_CLASSES[logits.shape[1]]).score_all()
 
 
 def resampled_metrics(
@@ -180,7 +198,7 @@ def resampled_metrics(
         labels: N labels.
         family: ``"mosi"`` or ``"sims"``.
         counts: How often each resample holds each row; shape (resamples, N), see `hf_msa.evaluation.statistics`.
-        class_logits: Class logits (N, 3), for the metrics of `class_metrics` as well.
+        class_logits: Class logits (N, 3) or (N, 7), for the metrics of `class_metrics` as well.
 
     Returns:
         Per metric, the (resamples,) values; NaN where undefined in that resample.
@@ -191,8 +209,9 @@ def resampled_metrics(
     score, label = _checked(predictions, labels)
     blocks, names = _score_terms(score, label, family), family_metrics(family)
     if class_logits is not None:
-        blocks |= _class_terms(*_checked_classes(class_logits, label), family)
-        names += CLASS_METRICS
+        logits, label = _checked_classes(class_logits, label)
+        blocks |= _class_terms(logits, label, family)
+        names += METRICS_BY_CLASSES[logits.shape[1]]
     terms = _Terms.of(blocks, names)
     weights = np.asarray(counts, dtype=np.float64)
     if weights.ndim != 2 or weights.shape[1] != len(terms.matrix):
@@ -300,8 +319,8 @@ def _checked(predictions: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.floa
 
 def _checked_classes(class_logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     logits = np.asarray(class_logits, dtype=np.float32)
-    if logits.ndim != 2 or logits.shape[1] != 3:
-        raise MsaError(f"The class logits must have the shape (N, 3); got {logits.shape}.")
+    if logits.ndim != 2 or logits.shape[1] not in METRICS_BY_CLASSES:
+        raise MsaError(f"The class logits must have the shape (N, 3) or (N, 7); got {logits.shape}.")
     logits, label = _finite("class logits", logits), _finite("labels", _flat("labels", labels))
     if len(logits) != label.size:
         raise MsaError(
@@ -335,6 +354,12 @@ def _score_terms(score: NDArray[np.float32], label: NDArray[np.float32], family:
 
 def _class_terms(logits: NDArray[np.float32], label: NDArray[np.float32], family: str) -> dict[str, FloatArray]:
     family_metrics(family)
+    if logits.shape[1] == 7:
+        if family != "mosi":
+            raise MsaError(
+                f"Seven classes are the scores -3 to 3 of the family 'mosi', but the labels are of {family!r}."
+            )
+        return {"class_acc7": _column(logits.argmax(axis=1) == np.round(np.clip(label, -3, 3)) + 3)}
     true = np.sign(label).astype(np.int64) + 1
     every = np.ones_like(true, dtype=bool)
     # Neutral truth counts as positive on MOSI and MOSEI (non-negative), and as negative on SIMS (non-positive).

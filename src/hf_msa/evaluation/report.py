@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_msa.errors import MsaError, unknown_name
-from hf_msa.evaluation.metrics import CLASS_METRICS, METRICS
+from hf_msa.evaluation.metrics import METRICS, is_class_metric
 from hf_msa.evaluation.results import EXPERT_INPUTS, Results, result_metrics
 from hf_msa.evaluation.subsets import subset_text
 
@@ -54,9 +54,12 @@ def chosen_metrics(results: Results, metrics: Sequence[str] | None) -> tuple[str
     """
     known = result_metrics(results)
     for metric in metrics or ():
-        if metric in CLASS_METRICS and metric not in known:
+        if is_class_metric(metric) and metric not in known:
+            gives = (
+                "class logits of another number of classes" if any(map(is_class_metric, known)) else "no class logits"
+            )
             raise MsaError(
-                f"The result of {run_name(results)} has no {metric}, for its model gives no class logits; leave it out."
+                f"The result of {run_name(results)} has no {metric}, for its model gives {gives}; leave it out."
             )
         if metric not in known:
             raise unknown_name("metric", metric, known)
@@ -76,8 +79,8 @@ def shared_metrics(runs: Sequence[Results], metrics: Sequence[str] | None) -> tu
 def metric_groups(metrics: Sequence[str]) -> list[tuple[str, ...]]:
     """Part metrics into those of the score and those of class logits: all of them together fill no terminal."""
     groups = (
-        tuple(name for name in metrics if name not in CLASS_METRICS),
-        tuple(name for name in metrics if name in CLASS_METRICS),
+        tuple(name for name in metrics if not is_class_metric(name)),
+        tuple(name for name in metrics if is_class_metric(name)),
     )
     return [group for group in groups if group]
 

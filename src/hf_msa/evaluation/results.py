@@ -6,8 +6,9 @@ typed by hand. The file is made from the predictions alone, so its numbers can b
 A prediction table has the columns ``id``, ``training_seed``, ``mask_seed``, ``rate`` (a missing rate, or the name of a
 pattern), ``prediction`` and ``label``, and any more that a method wants to keep (``confidence``, ``gate``). It is a
 full grid: each training seed, mask seed and rate scores the same rows once. Where it has the columns
-``class_logits_negative``, ``class_logits_neutral`` and ``class_logits_positive``, the metrics of class logits come after
-those of the score.
+``class_logits_negative``, ``class_logits_neutral`` and ``class_logits_positive``, or the seven from
+``class_logits_strongly_negative`` to ``class_logits_strongly_positive``, the metrics of class logits come after those of
+the score.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import (
-    CLASS_METRICS,
+    METRICS_BY_CLASSES,
     class_metrics,
     family_metrics,
     regression_metrics,
@@ -38,7 +39,7 @@ from hf_msa.evaluation.statistics import (
     resample_counts,
 )
 from hf_msa.files import atomic_write, write_json
-from hf_msa.models.msa_schema import SENTIMENT_CLASSES
+from hf_msa.models.msa_schema import SENTIMENT_CLASSES, SENTIMENT_SCALE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +53,10 @@ PREDICTION_COLUMNS = ("id", "training_seed", "mask_seed", "rate", "prediction", 
 """The columns that every prediction table has."""
 
 CLASS_COLUMNS = tuple(f"class_logits_{name}" for name in SENTIMENT_CLASSES)
-"""The columns of class logits, which the predictions of models that classify have."""
+"""The columns of class logits, which the predictions of models with three classes have."""
+
+SCALE_COLUMNS = tuple(f"class_logits_{name.replace(' ', '_')}" for name in SENTIMENT_SCALE)
+"""The columns of class logits, which the predictions of models with seven classes have."""
 
 EXPERT_INPUTS = {
     "media": "the transcript with sound and pictures",
@@ -97,7 +101,8 @@ class Predictions:
         mask_seeds: M seeds of the missing-data protocol; None where nothing is masked.
         rates: R missing rates in ascending order, or patterns in order of appearance.
         scores: Predictions, (S, M, R, N).
-        class_logits: Logits of negative, neutral and positive, (S, M, R, N, 3); None for models without them.
+        class_logits: Logits of negative, neutral and positive, (S, M, R, N, 3), or of the scores -3 to 3, (S, M, R, N, 7);
+            None for models without them.
     """
 
     ids: tuple[str, ...]
@@ -143,7 +148,7 @@ class Predictions:
                 f"The prediction table holds {counts[cell]} predictions for id {sample!r} at training seed {seed}, "
                 f"mask seed {mask} and rate {rate!r}; it must hold exactly one."
             )
-        classes = CLASS_COLUMNS if set(CLASS_COLUMNS) <= set(table.column_names) else ()
+        classes = _class_columns(table.column_names)
         values = np.empty((math.prod(shape), 1 + len(classes)), dtype=np.float32)
         values[cells] = np.stack([table.column(name).to_numpy() for name in ("prediction", *classes)], axis=1)
         given = np.asarray(table.column("label").to_numpy(), dtype=np.float32)
@@ -173,7 +178,8 @@ class Predictions:
 
     def metric_names(self, family: str) -> tuple[str, ...]:
         """The metrics of these predictions, in table order."""
-        return family_metrics(family) + (() if self.class_logits is None else CLASS_METRICS)
+        classes = () if self.class_logits is None else METRICS_BY_CLASSES[self.class_logits.shape[-1]]
+        return family_metrics(family) + classes
 
     def metrics(self, family: str) -> dict[str, NDArray[np.float64]]:
         """Score every cell of the grid; per metric an (S, M, R) array."""
@@ -197,6 +203,12 @@ class Predictions:
             for name, values in drawn.items():
                 sums[name][cell[2]] += values / (shape[0] * shape[1])
         return sums
+
+
+def _class_columns(columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns of class logits that a table has, in the order of the classes; none for models without them."""
+    # Three of the seven words are those of the three classes.
+    return next((names for names in (SCALE_COLUMNS, CLASS_COLUMNS) if set(names) <= set(columns)), ())
 
 
 def _encode(table: "pa.Table", column: str) -> tuple[list[Any], NDArray[np.int64]]:
@@ -442,7 +454,7 @@ def read_predictions(folder: str | os.PathLike[str]) -> Predictions:
     if not file.is_file():
         raise MsaError(f"There are no predictions at {file}; evaluate the model again to write them.")
     try:
-        columns = [*PREDICTION_COLUMNS, *(name for name in CLASS_COLUMNS if name in pq.read_schema(file).names)]
+        columns = [*PREDICTION_COLUMNS, *_class_columns(pq.read_schema(file).names)]
         table = pq.read_table(file, columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise MsaError(f"{file} cannot be read as a prediction table; evaluate the model again.") from error
@@ -458,8 +470,9 @@ def result_metrics(results: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
         MsaError: If its label family is unknown.
     """
-    classes = CLASS_METRICS if any(name in results["mean_over_rates"] for name in CLASS_METRICS) else ()
-    return family_metrics(results["dataset"]["label_family"]) + classes
+    has = results["mean_over_rates"]
+    classes = (names for names in METRICS_BY_CLASSES.values() if any(name in has for name in names))
+    return family_metrics(results["dataset"]["label_family"]) + next(classes, ())
 
 
 def validate_results(results: Any, where: str) -> None:

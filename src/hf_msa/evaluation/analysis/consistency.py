@@ -63,10 +63,10 @@ def subset_scores(grid: Predictions, family: str, inconsistent: BoolArray) -> Su
 
     Args:
         grid: Predictions of N samples.
-        family: Label family; it decides the accuracy where there are no class logits.
+        family: Label family; it decides the accuracy where there are no three class logits.
         inconsistent: Which samples are, (N,).
     """
-    metric = _METRIC[family] if grid.class_logits is None else _CLASS_METRIC
+    metric = _CLASS_METRIC if _CLASS_METRIC in grid.metric_names(family) else _METRIC[family]
     # The first row counts every sample once; to leave out a subset is to draw none of it.
     counts = np.concatenate([np.ones((1, len(grid.ids))), resample_counts(len(grid.ids))])
     per_seed, drawn = {}, {}

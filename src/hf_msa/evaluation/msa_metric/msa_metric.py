@@ -10,14 +10,14 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_msa.evaluation.metrics import CLASS_METRICS, FAMILY_METRICS, METRICS, class_metrics, regression_metrics
+from hf_msa.evaluation.metrics import FAMILY_METRICS, METRICS, METRICS_BY_CLASSES, class_metrics, regression_metrics
 
 _DESCRIPTION = "Regression and derived classification metrics of multimodal sentiment analysis, as MMSA computes them."
 
 
 def _available(name: str) -> str:
     families = ", ".join(key for key, names in FAMILY_METRICS.items() if name in names)
-    return "with class_logits" if name in CLASS_METRICS else families
+    return families or next(f"with {n} class_logits" for n, names in METRICS_BY_CLASSES.items() if name in names)
 
 
 _RETURNS = "\n".join(f"    {name} ({_available(name)}): {metric.description}" for name, metric in METRICS.items())
@@ -26,8 +26,8 @@ Args:
     predictions: sentiment scores in label units, one float per sample.
     references: labels, one float per sample.
     family: "mosi" for MOSI and MOSEI (labels in [-3, 3]), "sims" for CH-SIMS v1 and v2 (labels in [-1, 1]).
-    class_logits: logits of negative, neutral and positive, three floats per sample in the order of the predictions;
-        for models that give them.
+    class_logits: logits of negative, neutral and positive, three floats per sample in the order of the predictions, or
+        with the family "mosi" those of the scores -3 to 3, seven floats; for models that give them.
 Returns:
 {_RETURNS}
 """
