@@ -77,6 +77,44 @@ class TestSearch:
         for ours, theirs in zip(base.search(given["keys"], 3), loaded.search(given["keys"], 3), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
+    @pytest.mark.parametrize("factory", ["IVF10,Flat", "RR8,IVF10,Flat"])
+    def test_more_lists_find_more(self, factory: str, tmp_path: Path) -> None:
+        given = parts(count=400)
+        once = KnowledgeBase.build(**given, factory=factory)
+        whole = once.with_search(nprobe=10)
+        queries = np.random.default_rng(1).normal(size=(50, WIDTH)).astype(np.float32)
+        exact = KnowledgeBase.build(**given).search(queries, 10)[1]
+        assert (whole.search(queries, 10)[1] == exact).mean() > 0.99 > (once.search(queries, 10)[1] == exact).mean()
+        whole.save(tmp_path / "kb")
+        for same in (KnowledgeBase.load(tmp_path / "kb"), whole.with_keys(given["keys"])):
+            assert (same.nprobe, same.ef_search) == (10, None)
+            np.testing.assert_array_equal(same.search(queries, 10)[1], whole.search(queries, 10)[1])
+
+    @pytest.mark.parametrize("factory", ["HNSW4", "IVF200_HNSW4,Flat"])
+    def test_a_wider_view_finds_more(self, factory: str) -> None:
+        given = parts(count=1000)
+        base = KnowledgeBase.build(**given, factory=factory)
+        nprobe = 50 if factory.startswith("IVF") else None
+        queries = np.random.default_rng(1).normal(size=(50, WIDTH)).astype(np.float32)
+        exact = KnowledgeBase.build(**given).search(queries, 1)[1]
+        narrow, wide = ((base.with_search(nprobe, ef).search(queries, 1)[1] == exact).mean() for ef in (1, 500))
+        assert narrow < 0.9 < wide
+
+    @pytest.mark.parametrize(
+        ("factory", "effort", "message"),
+        [
+            ("Flat", {"nprobe": 4}, "A search in an IndexFlat takes no nprobe; nprobe is for IVF"),
+            ("Flat", {"ef_search": 4}, "A search in an IndexFlat takes no ef_search"),
+            ("HNSW4", {"nprobe": 4}, "A search in an IndexHNSWFlat takes no nprobe"),
+            ("IVF2,Flat", {"ef_search": 4}, "A search in an IndexFlat takes no ef_search"),
+            ("IVF2,Flat", {"nprobe": 0}, "nprobe is 0; it must be at least 1"),
+            ("IVF2,Flat", {"nprobe": "4"}, "nprobe is '4'; it must be at least 1"),
+        ],
+    )
+    def test_effort_that_an_index_cannot_make(self, factory: str, effort: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            KnowledgeBase.build(**parts(count=200), factory=factory).with_search(**effort)
+
     def test_own_rows(self) -> None:
         assert KnowledgeBase.build(**parts()).rows_of(["clip_3", "unseen", "clip_0"]).tolist() == [3, NO_ENTRY, 0]
 
@@ -298,13 +336,22 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(values={"text": np.ones((4, 3))}), "The column 'value_text' has the shape .4, 3.; it needs 3"),
         (changed(keys=np.full((4, 2), np.nan)), "The column 'key' holds numbers that are not finite"),
         (changed(factory="Flatt"), "FAISS cannot build the index 'Flatt' .*could not parse.*; 'Flat' works"),
-        (changed(factory="IVF16,Flat"), "FAISS cannot build the index 'IVF16,Flat' over 4 keys"),
+        (
+            changed(factory="IVF16,Flat"),
+            r"FAISS cannot build the index 'IVF16,Flat' over 4 keys .*\(Number of training",
+        ),
+        (changed(factory="PQ3"), r"width 8 \(The dimension of the vector \(d\) should be a multiple .*\); 'Flat'"),
+        (changed(factory="PQ4"), r"width 8 \(Number of training points \(4\) should be .* 'Flat' works"),
+        (changed(factory="IVF1000000000000,Flat"), "FAISS cannot build"),
+        (changed(factory="HNSW0"), "no size may be 0, and a graph needs at least 2 links"),
+        (changed(factory="IVF4_HNSW1,Flat"), "a graph needs at least 2 links"),
+        (changed(factory="PQ4x0"), "no size may be 0"),
     ],
 )
 def test_what_cannot_be_built(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         KnowledgeBase.build(**given)
-    assert "\n" not in str(raised.value) and ".cpp" not in str(raised.value)
+    assert "\n" not in str(raised.value) and ".cpp" not in str(raised.value) and "rror" not in str(raised.value)
 
 
 def test_what_cannot_be_searched() -> None:

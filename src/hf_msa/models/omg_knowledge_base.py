@@ -5,6 +5,7 @@ plain names only, columns are checked before their memory is read, and the index
 """
 
 import contextlib
+import copy
 import importlib
 import json
 import os
@@ -143,6 +144,27 @@ def _make_index(keys: Floats, factory: str) -> Any:
     return index
 
 
+def _search_parameters(index: Any, nprobe: int | None, ef_search: int | None) -> Any:
+    """FAISS's parameters of a search, handed down to the parts of an index that read them."""
+    faiss = _package("faiss")
+    index = faiss.downcast_index(index)
+    if nprobe is None and ef_search is None:
+        return None
+    if isinstance(index, faiss.IndexPreTransform):
+        return faiss.SearchParametersPreTransform(index_params=_search_parameters(index.index, nprobe, ef_search))
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(
+            nprobe=index.nprobe if nprobe is None else nprobe,
+            quantizer_params=_search_parameters(index.quantizer, None, ef_search),
+        )
+    if isinstance(index, faiss.IndexHNSW) and nprobe is None:
+        return faiss.SearchParametersHNSW(efSearch=ef_search)
+    raise ValueError(
+        f"A search in an {type(index).__name__} takes no {'ef_search' if nprobe is None else 'nprobe'}; nprobe is for IVF "
+        "indexes, ef_search for HNSW."
+    )
+
+
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `folder` that takes its place on a clean exit and is removed on an error."""
@@ -177,6 +199,7 @@ class KnowledgeBase:
         dataset: The entries.
         ids: Their ids.
         shapes: Column of numbers -> shape of an entry's cell.
+        nprobe, ef_search: How thoroughly is searched, see `with_search`; None: as FAISS does by default.
 
     Raises:
         ValueError: If columns are absent or of other types, ids are not unique, or the index does not fit the keys or cannot
@@ -217,6 +240,9 @@ class KnowledgeBase:
                 f"The index has {self._index.ntotal} keys of width {self._index.d}, the knowledge base {len(self.ids)} of "
                 f"width {self.shapes[KEY][0]}; build it again."
             )
+        self.nprobe: int | None = None
+        self.ef_search: int | None = None
+        self._parameters: Any = None
 
     @classmethod
     def build(
@@ -315,6 +341,7 @@ class KnowledgeBase:
             written = description["format"]
             if written == FORMAT:
                 factory, files = str(description["factory"]), description["files"]
+                nprobe, ef_search = description["nprobe"], description["ef_search"]
                 strange = [name for name in files if not _ENTRIES_NAME.fullmatch(name)]
                 if strange:
                     raise ValueError(f"{strange[0]!r} is not the plain name of an Arrow file")
@@ -331,7 +358,7 @@ class KnowledgeBase:
             raise ValueError(
                 f"The knowledge base has format {written!r}, this version of hf_msa reads {FORMAT}; build it again."
             )
-        return cls(dataset, factory, index)
+        return cls(dataset, factory, index).with_search(nprobe, ef_search)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the entries (Arrow), the index (FAISS) and a description (JSON); nothing of it is a pickle.
@@ -348,6 +375,8 @@ class KnowledgeBase:
             description = {
                 "format": FORMAT,
                 "factory": self.factory,
+                "nprobe": self.nprobe,
+                "ef_search": self.ef_search,
                 "entries": len(self),
                 "shapes": {name: list(shape) for name, shape in self.shapes.items()},
                 "files": sorted(path.name for path in temporary.glob("*.arrow")),
@@ -411,7 +440,9 @@ class KnowledgeBase:
             raise ValueError(
                 f"The queries have the shape {queries.shape}; this knowledge base's keys have width {width}."
             )
-        scores, rows = self._index.search(_unit(np.ascontiguousarray(queries, dtype=np.float32)), k)
+        scores, rows = self._index.search(
+            _unit(np.ascontiguousarray(queries, dtype=np.float32)), k, params=self._parameters
+        )
         scores[rows == NO_ENTRY] = -np.inf
         return scores, rows
 
@@ -465,4 +496,24 @@ class KnowledgeBase:
         parts = np.split(numbers, self._ends[:-1])
         columns = {name: self.dataset.data.column(name) for name in self.dataset.column_names}
         columns[KEY] = _package("pyarrow").chunked_array([_array(part) for part in parts])
-        return KnowledgeBase(_dataset([columns[name] for name in features], features), self.factory)
+        dataset = _dataset([columns[name] for name in features], features)
+        return KnowledgeBase(dataset, self.factory).with_search(self.nprobe, self.ef_search)
+
+    def with_search(self, nprobe: int | None = None, ef_search: int | None = None) -> "KnowledgeBase":
+        """Return the same knowledge base searched more or less thoroughly; it is saved with it.
+
+        Args:
+            nprobe: Lists of an ``IVF`` index that are looked through; FAISS's default of 1 misses much.
+            ef_search: Keys that an ``HNSW`` graph, also one that finds lists of an ``IVF`` index, keeps in view; FAISS's
+                default is 16.
+
+        Raises:
+            ValueError: If a number is below 1, or the index has no use for it.
+        """
+        for name, number in (("nprobe", nprobe), ("ef_search", ef_search)):
+            if number is not None and (not isinstance(number, int) or number < 1):
+                raise ValueError(f"{name} is {number!r}; it must be at least 1, or None for FAISS's default.")
+        changed = copy.copy(self)
+        changed.nprobe, changed.ef_search = nprobe, ef_search
+        changed._parameters = _search_parameters(self._index, nprobe, ef_search)
+        return changed
