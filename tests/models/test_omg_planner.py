@@ -346,7 +346,12 @@ class TestRules:
             ("awful", ("a speaker", "speaks")),
             ("", ("a speaker", "speaks")),
             (None, ("a speaker", "speaks")),
-            ("\u6211\u559c\u6b22", ("a speaker", "speaks")),
+            ("\u6211\u559c\u6b22\uff0c\u771f\u7684", ("a speaker", "\u6211\u559c\u6b22")),
+            (
+                "... \u042f \u043b\u044e\u0431\u043b\u044e; \u0434\u0430",
+                ("a speaker", "\u042f \u043b\u044e\u0431\u043b\u044e"),
+            ),
+            ("123 ... !", ("a speaker", "speaks")),
         ],
     )
     def test_subject_and_verb(self, text: str | None, expected: tuple[str, str]) -> None:

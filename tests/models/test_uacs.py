@@ -21,7 +21,6 @@ from hf_msa.models.modeling_uacs import (
     VERBALIZER_FILE,
     UacsForSentimentAnalysis,
     UacsOutput,
-    visible_words,
 )
 from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis, UbmOutput
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
@@ -523,14 +522,6 @@ class TestQuestions:
         assert model.expert_input is None
         model.config.route = "mllm"
         assert model.expert_input == "media"
-
-    def test_visible_words(self) -> None:
-        tokenizer = tiny_processor(tiny_uacs_config()).tokenizer
-        ids = tokenizer("good film not bad")["input_ids"] + [tokenizer.pad_token_id]
-        gone = np.array([False, True, False, True, True, False, False])
-        assert visible_words(ids, gone, tokenizer) == "... film ..."
-        assert visible_words(ids, np.zeros(7, dtype=bool), tokenizer) == "good film not bad"
-        assert visible_words(ids, np.array([False, True, True, True, True, False, False]), tokenizer) is None
 
 
 class TestCheckpoint:

@@ -23,7 +23,8 @@ from torch import Tensor
 from .configuration_uacs import UacsConfig
 from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
 from .msa_mllm import LocalMllm, Mllm, MllmRequest, label_entropy, parse_score
-from .msa_schema import FEATURE_MODALITIES, MISSING_MASK_KEYS
+from .msa_observed import missing_positions, visible_media, visible_words
+from .msa_schema import FEATURE_MODALITIES
 from .msa_verbalizer import MsaVerbalizer
 from .uacs_prompts import direct_prompt, second_part
 from .uacs_rules import FAST, MLLM, VERIFY, WEIGHTED, Floats, answer_routes, random_choice, small_weight
@@ -31,7 +32,6 @@ from .uacs_rules import FAST, MLLM, VERIFY, WEIGHTED, Floats, answer_routes, ran
 ADAPTER_FOLDER = "adapter"
 VERBALIZER_FILE = "verbalizer.json"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-GAP = "..."
 _MEDIA_KEYS = dict(zip(FEATURE_MODALITIES, ("waveform", "frames"), strict=True))
 # So many batches of the expert are filled before it is asked: at most the last of them is not full.
 _EXPERT_BATCHES = 32
@@ -278,20 +278,10 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
         Raises:
             ValueError: If features are to be described, but there are no statistics to do it with.
         """
-        masks = {
-            name: inputs[key].bool().cpu().numpy()
-            for name, key in MISSING_MASK_KEYS.items()
-            if inputs is not None and key in inputs
-        }
         requests = []
-        for index, row in enumerate(rows):
+        for index, (row, missing) in enumerate(zip(rows, missing_positions(rows, inputs), strict=True)):
             if self.media is not None:
                 row = {**row, **self.media(row)}
-            # Masks are padded with the batch; behind a sequence's end nothing is dropped.
-            missing = {
-                name: mask[index][: len(row[name])] if row.get(name) is not None and name != "text" else mask[index]
-                for name, mask in masks.items()
-            }
             if any(mask.any() for mask in missing.values()):
                 unknown = [key for name, key in _MEDIA_KEYS.items() if name not in missing]
                 row = {**row, **dict.fromkeys(unknown)}
@@ -311,7 +301,7 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
             if not row.get(f"{modality}_present", True):
                 continue
             if row.get(key) is not None:
-                media[modality] = _observed(np.asarray(row[key]), missing.get(modality), cut=modality == "vision")
+                media[modality] = visible_media(np.asarray(row[key]), missing.get(modality), cut=modality == "vision")
             elif self.config.use_verbalizer and modality in self.config.modalities and row.get(modality) is not None:
                 described[modality] = np.asarray(row[modality])
         description = ""
@@ -536,48 +526,6 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
             last if answer.score is None else answer.score for answer, last in zip(answers, fallback, strict=True)
         ]
         return np.array(scores), np.array([answer.uncertainty for answer in answers])
-
-
-def visible_words(input_ids: Sequence[int], missing: np.ndarray, tokenizer: Any) -> str | None:
-    """The transcript as far as it is left.
-
-    Args:
-        input_ids: Tokens, with special ones and padding.
-        missing: True = dropped `(tokens,)`.
-        tokenizer: Knows what they mean.
-
-    Returns:
-        The tokens that are left, with "..." for each gap; None where none is.
-    """
-    runs: list[list[int]] = []
-    for token, gone in zip(input_ids, missing, strict=True):
-        if gone or token == tokenizer.unk_token_id:
-            # An empty run is a gap.
-            runs += [[]] if not runs or runs[-1] else []
-        elif token not in tokenizer.all_special_ids:
-            if runs and runs[-1]:
-                runs[-1].append(token)
-            else:
-                runs.append([token])
-    if not any(runs):
-        return None
-    return " ".join(tokenizer.decode(run).strip().removeprefix("##") if run else GAP for run in runs)
-
-
-def _observed(values: np.ndarray, missing: np.ndarray | None, cut: bool) -> np.ndarray | None:
-    """Sound or pictures without what is dropped of the features that were taken from them at equal distances.
-
-    Args:
-        values: In the order of time.
-        missing: True = dropped `(feature frames,)`.
-        cut: Leave out what is dropped; otherwise it is silent.
-    """
-    if missing is None or not missing.any():
-        return values
-    if missing.all():
-        return None
-    gone = missing[np.arange(len(values)) * len(missing) // len(values)]
-    return values[~gone] if cut else np.where(gone, 0, values)
 
 
 def _column(values: Tensor | None) -> Floats:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -326,6 +327,25 @@ class LocalMllm:
         """Which model this is, adapter included."""
         return self._name
 
+    @cached_property
+    def identity(self) -> dict[str, str | None]:
+        """What answers depend on beside the request, for caches: right for adapters that were moved or replaced, too.
+
+        ``model``, ``dtype``, ``quantization`` and ``revision`` as they were given, and as ``adapter`` a hash of its weights
+        where it is a folder, else its name. Of a model that was handed over in memory only the name is known.
+        """
+        source = self._source
+        if not source:
+            return {"model": self._name, "adapter": None}
+        adapter = source["adapter"]
+        return {
+            "model": source["name"],
+            "adapter": adapter_digest(adapter) if adapter is not None and os.path.isdir(adapter) else adapter,
+            "dtype": str(source["dtype"]),
+            "quantization": source["quantization"],
+            "revision": source["hub"].get("revision"),
+        }
+
     @property
     def is_loaded(self) -> bool:
         """Whether the weights are in memory."""
@@ -600,6 +620,16 @@ class LocalMllm:
             pieces.append(longer[len(text) :])
             text = longer
         return MllmAnswer(text, tuple(pieces), tuple(entropies[:length]), tuple(logprobs[:length]))
+
+
+def adapter_digest(folder: str | os.PathLike[str]) -> str:
+    """A hash of an adapter's weights: what tells adapters apart, wherever they lie.
+
+    Args:
+        folder: With `adapter_model.safetensors`.
+    """
+    with open(os.path.join(folder, "adapter_model.safetensors"), "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def check_sampling(max_new_tokens: int, num_candidates: int, temperature: float | None, top_p: float | None) -> None:

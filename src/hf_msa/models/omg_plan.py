@@ -1,0 +1,132 @@
+"""OMG-Agent's plans: who does what with which sentiment, written and read back as one line (paper, Sec. 3.3, appendix A)."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .msa_schema import SENTIMENT_SCALE
+
+PLAN_FIELDS = ("entity", "action", "sentiment")
+MAX_PHRASE = 60
+"""Longest entity or action, in characters."""
+
+
+def sentiment_word(label: float, label_range: tuple[float, float] = (-3.0, 3.0)) -> str:
+    """The word for a score.
+
+    Args:
+        label: In label units; clipped to the range, then rounded to the nearest of seven classes (half to even).
+        label_range: Lowest and highest label, as far from 0 as each other.
+    """
+    return SENTIMENT_SCALE[round(min(max(label / label_range[1] * 3, -3.0), 3.0)) + 3]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is thought to happen in a clip.
+
+    Args:
+        entity: Who or what it is about.
+        action: What they do.
+        sentiment: One of `SENTIMENT_SCALE`.
+
+    Raises:
+        ValueError: If the triplet breaks the schema.
+    """
+
+    entity: str
+    action: str
+    sentiment: str
+
+    def __post_init__(self) -> None:
+        if problems := _violations(self.to_dict()):
+            raise ValueError(
+                f"A plan was given in which {'; '.join(problems)}; give an entity and an action of at most {MAX_PHRASE} "
+                f"characters each, and a sentiment out of {', '.join(SENTIMENT_SCALE)}."
+            )
+
+    @property
+    def score(self) -> int:
+        """The sentiment as a number from -3 to 3."""
+        return SENTIMENT_SCALE.index(self.sentiment) - 3
+
+    def to_text(self) -> str:
+        """One line, as models are asked to write it: what g reads, and what `parse_plan` reads back."""
+        return "; ".join(self.constraints)
+
+    @property
+    def constraints(self) -> tuple[str, str, str]:
+        """The three fields by themselves, each as it stands in the text."""
+        entity, action, sentiment = (f"{name.capitalize()}: {value}" for name, value in self.to_dict().items())
+        return entity, action, sentiment
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain JSON values."""
+        return {"entity": self.entity, "action": self.action, "sentiment": self.sentiment}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str]) -> "Plan":
+        """Rebuild a plan from `to_dict`."""
+        return cls(**{name: values[name] for name in PLAN_FIELDS})
+
+
+def parse_plan(text: str) -> Plan:
+    """Read a plan that a model wrote: three fields in their order, on one line or one on each.
+
+    Capitals, spaces around words, quotation marks around a value and a full stop at its end make no difference.
+
+    Args:
+        text: The answer.
+
+    Raises:
+        ValueError: If it breaks the schema; `schema_violations` says how.
+    """
+    fields = _read_fields(text)
+    if fields is None:
+        raise ValueError(
+            f"{text!r} is no plan; the three fields {', '.join(PLAN_FIELDS)} are needed, once each, in this order."
+        )
+    return Plan(**fields)
+
+
+def schema_violations(text: str) -> tuple[str, ...]:
+    """In which ways an answer breaks the schema, empty where it is a plan.
+
+    Args:
+        text: The answer.
+    """
+    fields = _read_fields(text)
+    if fields is None:
+        return (f"the fields are not {', '.join(PLAN_FIELDS)}",)
+    return _violations(fields)
+
+
+def _read_fields(text: str) -> dict[str, str] | None:
+    """Values by field name; None unless there are just the three fields in their order."""
+    parts = [part.partition(":") for part in re.split(r"[;\n]", text) if part.strip()]
+    if tuple(name.strip().lower() for name, _, _ in parts) != PLAN_FIELDS:
+        return None
+    fields = {
+        name: " ".join(value.split()).strip(" \"'.") for name, (_, _, value) in zip(PLAN_FIELDS, parts, strict=True)
+    }
+    fields["sentiment"] = fields["sentiment"].lower()
+    return fields
+
+
+def _violations(fields: Mapping[str, str]) -> tuple[str, ...]:
+    found = []
+    for name in ("entity", "action"):
+        value = fields[name]
+        if not value:
+            found.append(f"the {name} is empty")
+        elif len(value) > MAX_PHRASE:
+            found.append(f"the {name} has {len(value)} characters")
+        elif value != " ".join(value.split()).strip(" \"'.") or ";" in value:
+            found.append(f"the {name} {value!r} is not a bare phrase on one line")
+    if fields["sentiment"] not in SENTIMENT_SCALE:
+        found.append(f"the sentiment is {fields['sentiment']!r}")
+    return tuple(found)
+
+
+FALLBACK_PLAN = Plan("a speaker", "speaks", "neutral")
+"""Takes the place of a plan where no candidate keeps to the schema."""
