@@ -9,6 +9,7 @@ from transformers import BertTokenizer
 
 from hf_msa.models.configuration_cmc import CmcConfig
 from hf_msa.models.configuration_msa import MsaConfig
+from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.configuration_pglh import PglhConfig
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.configuration_text import TextConfig
@@ -103,6 +104,23 @@ def tiny_uacs_config(**overrides: Any) -> UacsConfig:
     return UacsConfig(**{**tiny_ubm_config().to_dict(), "model_type": "hf_msa_uacs", **overrides})
 
 
+def tiny_omg_config(**overrides: Any) -> OmgConfig:
+    """OMG-Agent with denoisers of two layers of width 16, which take four steps, and without dropout."""
+    sizes = {
+        "query_dim": 8,
+        "latent_dim": 6,
+        "vae_hidden": 8,
+        "denoiser_dim": 16,
+        "denoiser_layers": 2,
+        "denoiser_heads": 2,
+        "denoiser_feedforward_dim": 16,
+        "num_inference_steps": 4,
+        "fusion_dim": 8,
+        "dropout": 0.0,
+    }
+    return OmgConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **sizes, **overrides})
+
+
 TINY_CONFIGS: dict[str, Callable[..., MsaConfig]] = {
     "text": tiny_text_config,
     "tcmr": tiny_tcmr_config,
@@ -110,6 +128,7 @@ TINY_CONFIGS: dict[str, Callable[..., MsaConfig]] = {
     "cmc": tiny_cmc_config,
     "ubm": tiny_ubm_config,
     "uacs": tiny_uacs_config,
+    "omg": tiny_omg_config,
 }
 
 

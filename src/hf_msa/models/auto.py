@@ -57,6 +57,9 @@ METHODS: dict[str, Method] = {
         Method("cmc", "Cmc", "an expert for each modality, trained on labels of its own, weighed by a router"),
         Method("ubm", "Ubm", "small, with an uncertainty beside its score: the first stage of U-ACS, useful alone"),
         Method("uacs", "Uacs", "a small model that hands what it is unsure of to a multimodal language model"),
+        Method(
+            "omg", "Omg", "plans what a missing modality says, retrieves evidence of it, and generates it by diffusion"
+        ),
     )
 }
 

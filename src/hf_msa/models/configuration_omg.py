@@ -1,0 +1,237 @@
+"""Configuration of OMG-Agent."""
+
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_msa import MsaConfig
+from .msa_schema import MODALITIES
+
+# Class of a label: its nearest whole number from -3 to 3, or its bin of the five-class accuracy of CH-SIMS. A class stands
+# for its number, or for the middle of its bin.
+CLASSES = {
+    "mosi": {
+        "strongly_negative": -3.0,
+        "negative": -2.0,
+        "slightly_negative": -1.0,
+        "neutral": 0.0,
+        "slightly_positive": 1.0,
+        "positive": 2.0,
+        "strongly_positive": 3.0,
+    },
+    "sims": {
+        "negative": -0.85,
+        "weakly_negative": -0.4,
+        "neutral": 0.0,
+        "weakly_positive": 0.4,
+        "positive": 0.85,
+    },
+}
+
+
+@strict
+class OmgConfig(MsaConfig):
+    r"""OMG-Agent: plan what a missing modality says, retrieve evidence of it, generate its features, classify.
+
+    Paper: "OMG-Agent: Toward Robust Missing Modality Generation with Decoupled Coarse-to-Fine Agentic Workflows". Sections,
+    equations and appendices are the paper's; ours = it does not say.
+
+    Planner (section 3.3):
+        planner: `"light"`: a lexicon, ridge probes and rules, for machines without a language model (ours); `"mllm"`: a
+            multimodal language model, as in the paper.
+        planner_model (`str`, *optional*): Folder or Hub name of that model (paper: Qwen2.5-Omni).
+        planner_lora (`bool`): Adapt it by LoRA (ours); its adapter lies in the folder `adapter` beside this configuration.
+        planner_quantization: Load it in `"8bit"` or `"4bit"` (ours).
+        planner_batch_size (`int`): Observations that it plans together.
+        use_verbalizer (`bool`): Describe features in words to the planner where sound or pictures are not at hand (ours).
+        num_candidates (`int`): Plans drawn for each observation (appendix A: 5).
+        semantic_weight (`float`): lambda_s of eq. 5 (section 4.1: 0.3). The penalty of a plan that breaks the schema is
+            infinite there, so its weight gamma has no effect and no field: such plans are dropped.
+        log_prob: Of a candidate: the `"sum"` over its tokens (eq. 5), or their `"mean"`.
+        reranking (`bool`): Choose by eq. 5; otherwise the first candidate that keeps to the schema.
+        plan_temperature, plan_top_p (`float`), plan_max_new_tokens (`int`): Of the draws (ours).
+        plan_source: Condition c_S: the `"planner"`'s, or Gaussian `"noise"` (w/o Planner, appendix A).
+        plan_tokens: What the denoiser attends to: the `"pooled"` plan, a single vector (eq. 4), with which attention is the
+            same for every position; or one vector `"per_constraint"` (ours).
+        condition_dim (`int`, *optional*): Width of plan and observation vectors. `None`: that of the text encoder, which
+            embeds them for the light planner.
+
+    Retriever (section 3.4):
+        query_dim (`int`): Width of queries and keys (ours).
+        top_k (`int`): Entries that are attended to (appendix A: 10).
+        retrieval_temperature (`float`): kappa of eq. 8 (appendix A: 0.07).
+        retrieval_query: Queries from observation and `"plan"` (eq. 7), from the observation alone (`"content"`), or with the
+            plan of a random other sample (`"random_plan"`).
+        retrieval_aggregation: Evidence is the sum weighted by `"attention"` (eq. 8), the `"mean"` of the top K, or `"none"`.
+        index_factory (`str`): FAISS factory string of the knowledge base's index.
+
+    Executor (sections 3.5, 3.6):
+        sequence_length (`int`): Positions of each modality (4.1: 50, aligned); longer sequences are averaged to that many
+            (ours).
+        latent_dim, vae_hidden (`int`), kl_weight (`float`): Of the autoencoders (ours).
+        denoiser_dim, denoiser_layers, denoiser_heads, denoiser_feedforward_dim (`int`): Of the denoisers (ours).
+        injection: Where plan and evidence enter: `"hierarchical"` (eqs. 12, 13), `"reversed"`, `"concat"` or
+            `"single_stream"` (ablations).
+        num_train_timesteps (`int`): Steps of the noise schedule (ours; linear betas).
+        scheduler: Sampler of diffusers: `"ddpm"` (eq. 11), `"ddim"` or `"dpm_solver++"`.
+        num_inference_steps (`int`): Its steps.
+        generation_seed (`int`): Of the noise that generation begins with; a sample's noise depends on it and on what is
+            observed of the sample.
+
+    Classifier and losses (section 3.6, eqs. 14 to 18):
+        fusion_dim (`int`), dropout (`float`): Of the classifier (ours).
+        classifier_input: Latents that it reads in training where they are missing: the one-step `"estimate"` (eq. 16), or
+            the `"noisy"` ones (ablation Direct Classification).
+        plan_loss_weight, evidence_loss_weight, task_loss_weight (`float`): Of L_plan, L_evi (eq. 15) and L_task (eq. 18;
+            appendix A: 0.1 each).
+        alignment_loss_weight (`float`): Of C_evi (eq. 9), which section 3.4 says is minimised, though eq. 15 leaves it out.
+        aux_weight: Losses that read the one-step estimate count by `"alpha_bar"` of the sample's time step, as the estimate
+            is noise late in the chain (ours), or all alike (`"none"`, to the letter).
+        typical_lengths (`dict[str, int]`, *optional*): Median length of each modality on the training split: how much is
+            generated for a sample of which not even the length is known. Set by training.
+    """
+
+    model_type = "hf_msa_omg"
+    keys_to_ignore_at_inference = [
+        "losses",
+        "class_logits",
+        "alignment_cost",
+        "path_cost",
+        "planned_score",
+        "fallback_plan",
+    ]
+
+    NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ("audio", "vision")
+    ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {
+        "wo_planner": {"plan_source": "noise"},
+        "wo_reranking": {"reranking": False},
+        "wo_retriever": {"retrieval_aggregation": "none"},
+        "wo_sparse_attention": {"retrieval_aggregation": "mean"},
+        "wo_plan_loss": {"plan_loss_weight": 0.0},
+        "wo_evidence_loss": {"evidence_loss_weight": 0.0},
+        "wo_consistency_losses": {"plan_loss_weight": 0.0, "evidence_loss_weight": 0.0},
+        "wo_task_loss": {"task_loss_weight": 0.0},
+        "direct_classification": {"classifier_input": "noisy"},
+        "concat_injection": {"injection": "concat"},
+        "reversed_injection": {"injection": "reversed"},
+        "single_stream": {"injection": "single_stream"},
+        "content_only_retrieval": {"retrieval_query": "content"},
+        "random_plan_retrieval": {"retrieval_query": "random_plan"},
+        "wo_alignment_loss": {"alignment_loss_weight": 0.0},
+        "wo_lora": {"planner_lora": False},
+        "wo_verbalizer": {"use_verbalizer": False},
+        "plan_per_constraint": {"plan_tokens": "per_constraint"},
+        "mean_log_prob": {"log_prob": "mean"},
+        "aux_weight_none": {"aux_weight": "none"},
+        **{f"top_k_{value}": {"top_k": value} for value in (1, 5, 20, 50)},
+        **{f"lambda_task_{value:g}": {"task_loss_weight": value} for value in (0.01, 0.05, 0.5, 1.0)},
+    }
+
+    planner: Literal["light", "mllm"] = "light"
+    planner_model: str | None = None
+    planner_lora: bool = True
+    planner_quantization: Literal["8bit", "4bit"] | None = None
+    planner_batch_size: int = 8
+    use_verbalizer: bool = True
+    num_candidates: int = 5
+    semantic_weight: float | int = 0.3
+    log_prob: Literal["sum", "mean"] = "sum"
+    reranking: bool = True
+    plan_temperature: float | int = 0.8
+    plan_top_p: float | int = 0.9
+    plan_max_new_tokens: int = 48
+    plan_source: Literal["planner", "noise"] = "planner"
+    plan_tokens: Literal["pooled", "per_constraint"] = "pooled"
+    condition_dim: int | None = None
+
+    query_dim: int = 256
+    top_k: int = 10
+    retrieval_temperature: float | int = 0.07
+    retrieval_query: Literal["plan", "content", "random_plan"] = "plan"
+    retrieval_aggregation: Literal["attention", "mean", "none"] = "attention"
+    index_factory: str = "Flat"
+
+    sequence_length: int = 50
+    latent_dim: int = 32
+    vae_hidden: int = 128
+    kl_weight: float | int = 1e-4
+    denoiser_dim: int = 256
+    denoiser_layers: int = 6
+    denoiser_heads: int = 8
+    denoiser_feedforward_dim: int = 1024
+    injection: Literal["hierarchical", "reversed", "concat", "single_stream"] = "hierarchical"
+    num_train_timesteps: int = 1000
+    scheduler: Literal["ddpm", "ddim", "dpm_solver++"] = "ddpm"
+    num_inference_steps: int = 50
+    generation_seed: int = 0
+
+    fusion_dim: int = 128
+    dropout: float | int = 0.1
+    classifier_input: Literal["estimate", "noisy"] = "estimate"
+    plan_loss_weight: float | int = 0.1
+    evidence_loss_weight: float | int = 0.1
+    task_loss_weight: float | int = 0.1
+    alignment_loss_weight: float | int = 0.1
+    aux_weight: Literal["alpha_bar", "none"] = "alpha_bar"
+    typical_lengths: dict[str, int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Name the classes."""
+        self.problem_type = "single_label_classification"
+        names = list(CLASSES[self.label_family])
+        kwargs.setdefault("num_labels", self.num_classes)
+        super().__post_init__(**kwargs)
+        self.id2label = dict(enumerate(names))
+        self.label2id = {name: index for index, name in enumerate(names)}
+
+    @property
+    def asks_expert(self) -> bool:
+        """Whether a multimodal language model plans, which can make use of sound and pictures themselves."""
+        return self.planner == "mllm"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of sentiment classes."""
+        return len(CLASSES[self.label_family])
+
+    @property
+    def plan_width(self) -> int:
+        """Width of plan and observation vectors."""
+        return int(self.condition_dim or self.text_config.hidden_size)
+
+    @property
+    def class_scores(self) -> dict[str, float]:
+        """Classes in the order of the class logits, with the score that each stands for."""
+        return CLASSES[self.label_family]
+
+    def positions(self, modality: str) -> int:
+        """Positions on which the executor works on a modality.
+
+        Args:
+            modality: One of `MODALITIES`.
+        """
+        longest: int = getattr(self, f"{modality}_max_length")
+        return min(self.sequence_length, longest)
+
+    def validate_omg(self) -> None:
+        """Check numbers, and that there is a language model if one is to plan."""
+        for name in (
+            "planner_batch_size", "num_candidates", "plan_max_new_tokens", "query_dim", "top_k", "sequence_length",
+            "latent_dim", "vae_hidden", "denoiser_layers", "num_train_timesteps", "num_inference_steps", "fusion_dim",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in (
+            "semantic_weight", "plan_loss_weight", "evidence_loss_weight", "task_loss_weight", "alignment_loss_weight",
+        ):  # fmt: skip
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not self.retrieval_temperature > 0:
+            raise ValueError(f"retrieval_temperature must be above 0, got {self.retrieval_temperature}.")
+        if self.num_inference_steps > self.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps is {self.num_inference_steps}, but the noise schedule has only "
+                f"{self.num_train_timesteps} steps; take at most so many."
+            )
+        if self.typical_lengths is not None and not set(self.typical_lengths) <= set(MODALITIES):
+            raise ValueError(f"typical_lengths names {', '.join(self.typical_lengths)}; give {', '.join(MODALITIES)}.")

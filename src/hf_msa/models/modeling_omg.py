@@ -1,0 +1,1044 @@
+"""OMG-Agent: a planner says what a missing modality expresses, a retriever finds evidence, an executor generates it.
+
+Paper: "OMG-Agent: Toward Robust Missing Modality Generation with Decoupled Coarse-to-Fine Agentic Workflows". The parts are
+in `omg_planner`, `omg_retriever` and `omg_executor`; here they become one model that predicts. `forward` is told plans as
+vectors; `predict_rows` and `generate_missing` have them made from the rows.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_omg import OmgConfig
+from .modeling_msa import MsaPreTrainedModel, build_text_encoder
+from .msa_mllm import LocalMllm
+from .msa_outputs import MsaOutput
+from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
+from .omg_executor import (
+    Denoiser,
+    ExecutorOutput,
+    LatentVae,
+    ModalityExecutor,
+    auxiliary_weights,
+    build_scheduler,
+    masked_mean,
+)
+from .omg_knowledge_base import DESCRIPTION_FILE, OBSERVATION, PLAN, KnowledgeBase
+from .omg_observation import Observation, observe_rows
+from .omg_planner import PlanChoice, Planner, PlannerSettings, planner_from_dict, planner_to_dict
+from .omg_retriever import NO_ENTRY, Evidence, EvidenceRetriever, random_entries
+
+ADAPTER_FOLDER = "adapter"
+KNOWLEDGE_BASE_FOLDER = "knowledge_base"
+PLANNER_FILE = "planner.json"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_TEXTS_AT_ONCE = 64
+
+Objective = Literal["autoencode", "semantics", "generate"]
+
+
+@dataclass
+class OmgOutput(MsaOutput):
+    """Output of `OmgForSentimentAnalysis`; NaN where a sample misses nothing, so that nothing was retrieved or generated.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Score: the classes' scores, weighted by their
+            probabilities.
+        class_logits (`torch.FloatTensor` of shape `(batch, classes)`, *optional*): See `OmgConfig.class_scores`.
+        alignment_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_evi (eq. 9).
+        path_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_path of eq. 3, which the paper does not define:
+            the mean squared change of the latents in a step.
+        planned_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The plan's sentiment from -3 to 3; NaN where
+            `forward` was given no plan in words.
+        fallback_plan (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): 1 where no candidate kept to the schema.
+    """
+
+    class_logits: torch.Tensor | None = None
+    alignment_cost: torch.Tensor | None = None
+    path_cost: torch.Tensor | None = None
+    planned_score: torch.Tensor | None = None
+    fallback_plan: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Perception:
+    """What a batch holds, modality by modality, on the positions that the executor works on.
+
+    Args:
+        values: Features `(batch, positions, width)`, zeros where nothing is observed.
+        masks: True = an observed position `(batch, positions)`.
+        wanted: True = a position that exists or is to be generated `(batch, positions)`.
+        available: Whether anything of the modality is observed `(batch,)`.
+        seen: Modality -> the inputs' own values, and True = an observed position of them.
+    """
+
+    values: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    wanted: dict[str, Tensor]
+    available: dict[str, Tensor]
+    seen: dict[str, tuple[Tensor, Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.available["text"])
+
+    @functools.cached_property
+    def digests(self) -> tuple[bytes, ...]:
+        """One per sample, of the values at its observed positions; padding and what is dropped are not in it."""
+        parts = {name: (value.detach().cpu().numpy(), real.cpu().numpy()) for name, (value, real) in self.seen.items()}
+
+        def digest(index: int) -> Iterator[bytes]:
+            for name, (value, visible) in parts.items():
+                shown = np.ascontiguousarray(value[index][visible[index]])
+                yield f"{name}:{len(shown)}/".encode() + shown.tobytes()
+
+        return tuple(hashlib.blake2b(b"".join(digest(index)), digest_size=16).digest() for index in range(len(self)))
+
+    @functools.cached_property
+    def lacking(self) -> Tensor:
+        """Whether a sample misses any modality `(batch,)`."""
+        return ~torch.stack(list(self.available.values())).all(dim=0)
+
+    def seeds(self, seed: int, purpose: str) -> list[int]:
+        """A number per sample that depends on the seed, the purpose, and what is observed of the sample."""
+        keyed = [hashlib.blake2b(digest + f"/{seed}/{purpose}".encode(), digest_size=7) for digest in self.digests]
+        return [int.from_bytes(key.digest(), "big") for key in keyed]
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What the executor is told of each sample.
+
+    Args:
+        plan: c_S `(batch, plan_width)`.
+        plan_tokens: What the denoiser attends to `(batch, tokens, plan_width)`.
+        observation: u_X `(batch, plan_width)`.
+        evidence: What was retrieved; None without a knowledge base.
+    """
+
+    plan: Tensor
+    plan_tokens: Tensor
+    observation: Tensor
+    evidence: Evidence | None
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedBatch:
+    """What `generate_missing` returns.
+
+    Args:
+        values: Modality -> features `(batch, positions, width)` in the model's units; zeros in rows that have the modality.
+            For text these are states of the text encoder.
+        masks: Modality -> True = a generated position `(batch, positions)`.
+        latents: Modality -> z_0* `(batch, latents, latent_dim)`, zeros in rows that have the modality.
+        step_costs: Modality -> mean squared change of the latents in each step `(batch, steps)`, likewise.
+        plans: The planner's choices with all candidates; None where the batch came without rows.
+        evidence: What was retrieved; None without a knowledge base.
+        evidence_ids: Ids of the entries per sample, best first; their weights are in `evidence`.
+        class_logits: The classifier's `(batch, classes)`.
+    """
+
+    values: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    latents: dict[str, Tensor]
+    step_costs: dict[str, Tensor]
+    plans: list[PlanChoice] | None
+    evidence: Evidence | None
+    evidence_ids: list[list[str]]
+    class_logits: Tensor
+
+
+class OmgFusion(nn.Module):
+    """Fusion and f_phi of eq. 17: projections of the observation and of each modality's mean latent, and a classifier.
+
+    The paper leaves both open (concatenation or pooling).
+
+    Args:
+        config: Widths, modalities, and number of classes.
+    """
+
+    def __init__(self, config: OmgConfig) -> None:
+        super().__init__()
+        dim = config.fusion_dim
+        self.observation = nn.Linear(config.plan_width, dim)
+        self.latents = nn.ModuleDict({name: nn.Linear(config.latent_dim, dim) for name in config.modalities})
+        self.hidden = nn.Linear(dim * (1 + len(config.modalities)), dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(dim, config.num_classes)
+
+    def forward(self, observation: Tensor, pooled: Mapping[str, Tensor]) -> Tensor:
+        """Classify.
+
+        Args:
+            observation (`torch.FloatTensor` of shape `(batch, plan_width)`): u_X.
+            pooled (`dict[str, torch.FloatTensor]` of shape `(batch, latent_dim)`): Mean latent of each modality.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, classes)`.
+        """
+        parts = [self.observation(observation), *(layer(pooled[name]) for name, layer in self.latents.items())]
+        logits: Tensor = self.classifier(self.dropout(F.relu(self.hidden(torch.cat(parts, dim=-1)))))
+        return logits
+
+
+class OmgForSentimentAnalysis(MsaPreTrainedModel):
+    """The executor's weights, retriever, and classifier; planner and knowledge base lie beside them.
+
+    The text encoder is frozen: its states are the features of text that are generated where text is missing. The planner and
+    the knowledge base are loaded when they are first needed, or given (`set_planner`, `knowledge_base`).
+
+    Attributes:
+        planner_values: What the planner is made of, as `planner_to_dict` gives it; None for a model without one.
+    """
+
+    config: OmgConfig
+    text_mean: Tensor
+    text_std: Tensor
+
+    def __init__(self, config: OmgConfig) -> None:
+        super().__init__(config)
+        self.text_encoder = build_text_encoder(config.text_config)
+        self.text_encoder.requires_grad_(False)
+        widths = {name: getattr(config, f"{name}_dim") for name in config.modalities[1:]}
+        widths = {"text": config.text_config.hidden_size, **widths}
+        self.register_buffer("text_mean", torch.zeros(widths["text"]))
+        self.register_buffer("text_std", torch.ones(widths["text"]))
+        self.executors = nn.ModuleDict(
+            {
+                name: ModalityExecutor(
+                    width,
+                    config.plan_width,
+                    LatentVae(width, config.latent_dim, config.vae_hidden, config.kl_weight),
+                    Denoiser(
+                        config.latent_dim,
+                        config.plan_width,
+                        config.denoiser_dim,
+                        config.denoiser_layers,
+                        config.denoiser_heads,
+                        config.denoiser_feedforward_dim,
+                        config.injection,
+                    ),
+                )
+                for name, width in widths.items()
+            }
+        )
+        self.retriever = EvidenceRetriever(
+            config.plan_width,
+            config.query_dim,
+            config.top_k,
+            config.retrieval_temperature,
+            "content" if config.retrieval_query == "content" else "plan",
+            config.retrieval_aggregation,
+        )
+        self.fusion = OmgFusion(config)
+        self._planner: Planner | None = None
+        self.planner_values: dict[str, Any] | None = None
+        self._adapter: Path | None = None
+        self._knowledge_base: KnowledgeBase | None = None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            nn.init.zeros_(self.text_mean)
+            nn.init.ones_(self.text_std)
+
+    def train(self, mode: bool = True) -> "OmgForSentimentAnalysis":
+        """Set the mode; the text encoder stays without dropout, as its states are features."""
+        super().train(mode)
+        self.text_encoder.eval()
+        return self
+
+    def train_only(self, *parts: str) -> None:
+        """Let some parts learn and fix all others.
+
+        Args:
+            *parts: Beginnings of parameters' names, with "*" for any modality, e.g. ``"executors.*.vae"``.
+        """
+        wanted = [part.split(".") for part in parts]
+        for name, parameter in self.named_parameters():
+            names = name.split(".")
+            parameter.requires_grad_(
+                any(
+                    len(part) <= len(names) and all(a in ("*", b) for a, b in zip(part, names, strict=False))
+                    for part in wanted
+                )
+            )
+
+    @property
+    def executors_by_name(self) -> dict[str, ModalityExecutor]:
+        """The executor of each modality."""
+        return {name: cast(ModalityExecutor, executor) for name, executor in self.executors.items()}
+
+    @property
+    def output_columns(self) -> dict[str, tuple[str, ...]]:
+        """The classes of the class logits."""
+        return {"class_logits": tuple(self.config.class_scores)}
+
+    @property
+    def expert_input(self) -> str | None:
+        """See `MsaPreTrainedModel.expert_input`; here of the planner, where that is a multimodal language model."""
+        if not self.config.asks_expert:
+            return None
+        if self.media is not None:
+            return "media"
+        return "words" if self.config.use_verbalizer else "transcript"
+
+    def label_classes(self, labels: Tensor) -> Tensor:
+        """The class of each label: the nearest whole number, half to even; for CH-SIMS the bin of its five-class accuracy.
+
+        Args:
+            labels (`torch.FloatTensor` of any shape): In label units.
+
+        Returns:
+            `torch.LongTensor` of the same shape.
+        """
+        if self.config.label_family == "sims":
+            edges = torch.tensor([-0.7, -0.1, 0.1, 0.7], dtype=labels.dtype, device=labels.device)
+            # A value equal to an edge belongs to the bin below.
+            return torch.bucketize(labels, edges)
+        return labels.clamp(-3, 3).round().long() + 3
+
+    # --- What lies beside the weights ---
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint; see `transformers.PreTrainedModel.from_pretrained`.
+
+        The knowledge base and a language model's adapter are not fetched before they are needed.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        file = model.stored_file(PLANNER_FILE)
+        if file is not None:
+            model.planner_values = json.loads(file.read_text(encoding="utf-8"))
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Save the weights, and beside them what the planner was fitted to, its adapter, and the knowledge base.
+
+        Args:
+            save_directory: The folder.
+            is_main_process: Whether this process is the one that writes.
+            *args, **kwargs: Passed on to `transformers.PreTrainedModel.save_pretrained`.
+        """
+        folder = Path(save_directory)
+        if is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            values = self.planner_values if self._planner is None else planner_to_dict(self._planner)
+            if values is not None:
+                (folder / PLANNER_FILE).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+            adapter = self.adapter_folder()
+            if adapter is not None and adapter.resolve() != (folder / ADAPTER_FOLDER).resolve():
+                (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
+                for name in _ADAPTER_FILES:
+                    shutil.copyfile(adapter / name, folder / ADAPTER_FOLDER / name)
+            if self.knowledge_base is not None:
+                self.knowledge_base.save(folder / KNOWLEDGE_BASE_FOLDER)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def set_planner(self, planner: Planner | None, adapter: str | Path | None = None) -> None:
+        """Plan with this planner.
+
+        Args:
+            planner: Fitted; None goes back to the checkpoint's.
+            adapter: Folder of its language model's adapter, which is copied into the checkpoint when the model is saved.
+        """
+        self._planner = planner
+        if adapter is not None:
+            self._adapter = Path(adapter)
+
+    def planner(self, processor: Any) -> Planner:
+        """The planner; made when it is first needed.
+
+        Args:
+            processor: The model's processor; its tokenizer goes with the text encoder by which the light planner reads.
+
+        Raises:
+            ValueError: If the checkpoint has none, or its language model is not to be had.
+            ImportError: If a package that it needs is not installed.
+        """
+        if self._planner is None:
+            if self.planner_values is None:
+                raise ValueError(
+                    f"This model has no planner: there is no {PLANNER_FILE} beside its weights; train it, or load a "
+                    "checkpoint that was trained."
+                )
+            asks = self.config.planner == "mllm"
+            source = self.load_mllm() if asks else functools.partial(self.embed_texts, processor.tokenizer)
+            self._planner = planner_from_dict(self.planner_values, source, self.planner_settings())
+        return self._planner
+
+    def planner_settings(self) -> PlannerSettings:
+        """How plans are drawn and chosen."""
+        config = self.config
+        return PlannerSettings(
+            num_candidates=config.num_candidates,
+            semantic_weight=config.semantic_weight,
+            log_prob=config.log_prob,
+            reranking=config.reranking,
+            temperature=config.plan_temperature,
+            top_p=config.plan_top_p,
+            max_new_tokens=config.plan_max_new_tokens,
+            seed=config.generation_seed,
+        )
+
+    def load_mllm(self) -> LocalMllm:
+        """Make the language model that the configuration names, with its adapter; its weights are read when it is asked.
+
+        Raises:
+            ValueError: If none is named.
+            ImportError: If a package that it needs is not installed.
+        """
+        if self.config.planner_model is None:
+            raise ValueError(
+                "The planner is to be a multimodal language model, but none is named; load the checkpoint with "
+                "planner_model=... (a folder or Hub name)."
+            )
+        adapter = self.adapter_folder()
+        return LocalMllm.from_pretrained(
+            self.config.planner_model,
+            quantization=self.config.planner_quantization,
+            adapter=None if adapter is None else str(adapter),
+            batch_size=self.config.planner_batch_size,
+        )
+
+    def adapter_folder(self) -> Path | None:
+        """Folder of the language model's adapter, fetched where the checkpoint is on the Hub; None without one."""
+        if self._adapter is None and self.config.planner == "mllm" and self.config.planner_lora:
+            files = [self.stored_file(name, ADAPTER_FOLDER) for name in _ADAPTER_FILES]
+            if files[0] is not None and files[1] is not None:
+                self._adapter = files[0].parent
+        return self._adapter
+
+    @property
+    def knowledge_base(self) -> KnowledgeBase | None:
+        """What evidence is retrieved from; loaded when it is first needed, None where the checkpoint has none."""
+        if self._knowledge_base is None and self.stored_file(DESCRIPTION_FILE, KNOWLEDGE_BASE_FOLDER) is not None:
+            self._knowledge_base = KnowledgeBase.fetch(lambda name: self.stored_file(name, KNOWLEDGE_BASE_FOLDER))
+        return self._knowledge_base
+
+    @knowledge_base.setter
+    def knowledge_base(self, knowledge_base: KnowledgeBase | None) -> None:
+        self._knowledge_base = knowledge_base
+
+    def refresh_keys(self) -> None:
+        """Make the knowledge base's keys anew from its entries by the query projection as it now is."""
+        if self._knowledge_base is None:
+            return
+        device = self.retriever.projection.weight.device
+        observations, plans = (
+            torch.from_numpy(np.array(self._knowledge_base.numbers(name))).to(device) for name in (OBSERVATION, PLAN)
+        )
+        keys = self.retriever.keys(observations, plans)
+        self._knowledge_base = self._knowledge_base.with_keys(keys.cpu().numpy())
+
+    @torch.no_grad()
+    def embed_texts(self, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
+        """Mean state of the text encoder for each text, by which the light planner reads.
+
+        Args:
+            tokenizer: That of the text encoder.
+            texts: None of them empty.
+
+        Returns:
+            `(texts, text width)` float32.
+        """
+        found = []
+        for begin in range(0, len(texts), _TEXTS_AT_ONCE):
+            encoded = tokenizer(
+                list(texts[begin : begin + _TEXTS_AT_ONCE]),
+                padding=True,
+                truncation=True,
+                max_length=self.config.text_config.max_position_embeddings,
+                return_tensors="pt",
+                return_token_type_ids=False,
+            ).to(self.device)
+            hidden = self.encode_text(encoded["input_ids"], encoded["attention_mask"])
+            found.append(masked_mean(hidden.float(), encoded["attention_mask"]).cpu())
+        embedded: np.ndarray = torch.cat(found).numpy()
+        return embedded
+
+    # --- Perceiving ---
+
+    def perceive(self, inputs: Mapping[str, Tensor | None], text_states: Tensor | None = None) -> Perception:
+        """Put what is observed of a batch on the positions that the executor works on.
+
+        A position that was dropped is not observed; a modality of a sample is missing if none of its positions is left,
+        where the special tokens of text do not count.
+
+        Args:
+            inputs: The forward's own arguments.
+            text_states: States of the complete text `(batch, tokens, text width)` in place of running the text encoder; only
+                where text is dropped whole or not at all.
+        """
+        values: dict[str, Tensor] = {}
+        masks: dict[str, Tensor] = {}
+        wanted: dict[str, Tensor] = {}
+        available: dict[str, Tensor] = {}
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in self.config.modalities:
+            value, real, visible = _positions(name, inputs)
+            available[name], known = visible.any(dim=1), _content(name, real).any(dim=1)
+            seen[name] = (value, visible)
+            if name == "text":
+                value = self._text_features(value, real, available[name], text_states)
+            values[name], masks[name] = self._on_grid(name, value, visible)
+            wanted[name] = self._wanted(name, real, known, available[name], masks[name])
+        return Perception(values, masks, wanted, available, seen)
+
+    def available(self, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """Modality -> whether anything of it is observed `(batch,)`; see `perceive`."""
+        return {name: _positions(name, inputs)[2].any(dim=1) for name in self.config.modalities}
+
+    def _text_features(self, input_ids: Tensor, real: Tensor, available: Tensor, states: Tensor | None) -> Tensor:
+        """Standardised states of the text encoder, zeros for rows whose text is missing."""
+        if states is None:
+            states = self.text_mean.new_zeros(*input_ids.shape, len(self.text_mean))
+            rows = available.nonzero().squeeze(1)
+            if len(rows):
+                with torch.no_grad():
+                    encoded = self.encode_text(input_ids[rows], real[rows].long())
+                states = states.index_copy(0, rows, encoded.to(states.dtype))
+        return (states - self.text_mean) / self.text_std
+
+    def _on_grid(self, name: str, values: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Pad to the fixed number of positions, or average what is visible to that number."""
+        positions = self.config.positions(name)
+        values = values.masked_fill(~visible.unsqueeze(-1), 0.0)
+        if getattr(self.config, f"{name}_max_length") > positions:
+            return average_positions(values, visible, positions)
+        short = positions - values.shape[1]
+        return F.pad(values, (0, 0, 0, short)), F.pad(visible, (0, short))
+
+    def _wanted(self, name: str, real: Tensor, known: Tensor, available: Tensor, observed: Tensor) -> Tensor:
+        """What is observed where the modality is there; its true length, if that is known, or the typical one elsewhere."""
+        positions = self.config.positions(name)
+        typical = (self.config.typical_lengths or {}).get(name, positions)
+        if getattr(self.config, f"{name}_max_length") > positions:
+            lengths = torch.full_like(available, positions, dtype=torch.long)
+        else:
+            lengths = torch.where(known, real.sum(dim=1), min(typical, positions))
+        missing = torch.arange(positions, device=real.device) < lengths.unsqueeze(1)
+        return torch.where(available.unsqueeze(1), observed, missing)
+
+    def encode_observed(self, perception: Perception) -> dict[str, Tensor]:
+        """Scaled latents of what is observed, modality -> `(batch, latents, latent_dim)`; zeros where it is missing."""
+        with torch.no_grad():
+            return {
+                name: self.executors_by_name[name].vae.latents(values, perception.masks[name])
+                for name, values in perception.values.items()
+            }
+
+    # --- Planning and retrieving ---
+
+    def plan_rows(
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
+    ) -> list[PlanChoice]:
+        """Plan for each sample of a batch from what is left of it.
+
+        Args:
+            inputs: The forward's own arguments, which say what is dropped.
+            rows: See `MsaPreTrainedModel.predict_rows`; also `waveform` and `frames` where they are at hand.
+            processor: The model's processor.
+
+        Raises:
+            ValueError: If there is no planner, or its language model is not to be had.
+            ImportError: If a package that it needs is not installed.
+        """
+        return self.planner(processor).plan(
+            self.observations(inputs, rows, processor), constraints=self._needs_constraints
+        )
+
+    def told(
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
+    ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
+        """Plans of a batch and what forward takes of them; None where noise stands for plans. See `plan_rows`."""
+        return self.told_of(self.observations(inputs, rows, processor), processor)
+
+    def told_of(
+        self, observations: Sequence[Observation], processor: Any
+    ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
+        """As `told`, for observations."""
+        if self.config.plan_source == "planner":
+            plans = self.planner(processor).plan(observations, constraints=self._needs_constraints)
+            return plans, self.plan_tensors(plans)
+        observed = self.planner(processor).embed_observations(observations)
+        return None, {"observation_vectors": torch.from_numpy(observed).float().to(self.device)}
+
+    def observations(
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
+    ) -> list[Observation]:
+        """What the planner gets to know of each sample; arguments as for `plan_rows`."""
+        if self.media is not None and self.config.asks_expert:
+            rows = [{**row, **self.media(row)} for row in rows]
+        return observe_rows(rows, inputs, processor, self.config.modalities)
+
+    @property
+    def _needs_constraints(self) -> bool:
+        return self.config.plan_tokens == "per_constraint"
+
+    def plan_tensors(self, plans: Sequence[PlanChoice]) -> dict[str, Tensor]:
+        """What forward takes of plans: `plan_vectors`, `observation_vectors` and, if configured, `constraint_vectors`."""
+        found = {
+            "plan_vectors": np.stack([plan.plan_vector for plan in plans]),
+            "observation_vectors": np.stack([plan.observation_vector for plan in plans]),
+        }
+        if self._needs_constraints:
+            found["constraint_vectors"] = np.stack([cast(np.ndarray, plan.constraint_vectors) for plan in plans])
+        return {name: torch.from_numpy(vectors).float().to(self.device) for name, vectors in found.items()}
+
+    def retrieve(
+        self, perception: Perception, plan: Tensor, observation: Tensor, own_entries: Tensor | None = None
+    ) -> Evidence | None:
+        """Retrieve evidence for each sample (section 3.4).
+
+        Args:
+            perception: Of the batch.
+            plan: c_S `(batch, plan_width)`.
+            observation: u_X `(batch, plan_width)`.
+            own_entries: The samples' rows in the knowledge base `(batch,)`, which are left out; None: nothing is.
+
+        Returns:
+            The evidence; None without a knowledge base, or where retrieval is switched off.
+        """
+        base = self.knowledge_base
+        if base is None or self.config.retrieval_aggregation == "none":
+            return None
+        asked = plan
+        if self.config.retrieval_query == "random_plan":
+            names = [str(seed) for seed in perception.seeds(self.config.generation_seed, "random_plan")]
+            own = torch.full((len(plan),), NO_ENTRY) if own_entries is None else own_entries.cpu()
+            drawn = random_entries(names, own, len(base), self.config.generation_seed)
+            asked = torch.from_numpy(np.array(base.numbers(PLAN)[drawn.numpy()])).to(plan)
+        queries = self.retriever.project(observation, asked)
+        _, rows = base.search(queries.detach().float().cpu().numpy(), self.config.top_k + (own_entries is not None))
+        evidence: Evidence = self.retriever(queries, plan, base.candidates(rows).to(plan.device), own_entries)
+        return evidence
+
+    def conditions(
+        self,
+        perception: Perception,
+        plan_vectors: Tensor | None,
+        constraint_vectors: Tensor | None,
+        observation_vectors: Tensor | None,
+        own_entries: Tensor | None = None,
+    ) -> Conditions:
+        """Put together what the executor is told; zeros stand for vectors that were not given."""
+        nothing = self.text_mean.new_zeros(len(perception), self.config.plan_width)
+        observation = nothing if observation_vectors is None else observation_vectors
+        plan = nothing if plan_vectors is None else plan_vectors
+        tokens = plan.unsqueeze(1)
+        if self._needs_constraints:
+            tokens = tokens.expand(-1, 3, -1) if constraint_vectors is None else constraint_vectors
+        if self.config.plan_source == "noise":
+            tokens = self._noise_like(tokens, perception)
+            plan = tokens[:, 0]
+        return Conditions(plan, tokens, observation, self.retrieve(perception, plan, observation, own_entries))
+
+    def _noise_like(self, tokens: Tensor, perception: Perception) -> Tensor:
+        """Random directions: new ones in training, those of each sample's own seed otherwise."""
+        if self.training:
+            noise = torch.randn_like(tokens)
+        else:
+            seeds = perception.seeds(self.config.generation_seed, "plan")
+            noise = torch.stack(
+                [torch.randn(tokens.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            ).to(tokens)
+        return F.normalize(noise, dim=-1)
+
+    # --- Generating and classifying ---
+
+    @functools.cached_property
+    def _scheduler(self) -> Any:
+        return build_scheduler(self.config.scheduler, self.config.num_train_timesteps)
+
+    def _evidence_of(self, name: str, conditions: Conditions, latents: Tensor) -> Tensor:
+        """Evidence of one modality, zeros without any, of the shape of its latents."""
+        return (
+            torch.zeros_like(latents) if conditions.evidence is None else conditions.evidence.values[name].to(latents)
+        )
+
+    @torch.no_grad()
+    def execute(
+        self, perception: Perception, conditions: Conditions, latents: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Generate whatever is missing (section 3.5, eq. 11).
+
+        Args:
+            perception: Of the batch.
+            conditions: What is told of each sample.
+            latents: Of what is observed, see `encode_observed`.
+
+        Returns:
+            By modality: latents with the missing ones generated; generated features `(batch, positions, width)`, zeros
+            where the modality is there; and step costs `(batch, steps)`, NaN there.
+        """
+        complete, values, costs = dict(latents), {}, {}
+        for name, executor in self.executors_by_name.items():
+            rows = (~perception.available[name]).nonzero().squeeze(1)
+            values[name] = torch.zeros_like(perception.values[name])
+            costs[name] = torch.full(
+                (len(latents[name]), self.config.num_inference_steps), math.nan, device=rows.device
+            )
+            if not len(rows):
+                continue
+            seeds = perception.seeds(self.config.generation_seed, name)
+            made = executor.generate(
+                [seeds[row] for row in rows.tolist()],
+                self._scheduler,
+                conditions.observation[rows],
+                conditions.plan_tokens[rows],
+                self._evidence_of(name, conditions, latents[name])[rows],
+                perception.wanted[name][rows],
+                self.config.num_inference_steps,
+            )
+            complete[name] = latents[name].index_copy(0, rows, made.latents.to(latents[name]))
+            values[name] = values[name].index_copy(0, rows, made.values.to(values[name]))
+            steps = made.step_costs.shape[1]
+            costs[name] = costs[name][:, :steps].index_copy(0, rows, made.step_costs.to(costs[name]))
+        return complete, values, costs
+
+    def classify(self, perception: Perception, observation: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
+        """Classify each sample by its observation and the latents of all modalities (eq. 17); `(batch, classes)`."""
+        pooled = {name: masked_mean(latents[name], LatentVae.latent_mask(perception.wanted[name])) for name in latents}
+        logits: Tensor = self.fusion(observation, pooled)
+        return logits
+
+    def score(self, class_logits: Tensor) -> Tensor:
+        """Mean score of the classes, weighted by their probabilities; `(batch, 1)` in label units."""
+        scores = torch.tensor(list(self.config.class_scores.values()), device=class_logits.device)
+        return (class_logits.float().softmax(dim=-1) * scores).sum(dim=-1, keepdim=True)
+
+    @torch.no_grad()
+    def generate_missing(
+        self,
+        inputs: Mapping[str, Tensor],
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        processor: Any = None,
+    ) -> GeneratedBatch:
+        """Generate what is missing of each sample, with the plan and the evidence behind it.
+
+        Args:
+            inputs: The forward's own arguments. What is missing: modalities that are dropped whole, or absent.
+            rows: The raw rows, which plans are made from; see `MsaPreTrainedModel.predict_rows`. Without them the
+                `plan_vectors` and `observation_vectors` in `inputs` are used, or zeros.
+            processor: The model's processor, where rows are given.
+
+        Raises:
+            ValueError: If there is no planner, or its language model is not to be had.
+            ImportError: If a package is not installed.
+        """
+        plans, vectors = (None, {}) if rows is None else self.told(inputs, rows, processor)
+        told = {**inputs, **vectors}
+        perception = self.perceive(inputs)
+        conditions = self.conditions(
+            perception, *(told.get(f"{name}_vectors") for name in ("plan", "constraint", "observation"))
+        )
+        latents, values, costs = self.execute(perception, conditions, self.encode_observed(perception))
+        if "text" in values:
+            values["text"] = values["text"] * self.text_std + self.text_mean
+        masks = {
+            name: perception.wanted[name] & ~perception.available[name].unsqueeze(1) for name in self.config.modalities
+        }
+        return GeneratedBatch(
+            values={name: value.masked_fill(~masks[name].unsqueeze(-1), 0.0) for name, value in values.items()},
+            masks=masks,
+            latents={
+                name: value.masked_fill(perception.available[name].view(-1, 1, 1), 0.0)
+                for name, value in latents.items()
+            },
+            step_costs=costs,
+            plans=plans,
+            evidence=conditions.evidence,
+            evidence_ids=self.evidence_ids(conditions.evidence, len(perception)),
+            class_logits=self.classify(perception, conditions.observation, latents),
+        )
+
+    def evidence_ids(self, evidence: Evidence | None, samples: int) -> list[list[str]]:
+        """Ids of the retrieved entries of each sample, best first."""
+        base = self.knowledge_base
+        if evidence is None or base is None:
+            return [[] for _ in range(samples)]
+        return [[base.ids[row] for row in rows if row != NO_ENTRY] for rows in evidence.entries.tolist()]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_values: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+        vision_values: Tensor | None = None,
+        vision_attention_mask: Tensor | None = None,
+        text_missing_mask: Tensor | None = None,
+        audio_missing_mask: Tensor | None = None,
+        vision_missing_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        plan_vectors: Tensor | None = None,
+        constraint_vectors: Tensor | None = None,
+        observation_vectors: Tensor | None = None,
+        complete_input_ids: Tensor | None = None,
+        complete_audio_values: Tensor | None = None,
+        complete_vision_values: Tensor | None = None,
+        text_states: Tensor | None = None,
+        own_entries: Tensor | None = None,
+        objective: Objective | None = None,
+    ) -> OmgOutput:
+        r"""Retrieve evidence, generate what is missing, classify; or compute a training loss.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids.
+            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
+            audio_values, vision_values (`torch.FloatTensor` of shape `(batch, frames, width)`): Feature sequences.
+            audio_attention_mask, vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`): 1 = real frame.
+            text_missing_mask, audio_missing_mask, vision_missing_mask (`torch.BoolTensor`): True = dropped.
+            labels (`torch.FloatTensor` of shape `(batch,)`): Scores in label units; give the loss.
+            plan_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): c_S; zeros if not given.
+            constraint_vectors (`torch.FloatTensor` of shape `(batch, 3, plan_width)`): One for each constraint of the plan.
+            observation_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): u_X; zeros if not given.
+            complete_input_ids, complete_audio_values, complete_vision_values: Before anything was dropped, for training.
+            text_states (`torch.FloatTensor` of shape `(batch, tokens, text width)`): States of the complete text, in place
+                of running the text encoder; for training, where text is dropped whole or not at all.
+            own_entries (`torch.LongTensor` of shape `(batch,)`): The samples' own rows in the knowledge base, left out.
+            objective: `"autoencode"` gives the autoencoders' loss, `"semantics"` that of the feature side of g, both on what
+                is observed; `"generate"` that of eqs. 15 and 18. None predicts.
+
+        Raises:
+            ValueError: If a modality that the model reads is not given, or has another width; or if `"generate"` is asked
+                for without labels or complete inputs.
+        """
+        self.check_inputs(input_ids=input_ids, audio_values=audio_values, vision_values=vision_values)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "audio_values": audio_values,
+            "audio_attention_mask": audio_attention_mask,
+            "vision_values": vision_values,
+            "vision_attention_mask": vision_attention_mask,
+            "text_missing_mask": text_missing_mask,
+            "audio_missing_mask": audio_missing_mask,
+            "vision_missing_mask": vision_missing_mask,
+        }
+        perception = self.perceive(inputs, text_states)
+        if objective == "autoencode":
+            return self._autoencode(perception)
+        if objective == "semantics":
+            return self._learn_semantics(perception, plan_vectors)
+        conditions = self.conditions(perception, plan_vectors, constraint_vectors, observation_vectors, own_entries)
+        if objective == "generate":
+            targets = {
+                "text": complete_input_ids, "audio": complete_audio_values, "vision": complete_vision_values,
+            }  # fmt: skip
+            if labels is None or any(targets[name] is None for name in self.config.modalities):
+                raise ValueError(
+                    "To learn to generate, labels and the complete inputs of all modalities are needed; collate with "
+                    "return_complete=True."
+                )
+            complete = {COMPLETE_KEYS[name]: value for name, value in targets.items()}
+            whole = {**inputs, **{VALUE_KEYS[name]: complete[COMPLETE_KEYS[name]] for name in self.config.modalities}}
+            whole |= dict.fromkeys(MISSING_MASK_KEYS.values())
+            return self._learn_to_generate(perception, conditions, self.perceive(whole, text_states), labels)
+        latents, _, costs = self.execute(perception, conditions, self.encode_observed(perception))
+        class_logits = self.classify(perception, conditions.observation, latents)
+        loss = None if labels is None else F.cross_entropy(class_logits, self.label_classes(labels))
+        nothing = torch.full_like(class_logits[:, :1], math.nan)
+        alignment = nothing
+        if conditions.evidence is not None:
+            alignment = conditions.evidence.alignment_cost.to(nothing).unsqueeze(1).detach()
+            alignment = torch.where(perception.lacking.unsqueeze(1), alignment, nothing)
+        path = torch.stack([cost.mean(dim=1) for cost in costs.values()]).nanmean(dim=0).unsqueeze(1)
+        return OmgOutput(
+            loss=loss,
+            logits=self.score(class_logits),
+            losses=None if loss is None else {"task": loss.detach()},
+            class_logits=class_logits,
+            alignment_cost=alignment,
+            path_cost=path.to(nothing),
+        )
+
+    @torch.no_grad()
+    def predict_rows(
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
+    ) -> OmgOutput:
+        """Plan from the rows, then predict.
+
+        Args:
+            inputs: The forward's own arguments.
+            rows: See `plan_rows`.
+            processor: The model's processor.
+
+        Raises:
+            ValueError: If there is no planner, or its language model is not to be had.
+            ImportError: If a package that it needs is not installed.
+        """
+        plans, vectors = self.told(inputs, rows, processor)
+        outputs: OmgOutput = self(**{**inputs, **vectors})
+        assert outputs.logits is not None
+        if plans is not None:
+            outputs.planned_score = outputs.logits.new_tensor([[float(plan.plan.score)] for plan in plans])
+            outputs.fallback_plan = outputs.logits.new_tensor([[float(plan.is_fallback)] for plan in plans])
+        return outputs
+
+    # --- Training losses ---
+
+    def _autoencode(self, perception: Perception) -> OmgOutput:
+        """Losses of the autoencoders on what is observed, summed over modalities."""
+        losses: dict[str, Tensor] = {}
+        total = self.text_mean.new_zeros(())
+        for name, executor in self.executors_by_name.items():
+            found = executor.vae(perception.values[name], perception.masks[name])
+            total = total + found.loss
+            losses |= {f"reconstruction_{name}": found.reconstruction.detach(), f"kl_{name}": found.kl.detach()}
+        return OmgOutput(loss=total, losses=losses)
+
+    def _learn_semantics(self, perception: Perception, plan_vectors: Tensor | None) -> OmgOutput:
+        """1 - cosine of G(features) and the plan of the complete sample, mean over samples, summed over modalities."""
+        if plan_vectors is None:
+            raise ValueError("The feature side of g learns from the plans of complete samples; give plan_vectors.")
+        losses: dict[str, Tensor] = {}
+        for name, executor in self.executors_by_name.items():
+            read = executor.semantics(perception.values[name], perception.masks[name])
+            there = perception.available[name].to(read.dtype)
+            distance = 1.0 - F.cosine_similarity(read, plan_vectors, dim=-1)
+            losses[f"semantics_{name}"] = (distance * there).sum() / there.sum().clamp(min=1.0)
+        return OmgOutput(
+            loss=torch.stack(list(losses.values())).sum(),
+            losses={name: value.detach() for name, value in losses.items()},
+        )
+
+    def _learn_to_generate(
+        self, perception: Perception, conditions: Conditions, whole: Perception, labels: Tensor
+    ) -> OmgOutput:
+        """Eqs. 15 and 18: one time step per sample, the one-step estimate in place of what is missing.
+
+        A modality that a sample never had cannot be learned from it; the classifier then reads the evidence in its place.
+        """
+        config, batch = self.config, len(labels)
+        latents, targets = self.encode_observed(perception), self.encode_observed(whole)
+        timesteps = torch.randint(0, config.num_train_timesteps, (batch,), device=labels.device)
+        outputs: list[tuple[ExecutorOutput, Tensor]] = []
+        for name, executor in self.executors_by_name.items():
+            missing = ~perception.available[name]
+            known = missing & whole.available[name]
+            evidence = self._evidence_of(name, conditions, latents[name])
+            latents[name] = torch.where((missing & ~known).view(-1, 1, 1), evidence, latents[name])
+            # Without anything to learn from, one row of weight 0 keeps the parameters in the graph: distributed training
+            # waits for the gradients of all.
+            rows = known.nonzero().squeeze(1) if known.any() else torch.zeros(1, dtype=torch.long, device=known.device)
+            weights = known[rows].to(targets[name].dtype)
+            found: ExecutorOutput = executor(
+                targets[name][rows],
+                timesteps[rows],
+                torch.randn_like(targets[name][rows]),
+                self._scheduler,
+                conditions.observation[rows],
+                conditions.plan_tokens[rows],
+                evidence[rows],
+                whole.masks[name][rows],
+            )
+            outputs.append((found, weights))
+            read = found.estimate if config.classifier_input == "estimate" else found.noisy
+            chosen = torch.where(weights.view(-1, 1, 1) > 0, read, latents[name][rows])
+            latents[name] = latents[name].index_copy(0, rows, chosen)
+        generated = torch.cat([weights for _, weights in outputs])
+        count = generated.sum().clamp(min=1.0)
+
+        def mean(values: Sequence[Tensor]) -> Tensor:
+            return (torch.cat(list(values)) * generated).sum() / count
+
+        def estimated(values: Sequence[Tensor]) -> Tensor:
+            """As `mean`, each sample weighted by how far its estimate can be trusted."""
+            bars = [auxiliary_weights(found.alpha_bar, config.aux_weight) for found, _ in outputs]
+            return mean([value * bar for value, bar in zip(values, bars, strict=True)])
+
+        class_logits = self.classify(whole, conditions.observation, latents)
+        task = F.cross_entropy(class_logits, self.label_classes(labels), reduction="none")
+        lacking = perception.lacking
+        alpha_bar = self._scheduler.alphas_cumprod.to(task)[timesteps]
+        trust = torch.where(lacking, auxiliary_weights(alpha_bar, config.aux_weight), torch.ones_like(task))
+        terms = {
+            "noise": mean([found.noise_loss for found, _ in outputs]),
+            "plan": estimated([found.plan_loss for found, _ in outputs]),
+            "evidence": estimated([found.evidence_loss for found, _ in outputs]),
+            "task": (task * trust).mean(),
+        }
+        weights_of = {
+            "noise": 1.0,
+            "plan": config.plan_loss_weight,
+            "evidence": config.evidence_loss_weight,
+            "task": config.task_loss_weight,
+        }
+        if conditions.evidence is not None:
+            cost = conditions.evidence.alignment_cost * lacking
+            terms["alignment"] = cost.sum() / lacking.sum().clamp(min=1)
+            weights_of["alignment"] = config.alignment_loss_weight
+        loss = torch.stack([weights_of[name] * term for name, term in terms.items()]).sum()
+        return OmgOutput(
+            loss=loss,
+            logits=self.score(class_logits.detach()),
+            losses={name: term.detach() for name, term in terms.items()},
+            class_logits=class_logits,
+        )
+
+
+def _positions(name: str, inputs: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Values of a modality, its real positions, and those of them that are observed, none where no content is left."""
+    value, real, dropped = (inputs.get(keys[name]) for keys in (VALUE_KEYS, ATTENTION_MASK_KEYS, MISSING_MASK_KEYS))
+    assert value is not None
+    real = torch.ones(value.shape[:2], device=value.device) if real is None else real
+    real = real.bool()
+    visible = real if dropped is None else real & ~dropped.bool()
+    return value, real, visible & (_content(name, real) & visible).any(dim=1, keepdim=True)
+
+
+def _content(name: str, real: Tensor) -> Tensor:
+    """Positions that say something: all real ones, but for the special tokens of text."""
+    return inner_tokens(real) if name == "text" else real
+
+
+def inner_tokens(real: Tensor) -> Tensor:
+    """Real tokens but the first and the last one, which are special `(batch, tokens)`."""
+    places = torch.arange(real.shape[1], device=real.device)
+    last = torch.where(real, places, -1).amax(dim=1, keepdim=True)
+    first = torch.where(real, places, real.shape[1]).amin(dim=1, keepdim=True)
+    return real & (places > first) & (places < last)
+
+
+def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """Average the visible positions of each sequence into a fixed number of bins of equal length.
+
+    Args:
+        values (`torch.FloatTensor` of shape `(batch, length, width)`): Zeros where nothing is visible.
+        visible (`torch.BoolTensor` of shape `(batch, length)`): True = counts.
+        positions: Number of bins. Neighbouring bins share a position where the length is no multiple of it, and repeat
+            positions where the sequence is shorter.
+
+    Returns:
+        Averages `(batch, positions, width)`, and True in all bins of rows that have anything visible `(batch, positions)`.
+    """
+    order = (~visible).to(torch.uint8).argsort(dim=1, stable=True)
+    packed = values.gather(1, order.unsqueeze(-1).expand_as(values))
+    counts = visible.sum(dim=1, keepdim=True)
+    bins = torch.arange(positions, device=values.device)
+    begins = bins * counts // positions
+    ends = torch.maximum(((bins + 1) * counts + positions - 1) // positions, begins + 1).clamp(max=values.shape[1])
+    sums = F.pad(packed.double().cumsum(dim=1), (0, 0, 1, 0))
+
+    def until(ends: Tensor) -> Tensor:
+        return sums.gather(1, ends.unsqueeze(-1).expand(-1, -1, values.shape[2]))
+
+    lengths = (ends - begins).clamp(min=1).unsqueeze(-1)
+    there = (counts > 0).expand(-1, positions)
+    averages = ((until(ends) - until(begins)) / lengths).to(values.dtype)
+    return averages.masked_fill(~there.unsqueeze(-1), 0.0), there

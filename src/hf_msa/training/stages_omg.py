@@ -1,0 +1,425 @@
+"""Training of OMG-Agent: planner, plans, autoencoders, feature semantics, knowledge base, classifier, then the executor.
+
+Stages (section 3 of the paper gives the equations of the last one; the others are ours):
+    planner: LoRA adapter of the language model that plans, where one does and the configuration wants it adapted.
+    plans: what the planner is fitted to, and plans of all training and validation rows under every pattern, cached.
+    vae: one autoencoder per modality, on complete data; frozen from then on, and so is
+    semantics: the feature side of g, which learns to read plans off complete features.
+    knowledge_base: latents, plans and observations of the complete training rows.
+    classifier: fusion and classifier on complete data.
+    main: denoisers, query projection, alignment, fusion and classifier, under the recipe's protocol.
+    classifier_after: only without the task loss: the classifier on what the finished executor generates.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_msa.data.missing import CompleteProtocol, FixedPattern
+from hf_msa.models.omg_plan_store import MemoryStore as PlanCache
+from hf_msa.data.rows import MsaRows
+from hf_msa.errors import MsaError, require_package
+from hf_msa.files import write_json
+from hf_msa.models.configuration_omg import OmgConfig
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.modeling_omg import (
+    ADAPTER_FOLDER,
+    KNOWLEDGE_BASE_FOLDER,
+    PLANNER_FILE,
+    OmgForSentimentAnalysis,
+    Perception,
+)
+from hf_msa.models.msa_schema import MODALITIES
+from hf_msa.models.omg_knowledge_base import KnowledgeBase
+from hf_msa.models.omg_observation import Observation
+from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, Planner, fit_centering, planner_to_dict
+
+from .experts import check_mllm, expert_errors, fit_verbalizer, lora_arguments
+from .hidden_states import TextStates, compute_text_states
+from .omg_plans import PlannedRows, is_partial, left, patterns
+from .stages import RunContext
+from .trainer import AdamTrainer
+
+STAGES = ("planner", "plans", "vae", "semantics", "knowledge_base", "classifier", "main", "classifier_after")
+FINAL_STAGE = "main"
+RATE_FREE_STAGES = ("planner", "plans", "vae", "semantics", "knowledge_base", "classifier")
+
+PLANS_FOLDER = "plan_cache"
+_ROWS_AT_ONCE = 64
+
+
+class _EpochEnds(TrainerCallback):
+    """Tells the trainer when keys have to be made anew: before training, and after each epoch, before it is validated."""
+
+    def __init__(self, trainer: "OmgTrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make keys for the first epoch; a run that goes on has those that it was interrupted with."""
+        if not state.global_step:
+            self.trainer.model.refresh_keys()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make keys for the next epoch."""
+        self.trainer.model.refresh_keys()
+
+
+class OmgTrainer(AdamTrainer):
+    """Trains a part of the system by one of its objectives; plans and states of the frozen text encoder come from caches.
+
+    Args:
+        objective: See `OmgForSentimentAnalysis.forward`; None trains the classifier.
+        planned: By split, plans of the rows; empty where the objective needs none.
+        text_states: By split, states of the complete texts.
+        **kwargs: See `MsaTrainer`.
+    """
+
+    model: OmgForSentimentAnalysis
+
+    def __init__(
+        self,
+        *args: Any,
+        objective: str | None,
+        planned: dict[str, PlannedRows],
+        text_states: dict[str, TextStates],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._objective = objective
+        self._planned = planned
+        self._text_states = text_states
+        self._own_entries: Tensor | None = None
+        if objective == "generate":
+            self.add_callback(_EpochEnds(self))
+            base = self.model.knowledge_base
+            if base is not None:
+                self._own_entries = torch.from_numpy(base.rows_of(self.train_rows.ids))
+
+    def model_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
+        """Objective, plans, states of the texts, and in training the samples' own entries, which are not retrieved."""
+        given: dict[str, Any] = {}
+        # What is validated while generating is learned is what users get: the task loss on generated modalities.
+        if training or self._objective != "generate":
+            given["objective"] = self._objective
+        split = "train" if training else "validation"
+        rows, indices = inputs["sample_index"], inputs["sample_index"].tolist()
+        states = self._text_states[split](rows, inputs["input_ids"].shape[1])
+        available = self.model.available(inputs)
+        partial = is_partial(inputs, available)
+        if not partial:
+            given["text_states"] = states
+        if self._planned:
+            if partial:
+                source = self.train_rows if training else self.eval_rows
+                members = [source[index] for index in indices]
+                _, vectors = self.model.told(inputs, members, self.train_collator.processor)
+            else:
+                vectors = self._planned[split](indices, left(available))
+            given |= {name: value.to(rows.device) for name, value in vectors.items()}
+        if training and self._objective == "generate" and self._own_entries is not None:
+            given["own_entries"] = self._own_entries.to(rows.device)[rows]
+        return given
+
+    def load_state(self, folder: Path) -> None:
+        """Take the keys that the interrupted run had, which are those of the beginning of its epoch."""
+        if self._objective == "generate" and self.model.knowledge_base is not None:
+            self.model.knowledge_base = KnowledgeBase.load(folder / KNOWLEDGE_BASE_FOLDER)
+
+    def fit(self) -> TrainerState:
+        """Train; the keys are then those of the weights that were chosen."""
+        state = super().fit()
+        if self._objective == "generate":
+            self.model.refresh_keys()
+        return state
+
+
+def run(context: RunContext) -> MsaPreTrainedModel:
+    """Train all stages."""
+    config = cast(OmgConfig, context.config)
+    check_packages(config)
+    model = context.new_model(OmgForSentimentAnalysis)
+    model.eval()
+    model.media = None if context.media is None else context.media.load
+    prepare_texts(context, model)
+    make_planner(context, model)
+    planned = {split: PlannedRows(model, context.rows[split], context.processor) for split in ("train", "validation")}
+    context.made_stage("plans", lambda folder: make_plans(context, model, planned))
+    states = {split: TextStates(_states_file(context, split)) for split in planned}
+
+    def train(stage: str, objective: str | None, parts: Sequence[str], plans: bool = True, **options: Any) -> None:
+        """Train some parts of the model in place."""
+        model.train_only(*parts)
+        trained = context.train_stage(
+            stage,
+            OmgForSentimentAnalysis,
+            lambda: model,
+            trainer_class=OmgTrainer,
+            objective=objective,
+            planned=planned if plans else {},
+            text_states=states,
+            **options,
+        )
+        if trained is not model:
+            model.load_state_dict(trained.state_dict())
+            model.knowledge_base = trained.knowledge_base or model.knowledge_base
+        model.eval()
+
+    train("vae", "autoencode", ["executors.*.vae"], plans=False, complete=True)
+    if not (context.stage_folder("semantics") / "stage.json").is_file():
+        fit_scales(context, model)
+    train("semantics", "semantics", ["executors.*.semantics"], complete=True)
+    folder = context.stage_folder("knowledge_base")
+    context.made_stage("knowledge_base", lambda place: make_knowledge_base(context, model, planned["train"], place))
+    model.knowledge_base = KnowledgeBase.load(folder / KNOWLEDGE_BASE_FOLDER)
+    train("classifier", None, ["fusion"], complete=True)
+    parts = ["executors.*.denoiser", "executors.*.alignment"]
+    parts += ["retriever"] if model.config.retrieval_aggregation != "none" else []
+    parts += ["fusion"] if model.config.task_loss_weight else []
+    train("main", "generate", parts, final=True, return_complete=True)
+    if not model.config.task_loss_weight:
+        train("classifier_after", None, ["fusion"])
+    return model
+
+
+def check_packages(config: OmgConfig) -> None:
+    """Check, before anything is trained, that everything is there that later stages need.
+
+    Raises:
+        MsaError: If a package is not installed, or the language model is not to be had.
+    """
+    for package in ("diffusers", "faiss"):
+        require_package(package, "omg")
+    if config.planner == "mllm":
+        if config.planner_model is None:
+            raise MsaError(
+                "The planner is to be a multimodal language model, but the recipe names none; pass --set "
+                "model.planner_model=NAME, or --set model.planner=light for the planner that needs none."
+            )
+        check_mllm(config.planner_model, config.planner_lora, "planner_model", "--set model.planner=light")
+
+
+# --- Texts ---
+
+
+def _states_file(context: RunContext, split: str) -> Path:
+    return context.stage_folder("plans") / f"text_states_{split}.safetensors"
+
+
+def prepare_texts(context: RunContext, model: OmgForSentimentAnalysis) -> None:
+    """Compute the states of all complete texts once, and how they and the lengths of all modalities are distributed."""
+    for split in ("train", "validation"):
+        file = _states_file(context, split)
+        if not file.is_file():
+            compute_text_states(model, context.rows[split], context.complete_collator(split), file)
+    total = torch.zeros(2, len(model.text_mean), dtype=torch.float64)
+    count, rows = 0, context.rows["train"]
+    states = TextStates(_states_file(context, "train"))
+    for part in torch.arange(len(rows)).split(_ROWS_AT_ONCE):
+        lengths = torch.from_numpy(rows.lengths["text"])[part]
+        flat = states(part, int(lengths.max()))[torch.arange(int(lengths.max())) < lengths[:, None]].double()
+        total += torch.stack([flat.sum(0), flat.square().sum(0)])
+        count += len(flat)
+    mean = total[0] / count
+    std = (total[1] / count - mean.square()).clamp(min=0).sqrt()
+    model.text_mean.copy_(mean)
+    # A channel that never differs says nothing; it must not be blown up.
+    model.text_std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+    model.config.typical_lengths = {
+        name: int(np.median(rows.lengths[name])) for name in MODALITIES if name in model.config.modalities
+    }
+
+
+# --- Planner and plans ---
+
+
+def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
+    """Give the model its planner: fitted to the training split, and adapted where a language model is to be; or read it.
+
+    Raises:
+        MsaError: If the language model is not to be had.
+    """
+    file = context.stage_folder("plans") / PLANNER_FILE
+    with expert_errors():
+        if model.config.planner == "mllm" and model.config.planner_lora:
+            adapt_planner(context, model)
+        if file.is_file():
+            model.planner_values = json.loads(file.read_text(encoding="utf-8"))
+            model.set_planner(None)
+        else:
+            model.set_planner(fit_planner(context, model))
+            if PartialState().is_main_process:
+                write_json(file, planner_to_dict(model.planner(context.processor)))
+            PartialState().wait_for_everyone()
+        model.planner(context.processor).store = plan_cache(context)
+
+
+def plan_cache(context: RunContext) -> PlanCache:
+    """What the planner has said is kept for all seeds and ablations in one folder of runs."""
+    return PlanCache()
+
+
+class CompleteObservations(Sequence[Observation]):
+    """Observations of complete training rows, each made when it is needed: recordings of a split do not fit into memory.
+
+    Args:
+        model: Says what the planner gets to know.
+        rows: The rows.
+        processor: The model's processor.
+    """
+
+    def __init__(self, model: OmgForSentimentAnalysis, rows: MsaRows, processor: Any) -> None:
+        self._model = model
+        self._rows = rows
+        self._processor = processor
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The observation of a row."""
+        return self._model.observations({}, [self._rows[index]], self._processor)[0]
+
+
+def fit_planner(context: RunContext, model: OmgForSentimentAnalysis) -> Planner:
+    """Fit the planner that the configuration names to the training split."""
+    observations = CompleteObservations(model, context.rows["train"], context.processor)
+    settings = model.planner_settings()
+    verbalizer = fit_verbalizer(context) if model.config.use_verbalizer and len(model.config.modalities) > 1 else None
+    planner: Planner
+    if model.config.planner == "light":
+        encode = functools.partial(model.embed_texts, context.processor.tokenizer)
+        labels = context.rows["train"].labels.tolist()
+        planner = LightPlanner.fit(
+            observations, labels, encode, settings, verbalizer, label_range=model.config.label_range
+        )
+    else:
+        planner = MllmPlanner(model.load_mllm(), settings, verbalizer)
+    planner.store = plan_cache(context)
+    fit_centering(planner, observations, context.seed)
+    return planner
+
+
+def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
+    """Train the language model's adapter on plans of its own with the label's sentiment, or find it where that is done."""
+    from .omg_planner_training import train_planner_adapter
+
+    folder = context.stage_folder("planner")
+    finished = folder / "stage.json"
+    if finished.is_file():
+        facts = json.loads(finished.read_text(encoding="utf-8"))
+    else:
+        started = time.perf_counter()
+        planner = cast(MllmPlanner, fit_planner(context, model))
+        rows = context.rows["train"]
+        facts = train_planner_adapter(
+            planner,
+            CompleteObservations(model, rows, context.processor),
+            rows.labels.tolist(),
+            lora_arguments(context, "planner"),
+            folder / ADAPTER_FOLDER,
+        )
+        facts = {"name": "planner", "seconds": round(time.perf_counter() - started, 1), **facts}
+        if PartialState().is_main_process:
+            write_json(finished, facts)
+        PartialState().wait_for_everyone()
+    context.log.append(facts)
+    model.set_planner(None, adapter=folder / ADAPTER_FOLDER)
+
+
+def make_plans(context: RunContext, model: OmgForSentimentAnalysis, planned: dict[str, PlannedRows]) -> dict[str, Any]:
+    """Plan for all training and validation rows under every pattern that training and selection may meet."""
+    everything = patterns(model.config.modalities)
+    with expert_errors():
+        for split, rows in planned.items():
+            protocol = context.collator(split).protocol
+            if isinstance(protocol, CompleteProtocol):
+                wanted = everything[:1]
+            elif isinstance(protocol, FixedPattern):
+                wanted = [everything[0], tuple(n for n in model.config.modalities if n in protocol.available)]
+            else:
+                wanted = everything
+            rows.fill(wanted, split)
+    return {"planner": model.planner(context.processor).name, "patterns": ["+".join(names) for names in everything]}
+
+
+# --- Autoencoders and knowledge base ---
+
+
+@torch.no_grad()
+def complete_batches(context: RunContext, model: OmgForSentimentAnalysis) -> Iterator[tuple[Tensor, Perception]]:
+    """All training rows, complete: their indices and what the model perceives of them."""
+    states = TextStates(_states_file(context, "train"))
+    collator = context.complete_collator("train")
+    rows = context.rows["train"]
+    for part in tqdm(torch.arange(len(rows)).split(_ROWS_AT_ONCE), desc="complete rows", leave=False, disable=None):
+        batch = collator([rows[int(index)] for index in part])
+        yield part, model.perceive(batch, states(part, batch["input_ids"].shape[1]))
+
+
+@torch.no_grad()
+def fit_scales(context: RunContext, model: OmgForSentimentAnalysis) -> None:
+    """Scale the latents of each modality to a standard deviation of one on the training split."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in model.config.modalities}
+    for _, perception in complete_batches(context, model):
+        for name, parts in found.items():
+            vae, mask = model.executors_by_name[name].vae, perception.masks[name]
+            parts.append((vae.encode(perception.values[name], mask)[0], vae.latent_mask(mask)))
+    for name, parts in found.items():
+        means, masks = (torch.cat(values) for values in zip(*parts, strict=True))
+        model.executors_by_name[name].vae.fit_scale(means, masks)
+
+
+@torch.no_grad()
+def make_knowledge_base(
+    context: RunContext, model: OmgForSentimentAnalysis, planned: PlannedRows, folder: Path
+) -> dict[str, Any]:
+    """Encode those training rows that have all modalities, and write the knowledge base into `folder`.
+
+    Raises:
+        MsaError: If there is no such row.
+    """
+    everything = patterns(model.config.modalities)[0]
+    ids: list[str] = []
+    columns: dict[str, list[Tensor]] = {}
+    for part, perception in complete_batches(context, model):
+        keep = ~perception.lacking
+        indices = part[keep].tolist()
+        if not indices:
+            continue
+        ids += [context.rows["train"].ids[index] for index in indices]
+        vectors = planned(indices, [everything] * len(indices))
+        latents = {name: values[keep] for name, values in model.encode_observed(perception).items()}
+        for name, values in {**vectors, **latents}.items():
+            columns.setdefault(name, []).append(values)
+    if not ids:
+        raise MsaError(
+            f"No training row has all of {', '.join(everything)}, so there is nothing to retrieve evidence from; train on "
+            "data with complete rows."
+        )
+    tables = {name: torch.cat(values).numpy() for name, values in columns.items()}
+    plans, observations = tables["plan_vectors"], tables["observation_vectors"]
+    with expert_errors():
+        base = KnowledgeBase.build(
+            ids,
+            keys=model.retriever.keys(torch.from_numpy(observations), torch.from_numpy(plans)).numpy(),
+            plans=plans,
+            observations=observations,
+            values={name: tables[name] for name in everything},
+            factory=model.config.index_factory,
+        )
+    base.save(folder / KNOWLEDGE_BASE_FOLDER)
+    return {"entries": len(base)}
