@@ -199,6 +199,8 @@ class KnowledgeBase:
         dataset: The entries.
         ids: Their ids.
         shapes: Column of numbers -> shape of an entry's cell.
+        factory: The factory string.
+        index: The index.
         nprobe, ef_search: How thoroughly is searched, see `with_search`; None: as FAISS does by default.
 
     Raises:
@@ -234,10 +236,10 @@ class KnowledgeBase:
             [len(view) for view in views] != [len(view) for view in self._views[KEY]] for views in self._views.values()
         ):
             raise ValueError("The columns of the knowledge base are cut at different rows; build it again.")
-        self._index = _make_index(self.numbers(KEY), factory) if index is None else index
-        if (self._index.ntotal, self._index.d) != (len(self.ids), self.shapes[KEY][0]):
+        self.index = _make_index(self.numbers(KEY), factory) if index is None else index
+        if (self.index.ntotal, self.index.d) != (len(self.ids), self.shapes[KEY][0]):
             raise ValueError(
-                f"The index has {self._index.ntotal} keys of width {self._index.d}, the knowledge base {len(self.ids)} of "
+                f"The index has {self.index.ntotal} keys of width {self.index.d}, the knowledge base {len(self.ids)} of "
                 f"width {self.shapes[KEY][0]}; build it again."
             )
         self.nprobe: int | None = None
@@ -309,12 +311,13 @@ class KnowledgeBase:
             ImportError: If a package is not installed.
         """
         path = Path(folder)
-        if not (path / DESCRIPTION_FILE).is_file():
+        base = cls.fetch(lambda name: path / name if (path / name).is_file() else None, read_index)
+        if base is None:
             raise ValueError(f"{str(path)!r} holds no knowledge base: the file {DESCRIPTION_FILE} is not there.")
-        return cls.fetch(lambda name: path / name, read_index)
+        return base
 
     @classmethod
-    def fetch(cls, get: Callable[[str], Path | None], read_index: bool = False) -> "KnowledgeBase":
+    def fetch(cls, get: Callable[[str], Path | None], read_index: bool = False) -> "KnowledgeBase | None":
         """Map a saved knowledge base into memory whose files are had one by one, e.g. from the Hub.
 
         Args:
@@ -323,8 +326,11 @@ class KnowledgeBase:
                 trained. FAISS believes the sizes that such a file states, so do this with files only that you wrote
                 yourself.
 
+        Returns:
+            The knowledge base; None where there is none: not even its `DESCRIPTION_FILE`.
+
         Raises:
-            ValueError: If a file is absent, of another format, or cannot be read.
+            ValueError: If another file is absent, of another format, or cannot be read.
             ImportError: If a package is not installed.
         """
         faiss, datasets = _package("faiss"), _package("datasets")
@@ -335,9 +341,11 @@ class KnowledgeBase:
                 raise ValueError(f"the file {name!r} is not there")
             return str(found)
 
-        index = None
+        file, index = get(DESCRIPTION_FILE), None
+        if file is None:
+            return None
         try:
-            description = json.loads(Path(place(DESCRIPTION_FILE)).read_text(encoding="utf-8"))
+            description = json.loads(file.read_text(encoding="utf-8"))
             written = description["format"]
             if written == FORMAT:
                 factory, files = str(description["factory"]), description["files"]
@@ -371,7 +379,7 @@ class KnowledgeBase:
         """
         with _replaced(Path(folder)) as temporary:
             self.dataset.save_to_disk(str(temporary))
-            _package("faiss").write_index(self._index, str(temporary / INDEX_FILE))
+            _package("faiss").write_index(self.index, str(temporary / INDEX_FILE))
             description = {
                 "format": FORMAT,
                 "factory": self.factory,
@@ -440,7 +448,7 @@ class KnowledgeBase:
             raise ValueError(
                 f"The queries have the shape {queries.shape}; this knowledge base's keys have width {width}."
             )
-        scores, rows = self._index.search(
+        scores, rows = self.index.search(
             _unit(np.ascontiguousarray(queries, dtype=np.float32)), k, params=self._parameters
         )
         scores[rows == NO_ENTRY] = -np.inf
@@ -515,5 +523,5 @@ class KnowledgeBase:
                 raise ValueError(f"{name} is {number!r}; it must be at least 1, or None for FAISS's default.")
         changed = copy.copy(self)
         changed.nprobe, changed.ef_search = nprobe, ef_search
-        changed._parameters = _search_parameters(self._index, nprobe, ef_search)
+        changed._parameters = _search_parameters(self.index, nprobe, ef_search)
         return changed
