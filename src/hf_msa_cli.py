@@ -43,6 +43,13 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="folder of the runs; each seed gets seed-<N> in it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1111], help="training seeds (default: 1111)")
     parser.add_argument("--ablation", help="a row of the method's ablation table")
+    parser.add_argument(
+        "--train-rate",
+        default="mixed",
+        metavar="{mixed,match,RATE}",
+        help="mixed: what the recipe drops in training; RATE: whole modalities at this rate; match: a model for each of the "
+        "rates 0.0 to 0.7, in rate-<R> of the output (default: mixed)",
+    )
     _media(parser)
     parser.add_argument("--text-model", help="folder or Hub name of a BERT-family checkpoint")
     parser.add_argument(

@@ -129,27 +129,38 @@ def training_flags(rest: Sequence[str]) -> dict[str, Any]:
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from accelerate import PartialState
 
+    from .evaluation.sweep import rate_folder
     from .hub.cards import write_card
-    from .training.recipes import load_recipe
+    from .training.recipes import load_recipe, train_rates
     from .training.stages import run_recipe
 
     flags = training_flags(rest)
-    recipe = load_recipe(
-        arguments.recipe,
-        ablation=arguments.ablation,
-        assignments=arguments.assignments,
-        text_model=arguments.text_model,
-    )
+    recipes = {
+        rate: load_recipe(
+            arguments.recipe,
+            ablation=arguments.ablation,
+            assignments=arguments.assignments,
+            text_model=arguments.text_model,
+            train_rate=rate,
+        )
+        for rate in train_rates(arguments.train_rate)
+    }
+    matched = arguments.train_rate == "match"
     rows = None
     for seed in arguments.seeds:
-        context = run_recipe(recipe, arguments.data, arguments.output, seed, flags, rows, arguments.media)
-        rows = context.rows
-        if PartialState().is_main_process:
-            write_card(context.folder)
-            print(f"Trained {recipe.method} with seed {seed}: {context.folder}")
+        first = None
+        for rate, recipe in recipes.items():
+            output = rate_folder(arguments.output, rate) if matched and rate is not None else Path(arguments.output)
+            context = run_recipe(recipe, arguments.data, output, seed, flags, rows, arguments.media, first)
+            rows = context.rows
+            first = first or context.folder
+            if PartialState().is_main_process:
+                write_card(context.folder)
+                print(f"Trained {recipe.method} with seed {seed}: {context.folder}")
     if PartialState().is_main_process:
+        protocol = "" if arguments.train_rate == "mixed" else " --protocol modality"
         media = "" if arguments.media is None else f" --media {arguments.media}"
-        print(f"Next: hf-msa evaluate {arguments.output} --data {arguments.data}{media}")
+        print(f"Next: hf-msa evaluate {arguments.output} --data {arguments.data}{protocol}{media}")
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:

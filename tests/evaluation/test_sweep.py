@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,15 +19,18 @@ from hf_msa.data.missing import CompleteProtocol, FixedPattern, FrameMissing, Mo
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.report import results_markdown, run_name
 from hf_msa.evaluation.results import read_predictions, read_results
 from hf_msa.evaluation.sweep import (
     Condition,
     check_widths,
     conditions,
     evaluate_runs,
+    find_matched,
     find_models,
     load_checkpoint,
     load_split,
+    rate_folder,
     sweep,
 )
 from hf_msa.models.auto import METHODS
@@ -51,14 +55,22 @@ def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def save_untrained(corpus: Path, folder: Path, method: str, seed: int, ablation: str | None = None) -> None:
+def save_untrained(
+    corpus: Path,
+    folder: Path,
+    method: str,
+    seed: int,
+    ablation: str | None = None,
+    train_rate: float | None = None,
+) -> None:
     """A checkpoint as training would leave it, but with the weights that it starts from."""
-    recipe = load_recipe(f"{method}/sample", ablation=ablation)
+    recipe = load_recipe(f"{method}/sample", ablation=ablation, train_rate=train_rate)
     context = prepare_run(recipe, str(corpus), folder, seed, {"use_cpu": True})
     context.new_model(METHODS[method].model_class).save_pretrained(folder)
     context.processor.save_pretrained(folder)
     selection = {"split": "validation", "metric": "eval_loss", "value": 1.0}
     run = {"method": method, "recipe": recipe.name, "ablation": ablation, "seed": seed, "selection": selection}
+    run["train_rate"] = train_rate
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
 
 
@@ -104,7 +116,7 @@ def test_modality_conditions_end_at_seven_tenths() -> None:
 
 def test_fixed_conditions_are_all_patterns_of_what_the_data_has() -> None:
     names = [rate for _, rate, _ in conditions("fixed", MODALITIES, None, [3])]
-    assert names == ["text", "audio", "vision", "text+audio", "text+vision", "audio+vision", "text+audio+vision"]
+    assert names == ["audio", "vision", "text", "audio+vision", "text+audio", "text+vision", "text+audio+vision"]
     found = conditions("fixed", ("text", "audio"), None, [3])
     assert found[-1] == (3, "text+audio", FixedPattern(available=("text", "audio"))) and len(found) == 3
 
@@ -360,6 +372,148 @@ def test_class_logits_get_their_metrics(
     assert metrics["class_non0_acc2"]["mean"] == pytest.approx(metrics["non0_acc2"]["mean"])
     assert metrics["class_non0_f1"]["ci_low"] == pytest.approx(metrics["non0_f1"]["ci_low"])
     assert {"class_logits_neutral"} <= set(pq.read_schema(tmp_path / "predictions.parquet").names)
+
+
+# --- Models that were each trained at one missing rate ---
+
+
+@pytest.fixture(scope="module")
+def matched(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("matched")
+    for number, rate in enumerate((0.0, 0.4, 0.7)):
+        for seed in (1, 2):
+            place = rate_folder(folder, rate) / f"seed-{seed}"
+            save_untrained(corpus, place, "text", seed + 10 * number, train_rate=rate)
+            run = json.loads((place / "run.json").read_text(encoding="utf-8"))
+            (place / "run.json").write_text(json.dumps(run | {"seed": seed}), encoding="utf-8")
+    return folder
+
+
+def test_each_rate_is_tested_by_the_models_trained_at_it(corpus: Path, matched: Path, tmp_path: Path) -> None:
+    folder = copy_of(matched, tmp_path / "matched")
+    assert list(find_matched(str(folder))) == [0.0, 0.4, 0.7] and find_matched(str(folder / "rate-0.4")) == {}
+    made = evaluate_runs(str(folder), str(corpus), protocol="modality", mask_seeds=[3, 4])
+    assert made.files[0] == folder / "results.json" and len(made.runs) == 6
+    results = read_results(folder)
+    assert results["train_rate"] == "match" and results["protocol"]["rates"] == [0.0, 0.4, 0.7]
+    assert run_name(results) == "text (train rate match)"
+    assert "each missing rate by models trained at it; " in results_markdown(results)
+    assert [(s["train_rate"], s["training_seed"]) for s in results["selection"]] == [
+        (rate, seed) for rate in (0.0, 0.4, 0.7) for seed in (1, 2)
+    ]
+    grid = read_predictions(folder)
+    for index, rate in enumerate((0.0, 0.4, 0.7)):
+        out = tmp_path / f"alone-{rate}"
+        alone = evaluate_runs(
+            str(rate_folder(folder, rate)), str(corpus), protocol="modality", rates=[rate], mask_seeds=[3, 4],
+            output=str(out),
+        )  # fmt: skip
+        assert np.array_equal(read_predictions(out).scores[:, :, 0], grid.scores[:, :, index])
+        assert alone.content["mean_over_rates"] == results["per_rate"][index]["metrics"]
+        assert alone.content["train_rate"] == rate
+        assert run_name(alone.content) == f"text (train rate {rate:g})"
+        assert f"trained at missing rate {rate:g}; " in results_markdown(alone.content)
+        realised = {(one["mask_seed"], one["rate"]): one["realised"] for one in results["runs"]}
+        assert all(realised[one["mask_seed"], rate] == one["realised"] for one in alone.content["runs"])
+    # Some of the rates, and a subset in a folder of its own.
+    some = evaluate_runs(
+        str(folder), str(corpus), protocol="modality", rates=[0.7], subset="inconsistent", output=None
+    )
+    assert some.files[0] == folder / "subset-inconsistent" / "results.json"
+    assert some.content["protocol"]["rates"] == [0.7] and len(some.runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, r"tested at it alone, under the protocol 'modality'; .* for 'frame' the folder of one rate, .*rate-0.0'"),
+        ({"protocol": "fixed"}, "for 'fixed' the folder of one rate"),
+        (
+            {"protocol": "modality", "rates": [0.4, 0.5]},
+            "no models trained at the missing rate 0.5, but at 0.0, 0.4, 0.7",
+        ),
+        ({"protocol": "modality", "rates": [0.4, 0.4]}, "--rates is 0.4 0.4; give at least one, and each once"),
+    ],
+)
+def test_other_tests_of_matched_models_are_one_sentence(
+    corpus: Path, matched: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(MsaError, match=words):
+        evaluate_runs(str(matched), str(corpus), output=str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_matched_models_that_do_not_belong_together(corpus: Path, matched: Path, tmp_path: Path) -> None:
+    def evaluate(folder: Path, **options: Any) -> Any:
+        return evaluate_runs(
+            str(folder), str(corpus), protocol="modality", output=str(tmp_path / "out"), **options
+        ).content
+
+    folder = copy_of(matched, tmp_path / "a")
+    shutil.rmtree(folder / "rate-0.4" / "seed-2")
+    with pytest.raises(MsaError, match="has seed-1, seed-2 at the missing rate 0.0, but seed-1 at 0.4; finish"):
+        evaluate(folder)
+    assert evaluate(folder, rates=[0.0, 0.7])["protocol"]["rates"] == [0.0, 0.7]
+    shutil.move(folder / "rate-0.7", folder / "rate-0.3")
+    with pytest.raises(MsaError, match="rate-0.3/seed-1' was trained at the missing rate 0.7, not at the one"):
+        evaluate(folder, rates=[0.3])
+    shutil.copytree(folder / "rate-0.3" / "seed-1", folder / "seed-1")
+    with pytest.raises(MsaError, match="models of one training rate each .* and also the checkpoint '.*seed-1'"):
+        evaluate(folder)
+    with pytest.raises(
+        MsaError, match=r"each trained at another missing rate; give the folder of one rate, e.g. '.*0.0'"
+    ):
+        find_models(str(matched))
+    # Seeds of one folder were trained alike, too.
+    both = tmp_path / "both"
+    shutil.copytree(matched / "rate-0.4" / "seed-1", both / "seed-1")
+    shutil.copytree(matched / "rate-0.7" / "seed-2", both / "seed-2")
+    with pytest.raises(MsaError, match=r"differ in their training rate \(0.4, 0.7\)"):
+        evaluate(both)
+
+
+# --- Another data set than that of training ---
+
+
+def renamed(corpus: Path, target: Path, name: str, audio: int | None = None) -> Path:
+    """The corpus under another name, and perhaps with audio of another width."""
+    folder = copy_of(corpus, target)
+    facts = json.loads((folder / "msa_dataset.json").read_text(encoding="utf-8"))
+    facts["name"] = name
+    facts.get("feature_names", {}).pop("audio", None)
+    (folder / "msa_dataset.json").write_text(json.dumps(facts), encoding="utf-8")
+    for file in (folder / "data").iterdir() if audio else ():
+        table = pq.read_table(file)
+        rows = pa.array([[[0.5] * audio] * 3] * len(table), table.schema.field("audio").type)
+        place = table.column_names.index("audio")
+        pq.write_table(table.set_column(place, "audio", rows).replace_schema_metadata(None), file)
+    return folder
+
+
+def test_a_transfer_says_where_the_model_comes_from(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    folder = copy_of(runs, tmp_path / "run")
+    for seed in ("seed-1", "seed-2"):
+        run = json.loads((folder / seed / "run.json").read_text(encoding="utf-8"))
+        (folder / seed / "run.json").write_text(json.dumps(run | {"dataset": {"name": "source"}}), encoding="utf-8")
+    other = renamed(corpus, tmp_path / "other", "target")
+    made = evaluate_runs(str(folder), str(other), protocol="complete", output=str(tmp_path / "out"))
+    results = read_results(tmp_path / "out")
+    assert made.content["trained_on"] == results["trained_on"] == "source" != results["dataset"]["name"]
+    assert run_name(results) == "tcmr (trained on source)"
+    assert "target, test split" in results_markdown(results) and "; trained on source; " in results_markdown(results)
+    home = evaluate_runs(str(folder), str(corpus), protocol="complete", output=str(tmp_path / "home")).content
+    assert home["dataset"]["name"] != "source"
+    home["dataset"]["name"] = "source"
+    assert run_name(home) == "tcmr" and "trained on" not in results_markdown(home)
+
+
+def test_a_transfer_to_features_of_another_width_is_refused(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    other = renamed(corpus, tmp_path / "other", "target", audio=7)
+    with pytest.raises(
+        MsaError, match="The data has audio of width 7, but the checkpoint .*audio_dim=5; use a data set"
+    ):
+        evaluate_runs(str(runs), str(other), output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 # --- What the data must have ---

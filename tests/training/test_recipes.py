@@ -7,7 +7,7 @@ import pytest
 
 from hf_msa.errors import MsaError
 from hf_msa.models.auto import METHODS
-from hf_msa.training.recipes import load_recipe, recipe_names
+from hf_msa.training.recipes import load_recipe, recipe_names, train_rates
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -66,3 +66,26 @@ def test_assignments_override(tmp_path: Path) -> None:
     assert recipe.stage_arguments("main")["num_train_epochs"] == 3
     assert recipe.stage_arguments("main")["weight_decay"] == 1e-4, "what all stages share is kept"
     assert recipe.text_model == "here"
+
+
+def test_a_training_rate_takes_the_place_of_both_protocols() -> None:
+    recipe = load_recipe("tcmr/sample", assignments=["missing.selection_repeats=2"], train_rate=0.3)
+    expected = {"name": "modality", "rate": 0.3}
+    assert recipe.missing.train == recipe.missing.validation == expected
+    assert recipe.missing.selection_repeats == 2 and recipe.to_dict()["train_rate"] == 0.3
+    plain = load_recipe("tcmr/sample")
+    # Settings of runs that were begun before there were training rates stay what they were.
+    assert plain.missing.train["name"] == "frame" and "train_rate" not in plain.to_dict()
+
+
+def test_what_a_training_rate_can_be() -> None:
+    assert train_rates("mixed") == (None,)
+    assert train_rates("match") == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    assert train_rates("0.3") == (0.3,)
+    with pytest.raises(MsaError, match="--train-rate is 'matched'; give mixed, match, or one of the rates"):
+        train_rates("matched")
+    for rate, words in ((0.8, "nearest is 0.7"), (0.25, "use 0.0, 0.1, ... 0.7"), (float("nan"), "from 0 to 1")):
+        with pytest.raises(MsaError, match=words):
+            load_recipe("tcmr/sample", train_rate=rate)
+    with pytest.raises(MsaError, match="--set missing.train.rate=0.1 and a --train-rate both say"):
+        load_recipe("tcmr/sample", assignments=["missing.train.rate=0.1"], train_rate=0.3)

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,22 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
+from hf_msa.data.missing import ModalityMissing
 from hf_msa.errors import MsaError
 from hf_msa.models.auto import METHODS
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
 from hf_msa.training.recipes import load_recipe
-from hf_msa.training.stages import RunContext, feature_statistics, prepare_run, run_recipe, split_flags
+from hf_msa.training.stages import (
+    RunContext,
+    feature_statistics,
+    method_stages,
+    prepare_run,
+    run_recipe,
+    split_flags,
+    take_over_stages,
+)
 from hf_msa.training.stages_tcmr import AlternatingTcmrTrainer, complete_text_features
+from hf_msa.training.trainer import MsaTrainer
 
 SHORT = [f"stages.{stage}.num_train_epochs=1" for stage in ("main", "polarity", "regressor", "confidence")] + [
     "missing.selection_repeats=1"
@@ -255,3 +266,81 @@ def test_without_selection_the_last_checkpoint_is_kept_and_said_to_be(tiny_corpu
     last = load_file(context.stage_folder("main") / "checkpoint-6" / "model.safetensors")
     kept = load_file(context.folder / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in last.items())
+
+
+# --- One training rate ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rate_free_stages_are_stages_and_not_the_one_that_predicts(method: str) -> None:
+    module = method_stages(method)
+    free = getattr(module, "RATE_FREE_STAGES", ())
+    assert set(free) <= set(module.STAGES) - {module.FINAL_STAGE}
+
+
+def test_only_finished_stages_are_taken_over_and_none_twice(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    for file in (
+        "stages/one/stage.json",
+        "stages/one/model/weights",
+        "stages/one/checkpoint-3/weights",
+        "stages/two/model/weights",
+        "stages/three/stage.json",
+        "stages/other/stage.json",
+    ):
+        (source / file).parent.mkdir(parents=True, exist_ok=True)
+        (source / file).write_text("source")
+    (target / "stages" / "one" / "checkpoint-1").mkdir(parents=True)
+    (target / "stages" / "three").mkdir()
+    (target / "stages" / "three" / "stage.json").write_text("its own")
+    take_over_stages(source, target, ("one", "two", "three", "four"))
+    found = {path.relative_to(target / "stages").as_posix() for path in target.rglob("*") if path.is_file()}
+    # What was begun gives way to what is finished; checkpoints to resume from stay behind.
+    assert found == {"one/stage.json", "one/model/weights", "three/stage.json"}
+    assert not (target / "stages" / "one" / "checkpoint-1").exists()
+    assert (target / "stages" / "three" / "stage.json").read_text() == "its own"
+
+
+def test_a_run_at_another_rate_takes_over_what_no_rate_has_a_part_in(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(output: Path, rate: float, shared: Path | None = None) -> RunContext:
+        recipe = load_recipe("tcmr/sample", assignments=SHORT[:3] + SHORT[4:], train_rate=rate)
+        return run_recipe(recipe, str(tiny_corpus), output, 1, QUIET, shared=shared)
+
+    first = run(tmp_path / "rate-0.0", 0.0)
+    trained: list[str] = []
+    fit = MsaTrainer.fit
+
+    def noted(trainer: MsaTrainer) -> Any:
+        trained.append(Path(trainer.args.output_dir).name)
+        return fit(trainer)
+
+    monkeypatch.setattr(MsaTrainer, "fit", noted)
+    other = run(tmp_path / "rate-0.7", 0.7, first.folder)
+    assert trained == ["main"]
+    for stage in ("polarity", "regressor"):
+        made, taken = (context.stage_folder(stage) / "model" / "model.safetensors" for context in (first, other))
+        assert made.read_bytes() == taken.read_bytes()
+    facts = json.loads((other.folder / "run.json").read_text(encoding="utf-8"))
+    assert facts["train_rate"] == 0.7 and [stage["name"] for stage in facts["stages"]] == [
+        "polarity",
+        "regressor",
+        "main",
+    ]
+    assert facts["selection"]["protocol"] == {"name": "modality", "rate": 0.7}
+    assert facts["settings"]["missing"]["train"] == {"name": "modality", "rate": 0.7}
+    # The same command again trains nothing.
+    run(tmp_path / "rate-0.7", 0.7, first.folder)
+    assert trained == ["main"]
+
+
+def test_training_masks_are_those_of_the_whole_split(tiny_corpus: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("tcmr/sample", train_rate=0.7)
+    context = prepare_run(recipe, str(tiny_corpus), tmp_path, 3, QUIET)
+    for split, seed in (("train", 3), ("validation", 1111)):
+        collator = context.collator(split)
+        assert collator.protocol == ModalityMissing(0.7, seed=seed)
+        rows = context.rows[split]
+        masks = collator.masks([{**rows[index], "draw": 0} for index in range(len(rows))])
+        assert (masks.rates.sum(axis=1) == 2).all(), "each sample keeps one of three modalities"

@@ -86,11 +86,23 @@ def metric_groups(metrics: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def run_name(results: Results) -> str:
-    """The name of a run in tables and legends: method, ablation, and a mark where it saw more than a user has."""
-    name = str(results["method"])
-    if results["ablation"]:
-        name += f" ({results['ablation']})"
+    """The name of a run in tables and legends: method, ablation, training rate and training data where they need saying.
+
+    It is marked where the model saw more than a user has.
+    """
+    parts = [str(results["ablation"])] if results["ablation"] else []
+    if (rate := results.get("train_rate")) is not None:
+        parts.append(f"train rate {_rate_text(rate)}")
+    if (source := other_training_data(results)) is not None:
+        parts.append(f"trained on {source}")
+    name = f"{results['method']} ({', '.join(parts)})" if parts else str(results["method"])
     return f"{name} [oracle]" if results["oracle"] else name
+
+
+def other_training_data(results: Results) -> str | None:
+    """The data set that the model was trained on, where it is known and another than the one of the result."""
+    source = results.get("trained_on")
+    return None if source in (None, results["dataset"]["name"]) else str(source)
 
 
 def result_rows(
@@ -122,7 +134,8 @@ def result_rows(
     else:
         rows.append([label, *(format_estimate(name, overall[name]) for name in names)])
         rows.append([level, *(format_interval(name, overall[name]) for name in names)])
-    return ["missing", *(metric_heading(name) for name in names)], rows
+    first = "available" if isinstance(by_rate[0]["rate"], str) else "missing"
+    return [first, *(metric_heading(name) for name in names)], rows
 
 
 def _rate_text(rate: float | str) -> str:
@@ -155,9 +168,19 @@ def caption(results: Results) -> str:
         f"{dataset['name']}, {split_text(results)}, {count_text(results)}; "
         f"protocol {results['protocol']['name']}, {_counted(rates, 'setting')}, {_counted(masks, 'mask draw')}; "
         f"{_counted(count, 'training seed')}{which}; "
+        f"{training_text(results)}"
         f"{expert_text(results)}"
         f"± is the standard deviation over training seeds, the interval a bootstrap over samples."
     )
+
+
+def training_text(results: Results) -> str:
+    """On what data and at what missing rate it was trained, as parts of a sentence; empty where there is nothing to say."""
+    source, rate = other_training_data(results), results.get("train_rate")
+    text = f"trained on {source}; " if source is not None else ""
+    if rate == "match":
+        return text + "each missing rate by models trained at it; "
+    return text + (f"trained at missing rate {_rate_text(rate)}; " if rate is not None else "")
 
 
 def expert_text(results: Results) -> str:

@@ -273,6 +273,8 @@ def build_results(
     ablation: str | None = None,
     model: str | None = None,
     recipe: str | None = None,
+    train_rate: float | str | None = None,
+    trained_on: str | None = None,
     oracle: bool = False,
     realised: Mapping[tuple[int | None, Rate], Mapping[str, float]] | None = None,
     selection: Sequence[Mapping[str, Any]] = (),
@@ -300,6 +302,9 @@ def build_results(
         ablation: The ablation's name, if any.
         model: Where the checkpoint came from.
         recipe: The recipe it was trained by.
+        train_rate: The one missing rate it was trained at; ``"match"`` where each rate is that of models trained at it;
+            None where the recipe says what was missing in training.
+        trained_on: The name of the data set it was trained on, where that is known.
         oracle: Whether the model saw what a user does not have (test labels, at prediction or in selection).
         realised: Share of dropped positions per modality, by (mask seed, rate).
         selection: How each training seed's checkpoint was chosen.
@@ -343,6 +348,8 @@ def build_results(
         "ablation": ablation,
         "model": model,
         "recipe": recipe,
+        "train_rate": train_rate,
+        "trained_on": trained_on,
         "oracle": oracle,
         "dataset": {**dataset, "n": len(grid.ids), "fingerprint": grid.fingerprint},
         "protocol": {**protocol, "rates": grid.rates, "mask_seeds": grid.mask_seeds},

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 FRAME_RATES = tuple(round(0.1 * step, 1) for step in range(10))
 MODALITY_RATES = tuple(round(0.1 * step, 1) for step in range(8))
 
+RATE_FOLDER = "rate-"
+"""What the name of a folder begins with that holds models trained at one missing rate of several."""
+
 Condition = tuple[int, Rate, MissingProtocol]
 """A mask seed, what the result calls the rate or pattern, and the protocol that makes it."""
 
@@ -88,6 +91,8 @@ def conditions(
         patterns = [
             pattern for size in range(1, len(modalities) + 1) for pattern in itertools.combinations(modalities, size)
         ]
+        # As OMG-Agent's tables have them: those without text first.
+        patterns.sort(key=lambda pattern: (len(pattern), "text" in pattern))
         return [(mask_seeds[0], "+".join(pattern), FixedPattern(available=pattern)) for pattern in patterns]
     raise unknown_name("protocol", protocol, ("frame", "modality", "fixed", "complete"))
 
@@ -195,6 +200,78 @@ class Evaluation:
     runs: list[Path]
 
 
+def rate_folder(output: str | Path, rate: float) -> Path:
+    """Where the runs that are trained at one missing rate of several lie, in the folder of all of them."""
+    return Path(output) / f"{RATE_FOLDER}{rate:.1f}"
+
+
+def find_matched(model: str) -> dict[float, list[str]]:
+    """The checkpoints of a folder whose models were each trained at one missing rate (`--train-rate match`), by that rate.
+
+    Args:
+        model: A folder, or a name that is none.
+
+    Returns:
+        Per rate, in ascending order, the folders of its seeds; empty for everything else.
+
+    Raises:
+        MsaError: If the folder holds other checkpoints beside them.
+    """
+    found: dict[float, list[str]] = {}
+    for rate in MODALITY_RATES:
+        seeds = sorted(path.parent for path in rate_folder(model, rate).glob("seed-*/config.json"))
+        if seeds:
+            found[rate] = [str(seed) for seed in seeds]
+    other = next(
+        (path for pattern in ("config.json", "seed-*/config.json") for path in Path(model).glob(pattern)), None
+    )
+    if found and other is not None:
+        raise MsaError(
+            f"{model!r} holds models of one training rate each ({RATE_FOLDER}*) and also the checkpoint "
+            f"{str(other.parent)!r}; move one of the two to a folder of its own."
+        )
+    return found
+
+
+def _chosen_matched(
+    model: str, found: Mapping[float, Sequence[str]], protocol: str, rates: Sequence[float] | None
+) -> list[tuple[str, Sequence[float] | None]]:
+    """The checkpoints to evaluate out of `find_matched`, each with the rate that it is tested at."""
+    if protocol != "modality":
+        raise MsaError(
+            f"Each model in {model!r} was trained at one missing rate and is tested at it alone, under the protocol "
+            f"'modality'; give --protocol modality, or for {protocol!r} the folder of one rate, e.g. "
+            f"{str(rate_folder(model, next(iter(found))))!r}."
+        )
+    chosen = tuple(found) if rates is None else tuple(rates)
+    for rate in chosen:
+        if rate not in found:
+            raise MsaError(
+                f"{model!r} has no models trained at the missing rate {rate}, but at {', '.join(map(str, found))}; train "
+                "them, or name other --rates."
+            )
+    seeds = {rate: [Path(name).name for name in found[rate]] for rate in chosen}
+    other = next((rate for rate in chosen if seeds[rate] != seeds[chosen[0]]), None)
+    if other is not None:
+        raise MsaError(
+            f"{model!r} has {', '.join(seeds[chosen[0]])} at the missing rate {chosen[0]}, but {', '.join(seeds[other])} at "
+            f"{other}; finish the training, or name the rates that are finished with --rates."
+        )
+    return [(name, (rate,)) for rate in chosen for name in found[rate]]
+
+
+def _check_trained_at(
+    runs: Sequence[Mapping[str, Any]], members: Sequence[tuple[str, Sequence[float] | None]]
+) -> None:
+    """Check that models were trained at the rates that their folders are named after."""
+    for run, (name, rates) in zip(runs, members, strict=True):
+        if rates is not None and run.get("train_rate") not in rates:
+            raise MsaError(
+                f"{name!r} was trained at the missing rate {run.get('train_rate')}, not at the one that its folder is named "
+                "after; put it back where `hf-msa train` wrote it."
+            )
+
+
 def find_models(model: str) -> list[str]:
     """The checkpoints that a name stands for: the seeds of a run folder, or the folder or Hub name itself.
 
@@ -207,6 +284,11 @@ def find_models(model: str) -> list[str]:
     if (folder / "config.json").is_file():
         return [model]
     seeds = sorted(path.parent for path in folder.glob("seed-*/config.json"))
+    if not seeds and (matched := find_matched(model)):
+        raise MsaError(
+            f"{model!r} holds models that were each trained at another missing rate; give the folder of one rate, e.g. "
+            f"{str(rate_folder(model, next(iter(matched))))!r}."
+        )
     if not seeds:
         raise MsaError(
             f"{model!r} holds no finished checkpoint (no config.json, no seed-*/config.json); train one first."
@@ -308,15 +390,26 @@ def _read_runs(names: Sequence[str]) -> Iterator[dict[str, Any]]:
             raise MsaError(f"{str(file)!r} is damaged ({reason(error)}); run the training command again.") from error
 
 
-def _check_one_run(runs: Sequence[Mapping[str, Any]], model: str) -> None:
+def _check_one_run(runs: Sequence[Mapping[str, Any]], model: str, matched: bool) -> None:
     """Check that the seeds of a folder are those of one experiment: their mean would mean nothing otherwise."""
-    for key in ("method", "recipe", "ablation", "text_model"):
-        values = sorted({str(run.get(key)) for run in runs})
+    facts = [
+        {key: str(run.get(key)) for key in ("method", "recipe", "ablation", "text_model")}
+        | {"training data": str(_trained_on(run)), "training rate": "match" if matched else str(run.get("train_rate"))}
+        for run in runs
+    ]
+    for key in facts[0]:
+        values = sorted({fact[key] for fact in facts})
         if len(values) > 1:
             raise MsaError(
                 f"The seeds in {model!r} differ in their {key.replace('_', ' ')} ({', '.join(values)}); evaluate each by "
                 "itself."
             )
+
+
+def _trained_on(run: Mapping[str, Any]) -> str | None:
+    """The name of the data set that a model was trained on, where it is known."""
+    name = (run.get("dataset") or {}).get("name")
+    return None if name is None else str(name)
 
 
 def evaluate_runs(
@@ -337,7 +430,8 @@ def evaluate_runs(
     """Evaluate one checkpoint, or all training seeds of a run, and write results.json, predictions and curves.
 
     Args:
-        model: A run folder (one seed or all of them), a saved model, or a Hub name.
+        model: A run folder (one seed or all of them), a saved model, or a Hub name; or the folder of `--train-rate match`,
+            whose models are each tested at the rate that they were trained at, which gives one result.
         data: Folder or Hub name of a prepared data set.
         protocol: See `conditions`.
         rates: Missing rates instead of the protocol's own.
@@ -361,9 +455,19 @@ def evaluate_runs(
             f"--set {next(iter(changes))} makes another model of this one; give a folder as --output, so that the results "
             "of the model as it is stay."
         )
-    names = find_models(model)
+    matched = find_matched(model)
+    members: list[tuple[str, Sequence[float] | None]]
+    if matched:
+        # Of the seeds and rates themselves.
+        conditions("modality", (), rates, mask_seeds)
+        members = _chosen_matched(model, matched, protocol, rates)
+    else:
+        members = [(name, rates) for name in find_models(model)]
+    names = [name for name, _ in members]
     runs = list(_read_runs(names))
-    _check_one_run(runs, model)
+    _check_one_run(runs, model, bool(matched))
+    if matched:
+        _check_trained_at(runs, members)
     if subset is None and subset_rule is not None:
         raise MsaError(f"--subset-rule {subset_rule} says which samples are inconsistent; give --subset as well.")
     part = None if subset is None else Subset(subset, subset_rule or DEFAULT_RULE)
@@ -390,12 +494,12 @@ def evaluate_runs(
     tested: list[Condition] = []
     method = ""
     expert: dict[str, Any] = {}
-    for name, run in zip(names, runs, strict=True):
+    for (name, own_rates), run in zip(members, runs, strict=True):
         network, processor = load_checkpoint(name, changes)
         # The seeds of one run share their tokenizer: the data is tokenised once.
         if rows is None:
             rows = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)
-            tested = conditions(protocol, ("text", *(m for m in rows.lengths if m != "text")), rates, mask_seeds)
+        tested = conditions(protocol, ("text", *(m for m in rows.lengths if m != "text")), own_rates, mask_seeds)
         check_widths(network, rows, name)
         if recordings is not None:
             check_media_use(network.config, name)
@@ -403,7 +507,8 @@ def evaluate_runs(
             network.media = recordings.load
         expert["expert_input"] = network.expert_input
         _warn_of_other_input(run.get("expert_input"), network)
-        made, realised = sweep(network, processor, rows, tested, batch_size, split_ids)
+        made, shares = sweep(network, processor, rows, tested, batch_size, split_ids)
+        realised |= shares
         parts += [{"training_seed": run.get("seed"), **part} for part in made]
         oracle = oracle or network.config.is_oracle
         method = network.config.model_type.removeprefix("hf_msa_")
@@ -421,6 +526,7 @@ def evaluate_runs(
         method=method,
         runs=runs,
         names=names,
+        train_rate="match" if matched else runs[0].get("train_rate"),
         oracle=oracle,
         config=config,
         expert=expert,
@@ -467,6 +573,7 @@ def write_evaluation(
     method: str,
     runs: Sequence[Mapping[str, Any]],
     names: Sequence[str],
+    train_rate: float | str | None,
     oracle: bool,
     config: Mapping[str, Any],
     expert: Mapping[str, Any],
@@ -483,6 +590,8 @@ def write_evaluation(
         ablation=runs[0].get("ablation"),
         model=Path(names[0]).name if Path(names[0]).is_dir() else names[0],
         recipe=runs[0].get("recipe"),
+        train_rate=train_rate,
+        trained_on=_trained_on(runs[0]),
         oracle=oracle,
         dataset={
             "name": facts.name,
@@ -492,7 +601,15 @@ def write_evaluation(
         },
         protocol={"name": protocol, **settings},
         realised=realised,
-        selection=[{"training_seed": run["seed"], **run["selection"]} for run in runs if run],
+        selection=[
+            {
+                "training_seed": run["seed"],
+                **({"train_rate": run["train_rate"]} if train_rate == "match" else {}),
+                **run["selection"],
+            }
+            for run in runs
+            if run
+        ],
         versions=runs[0].get("versions"),
         config=config,
         **expert,

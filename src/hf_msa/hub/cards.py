@@ -20,6 +20,7 @@ from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import format_value, results_markdown
 from hf_msa.evaluation.results import EXPERT_INPUTS, RESULTS_FILE, Results, read_results
 from hf_msa.evaluation.subsets import SUBSET_FOLDER, subset_text
+from hf_msa.evaluation.sweep import RATE_FOLDER
 from hf_msa.files import atomic_write
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
@@ -137,35 +138,42 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def find_results(folder: str | os.PathLike[str], run: Mapping[str, Any]) -> Results | None:
-    """Find the results of a run: in its folder, else in the folder above, where several seeds are evaluated together.
+    """Find the results of a run: in its folder, else in the one above, where several seeds are evaluated together.
+
+    Models that were each trained at one missing rate are evaluated together one folder higher still.
 
     Args:
         folder: The run's folder.
-        run: Its `run.json`. Results of another method, ablation or training seed are passed over.
+        run: Its `run.json`. Results of another method, ablation, training seed or training rate are passed over.
 
     Raises:
         MsaError: If there is a file that is no result.
     """
-    places = (Path(folder), Path(folder).resolve().parent)
-    return next((results for place in places for results in _results_of(run, place)), None)
+    return next((results for place in _places(folder) for results in _results_of(run, place)), None)
 
 
 def find_subset_results(folder: str | os.PathLike[str], run: Mapping[str, Any]) -> list[Results]:
-    """Find the results of a run on subsets: each in the run's folder, else in the folder above.
+    """Find the results of a run on subsets, in the places where `find_results` looks.
 
     Args:
         folder: The run's folder.
-        run: Its `run.json`. Results of another method, ablation or training seed are passed over.
+        run: Its `run.json`. Results of another method, ablation, training seed or training rate are passed over.
 
     Raises:
         MsaError: If there is a file that is no result.
     """
     found: dict[str, Results] = {}
-    for place in (Path(folder), Path(folder).resolve().parent):
+    for place in _places(folder):
         for file in sorted(place.glob(f"{SUBSET_FOLDER}*/{RESULTS_FILE}")):
             for results in _results_of(run, file.parent):
                 found.setdefault(file.parent.name, results)
     return list(found.values())
+
+
+def _places(folder: str | os.PathLike[str]) -> list[Path]:
+    """Where results of a run may lie, the nearest first."""
+    above = Path(folder).resolve().parent
+    return [Path(folder), above, *([above.parent] if above.name.startswith(RATE_FOLDER) else [])]
 
 
 def _results_of(run: Mapping[str, Any], place: Path) -> list[Results]:
@@ -174,7 +182,28 @@ def _results_of(run: Mapping[str, Any], place: Path) -> list[Results]:
         return []
     results = read_results(place)
     same = results["method"] == run["method"] and results["ablation"] == run.get("ablation")
-    return [results] if same and run["seed"] in _training_seeds(results) else []
+    rates = [entry["rate"] for entry in results["per_rate"]] if _is_matched(results) else [results.get("train_rate")]
+    return [results] if same and run["seed"] in _training_seeds(results) and run.get("train_rate") in rates else []
+
+
+def _is_matched(results: Results) -> bool:
+    """Whether each missing rate of a result is that of models trained at it."""
+    return results.get("train_rate") == "match"
+
+
+def _own_part(run: Mapping[str, Any], results: Results) -> Results:
+    """Of a result of models trained at one missing rate each, what is about this run's rate; any other as it is."""
+    if not _is_matched(results):
+        return results
+    rate = run["train_rate"]
+    [entry] = [entry for entry in results["per_rate"] if entry["rate"] == rate]
+    return {
+        **results,
+        "protocol": {**results["protocol"], "rates": [rate]},
+        "runs": [one for one in results["runs"] if one["rate"] == rate],
+        "per_rate": [entry],
+        "mean_over_rates": entry["metrics"],
+    }
 
 
 def render_card(
@@ -202,6 +231,7 @@ def render_card(
 
     base_model = _hub_name(run.get("text_model"))
     run, results = without_local_paths(run), without_local_paths(results)
+    own = _own_part(run, results) if results else None
     about = _dataset_facts(run["dataset"])
     modalities = [modality for modality in config.modalities if modality in facts.modalities]
     title = f"{facts.title} on {about['name']}"
@@ -214,7 +244,7 @@ def render_card(
         autoescape=False,  # the output is Markdown
     )
     return environment.get_template("template.md").render(
-        card_data=_card_data(run, results, about, base_model, repo_id, title).to_yaml(),
+        card_data=_card_data(run, own, about, base_model, repo_id, title).to_yaml(),
         title=title,
         run=run,
         dataset=about,
@@ -234,7 +264,8 @@ def render_card(
             for part in map(without_local_paths, subsets)
         ],
         about_results=_about_results(results) if results else None,
-        own_results=_own_results(run, results) if results else None,
+        own_results=_own_results(run, own) if own is not None and (own is not results or _is_mean(own)) else None,
+        matched_rate=f"{run['train_rate']:g}" if results and _is_matched(results) else None,
         stages={stage["name"]: _stage_text(stage) for stage in run.get("stages") or ()},
     )
 
@@ -356,10 +387,13 @@ def _about_results(results: Results) -> str:
     )
 
 
+def _is_mean(results: Results) -> bool:
+    """Whether a result is of several training seeds."""
+    return len(_training_seeds(results)) > 1
+
+
 def _own_results(run: Mapping[str, Any], results: Results) -> str:
-    """The means of this one checkpoint, where the table is about several."""
-    if len(_training_seeds(results)) == 1:
-        return ""
+    """The means of this one checkpoint."""
     own = [one["metrics"] for one in results["runs"] if one["training_seed"] == run["seed"]]
     means = []
     for name in results["mean_over_rates"]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from hf_msa.data.missing import protocol_from_dict
 from hf_msa.errors import MsaError, unknown_name
+from hf_msa.evaluation.sweep import MODALITY_RATES
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
 
@@ -49,6 +50,7 @@ class Recipe:
         pad_to_fixed: Pad every batch to the fixed maximum lengths, as the papers do, instead of to its need.
         stages: Training arguments by stage; `all` holds what the stages share.
         ablation: The row of the method's `ABLATIONS` that was applied, if any.
+        train_rate: The one missing rate of training and selection, in place of the recipe's own protocols; None for those.
     """
 
     name: str
@@ -60,10 +62,15 @@ class Recipe:
     pad_to_fixed: bool
     stages: dict[str, dict[str, Any]]
     ablation: str | None = None
+    train_rate: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, for run.json."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.train_rate is None:
+            # A run that was begun before there were such rates goes on with the same settings.
+            del values["train_rate"]
+        return values
 
     def stage_arguments(self, stage: str) -> dict[str, Any]:
         """Training arguments of one stage: what all share, overridden by its own."""
@@ -181,8 +188,35 @@ def _stage_arguments(stage: str, values: dict[str, Any]) -> dict[str, Any]:
     return dict(values)
 
 
+def train_rates(text: str) -> tuple[float | None, ...]:
+    """What `--train-rate` asks for, as one missing rate of training per model.
+
+    Args:
+        text: ``"mixed"``: the recipe's own protocols, None; ``"match"``: each rate of the protocol ``"modality"``; or one
+            rate.
+
+    Raises:
+        MsaError: If it is neither.
+    """
+    if text == "mixed":
+        return (None,)
+    if text == "match":
+        return MODALITY_RATES
+    try:
+        return (float(text),)
+    except ValueError:
+        raise MsaError(
+            f"--train-rate is {text!r}; give mixed, match, or one of the rates 0.0, 0.1, ... 0.7."
+        ) from None
+
+
 def load_recipe(
-    name: str, *, ablation: str | None = None, assignments: Iterable[str] = (), text_model: str | None = None
+    name: str,
+    *,
+    ablation: str | None = None,
+    assignments: Iterable[str] = (),
+    text_model: str | None = None,
+    train_rate: float | None = None,
 ) -> Recipe:
     """Read a recipe and apply an ablation and overrides, checking every name.
 
@@ -191,6 +225,8 @@ def load_recipe(
         ablation: A row of the method's `ABLATIONS`.
         assignments: Overrides, e.g. `model.num_tokens=4`, `stages.main.num_train_epochs=3`, `missing.selection_repeats=1`.
         text_model: Overrides the recipe's text encoder.
+        train_rate: Train and select under whole modalities missing at this rate (OMG-Agent, Table 2 of the supplement),
+            instead of under the recipe's protocols.
 
     Raises:
         MsaError: For an unknown method, recipe, ablation, stage or key, with the nearest one that exists, or a value of the
@@ -198,10 +234,15 @@ def load_recipe(
     """
     name, content = _read(name)
     for assignment in assignments:
+        if train_rate is not None and assignment.strip().startswith(("missing.train", "missing.validation")):
+            raise MsaError(
+                f"--set {assignment} and a --train-rate both say what is missing in training; leave one of them out."
+            )
         set_value(content, assignment)
     if text_model is not None:
         content["text_model"] = text_model
-    _check_keys("recipe key", content, {field.name for field in dataclasses.fields(Recipe)} - {"name", "ablation"})
+    known_keys = {field.name for field in dataclasses.fields(Recipe)} - {"name", "ablation", "train_rate"}
+    _check_keys("recipe key", content, known_keys)
     method = str(content.get("method", ""))
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
@@ -210,7 +251,10 @@ def load_recipe(
         raise unknown_name(f"ablation of {method}", ablation, config_class.ABLATIONS)
     model = {**_group("'model'", content.get("model")), **(config_class.ABLATIONS[ablation] if ablation else {})}
     _check_keys(f"configuration field of {method}", model, config_fields(config_class))
-    missing = _missing_recipe(_group("'missing'", content.get("missing")))
+    groups = _group("'missing'", content.get("missing"))
+    if train_rate is not None:
+        groups = {**groups, **{key: {"name": "modality", "rate": train_rate} for key in ("train", "validation")}}
+    missing = _missing_recipe(groups)
     known = (*importlib.import_module(f"{__package__}.stages_{method}").STAGES, "all")
     stages: dict[str, dict[str, Any]] = {}
     for stage, arguments in _group("'stages'", content.get("stages")).items():
@@ -230,6 +274,7 @@ def load_recipe(
         pad_to_fixed=bool(content.get("pad_to_fixed", False)),
         stages=stages,
         ablation=ablation,
+        train_rate=train_rate,
     )
 
 

@@ -5,8 +5,9 @@ import hashlib
 import importlib
 import json
 import platform
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.evaluation.metrics import family_metrics
 from hf_msa.evaluation.sweep import check_media_use, load_split, own_fields
-from hf_msa.files import write_json
+from hf_msa.files import atomic_directory, write_json
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
@@ -104,7 +105,7 @@ class RunContext:
             protocol = protocol_from_dict({**values, "seed": self.seed})
         return MsaCollator(
             self.processor,
-            protocol,
+            protocol.bind(self.rows[split].ids),
             split=split,
             return_complete=return_complete,
         )
@@ -409,7 +410,10 @@ def prepare_run(
 
 
 def method_stages(method: str) -> ModuleType:
-    """The module that trains a method: `run`, the names of its `STAGES`, and the `FINAL_STAGE` among them."""
+    """The module that trains a method: `run`, the names of its `STAGES`, and the `FINAL_STAGE` among them.
+
+    It may name `RATE_FREE_STAGES`, in which the protocols of training and selection have no part.
+    """
     return importlib.import_module(f"{__package__}.stages_{method}")
 
 
@@ -463,6 +467,7 @@ def run_recipe(
     flags: Mapping[str, Any] | None = None,
     rows: dict[str, MsaRows] | None = None,
     media: str | Path | None = None,
+    shared: str | Path | None = None,
 ) -> RunContext:
     """Run all stages of a recipe for one seed and write the final checkpoint with its run.json.
 
@@ -476,6 +481,8 @@ def run_recipe(
         flags: Training arguments from the command line.
         rows: Tokenised rows of an earlier run, to save loading them again.
         media: Folder with the clips' recordings, see `MediaFolder`; for methods that ask an expert.
+        shared: Folder of a run that differs in nothing but its training rate; its finished `RATE_FREE_STAGES` are taken
+            over.
     """
     folder = Path(output) / f"seed-{seed}"
     # The first thing that asks which processes there are sets it for good: it has to know of flags such as --use_cpu.
@@ -484,6 +491,10 @@ def run_recipe(
     if (folder / "run.json").is_file():
         return context
     method = method_stages(recipe.method)
+    if shared is not None:
+        if PartialState().is_main_process:
+            take_over_stages(Path(shared), folder, getattr(method, "RATE_FREE_STAGES", ()))
+        PartialState().wait_for_everyone()
     started = time.perf_counter()
     model = method.run(context)
     if PartialState().is_main_process:
@@ -497,6 +508,7 @@ def run_recipe(
                 "method": recipe.method,
                 "recipe": recipe.name,
                 "ablation": recipe.ablation,
+                "train_rate": recipe.train_rate,
                 "seed": seed,
                 "text_model": text_model_name(context.text_model),
                 "dataset": {
@@ -523,6 +535,21 @@ def run_recipe(
         )
     PartialState().wait_for_everyone()
     return context
+
+
+def take_over_stages(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy stages that another run has finished and this one has not, each as a whole, without their checkpoints.
+
+    Args:
+        source: The other run's folder.
+        target: This run's folder.
+        names: The stages.
+    """
+    for name in names:
+        made, wanted = source / "stages" / name, target / "stages" / name
+        if (made / "stage.json").is_file() and not (wanted / "stage.json").is_file():
+            with atomic_directory(wanted) as work:
+                shutil.copytree(made, work, ignore=shutil.ignore_patterns("checkpoint-*"), dirs_exist_ok=True)
 
 
 def text_model_name(text_model: str) -> str:

@@ -27,6 +27,7 @@ from .trainer import MsaTrainer
 
 STAGES = ("polarity", "regressor", "confidence", "main")
 FINAL_STAGE = "main"
+RATE_FREE_STAGES = ("polarity", "regressor")
 
 
 class TcmrTrainer(MsaTrainer):
