@@ -227,6 +227,7 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
                         config.denoiser_heads,
                         config.denoiser_feedforward_dim,
                         config.injection,
+                        config.num_train_timesteps,
                     ),
                 )
                 for name, width in widths.items()

@@ -11,6 +11,7 @@ latents of the training split have a standard deviation of one.
 """
 
 import copy
+import functools
 import importlib
 import math
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ AuxWeight = Literal["alpha_bar", "none"]
 
 INJECTIONS = ("hierarchical", "reversed", "concat", "single_stream")
 AUX_WEIGHTS = ("alpha_bar", "none")
+# Ends of the linear noise schedule: those of the original diffusion models, and the defaults of diffusers.
+BETA_START, BETA_END = 1e-4, 0.02
 # Name in configurations -> class in diffusers.
 SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm_solver++": "DPMSolverMultistepScheduler"}
 
@@ -343,6 +346,10 @@ class Denoiser(nn.Module):
     that a layer reads what was injected for it. Depth, widths, the split into halves and the route of the observation are
     ours; which half gets what is the paper's (eqs. 12, 13 and its ablation).
 
+    The prediction is sqrt(1 - alpha_bar) * z_t + sqrt(alpha_bar) * what the layers give (ours). Late in the chain z_t is
+    nearly all noise, and eq. 16 divides any error by the root of alpha_bar, next to nothing there: layers that had to copy z_t
+    would have to do it to four digits. This way an error of theirs is one of the same size in the estimate of z_0.
+
     Args:
         latent_dim: Width of a latent, and of the evidence.
         condition_dim: Width of plan and observation embeddings.
@@ -352,6 +359,7 @@ class Denoiser(nn.Module):
         feedforward_dim: Width inside the feed-forward.
         injection: `"hierarchical"`: evidence into shallow layers, plan into deep ones. `"reversed"`: the other way round.
             `"concat"`: both, concatenated, into every layer. `"single_stream"`: evidence into shallow layers, no plan.
+        num_train_timesteps: Length of the chain, over the noise schedule of `build_scheduler`.
 
     Raises:
         ValueError: If `injection` is none of these, `num_layers` or `dim` is odd, or `dim` no multiple of `num_heads`.
@@ -366,6 +374,7 @@ class Denoiser(nn.Module):
         num_heads: int = 8,
         feedforward_dim: int = 1024,
         injection: Injection = "hierarchical",
+        num_train_timesteps: int = 1000,
     ) -> None:
         super().__init__()
         if injection not in INJECTIONS:
@@ -377,6 +386,7 @@ class Denoiser(nn.Module):
             )
         self.dim = dim
         self.injection = injection
+        self.num_train_timesteps = num_train_timesteps
         self.project_in = nn.Linear(latent_dim, dim)
         self.time = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.project_observed = nn.Linear(condition_dim, dim)
@@ -452,7 +462,15 @@ class Denoiser(nn.Module):
             if name in self.plan_attention:
                 hidden = hidden + self.plan_attention[name](hidden, plan_tokens)
             hidden = layer(hidden, src_key_padding_mask=ignore)
-        return _blank(self.project_out(self.norm(hidden)), mask)
+        alpha_bar = linear_alpha_bars(self.num_train_timesteps).to(noisy)[timesteps].view(-1, 1, 1)
+        predicted = (1.0 - alpha_bar).sqrt() * noisy + alpha_bar.sqrt() * self.project_out(self.norm(hidden))
+        return _blank(predicted, mask)
+
+
+@functools.cache
+def linear_alpha_bars(num_train_timesteps: int) -> Tensor:
+    """Cumulative products of alphas of the linear noise schedule, as diffusers computes them; `(num_train_timesteps,)`."""
+    return (1.0 - torch.linspace(BETA_START, BETA_END, num_train_timesteps, dtype=torch.float32)).cumprod(dim=0)
 
 
 def tweedie(noisy: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -602,6 +620,8 @@ def build_scheduler(name: str = "ddpm", num_train_timesteps: int = 1000) -> Any:
         ) from error
     ddpm = diffusers.DDPMScheduler(
         num_train_timesteps=num_train_timesteps,
+        beta_start=BETA_START,
+        beta_end=BETA_END,
         beta_schedule="linear",
         clip_sample=False,
         variance_type="fixed_small",

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
-from hf_msa.models.omg_plan_store import MemoryStore as PlanCache
+from hf_msa.data.plan_cache import PlanCache
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, require_package
 from hf_msa.files import write_json
@@ -269,7 +269,7 @@ def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
 
 def plan_cache(context: RunContext) -> PlanCache:
     """What the planner has said is kept for all seeds and ablations in one folder of runs."""
-    return PlanCache()
+    return PlanCache(context.folder.parent / PLANS_FOLDER)
 
 
 class CompleteObservations(Sequence[Observation]):
