@@ -165,7 +165,7 @@ class TestDamage:
     def test_a_flipped_bit_among_the_vectors(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         file = self.written(tmp_path)
         column = pq.ParquetFile(file).metadata.row_group(0).column(1)
-        begin = column.dictionary_page_offset or column.data_page_offset
+        begin = column.data_page_offset
         content = bytearray(file.read_bytes())
         content[begin + column.total_compressed_size - 1] ^= 4
         file.write_bytes(content)

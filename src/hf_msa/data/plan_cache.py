@@ -104,6 +104,7 @@ class _Shards(ABC, Generic[Value]):
         """Key -> name of its shard and row in it."""
         self._names: set[str] = set()
         """Shards that were looked into, damaged ones included."""
+        self._damaged: set[str] = set()
         self._tables: OrderedDict[str, pa.Table] = OrderedDict()
         """Shards in memory, the one that was used last at the end."""
         self._bytes = 0
@@ -141,11 +142,13 @@ class _Shards(ABC, Generic[Value]):
         # By shard, so that each is read once even if memory holds one alone.
         stored = [key for key in wanted if key not in found and key in self._places]
         for key in sorted(stored, key=lambda key: self._places[key]):
-            if key in self._places:
-                name, row = self._places[key]
-                table = self._table(name)
-                if table is not None:
-                    found[key] = self.value(table, row)
+            name, row = self._places[key]
+            table = self._table(name)
+            if table is None:
+                # What was in it may be in a later shard, too: all others are gone through once more.
+                self._places, self._names = {}, set(self._damaged)
+                return found | self.find([key for key in wanted if key not in found])
+            found[key] = self.value(table, row)
         return found
 
     def add(self, entries: Mapping[str, Value]) -> None:
@@ -164,7 +167,8 @@ class _Shards(ABC, Generic[Value]):
             # Sorted by name, the oldest comes first: of entries that two processes wrote every reader takes the same.
             name = f"{self.kind}-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
             with atomic_write(self._folder / name) as temporary:
-                pq.write_table(table.replace_schema_metadata(_FORMAT), temporary, write_page_checksum=True)
+                described = table.replace_schema_metadata(_FORMAT)
+                pq.write_table(described, temporary, use_dictionary=False, write_page_checksum=True)
             self._take_in(name, table)
             self._remember(name, table.select(self.columns))
         self._waiting = {}
@@ -198,7 +202,7 @@ class _Shards(ABC, Generic[Value]):
             self._bytes -= self._tables.popitem(last=False)[1].nbytes
 
     def _read(self, name: str, columns: list[str]) -> pa.Table | None:
-        """Some columns of a shard; None, and a warning, where they cannot be read, and its entries are forgotten."""
+        """Some columns of a shard; None, and a warning, where they cannot be read."""
         self._names.add(name)
         try:
             with pq.ParquetFile(self._folder / name, page_checksum_verification=True) as file:
@@ -213,12 +217,12 @@ class _Shards(ABC, Generic[Value]):
             return table
         except (OSError, ValueError, pa.ArrowException) as error:
             logging.getLogger(__name__).warning(
-                "The file %r of kept plans in %r cannot be used (%s); what was in it is asked again.",
+                "The file %r of kept plans in %r cannot be used (%s); what was in it is asked again, and it may be deleted.",
                 name,
                 str(self._folder),
                 reason(error),
             )
-            self._places = {key: place for key, place in self._places.items() if place[0] != name}
+            self._damaged.add(name)
             return None
 
 
