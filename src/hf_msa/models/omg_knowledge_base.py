@@ -333,7 +333,6 @@ class KnowledgeBase:
             ValueError: If another file is absent, of another format, or cannot be read.
             ImportError: If a package is not installed.
         """
-        faiss, datasets = _package("faiss"), _package("datasets")
 
         def place(name: str) -> str:
             found = get(name)
@@ -344,6 +343,7 @@ class KnowledgeBase:
         file, index = get(DESCRIPTION_FILE), None
         if file is None:
             return None
+        faiss, datasets = _package("faiss"), _package("datasets")
         try:
             description = json.loads(file.read_text(encoding="utf-8"))
             written = description["format"]
