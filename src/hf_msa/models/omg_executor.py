@@ -347,8 +347,8 @@ class Denoiser(nn.Module):
     ours; which half gets what is the paper's (eqs. 12, 13 and its ablation).
 
     The prediction is sqrt(1 - alpha_bar) * z_t + sqrt(alpha_bar) * what the layers give (ours). Late in the chain z_t is
-    nearly all noise, and eq. 16 divides any error by the root of alpha_bar, next to nothing there: layers that had to copy z_t
-    would have to do it to four digits. This way an error of theirs is one of the same size in the estimate of z_0.
+    nearly all noise, and eq. 16 divides any error by the root of alpha_bar, next to nothing there: layers that had to copy
+    z_t would have to do it to four digits. This way an error of theirs is one of the same size in the estimate of z_0.
 
     Args:
         latent_dim: Width of a latent, and of the evidence.
