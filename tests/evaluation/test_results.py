@@ -371,3 +371,21 @@ def test_a_subset_is_named(tmp_path):
     (tmp_path / RESULTS_FILE).write_text(json.dumps(results | {"dataset": results["dataset"] | {"subset": {}}}))
     with pytest.raises(MsaError, match="its 'subset' lacks a name, rule or size"):
         read_results(tmp_path)
+
+
+# --- Patterns ---
+
+
+def test_a_table_of_patterns_reads_well():
+    patterns = ("audio", "vision", "text", "audio+vision", "text+audio", "text+vision", "text+audio+vision")
+    results = make_results(make_table(rates=patterns, mask_seeds=(1,)), protocol={"name": "fixed"})
+    headings, rows = result_rows(results, ["acc7", "mae"])
+    assert headings == ["available", "Acc-7 ↑", "MAE ↓"]
+    assert [row[0] for row in rows] == [*patterns, "mean", "95 %"]
+    stream = StringIO()
+    print_results(results, console=Console(file=stream, width=80))
+    lines = stream.getvalue().splitlines()
+    # In a terminal of 80 columns every pattern stands in one line, with its eight numbers.
+    starts = [line.split()[0] for line in lines if len(line.split()) == 9 and "." in line]
+    assert starts == ["a", "v", "t", "a+v", "t+a", "t+v", "t+a+v", "mean"], stream.getvalue()
+    assert "a: audio, v: vision, t: text; mosi, test split" in stream.getvalue()

@@ -450,6 +450,69 @@ def test_results_of_another_run_are_not_used(tmp_path: Path, change: dict[str, A
     assert find_results(folder, RUN) == RESULTS
 
 
+MATCHED: dict[str, Any] = {
+    **RESULTS,
+    "train_rate": "match",
+    "protocol": {**RESULTS["protocol"], "name": "modality", "rates": [0.0, 0.7]},
+    "per_rate": [{"rate": 0.0, "metrics": block(0.85, 0.425)}, {"rate": 0.7, "metrics": block(1.45, 0.25)}],
+    "runs": [{**one, "rate": 0.7 if one["rate"] else 0.0} for one in RESULTS["runs"]],
+    "selection": [RUN["selection"]] * 4,
+}
+
+
+def test_a_model_of_one_training_rate_shows_the_table_of_all_and_its_own_numbers(tmp_path: Path) -> None:
+    run = {**RUN, "train_rate": 0.7}
+    folder = save_run(tmp_path / "rate-0.7" / "seed-1112", run)
+    (tmp_path / "results.json").write_text(json.dumps(MATCHED))
+    card = write_card(folder).read_text()
+    assert "Each row below comes from checkpoints of its own, trained and chosen at that missing rate; " in card
+    assert "; this one is of the row 0.7." in card
+    assert "one checkpoint per training seed" not in card
+    assert "| 0 | 42.50" in card and "| 0.7 | 25.00" in card
+    assert "each missing rate by models trained at it; " in card
+    # Seed 1112 at rate 0.7: error 1.5, everything else half of that.
+    assert (
+        "This checkpoint alone (training seed 1112), at missing rate 0.7: Acc-7 75.00, " in card
+        and "MAE 1.5000" in card
+    )
+    [index] = front_matter(card)["model-index"][0]["results"]
+    assert index["dataset"]["args"]["rates"] == [0.7]
+    assert {m["name"]: m["value"] for m in index["metrics"]}["Acc-7"] == 0.25, "not the mean over other models' rates"
+    assert card.count("Training seed 11") == 1, "the other seeds' choices are those of eight models each"
+
+
+@pytest.mark.parametrize(
+    ("place", "rate", "results", "found"),
+    [
+        ("rate-0.7/seed-1112", 0.7, MATCHED, True),
+        ("rate-0.3/seed-1112", 0.3, MATCHED, False),  # not among the rates of the result
+        ("group/seed-1112", 0.7, MATCHED, False),  # results two folders up are those of such models only
+        ("rate-0.7/seed-1112", 0.7, RESULTS, False),  # of a model that was trained at no single rate
+    ],
+)
+def test_results_of_matched_models_are_found_two_folders_up(
+    tmp_path: Path, place: str, rate: float, results: dict[str, Any], found: bool
+) -> None:
+    run = {**RUN, "train_rate": rate}
+    folder = save_run(tmp_path / place, run)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    part = deepcopy(results)
+    part["dataset"] |= {"subset": SUBSET, "n": 218}
+    (tmp_path / "subset-inconsistent").mkdir()
+    (tmp_path / "subset-inconsistent" / "results.json").write_text(json.dumps(part))
+    assert (find_results(folder, run) is not None) == found == bool(find_subset_results(folder, run))
+
+
+def test_a_model_of_one_training_rate_tested_by_itself(tmp_path: Path) -> None:
+    run = {**RUN, "train_rate": 0.7}
+    folder = save_run(tmp_path / "seed-1112", run)
+    (tmp_path / "results.json").write_text(json.dumps({**RESULTS, "train_rate": 0.7}))
+    card = write_card(folder).read_text()
+    assert "trained at missing rate 0.7; " in card and "mean over the same settings: " in card
+    (tmp_path / "results.json").write_text(json.dumps({**RESULTS, "train_rate": 0.3}))
+    assert find_results(folder, run) is None and find_results(folder, RUN) is None
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MsaError, match="not a finished run"):
         write_card(tmp_path)

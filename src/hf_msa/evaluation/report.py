@@ -92,7 +92,7 @@ def run_name(results: Results) -> str:
     """
     parts = [str(results["ablation"])] if results["ablation"] else []
     if (rate := results.get("train_rate")) is not None:
-        parts.append(f"train rate {_rate_text(rate)}")
+        parts.append(f"train rate {setting_text(rate)}")
     if (source := other_training_data(results)) is not None:
         parts.append(f"trained on {source}")
     name = f"{results['method']} ({', '.join(parts)})" if parts else str(results["method"])
@@ -121,9 +121,12 @@ def result_rows(
     names = chosen_metrics(results, metrics)
     by_rate, overall = results["per_rate"], results["mean_over_rates"]
     # One rate is its own mean.
-    label = "mean" if len(by_rate) > 1 else _rate_text(by_rate[0]["rate"])
+    label = "mean" if len(by_rate) > 1 else setting_text(by_rate[0]["rate"], narrow=narrow)
     rows = [
-        [_rate_text(entry["rate"]), *(format_value(name, entry["metrics"][name]["mean"]) for name in names)]
+        [
+            setting_text(entry["rate"], narrow=narrow),
+            *(format_value(name, entry["metrics"][name]["mean"]) for name in names),
+        ]
         for entry in by_rate
         if len(by_rate) > 1
     ]
@@ -134,12 +137,31 @@ def result_rows(
     else:
         rows.append([label, *(format_estimate(name, overall[name]) for name in names)])
         rows.append([level, *(format_interval(name, overall[name]) for name in names)])
-    first = "available" if isinstance(by_rate[0]["rate"], str) else "missing"
-    return [first, *(metric_heading(name) for name in names)], rows
+    return [setting_heading(results), *(metric_heading(name) for name in names)], rows
 
 
-def _rate_text(rate: float | str) -> str:
-    return rate if isinstance(rate, str) else f"{rate:g}"
+def setting_text(rate: float | str, *, narrow: bool = False) -> str:
+    """A missing rate, or the modalities that are available, in a table.
+
+    Args:
+        rate: As in results.
+        narrow: Modalities by their first letters, see `letters_text`.
+    """
+    if isinstance(rate, str):
+        return "+".join(name[:1] for name in rate.split("+")) if narrow else rate
+    return f"{rate:g}"
+
+
+def letters_text(results: Results) -> str:
+    """What the letters of a narrow table stand for; empty where it has none."""
+    rates = [rate for rate in results["protocol"]["rates"] if isinstance(rate, str)]
+    names = dict.fromkeys(name for rate in rates for name in rate.split("+"))
+    return f"{', '.join(f'{name[:1]}: {name}' for name in names)}; " if names else ""
+
+
+def setting_heading(results: Results) -> str:
+    """What the settings of a result say: how much is missing, or which modalities are available."""
+    return "available" if isinstance(results["protocol"]["rates"][0], str) else "missing"
 
 
 def split_text(results: Results) -> str:
@@ -180,7 +202,7 @@ def training_text(results: Results) -> str:
     text = f"trained on {source}; " if source is not None else ""
     if rate == "match":
         return text + "each missing rate by models trained at it; "
-    return text + (f"trained at missing rate {_rate_text(rate)}; " if rate is not None else "")
+    return text + (f"trained at missing rate {setting_text(rate)}; " if rate is not None else "")
 
 
 def expert_text(results: Results) -> str:
@@ -207,7 +229,7 @@ def results_tables(results: Results, metrics: Sequence[str] | None = None) -> "l
     tables = []
     for number, group in enumerate(groups, start=1):
         headings, rows = result_rows(results, group, narrow=True)
-        about = caption(results) if number == len(groups) else None
+        about = letters_text(results) + caption(results) if number == len(groups) else None
         tables.append(rich_table(headings, rows, title=run_name(results), caption=about, summary_rows=4))
     return tables
 
