@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scripted_mllm import ScriptedMllm, says
 from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm
 
-from hf_msa.models.msa_mllm import MllmAnswer, MllmRequest
+from hf_msa.models.msa_mllm import MllmRequest
 from hf_msa.models.msa_schema import SENTIMENT_SCALE
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_planner import (
@@ -40,47 +41,6 @@ from hf_msa.models.omg_planner import (
 GLAD = Plan("a woman", "praises the film", "positive")
 SAD = Plan("a woman", "leaves", "negative")
 BROKEN = "She is glad!"
-
-
-class ScriptedMllm:
-    """An `Mllm` that says what it is told to, and whose vectors are given by a function.
-
-    Args:
-        script: For a request the candidates: text and log-probability of each of its tokens.
-        vector: The vector of a request.
-    """
-
-    name = "scripted"
-
-    def __init__(
-        self,
-        script: Callable[[MllmRequest], Sequence[tuple[str, Sequence[float]]]],
-        vector: Callable[[MllmRequest], Sequence[float]] = lambda request: (1.0, 0.0),
-    ) -> None:
-        self._script = script
-        self._vector = vector
-        self.options: list[dict[str, Any]] = []
-        self.asked: list[MllmRequest] = []
-        self.embedded: list[MllmRequest] = []
-
-    def generate(self, requests: Sequence[MllmRequest], max_new_tokens: int, **options: Any) -> list[list[MllmAnswer]]:
-        self.options.append({"max_new_tokens": max_new_tokens, **options})
-        self.asked += requests
-        return [
-            [
-                MllmAnswer(text, (text, *[""] * (len(logprobs) - 1)), (0.0,) * len(logprobs), tuple(logprobs))
-                for text, logprobs in self._script(request)
-            ]
-            for request in requests
-        ]
-
-    def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
-        self.embedded += requests
-        return np.array([self._vector(request) for request in requests], dtype=np.float32)
-
-
-def says(*candidates: tuple[str, Sequence[float]]) -> Callable[[MllmRequest], Sequence[tuple[str, Sequence[float]]]]:
-    return lambda request: candidates
 
 
 def by_prompt(**vectors: Sequence[float]) -> Callable[[MllmRequest], Sequence[float]]:
