@@ -54,7 +54,7 @@ class OmgConfig(MsaConfig):
         plan_tokens: What the denoiser attends to: the `"pooled"` plan, a single vector (eq. 4), with which attention is the
             same for every position; or one vector `"per_constraint"` (ours).
         condition_dim (`int`, *optional*): Width of plan and observation vectors. `None`: that of the text encoder, which
-            embeds them for the light planner.
+            embeds them for the light planner; where a language model plans, training sets it to that model's.
 
     Retriever (section 3.4):
         query_dim (`int`): Width of queries and keys (ours).

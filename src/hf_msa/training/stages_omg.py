@@ -23,7 +23,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import AutoConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
 from hf_msa.data.plan_cache import PlanCache
@@ -151,6 +151,8 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     """Train all stages."""
     config = cast(OmgConfig, context.config)
     check_packages(config)
+    if config.planner == "mllm" and config.condition_dim is None:
+        config.condition_dim = int(AutoConfig.from_pretrained(config.planner_model).get_text_config().hidden_size)
     model = context.new_model(OmgForSentimentAnalysis)
     model.eval()
     model.media = None if context.media is None else context.media.load
