@@ -151,6 +151,15 @@ def _predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vision", help="vision features (frames x width): .npy or .csv")
 
 
+def _kb(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    help_text = "say what a knowledge base holds, and what lies nearest to an entry"
+    inspect = actions.add_parser("inspect", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    inspect.add_argument("folder", help="a knowledge base, or a run that has one (one seed or all of them)")
+    inspect.add_argument("--id", help="show the entries whose keys are nearest to this one's")
+    inspect.add_argument("--neighbours", type=int, default=10, help="how many of them (default: 10)")
+
+
 def _push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a finished run, e.g. runs/tcmr/seed-1111")
     parser.add_argument("repo", metavar="ORG/NAME", help="the Hub repository")
@@ -171,6 +180,7 @@ _COMMANDS = {
     "compare": (_compare, "put results side by side, with paired tests, and beside the papers'"),
     "analyze": (_analyze, "look into a trained model with its paper's analysis tools"),
     "predict": (_predict, "score one utterance"),
+    "kb": (_kb, "look into the knowledge base of OMG-Agent"),
     "push": (_push, "upload a run to the Hub and check what arrived"),
 }
 

@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import MsaError, is_disk_full, reason, unknown_name
+
+if TYPE_CHECKING:
+    from .models.omg_knowledge_base import KnowledgeBase
 
 
 def run_command(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -228,6 +231,87 @@ def _predict(arguments: argparse.Namespace, rest: list[str]) -> None:
         print(f"{name}: {value}")
 
 
+def _kb(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from .models.omg_knowledge_base import KnowledgeBase
+
+    if arguments.neighbours < 1:
+        raise MsaError(f"--neighbours is {arguments.neighbours}; give at least 1.")
+    for folder in knowledge_bases(arguments.folder):
+        try:
+            base = KnowledgeBase.load(folder)
+        except (ImportError, ValueError) as error:
+            raise MsaError(f"{folder}: {error}") from error
+        _describe(base, folder)
+        if arguments.id is not None:
+            _show_nearest(base, arguments.id, arguments.neighbours)
+
+
+def knowledge_bases(folder: str) -> list[Path]:
+    """The knowledge bases that a folder stands for: itself, that of a run, or those of all its seeds.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        MsaError: If there is none.
+    """
+    from .models.modeling_omg import KNOWLEDGE_BASE_FOLDER
+    from .models.omg_knowledge_base import DESCRIPTION_FILE
+
+    places = [
+        str(Path(place, DESCRIPTION_FILE)) for place in ("", KNOWLEDGE_BASE_FOLDER, f"seed-*/{KNOWLEDGE_BASE_FOLDER}")
+    ]
+    found = (sorted(path.parent for path in Path(folder).glob(place)) for place in places)
+    bases = next(filter(None, found), None)
+    if bases is None:
+        raise MsaError(
+            f"{folder!r} holds no knowledge base (no {', no '.join(places)}); give the folder of one, or a run of omg."
+        )
+    return bases
+
+
+def _describe(base: "KnowledgeBase", folder: Path) -> None:
+    from .models.omg_knowledge_base import INDEX_FILE, KEY, OBSERVATION, PLAN, VALUE_PREFIX
+
+    shapes = {name: " x ".join(map(str, shape)) for name, shape in base.shapes.items()}
+    sizes = {path.name: path.stat().st_size / 2**20 for path in folder.iterdir()}
+    efforts = {"nprobe": base.nprobe, "ef_search": base.ef_search}
+    effort = [f"{name} {number}" for name, number in efforts.items() if number is not None]
+    lines = {
+        "entries": f"{len(base):,}",
+        "modalities": ", ".join(f"{name} {shapes[VALUE_PREFIX + name]}" for name in base.modalities),
+        "widths": ", ".join(f"{name} {shapes[name]}" for name in (KEY, PLAN, OBSERVATION)),
+        "index": ", ".join([base.factory, *effort]),
+        "on disk": f"{sum(sizes.values()):,.1f} MiB, of which {sizes.get(INDEX_FILE, 0):,.1f} MiB index",
+    }
+    print(f"Knowledge base: {folder}")
+    for name, value in lines.items():
+        print(f"  {name + ':':<12}{value}")
+
+
+def _show_nearest(base: "KnowledgeBase", entry: str, count: int) -> None:
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+    from torch.nn.functional import cosine_similarity
+
+    from .models.omg_knowledge_base import KEY
+    from .models.omg_retriever import NO_ENTRY
+
+    own = base.rows_of([entry])
+    if own[0] == NO_ENTRY:
+        raise unknown_name("entry", entry, base.ids)
+    # One more than asked for, as the entry itself is found as well.
+    rows = base.search(base.numbers(KEY)[own], min(count + 1, len(base)))[1]
+    rows = rows[(rows != own) & (rows != NO_ENTRY)][:count]
+    read = base.candidates(np.concatenate([own, rows]))
+    table = Table("entry", "cosine of keys", "cosine of plans", title=f"Nearest to {entry}")
+    cosines = [cosine_similarity(vectors[:1], vectors[1:]).tolist() for vectors in (read.keys, read.plans)]
+    for row, key, plan in zip(rows, *cosines, strict=True):
+        table.add_row(base.ids[row], f"{key:.3f}", f"{plan:.3f}")
+    Console().print(table)
+
+
 def _push(arguments: argparse.Namespace, rest: list[str]) -> None:
     from .hub.push import push_run
 
@@ -244,5 +328,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
     "compare": _compare,
     "analyze": _analyze,
     "predict": _predict,
+    "kb": _kb,
     "push": _push,
 }

@@ -39,7 +39,7 @@ _ENTRIES_NAME = re.compile(r"\w[\w-]*\.arrow", re.ASCII)
 # With most sizes of 0 and with graphs of a single link, FAISS ends the process or never comes back.
 _DEADLY_FACTORY = re.compile(r"(?<!\d)0+(?!\d)|(?:HNSW|NSG)0*1(?!\d)")
 # What reading damaged or foreign files can raise, pyarrow's and FAISS's own errors included.
-_READING_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, MemoryError)
+_READING_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError)
 
 
 def _package(name: str) -> Any:
