@@ -139,10 +139,23 @@ class TestLatentVae:
     def test_the_scale_by_hand_leaves_out_what_is_not_real_and_is_saved(self) -> None:
         vae = LatentVae(5, 1)
         vae.fit_scale(torch.tensor([[[1.0], [5.0], [99.0]]]), torch.tensor([[1, 1, 0]]))
+        assert vae.latent_mean.tolist() == pytest.approx([3.0])
         assert vae.latent_std.item() == pytest.approx(2.0)
-        assert "latent_std" in vae.state_dict()
+        assert {"latent_mean", "latent_std"} <= set(vae.state_dict())
         with pytest.raises(ValueError, match="do not vary"):
             vae.fit_scale(torch.ones(1, 3, 1))
+
+    def test_each_channel_has_its_own_center_and_all_have_one_deviation(self) -> None:
+        vae = LatentVae(5, 2)
+        vae.fit_scale(torch.tensor([[[1.0, 10.0], [3.0, 10.0]]]))
+        assert vae.latent_mean.tolist() == pytest.approx([2.0, 10.0])
+        assert vae.latent_std.item() == pytest.approx(0.5**0.5)
+
+    def test_latents_that_are_not_real_are_zeros_whatever_the_center(self) -> None:
+        vae = LatentVae(5, LATENT, hidden=8).eval()
+        vae.fit_scale(vae.encode(normal(20, 6, 5))[0])
+        mask = torch.tensor([[1, 1, 0, 0]])
+        assert not vae.latents(normal(1, 4, 5), mask)[0, 1].any()
 
     def test_learns_to_reconstruct(self) -> None:
         torch.manual_seed(0)

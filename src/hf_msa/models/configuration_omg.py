@@ -85,6 +85,9 @@ class OmgConfig(MsaConfig):
         plan_loss_weight, evidence_loss_weight, task_loss_weight (`float`): Of L_plan, L_evi (eq. 15) and L_task (eq. 18;
             appendix A: 0.1 each).
         alignment_loss_weight (`float`): Of C_evi (eq. 9), which section 3.4 says is minimised, though eq. 15 leaves it out.
+        refit_classifier (`bool`): Train the classifier once more when the executor is finished, on what that generates
+            (ours): the one-step estimates of training are made of the true latents, so a classifier that has seen nothing
+            else trusts generated ones too much.
         aux_weight: Losses that read the one-step estimate count by `"alpha_bar"` of the sample's time step, as the estimate
             is noise late in the chain (ours), or all alike (`"none"`, to the letter).
         typical_lengths (`dict[str, int]`, *optional*): Median length of each modality on the training split: how much is
@@ -117,6 +120,7 @@ class OmgConfig(MsaConfig):
         "single_stream": {"injection": "single_stream"},
         "content_only_retrieval": {"retrieval_query": "content"},
         "random_plan_retrieval": {"retrieval_query": "random_plan"},
+        "wo_refit": {"refit_classifier": False},
         "wo_alignment_loss": {"alignment_loss_weight": 0.0},
         "wo_lora": {"planner_lora": False},
         "wo_verbalizer": {"use_verbalizer": False},
@@ -172,6 +176,7 @@ class OmgConfig(MsaConfig):
     evidence_loss_weight: float | int = 0.1
     task_loss_weight: float | int = 0.1
     alignment_loss_weight: float | int = 0.1
+    refit_classifier: bool = True
     aux_weight: Literal["alpha_bar", "none"] = "alpha_bar"
     typical_lengths: dict[str, int] | None = None
 
@@ -226,6 +231,10 @@ class OmgConfig(MsaConfig):
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not self.task_loss_weight and not self.refit_classifier:
+            raise ValueError(
+                "Without a task loss the classifier learns in its refit alone; leave refit_classifier on."
+            )
         if not self.retrieval_temperature > 0:
             raise ValueError(f"retrieval_temperature must be above 0, got {self.retrieval_temperature}.")
         if self.num_inference_steps > self.num_train_timesteps:

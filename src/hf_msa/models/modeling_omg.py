@@ -32,6 +32,7 @@ from .omg_executor import (
     ModalityExecutor,
     auxiliary_weights,
     build_scheduler,
+    draw_noise,
     masked_mean,
 )
 from .omg_knowledge_base import DESCRIPTION_FILE, OBSERVATION, PLAN, KnowledgeBase
@@ -918,6 +919,19 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             losses={name: value.detach() for name, value in losses.items()},
         )
 
+    def _draws(self, perception: Perception, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Time steps `(batch,)` and noises of the targets' shapes: new ones in training, each sample's own otherwise."""
+        steps, device = self.config.num_train_timesteps, self.text_mean.device
+        if self.training:
+            noises = {name: torch.randn_like(target) for name, target in targets.items()}
+            return torch.randint(0, steps, (len(perception),), device=device), noises
+        seeds = perception.seeds(self.config.generation_seed, "validation")
+        noises = {
+            name: draw_noise([seed + place for seed in seeds], target.shape[1:])[0].to(target)
+            for place, (name, target) in enumerate(targets.items())
+        }
+        return torch.tensor([seed % steps for seed in seeds], device=device), noises
+
     def _learn_to_generate(
         self, perception: Perception, conditions: Conditions, whole: Perception, labels: Tensor
     ) -> OmgOutput:
@@ -925,9 +939,9 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
 
         A modality that a sample never had cannot be learned from it; the classifier then reads the evidence in its place.
         """
-        config, batch = self.config, len(labels)
+        config = self.config
         latents, targets = self.encode_observed(perception), self.encode_observed(whole)
-        timesteps = torch.randint(0, config.num_train_timesteps, (batch,), device=labels.device)
+        timesteps, noises = self._draws(perception, targets)
         outputs: list[tuple[ExecutorOutput, Tensor]] = []
         for name, executor in self.executors_by_name.items():
             missing = ~perception.available[name]
@@ -941,7 +955,7 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             found: ExecutorOutput = executor(
                 targets[name][rows],
                 timesteps[rows],
-                torch.randn_like(targets[name][rows]),
+                noises[name][rows],
                 self._scheduler,
                 conditions.observation[rows],
                 conditions.plan_tokens[rows],

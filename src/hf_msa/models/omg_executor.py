@@ -109,6 +109,7 @@ class LatentVae(nn.Module):
         kl_weight: Weight of the divergence in the loss.
     """
 
+    latent_mean: Tensor
     latent_std: Tensor
 
     def __init__(self, dim: int, latent_dim: int = 32, hidden: int = 128, kl_weight: float = 1e-4) -> None:
@@ -122,10 +123,12 @@ class LatentVae(nn.Module):
         self.decoder_in = nn.Conv1d(latent_dim, hidden, kernel_size=3, padding=1)
         self.decoder_up = nn.ConvTranspose1d(hidden, hidden, kernel_size=4, stride=2, padding=1)
         self.decoder_out = nn.Conv1d(hidden, dim, kernel_size=3, padding=1)
+        self.register_buffer("latent_mean", torch.zeros(latent_dim))
         self.register_buffer("latent_std", torch.ones(()))
 
     def reset_parameters(self) -> None:
-        """Set the scale of the latents to one; the convolutions start as torch starts them."""
+        """Set center and scale of the latents to zero and one; the convolutions start as torch starts them."""
+        nn.init.zeros_(self.latent_mean)
         nn.init.ones_(self.latent_std)
 
     @staticmethod
@@ -178,7 +181,7 @@ class LatentVae(nn.Module):
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def latents(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the scaled latents that diffusion and the knowledge base work on: means over their training deviation.
+        """Compute the scaled latents that diffusion and the knowledge base work on; zeros where a latent is not real.
 
         Args:
             values (`torch.FloatTensor` of shape `(batch, length, dim)`): Features.
@@ -188,7 +191,12 @@ class LatentVae(nn.Module):
             `torch.FloatTensor` of shape `(batch, latents, latent_dim)`.
         """
         mean, _ = self.encode(values, mask)
-        return mean / self.latent_std
+        if mask is not None:
+            return _blank(self._scaled(mean), self.latent_mask(mask))
+        return self._scaled(mean)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        return (latents - self.latent_mean) / self.latent_std
 
     def decode(self, latents: Tensor, mask: Tensor | None = None) -> Tensor:
         """Turn scaled latents into features.
@@ -214,7 +222,7 @@ class LatentVae(nn.Module):
             )
         mask = F.pad(mask.bool(), (0, length % 2))
         coarse = self.latent_mask(mask)
-        hidden = _blank(latents * self.latent_std, coarse).transpose(1, 2)
+        hidden = _blank(latents * self.latent_std + self.latent_mean, coarse).transpose(1, 2)
         hidden = F.gelu(self.decoder_in(hidden)) * coarse.unsqueeze(1)
         hidden = F.gelu(self.decoder_up(hidden)) * mask.unsqueeze(1)
         return _blank(self.decoder_out(hidden).transpose(1, 2), mask)[:, :length]
@@ -230,7 +238,7 @@ class LatentVae(nn.Module):
             mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
         mean, log_variance = self.encode(values, mask)
         drawn = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
-        decoded = self.decode(drawn / self.latent_std, mask)
+        decoded = self.decode(self._scaled(drawn), mask)
         error = (decoded - _blank(values, mask)) ** 2
         coarse = self.latent_mask(mask)
         reconstruction = error.sum() / (mask.sum() * self.dim).clamp(min=1)
@@ -240,9 +248,10 @@ class LatentVae(nn.Module):
 
     @torch.no_grad()
     def fit_scale(self, means: Tensor, mask: Tensor | None = None) -> None:
-        """Set the scale: one standard deviation over all real latent values of the training split.
+        """Set center and scale: each channel's mean, and one standard deviation around them, over the real latents.
 
-        One number for all channels, so that channels the autoencoder does not use stay small.
+        One deviation for all channels, so that channels the autoencoder does not use stay small. Without the center most of
+        what diffusion has to generate would be the same for every sample.
 
         Args:
             means (`torch.FloatTensor` of shape `(samples, latents, latent_dim)`): Unscaled means, as `encode` gives them.
@@ -252,11 +261,14 @@ class LatentVae(nn.Module):
             ValueError: If the real latents do not vary.
         """
         real = means if mask is None else means[mask.bool()]
-        scale = real.std(correction=0) if real.numel() else real.new_zeros(())
+        real = real.flatten(end_dim=-2)
+        center = real.mean(dim=0) if len(real) else self.latent_mean
+        scale = (real - center).square().mean().sqrt() if len(real) else real.new_zeros(())
         if not scale > 0:
             raise ValueError(
                 "The latents of the training split do not vary: train the autoencoder before fitting its scale."
             )
+        self.latent_mean.copy_(center)
         self.latent_std.copy_(scale)
 
 

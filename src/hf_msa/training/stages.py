@@ -138,6 +138,7 @@ class RunContext:
         final: bool = False,
         complete: bool = False,
         return_complete: bool = False,
+        validate_complete: bool = False,
         trainer_class: type[MsaTrainer] = MsaTrainer,
         **options: Any,
     ) -> Model:
@@ -150,6 +151,7 @@ class RunContext:
             final: Whether this stage gives the run's checkpoint (command-line flags on epochs and rates apply to it).
             complete: Train and validate on complete data instead of under the recipe's protocols.
             return_complete: Whether training batches also hold the complete inputs.
+            validate_complete: Whether validation batches do; those of a method that predicts with them do anyway.
             trainer_class: The trainer.
             **options: Passed on to the trainer.
 
@@ -166,7 +168,7 @@ class RunContext:
         started = time.perf_counter()
         model = build() if build is not None else self.new_model(model_class)
         repeats = 1 if complete else self.recipe.missing.selection_repeats
-        sees_complete = any(name in COMPLETE_KEYS.values() for name in self.config.oracle_inputs)
+        sees_complete = validate_complete or any(name in COMPLETE_KEYS.values() for name in self.config.oracle_inputs)
         trainer = trainer_class(
             model,
             self.arguments(stage, final),

@@ -8,7 +8,7 @@ Stages (section 3 of the paper gives the equations of the last one; the others a
     knowledge_base: latents, plans and observations of the complete training rows.
     classifier: fusion and classifier on complete data.
     main: denoisers, query projection, alignment, fusion and classifier, under the recipe's protocol.
-    classifier_after: only without the task loss: the classifier on what the finished executor generates.
+    classifier_after: the classifier on what the finished executor generates, unless the configuration leaves that out.
 """
 
 import functools
@@ -112,8 +112,8 @@ class OmgTrainer(AdamTrainer):
     def model_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
         """Objective, plans, states of the texts, and in training the samples' own entries, which are not retrieved."""
         given: dict[str, Any] = {}
-        # What is validated while generating is learned is what users get: the task loss on generated modalities.
-        if training or self._objective != "generate":
+        # Without a refit the classifier that is learned here is the one that users get: it is validated as they use it.
+        if training or self._objective != "generate" or self.model.config.refit_classifier:
             given["objective"] = self._objective
         split = "train" if training else "validation"
         rows, indices = inputs["sample_index"], inputs["sample_index"].tolist()
@@ -191,8 +191,8 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     parts = ["executors.*.denoiser", "executors.*.alignment"]
     parts += ["retriever"] if model.config.retrieval_aggregation != "none" else []
     parts += ["fusion"] if model.config.task_loss_weight else []
-    train("main", "generate", parts, final=True, return_complete=True)
-    if not model.config.task_loss_weight:
+    train("main", "generate", parts, final=True, return_complete=True, validate_complete=model.config.refit_classifier)
+    if model.config.refit_classifier:
         train("classifier_after", None, ["fusion"])
     return model
 
