@@ -44,14 +44,14 @@ class TestKeeping:
         again = PlanCache(tmp_path / "new" / "folder")
         assert again.proposals(["b", "a", "c"]) == ANSWERS
         assert_known(again, vectors("b", "a"))
-        assert again.vectors(["c"]) == {} and len(again) == 4
+        assert again.vectors(["c"]) == {} and again.entries == 4
 
     def test_is_known_before_it_is_written(self, tmp_path: Path) -> None:
         cache = PlanCache(tmp_path)
         cache.add_proposals(ANSWERS)
         cache.add_vectors(vectors("a"))
         assert not shards(tmp_path)
-        assert cache.proposals(["a"]) == {"a": ANSWERS["a"]} and len(cache) == 3
+        assert cache.proposals(["a"]) == {"a": ANSWERS["a"]} and cache.entries == 3
         assert_known(cache, vectors("a"))
 
     def test_widths_may_differ(self, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ class TestSharing:
 
     def test_half_written_files_are_passed_over(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / ".vectors-1.parquet.x.parquet").write_bytes(b"PAR1")
-        assert len(PlanCache(tmp_path)) == 0 and not caplog.records
+        assert PlanCache(tmp_path).entries == 0 and not caplog.records
 
 
 class TestDamage:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from scripted_mllm import ScriptedMllm, says
 from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm
 
-from hf_msa.models.msa_mllm import MllmRequest
+from hf_msa.data.plan_cache import PlanCache
+from hf_msa.models.msa_mllm import LocalMllm, MllmRequest, adapter_digest
 from hf_msa.models.msa_schema import SENTIMENT_SCALE
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_planner import (
@@ -22,15 +24,19 @@ from hf_msa.models.omg_planner import (
     Centering,
     Lexicon,
     LightPlanner,
+    MemoryStore,
     MllmPlanner,
     Observation,
     Plan,
     PlannerSettings,
     RidgeProbe,
     choose,
+    fit_centering,
     normalize,
     parse_plan,
     plan_prompt,
+    planner_from_dict,
+    planner_to_dict,
     rule_entity_action,
     schema_violations,
     semantic_cost,
@@ -279,6 +285,172 @@ class TestMllmPlanner:
             PlannerSettings(**options)
 
 
+class TestMemory:
+    """What was found is not asked again, and whether it was makes no difference."""
+
+    def mllm(self) -> ScriptedMllm:
+        # A third is no half-precision number.
+        return ScriptedMllm(
+            says((GLAD.to_text(), (-1.0 / 3,)), (SAD.to_text(), (-2.0,))),
+            by_prompt(praises=(1 / 3, 0.7), leaves=(-1 / 3, 1.0), film=(0.1, 0.7)),
+        )
+
+    def test_equal_observations_and_texts_are_asked_once(self) -> None:
+        mllm = self.mllm()
+        planner = MllmPlanner(mllm)
+        clips = [Observation("a film"), Observation("a play"), Observation("a film")]
+        first = planner.plan(clips)
+        assert (len(mllm.asked), len(mllm.embedded)) == (2, 5)  # two clips; the fallback and two plans, two clips
+        again = planner.plan(clips[::-1])
+        assert (len(mllm.asked), len(mllm.embedded)) == (2, 5)
+        for one, other in zip(first, again[::-1], strict=True):
+            assert one.candidates == other.candidates
+            assert np.array_equal(one.observation_vector, other.observation_vector)
+
+    def test_fresh_vectors_are_rounded_as_stored_ones_are(self) -> None:
+        planner = MllmPlanner(self.mllm())
+        (vector,) = planner.embed_texts([GLAD.to_text()])
+        exact = np.array([[1 / 3, 0.7]])
+        assert np.array_equal(vector, normalize(exact.astype(np.float16))[0])
+        assert not np.array_equal(vector, normalize(exact)[0])
+
+    def test_centring_and_choice_are_not_remembered(self) -> None:
+        store = MemoryStore()
+        mllm = self.mllm()
+        plain = MllmPlanner(mllm, store=store)
+        asked = [Observation("a film")]
+        (before,) = plain.plan(asked)
+        count = len(mllm.asked) + len(mllm.embedded)
+        plain.centering = Centering(np.array([1.0, 1.0], np.float32), np.zeros(2, np.float32))
+        (centred,) = plain.plan(asked)
+        other = MllmPlanner(mllm, PlannerSettings(reranking=False, semantic_weight=9.0), store=store)
+        (first,) = other.plan(asked)
+        assert len(mllm.asked) + len(mllm.embedded) == count
+        assert before.plan == GLAD and first.chosen == 0
+        assert centred.plan_vector.tolist() != before.plan_vector.tolist()
+
+    def test_what_answers_depend_on_is_not_mixed_up(self) -> None:
+        """Neither settings of draws, nor models, nor adapters, nor words for features share answers."""
+        store = MemoryStore()
+        mllm, named = self.mllm(), self.mllm()
+        named.name = "another"
+        verbalizer = TestMllmPlanner.verbalizer
+        planners = [
+            MllmPlanner(mllm, store=store),
+            MllmPlanner(mllm, PlannerSettings(seed=1), store=store),
+            MllmPlanner(mllm, PlannerSettings(temperature=0.5), store=store),
+            MllmPlanner(mllm, PlannerSettings(log_prob="mean"), store=store),
+            MllmPlanner(mllm, PlannerSettings(num_candidates=4), store=store),
+            MllmPlanner(mllm, store=store, adapter="0123456789"),
+            MllmPlanner(mllm, verbalizer=verbalizer, store=store),
+            MllmPlanner(named, store=store),
+        ]
+        assert len({planner.fingerprint for planner in planners}) == len(planners)
+        for number, planner in enumerate(planners, 1):
+            planner.propose([Observation("a film", features=TestMllmPlanner.features)])
+            assert len(mllm.asked) + len(named.asked) == number
+        same = MllmPlanner(mllm, PlannerSettings(semantic_weight=0.0), None, Centering(np.ones(2), np.ones(2)), store)
+        assert same.fingerprint == planners[0].fingerprint
+        same.propose([Observation("a film", features=TestMllmPlanner.features)])
+        assert len(mllm.asked) + len(named.asked) == len(planners)
+
+    def test_a_persistent_store_serves_another_planner(self, tmp_path: Path) -> None:
+        mllm = self.mllm()
+        asked = [Observation("a film", tiny_audio()), Observation("a play")]
+        store = PlanCache(tmp_path)
+        fresh = MllmPlanner(mllm, store=store).plan(asked, constraints=True)
+        store.flush()
+        count = len(mllm.asked) + len(mllm.embedded)
+        cached = MllmPlanner(mllm, store=PlanCache(tmp_path)).plan(asked, constraints=True)
+        assert len(mllm.asked) + len(mllm.embedded) == count
+        for one, other in zip(fresh, cached, strict=True):
+            assert one.candidates == other.candidates and one.plan == other.plan
+            for name in ("plan_vector", "observation_vector", "constraint_vectors"):
+                assert np.array_equal(getattr(one, name), getattr(other, name))
+
+    def test_a_store_that_forgets_everything_changes_nothing(self) -> None:
+        asked = [Observation("a film"), Observation("a play")]
+        kept, forgotten = (MllmPlanner(self.mllm(), store=store).plan(asked) for store in (None, MemoryStore(0)))
+        assert [choice.candidates for choice in kept] == [choice.candidates for choice in forgotten]
+
+    def test_a_model_on_this_machine_is_known_by_what_it_is_and_not_where(self, tmp_path: Path) -> None:
+        for folder, weights in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "adapter_model.safetensors").write_bytes(weights)
+
+        def planner(**options: Any) -> MllmPlanner:
+            return MllmPlanner(LocalMllm.from_pretrained("org/model", **options))
+
+        one, moved, other = (planner(adapter=str(tmp_path / folder)) for folder in "abc")
+        assert one.fingerprint == moved.fingerprint != other.fingerprint
+        assert one.name == f"org/model+{adapter_digest(tmp_path / 'a')[:8]}" and planner().name == "org/model"
+        assert len({planner(**{key: "4bit"}).fingerprint for key in ("dtype", "revision")}) == 2
+        assert planner().fingerprint != one.fingerprint
+
+
+class TestConstraints:
+    def test_each_field_has_a_vector_of_its_own(self) -> None:
+        mllm = ScriptedMllm(
+            says((GLAD.to_text(), (-1.0,))),
+            lambda request: (float(request.prompt.count(":")), 4.0 if "positive" in request.prompt else 0.0),
+        )
+        planner = MllmPlanner(mllm, centering=Centering(np.array([-2.0, 0.0], np.float32), np.zeros(2, np.float32)))
+        plain, (choice,) = planner.plan([Observation("a")]), planner.plan([Observation("a")], constraints=True)
+        assert plain[0].constraint_vectors is None
+        assert GLAD.constraints == ("Entity: a woman", "Action: praises the film", "Sentiment: positive")
+        assert choice.constraint_vectors == pytest.approx(np.array([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]))
+
+    def test_the_fallback_has_them_too(self) -> None:
+        planner = MllmPlanner(ScriptedMllm(says((BROKEN, (0.0,)))))
+        assert [choice.constraint_vectors.shape for choice in planner.plan([Observation("a")] * 2, True)] == [
+            (3, 2)
+        ] * 2
+
+
+class TestCentringOnWhatIsMissing:
+    def test_each_clip_counts_as_it_is_and_with_something_missing(self) -> None:
+        mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))), by_prompt(praises=(4.0, 0.0), loud=(0.0, 6.0)))
+        planner = MllmPlanner(mllm)
+        clips = [Observation("loud", tiny_audio(seed)) for seed in range(40)]
+        fit_centering(planner, iter(clips), seed=5)
+        assert planner.centering is not None
+        # With its words a clip is at (0, 6), without them at (1, 0).
+        words = [seen.transcript is not None for clip in clips for seen in (clip, clip.randomly_restricted(5))]
+        share = sum(words) / len(words)
+        assert 0.5 < share < 1
+        assert planner.centering.observation_mean == pytest.approx([1 - share, 6 * share])
+        assert planner.centering.plan_mean == pytest.approx([4.0, 0.0])
+
+
+class TestSaving:
+    def test_an_mllm_planner_survives_json(self) -> None:
+        mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))), by_prompt(praises=(4.0, 0.5)))
+        planner = MllmPlanner(mllm, PlannerSettings(seed=3), TestMllmPlanner.verbalizer, adapter="0123456789abcdef")
+        planner.fit_centering([Observation("a"), Observation("b")])
+        values = json.loads(json.dumps(planner_to_dict(planner)))
+        assert values["kind"] == "mllm" and values["model"] == "scripted"
+        again = planner_from_dict(values, mllm, PlannerSettings(seed=3))
+        assert again.fingerprint == planner.fingerprint and again.name == planner.name == "scripted+01234567"
+        seen = Observation("c", features=TestMllmPlanner.features)
+        (one,), (other,) = again.plan([seen]), planner.plan([seen])
+        assert one.candidates == other.candidates
+        assert np.array_equal(one.observation_vector, other.observation_vector)
+
+    def test_a_planner_without_anything_fitted_survives_too(self) -> None:
+        mllm = ScriptedMllm(says())
+        again = planner_from_dict(planner_to_dict(MllmPlanner(mllm)), mllm)
+        assert again.centering is again.verbalizer is None and again.settings == PlannerSettings()
+
+    def test_another_kind_of_source_or_planner_is_refused_in_a_sentence(self) -> None:
+        values = planner_to_dict(MllmPlanner(ScriptedMllm(says())))
+        with pytest.raises(ValueError, match="not an encoder"):
+            planner_from_dict(values, encode)
+        with pytest.raises(ValueError, match="not a language model"):
+            planner_from_dict({**values, "kind": "light"}, ScriptedMllm(says()))
+        with pytest.raises(ValueError, match="must be one of mllm, light"):
+            planner_from_dict({}, encode)
+
+
 def test_a_real_model_with_random_weights_plans_too() -> None:
     seen = [Observation("great film", tiny_audio(), tiny_frames()), Observation(None, tiny_audio())]
     planner = MllmPlanner(tiny_mllm(), PlannerSettings(num_candidates=2, max_new_tokens=3))
@@ -377,6 +549,8 @@ class TestLightPlanner:
         for text, label in zip(texts, labels, strict=True)
     )
 
+    verbalizer = MsaVerbalizer.fit(observation.features for observation in observations)
+
     def planner(self, **options: Any) -> LightPlanner:
         return LightPlanner.fit(self.observations, self.labels.tolist(), encode, ridge=0.01, **options)
 
@@ -435,10 +609,44 @@ class TestLightPlanner:
             LightPlanner.fit([], [], encode)
 
     def test_is_named_and_survives_json(self) -> None:
-        planner = self.planner()
-        again = LightPlanner.from_dict(json.loads(json.dumps(planner.to_dict())), encode)
-        assert again.name == "light planner"
+        planner = self.planner(verbalizer=self.verbalizer)
+        again = planner_from_dict(json.loads(json.dumps(planner_to_dict(planner))), encode)
+        assert again.name == "light planner" and again.fingerprint == planner.fingerprint
         for one, other in zip(planner.plan(self.observations[:7]), again.plan(self.observations[:7]), strict=True):
             assert one.candidates == other.candidates
             assert np.array_equal(one.plan_vector, other.plan_vector)
             assert np.array_equal(one.observation_vector, other.observation_vector)
+
+    def test_another_fit_or_encoder_is_another_planner(self) -> None:
+        planner = self.planner()
+        others = [
+            LightPlanner.fit(self.observations, self.labels.tolist(), encode, ridge=0.5),
+            LightPlanner.fit(self.observations, (-self.labels).tolist(), encode, ridge=0.01),
+            self.planner(label_range=(-1.0, 1.0)),
+            self.planner(settings=PlannerSettings(num_candidates=3)),
+            self.planner(verbalizer=self.verbalizer),
+            LightPlanner.fit(self.observations, self.labels.tolist(), lambda texts: encode(texts) + 1, ridge=0.01),
+        ]
+        assert len({planner.fingerprint, *(other.fingerprint for other in others)}) == 7
+        assert self.planner().fingerprint == planner.fingerprint
+
+    def test_each_text_is_encoded_once_under_all_patterns(self) -> None:
+        read: list[str] = []
+
+        def counting(texts: Sequence[str]) -> np.ndarray:
+            read.extend(texts)
+            return encode(texts)
+
+        planner = LightPlanner.fit(self.observations, self.labels.tolist(), counting)
+        for modalities in (["text"], ["text", "audio"], ["text", "audio", "vision"]):
+            planner.plan([observation.restricted(modalities) for observation in self.observations])
+        assert len(read) == len(set(read))
+
+    def test_features_are_said_even_where_there_are_recordings(self) -> None:
+        planner = self.planner(verbalizer=self.verbalizer)
+        seen = Observation("it is", features={"audio": np.full((3, 1), 3.0)})
+        heard = Observation("it is", tiny_audio(), features=seen.features)
+        (one,), (other,) = planner.plan([seen]), planner.plan([heard])
+        (words,) = planner.plan([Observation("it is")])
+        assert np.array_equal(one.observation_vector, other.observation_vector)
+        assert not np.array_equal(one.observation_vector, words.observation_vector)

@@ -61,8 +61,9 @@ class PlanCache:
         self._vectors = _VectorShards(self.folder, max_bytes - max_bytes // 4)
         weakref.finalize(self, _flush_at_end, os.getpid(), (self._proposals, self._vectors))
 
-    def __len__(self) -> int:
-        """Entries of both kinds, those included that other processes have written up to now."""
+    @property
+    def entries(self) -> int:
+        """Number of entries of both kinds, those included that other processes have written up to now."""
         return sum(table.count() for table in (self._proposals, self._vectors))
 
     def proposals(self, keys: Iterable[str]) -> dict[str, Proposals]:

@@ -3,6 +3,7 @@
 It is ours, not the paper's, and named in every result. It knows no language's grammar but English: see `rule_entity_action`.
 """
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -349,10 +350,11 @@ class LightPlanner(Planner):
         return self._text_vectors([self._content(seen) for seen in observations])
 
     def _content(self, observation: Observation) -> str:
-        return self._seen_text(observation) or NOTHING_OBSERVED
+        # It cannot hear or see, so features are said in words even where there are recordings.
+        return self._seen_text(_without_media(observation)) or NOTHING_OBSERVED
 
     def _question(self, kind: str, observation: Observation) -> str:
-        return observation.digest if kind == "proposals" else self._content(observation)
+        return _without_media(observation).digest if kind == "proposals" else self._content(observation)
 
     def _identity(self, kind: str) -> Mapping[str, Any]:
         if kind != "proposals":
@@ -432,6 +434,10 @@ class LightPlanner(Planner):
         verbalizer = None if said is None else MsaVerbalizer.from_dict(said)
         low, high = values["label_range"]
         return cls(encode, lexicon, probes, settings, verbalizer, centering, (low, high), store)
+
+
+def _without_media(observation: Observation) -> Observation:
+    return dataclasses.replace(observation, audio=None, frames=None)
 
 
 def _array(values: Iterable[float]) -> np.ndarray:

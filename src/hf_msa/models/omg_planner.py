@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .msa_mllm import Mllm, MllmAnswer, MllmRequest
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
@@ -211,7 +212,8 @@ def fit_centering(planner: Planner, observations: Iterable[Observation], seed: i
     Raises:
         ValueError: If there is none.
     """
-    planner.fit_centering(seen for whole in observations for seen in (whole, whole.randomly_restricted(seed)))
+    bar = logging.tqdm(observations, desc="plans of training clips", leave=False, disable=None)
+    planner.fit_centering(seen for whole in bar for seen in (whole, whole.randomly_restricted(seed)))
 
 
 def planner_to_dict(planner: Planner) -> dict[str, Any]:

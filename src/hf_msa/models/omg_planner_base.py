@@ -241,7 +241,8 @@ class Planner(ABC):
 
         That is the model, how it is asked and how it draws, but neither how plans are chosen nor the centring.
         """
-        return _hash({kind: self._identity(kind) for kind in KINDS})
+        said = None if self.verbalizer is None else self.verbalizer.to_dict()
+        return _hash({"verbalizer": said, **{kind: self._identity(kind) for kind in KINDS}})
 
     def propose(self, observations: Sequence[Observation]) -> list[Proposals]:
         """For each observation the candidates: what was written, and its log-probability."""
