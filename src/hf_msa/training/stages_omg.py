@@ -152,7 +152,9 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     config = cast(OmgConfig, context.config)
     check_packages(config)
     if config.planner == "mllm" and config.condition_dim is None:
-        config.condition_dim = int(AutoConfig.from_pretrained(config.planner_model).get_text_config().hidden_size)
+        config.condition_dim = int(
+            AutoConfig.from_pretrained(cast(str, config.planner_model)).get_text_config().hidden_size
+        )
     model = context.new_model(OmgForSentimentAnalysis)
     model.eval()
     model.media = None if context.media is None else context.media.load
