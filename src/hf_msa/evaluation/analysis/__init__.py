@@ -18,6 +18,7 @@ from .consistency import analyze_consistency_gap
 from .curves import analyze_curves
 from .error_parts import analyze_error_parts
 from .gradients import analyze_gradients
+from .imputation import analyze_imputation
 from .prompts import analyze_prompts
 from .pseudo_labels import analyze_pseudo_labels
 from .quadrants import analyze_quadrants
@@ -103,6 +104,9 @@ TOOLS: dict[str, Tool] = {
     ),
     "routes": Tool(analyze_routes, "counts, seconds, calls and errors per route", "uacs"),
     "cases": Tool(analyze_cases, "a few samples of each route with all their numbers", "uacs"),
+    "imputation": Tool(
+        analyze_imputation, "error of what is generated, beside the mean, the evidence and the truth", "omg"
+    ),
 }
 """Every tool by the name that the command line uses."""
 

@@ -1,0 +1,206 @@
+"""The tools of OMG-Agent: numbers by hand, and a tiny trained run against the model's own public parts."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hf_msa.data.collator import MsaCollator
+from hf_msa.data.missing import FixedPattern
+from hf_msa.data.sample_corpus import write_sample_corpus
+from hf_msa.errors import MsaError
+from hf_msa.evaluation.analysis import run_tool
+from hf_msa.evaluation.analysis.executing import BATCH_SIZE, incomplete_patterns, load_omg, pooled
+from hf_msa.evaluation.analysis.imputation import (
+    Imputations,
+    complete_rows,
+    error_rows,
+    error_summary,
+    score_summary,
+    squared_errors,
+    training_means,
+)
+from hf_msa.evaluation.analysis.runs import find_runs, load_split
+from hf_msa.training.recipes import load_recipe
+from hf_msa.training.stages import run_recipe
+
+MODALITIES = ("text", "audio", "vision")
+
+
+def read(path):
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=3))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "omg"
+    sizes = {"vae_hidden": 8, "latent_dim": 4, "query_dim": 8, "denoiser_dim": 16, "denoiser_layers": 2}
+    sizes |= {"denoiser_heads": 2, "denoiser_feedforward_dim": 16, "num_inference_steps": 2, "sequence_length": 10}
+    sizes |= {"scheduler": "ddim"}
+    stages = ("vae", "semantics", "classifier", "main", "classifier_after")
+    recipe = load_recipe(
+        "omg/sample",
+        assignments=[
+            *(f"model.{name}={value}" for name, value in sizes.items()),
+            *(f"stages.{name}.num_train_epochs=1" for name in stages),
+            "missing.selection_repeats=1",
+        ],
+    )
+    run_recipe(recipe, data, folder, 5, {"disable_tqdm": True})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def loaded(data, trained):
+    """Model, processor, and the rows of the validation split."""
+    (run,) = find_runs([trained], "omg")
+    rows = load_split(data, "validation", run)
+    return *load_omg(run, data, rows), rows
+
+
+def left(loaded, available, count):
+    """Inputs of the first rows under a pattern, and the rows."""
+    _, processor, rows = loaded
+    members = [rows[index] for index in range(count)]
+    batch = MsaCollator(processor, FixedPattern(available=available), split="validation")(members)
+    keys = [key for key in batch if "values" in key or "mask" in key or key == "input_ids"]
+    return {key: batch[key] for key in keys}, members
+
+
+# --- What the tools share ---
+
+
+def test_pooled_over_seeds_by_hand():
+    means, drawn = pooled(np.array([[1.0, 3.0], [5.0, 7.0]]))
+    assert means == [2.0, 6.0]
+    # Means over seeds are 3 and 5: a resample holds the one or the other twice, or both.
+    assert set(drawn.tolist()) == {3.0, 4.0, 5.0}
+
+
+def test_patterns_are_all_but_the_complete_one(loaded):
+    names = ["+".join(protocol.available) for protocol in incomplete_patterns(loaded[0].config)]
+    assert names == ["audio", "vision", "text", "audio+vision", "text+audio", "text+vision"]
+
+
+# --- imputation ---
+
+
+def test_squared_errors_by_hand():
+    truth = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]], [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]])
+    made = torch.tensor([[[1.0, 1.0], [1.0, 2.0], [0.0, 0.0]], [[1.0, 4.0], [9.0, 9.0], [9.0, 9.0]]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    # (0 + 1 + 4 + 0) / 4 and (0 + 9) / 2: what does not count does not count, and long samples weigh no more.
+    assert squared_errors(made, truth, mask).tolist() == [1.25, 4.5]
+
+
+def made_imputations(error, scores):
+    errors = {("generated", "features"): error, ("training mean", "features"): [2.0, 2.0, 2.0, 2.0]}
+    spreads = {("generated", "features"): [1.0, 1.0, 1.0, 3.0], ("training mean", "features"): [0.0] * 4}
+    return Imputations(errors, spreads, {"generated": scores, "training mean": [0.5] * 4})
+
+
+def test_tables_of_imputations_by_hand():
+    made = [
+        made_imputations([1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0]),
+        made_imputations([3.0, 3.0, 3.0, 3.0], [1.0, -1.0, -1.0, -1.0]),
+    ]
+    rows = error_rows("audio", made, [5, 6])
+    generated = {row["training seed"]: row for row in rows if row["imputed"] == "generated"}
+    assert (generated[5]["mse"], generated[5]["ratio"], generated[5]["spread"]) == (1.0, 0.5, 0.75)
+    assert (generated[6]["mse"], generated[6]["ratio"], generated[6]["n"]) == (3.0, 1.5, 4)
+    own, mean = error_summary({"audio": made}, "features")
+    assert own["ratio"] == "1.000 ± 0.707 [1.000, 1.000]" and mean["spread"] == "0.000 ± 0.000 [0.000, 0.000]"
+    labels = np.array([1.0, -1.0, 1.0, -1.0], dtype=np.float32)
+    own, mean = score_summary({"audio": made}, labels, "mosi")
+    # Absolute errors 0, 0, 0, 2 in the one seed and 0, 0, 2, 0 in the other; 0.5, 1.5, 0.5, 1.5 with the mean.
+    assert own["MAE"].startswith("0.500 ± 0.000 [") and own["MAE, difference"].startswith("-0.500 [")
+    assert own["Non0 Acc-2"].startswith("0.750 ± 0.000") and mean["Non0 Acc-2"].startswith("0.500 ± 0.000")
+    assert own["Non0 Acc-2, difference"].startswith("+0.250 [") and mean["MAE, difference"] is None
+
+
+def test_training_means_are_those_of_real_positions(data, trained, loaded):
+    model, processor, _ = loaded
+    (run,) = find_runs([trained], "omg")
+    train = load_split(data, "train", run)
+    assert len(train) > BATCH_SIZE
+    means = training_means(model, processor, train)
+    batch = MsaCollator(processor, None, split="train")([train[index] for index in range(len(train))])
+    labels = batch.pop("labels")
+    perception = model.perceive(batch)
+    for name in MODALITIES:
+        values, mask = perception.values[name], perception.masks[name]
+        torch.testing.assert_close(means[name].features[0], values[mask].mean(dim=0), atol=1e-4, rtol=1e-4)
+        latents = model.encode_observed(perception)[name]
+        coarse = model.executors_by_name[name].vae.latent_mask(mask)
+        torch.testing.assert_close(means[name].latents[0], latents[coarse].mean(dim=0), atol=1e-4, rtol=1e-4)
+        for number in range(7):
+            members = torch.round(labels.clamp(-3, 3)) + 3 == number
+            expected = values[members][mask[members]].mean(dim=0) if members.any() else means[name].features[0]
+            torch.testing.assert_close(means[name].features[1 + number], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_imputation_of_a_run(data, trained, loaded, tmp_path):
+    paths = run_tool("imputation", [trained], data=data, output=str(tmp_path))
+    kinds = {f"imputation.{kind}" for kind in ("csv", "md", "png", "svg")}
+    assert {path.name for path in paths} == kinds | {"imputation_scores.csv"}
+    errors = {(r["modality"], r["imputed"], r["space"]): r for r in read(tmp_path / "imputation.csv")}
+    scores = {(r["modality"], r["imputed"]): r for r in read(tmp_path / "imputation_scores.csv")}
+    assert len(errors) == 3 * 5 * 3 and len(scores) == 3 * 5
+    model, processor, rows = loaded
+    whole = model.perceive(left(loaded, MODALITIES, len(rows))[0])
+    truth = model.encode_observed(whole)
+    for name in MODALITIES:
+        inputs, members = left(loaded, tuple(other for other in MODALITIES if other != name), len(rows))
+        made = model.generate_missing(inputs, members, processor)
+        mask = model.executors_by_name[name].vae.latent_mask(whole.masks[name])
+        mean = [
+            float((made.latents[name][index][mask[index]] - truth[name][index][mask[index]]).square().mean())
+            for index in range(len(rows))
+        ]
+        found = errors[name, "generated", "latents"]
+        assert float(found["mse"]) == pytest.approx(np.mean(mean), rel=1e-4) and int(found["n"]) == len(rows)
+        assert float(errors[name, "truth", "latents"]["mse"]) == 0.0
+        assert float(errors[name, "truth", "latents"]["spread"]) == pytest.approx(1.0)
+        assert float(errors[name, "training mean", "features"]["ratio"]) == 1.0
+        assert math.isfinite(float(errors[name, "evidence", "features"]["mse"]))
+        # What is generated is what the model predicts with.
+        predicted = model.predict_rows(inputs, members, processor).logits[:, 0].numpy()
+        mae = np.abs(predicted - rows.labels).mean()
+        assert float(scores[name, "generated"]["mae"]) == pytest.approx(mae, rel=1e-4)
+        latents = {**model.encode_observed(model.perceive(inputs)), name: truth[name]}
+        vectors = model.told(inputs, members, processor)[1]
+        logits = model.classify(model.perceive(inputs), vectors["observation_vectors"], latents)
+        mae = np.abs(model.score(logits)[:, 0].detach().numpy() - rows.labels).mean()
+        assert float(scores[name, "truth"]["mae"]) == pytest.approx(mae, rel=1e-4)
+
+
+class Lacking:
+    """Rows of which some have no audio."""
+
+    def __init__(self, rows, lacking):
+        self._rows, self._lacking = rows, lacking
+        self.split, self.ids = rows.split, rows.ids
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        return {**self._rows[index], "audio_present": index not in self._lacking}
+
+
+def test_rows_that_lack_a_modality_are_no_truth(loaded):
+    model, processor, rows = loaded
+    assert complete_rows(model, processor, Lacking(rows, {0, 3})) == [
+        index for index in range(len(rows)) if index not in (0, 3)
+    ]
+    with pytest.raises(MsaError, match="has all of text, audio, vision"):
+        complete_rows(model, processor, Lacking(rows, set(range(len(rows)))))
