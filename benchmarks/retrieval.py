@@ -34,6 +34,8 @@ EFFORTS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 """How thoroughly is searched, by the beginning of the factory string; the first is FAISS's default."""
 CLUSTERS = 1000
+DIMENSIONS = 32
+"""Of the generated keys: as many clusters, which lie in a space of so few dimensions."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,21 @@ class Setting:
 
 
 def clustered(count: int, width: int, seed: int) -> Floats:
-    """Unit vectors in clusters, each of a centre and as much noise of its own.
+    """Unit vectors in clusters that overlap: of few dimensions of their own, each with as much noise as its centre has.
 
     Args:
         count: How many.
         width: Their width.
-        seed: Of the draws; the centres are the same for all.
+        seed: Of the draws; the centres, and the dimensions' directions, are the same for all.
 
     Returns:
-        `(count, width)`.
+        `(count, width)`, float32.
     """
-    centres = np.random.default_rng(0).standard_normal((CLUSTERS, width), dtype=np.float32)
-    draw = np.random.default_rng(seed)
-    vectors = draw.standard_normal((count, width), dtype=np.float32)
-    vectors += centres[draw.integers(CLUSTERS, size=count)]
+    fixed, draw = np.random.default_rng(0), np.random.default_rng([1, seed])
+    centres = fixed.standard_normal((CLUSTERS, DIMENSIONS), dtype=np.float32)
+    points = draw.standard_normal((count, DIMENSIONS), dtype=np.float32)
+    points += centres[draw.integers(CLUSTERS, size=count)]
+    vectors = points @ fixed.standard_normal((DIMENSIONS, width), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
 
@@ -233,7 +236,8 @@ def markdown(content: dict[str, Any]) -> str:
     frames, channels = about["latent_shape"]
     lines += [
         "",
-        f"Unit keys of width {about['width']} in {CLUSTERS:,} clusters, {about['queries']} queries of the same kind "
+        f"Unit keys of width {about['width']} in {CLUSTERS:,} overlapping clusters of {DIMENSIONS} dimensions, "
+        f"{about['queries']} queries of the same kind "
         f"({min(about['single_queries'], about['queries'])} of them one at a time), the {FOUND} nearest of each; medians, "
         f"lowest and highest of {about['repeats']} turns. Building includes reading ids and keys of the entries.",
         "",

@@ -100,6 +100,30 @@ class TestSearch:
         narrow, wide = ((base.with_search(nprobe, ef).search(queries, 1)[1] == exact).mean() for ef in (1, 500))
         assert narrow < 0.9 < wide
 
+    def test_parts_find_together_what_the_whole_finds(self) -> None:
+        import faiss
+
+        given = parts()
+        whole = KnowledgeBase.build(**given)
+        queries = np.random.default_rng(1).normal(size=(7, WIDTH)).astype(np.float32)
+        scores, rows = whole.search(queries, 5)
+        # In one process: an index that was made elsewhere, here of two others.
+        shards = faiss.IndexShards(WIDTH, False, True)
+        halves = [KnowledgeBase(whole.dataset.select(half)) for half in (range(15), range(15, COUNT))]
+        for half in halves:
+            shards.add_shard(half.index)
+        sharded = KnowledgeBase(whole.dataset, "Flat", shards)
+        np.testing.assert_array_equal(sharded.search(queries, 5)[1], rows)
+        # In several: the best of what each has found.
+        found = [half.search(queries, 5) for half in halves]
+        together = np.concatenate([scores for scores, _ in found], axis=1)
+        best = np.argsort(-together, axis=1)[:, :5]
+        named = np.concatenate(
+            [np.array(half.ids)[rows] for half, (_, rows) in zip(halves, found, strict=True)], axis=1
+        )
+        assert np.take_along_axis(named, best, axis=1).tolist() == np.array(whole.ids)[rows].tolist()
+        np.testing.assert_array_equal(np.take_along_axis(together, best, axis=1), scores)
+
     @pytest.mark.parametrize(
         ("factory", "effort", "message"),
         [
