@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .errors import MsaError, reason
-from .evaluation.sweep import find_models, load_checkpoint
+from .evaluation.sweep import find_model, load_checkpoint
 from .models.msa_schema import FEATURE_MODALITIES
 
 
@@ -74,10 +74,7 @@ class SentimentPredictor:
     """
 
     def __init__(self, model: str) -> None:
-        found = find_models(model)
-        if len(found) > 1:
-            raise MsaError(f"{model!r} holds several training seeds; give one of them, e.g. {found[0]!r}.")
-        self.model, self.processor = load_checkpoint(found[0])
+        self.model, self.processor = load_checkpoint(find_model(model))
 
     @torch.inference_mode()
     def __call__(

@@ -59,7 +59,7 @@ def prepare_dataset(
     """
     if name not in BUILDERS:
         raise unknown_name("data set", name, DATASET_NAMES)
-    _check_output(Path(output), overwrite)
+    check_output(Path(output), overwrite)
 
     def build(cache: Path) -> MsaBuilder:
         return BUILDERS[name](
@@ -98,11 +98,16 @@ def write_dataset(
     Raises:
         MsaError: As `prepare_dataset`.
     """
-    _check_output(Path(output), overwrite)
+    check_output(Path(output), overwrite)
     return _write(lambda cache: Custom(source, facts=facts, cache_dir=cache), Path(output), extra)
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
+    """Check that a folder can be written to.
+
+    Raises:
+        MsaError: If there is a file, or a folder that is not empty and must not be replaced.
+    """
     if output.is_file():
         raise MsaError(f"{output} is a file; give a folder to write to.")
     if not overwrite and output.is_dir() and any(output.iterdir()):

@@ -192,7 +192,7 @@ class Validator:
         self._report = ValidationReport(facts.name, source)
 
     def check(self, split: str, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the rows of one split in the form that is written.
+        """Yield the rows of one split in the form that is written; columns that are not those of the schema as they are.
 
         Args:
             split: Name of the split.
@@ -237,7 +237,7 @@ class Validator:
         found.labels.append(clean[LABEL])
         found.videos[clean[VIDEO_ID]] += 1
         found.empty_texts += not clean[TEXT].strip()
-        return clean
+        return clean | {column: value for column, value in row.items() if column not in clean}
 
     def _label(self, identifier: str, column: str, value: Any) -> float:
         low, high = self._facts.label_low, self._facts.label_high

@@ -296,6 +296,18 @@ def find_models(model: str) -> list[str]:
     return [str(seed) for seed in seeds]
 
 
+def find_model(model: str) -> str:
+    """The one checkpoint that a name stands for.
+
+    Raises:
+        MsaError: If a folder holds no finished checkpoint, or several.
+    """
+    found = find_models(model)
+    if len(found) > 1:
+        raise MsaError(f"{model!r} holds several training seeds; give one of them, e.g. {found[0]!r}.")
+    return found[0]
+
+
 def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tuple[MsaPreTrainedModel, MsaProcessor]:
     """Load a model in eval mode and its processor, on the GPU where there is one.
 
@@ -336,8 +348,14 @@ def own_fields(config: MsaConfig) -> dict[str, Any]:
     return {k: v for k, v in config.to_dict().items() if k not in ("text_config", "auto_map", "_name_or_path")}
 
 
-def check_widths(model: MsaPreTrainedModel, rows: MsaRows, name: str) -> None:
+def check_widths(model: MsaPreTrainedModel, rows: MsaRows, name: str, may_lack: bool = False) -> None:
     """Check that the data has what the checkpoint reads.
+
+    Args:
+        model: The checkpoint.
+        rows: The data.
+        name: What messages call the checkpoint.
+        may_lack: Whether the data may do without a modality.
 
     Raises:
         MsaError: Naming the modality, the checkpoint's width and that of the data.
@@ -345,6 +363,8 @@ def check_widths(model: MsaPreTrainedModel, rows: MsaRows, name: str) -> None:
     for modality in model.config.modalities[1:]:
         expected = getattr(model.config, f"{modality}_dim")
         if modality not in rows.lengths:
+            if may_lack:
+                continue
             raise MsaError(f"The checkpoint {name!r} reads {modality}, but the data has no {modality} column.")
         width = rows[0][modality].shape[1]
         if width != expected:

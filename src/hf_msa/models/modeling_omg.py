@@ -729,6 +729,7 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         inputs: Mapping[str, Tensor],
         rows: Sequence[Mapping[str, Any]] | None = None,
         processor: Any = None,
+        own_ids: Sequence[str] | None = None,
     ) -> GeneratedBatch:
         """Generate what is missing of each sample, with the plan and the evidence behind it.
 
@@ -737,16 +738,20 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             rows: The raw rows, which plans are made from; see `MsaPreTrainedModel.predict_rows`. Without them the
                 `plan_vectors` and `observation_vectors` in `inputs` are used, or zeros.
             processor: The model's processor, where rows are given.
+            own_ids: The samples' ids. What the knowledge base holds under them is not retrieved: where something was dropped
+                of a training sample, its own entry would give it back.
 
         Raises:
             ValueError: If there is no planner, or its language model is not to be had.
             ImportError: If a package is not installed.
         """
+        base = None if own_ids is None else self.knowledge_base
+        own = None if base is None else torch.from_numpy(base.rows_of(own_ids or ())).to(self.device)
         plans, vectors = (None, {}) if rows is None else self.told(inputs, rows, processor)
         told = {**inputs, **vectors}
         perception = self.perceive(inputs)
         conditions = self.conditions(
-            perception, *(told.get(f"{name}_vectors") for name in ("plan", "constraint", "observation"))
+            perception, *(told.get(f"{name}_vectors") for name in ("plan", "constraint", "observation")), own
         )
         latents, values, costs = self.execute(perception, conditions, self.encode_observed(perception))
         if "text" in values:
