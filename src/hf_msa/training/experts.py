@@ -65,25 +65,24 @@ def fit_verbalizer(context: RunContext) -> MsaVerbalizer:
     )
 
 
-def lora_arguments(context: RunContext, stage: str) -> Any:
+def lora_arguments(context: RunContext, stage: str, arguments_class: type[Any]) -> Any:
     """Training arguments of an adapter: its defaults, the recipe's, then those flags that concern every stage.
 
     Args:
         context: The run.
         stage: Its stage.
+        arguments_class: `LoraTrainingArguments`, or a class that gives other defaults.
 
     Raises:
         MsaError: If one cannot be used.
     """
-    from .lora import LoraTrainingArguments
-
-    known = {field.name for field in dataclasses.fields(LoraTrainingArguments)}
+    known = {field.name for field in dataclasses.fields(arguments_class)}
     values = {
         "seed": context.seed,
         **as_known(context.recipe.stages.get(stage, {})),
         **{name: value for name, value in context.flags.get("all", {}).items() if name in known},
     }
     try:
-        return LoraTrainingArguments(output_dir=str(context.stage_folder(stage)), **values)
+        return arguments_class(output_dir=str(context.stage_folder(stage)), **values)
     except (ImportError, TypeError, ValueError) as error:
         raise MsaError(f"The training arguments of {stage!r} cannot be used: {reason(error)}.") from error

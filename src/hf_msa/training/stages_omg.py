@@ -319,7 +319,7 @@ def fit_planner(context: RunContext, model: OmgForSentimentAnalysis) -> Planner:
 
 def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
     """Train the language model's adapter on plans of its own with the label's sentiment, or find it where that is done."""
-    from .omg_planner_training import train_planner_adapter
+    from .omg_planner_training import PlannerTrainingArguments, train_planner_adapter
 
     folder = context.stage_folder("planner")
     finished = folder / "stage.json"
@@ -333,8 +333,9 @@ def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
             planner,
             CompleteObservations(model, rows, context.processor),
             rows.labels.tolist(),
-            lora_arguments(context, "planner"),
+            lora_arguments(context, "planner", PlannerTrainingArguments),
             folder / ADAPTER_FOLDER,
+            label_range=model.config.label_range,
         )
         facts = {"name": "planner", "seconds": round(time.perf_counter() - started, 1), **facts}
         if PartialState().is_main_process:

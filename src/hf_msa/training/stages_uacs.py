@@ -132,7 +132,7 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     Raises:
         MsaError: If the expert or a training argument cannot be used.
     """
-    from .lora import LoraTrainer, save_adapter
+    from .lora import LoraTrainer, LoraTrainingArguments, save_adapter
 
     folder = context.stage_folder("lora")
     finished = folder / "stage.json"
@@ -144,7 +144,8 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     with expert_errors():
         expert = cast(LocalMllm, load_expert(model.config))
         examples = AnsweredRows(model, context.rows["train"])
-        trainer = LoraTrainer(expert, lora_arguments(context, "lora"), examples, str(model.config.expert_model))
+        arguments = lora_arguments(context, "lora", LoraTrainingArguments)
+        trainer = LoraTrainer(expert, arguments, examples, str(model.config.expert_model))
     state = trainer.fit()
     facts = {
         "name": "lora",
