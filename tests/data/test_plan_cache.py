@@ -134,6 +134,14 @@ class TestSharing:
             assert_known(PlanCache(folder), {"a": np.ones(2, np.float16)})
             assert PlanCache(folder).vectors(["b"]) == {}
 
+    def test_a_folder_that_was_deleted_does_not_come_back_by_itself(self, tmp_path: Path) -> None:
+        cache = PlanCache(tmp_path / "cache")
+        cache.add_vectors(vectors("a"))
+        (tmp_path / "cache").rmdir()
+        del cache
+        gc.collect()
+        assert not (tmp_path / "cache").exists()
+
     def test_half_written_files_are_passed_over(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / ".vectors-1.parquet.x.parquet").write_bytes(b"PAR1")
         assert PlanCache(tmp_path).entries == 0 and not caplog.records

@@ -436,6 +436,18 @@ class TestSaving:
         assert one.candidates == other.candidates
         assert np.array_equal(one.observation_vector, other.observation_vector)
 
+    def test_a_language_model_with_another_adapter_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+        adapted = LocalMllm.from_pretrained("org/model", adapter=str(tmp_path))
+        plain = LocalMllm.from_pretrained("org/model")
+        values = planner_to_dict(MllmPlanner(adapted))
+        assert planner_from_dict(values, adapted).fingerprint == MllmPlanner(adapted).fingerprint
+        # A model in memory does not know whether it has one.
+        assert planner_from_dict(values, tiny_mllm()).to_dict()["adapter"] == values["adapter"]
+        for saved, model in ((values, plain), (planner_to_dict(MllmPlanner(plain)), adapted)):
+            with pytest.raises(ValueError, match="load the model with the adapter"):
+                planner_from_dict(saved, model)
+
     def test_a_planner_without_anything_fitted_survives_too(self) -> None:
         mllm = ScriptedMllm(says())
         again = planner_from_dict(planner_to_dict(MllmPlanner(mllm)), mllm)

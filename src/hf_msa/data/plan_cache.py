@@ -59,7 +59,7 @@ class PlanCache:
             ) from error
         self._proposals = _ProposalShards(self.folder, max_bytes // 4)
         self._vectors = _VectorShards(self.folder, max_bytes - max_bytes // 4)
-        weakref.finalize(self, _flush_at_end, os.getpid(), (self._proposals, self._vectors))
+        weakref.finalize(self, _flush_at_end, os.getpid(), self.folder, (self._proposals, self._vectors))
 
     @property
     def entries(self) -> int:
@@ -283,8 +283,8 @@ class _VectorShards(_Shards[np.ndarray]):
         return made
 
 
-def _flush_at_end(process: int, tables: Iterable[_Shards[Any]]) -> None:
-    """Write what is waiting; a forked process leaves that to the one that it comes from."""
-    if os.getpid() == process:
+def _flush_at_end(process: int, folder: Path, tables: Iterable[_Shards[Any]]) -> None:
+    """Write what is waiting, unless the folder is gone; a forked process leaves that to the one that it comes from."""
+    if os.getpid() == process and folder.is_dir():
         for table in tables:
             table.flush()

@@ -332,11 +332,11 @@ class LocalMllm:
         """What answers depend on beside the request, for caches: right for adapters that were moved or replaced, too.
 
         ``model``, ``dtype``, ``quantization`` and ``revision`` as they were given, and as ``adapter`` a hash of its weights
-        where it is a folder, else its name. Of a model that was handed over in memory only the name is known.
+        where it is a folder, else its name. Of a model that was handed over in memory only ``model`` is known, its name.
         """
         source = self._source
         if not source:
-            return {"model": self._name, "adapter": None}
+            return {"model": self._name}
         adapter = source["adapter"]
         return {
             "model": source["name"],

@@ -112,9 +112,15 @@ def observe_rows(
     Raises:
         ValueError: If words are dropped, but there is no processor to say which.
     """
+    attended = {
+        name: inputs[key].any(dim=1).tolist()
+        for name, key in ATTENTION_MASK_KEYS.items()
+        if inputs is not None and key in inputs
+    }
+    everywhere = [True] * len(rows)
     seen = []
     for index, (row, missing) in enumerate(zip(rows, missing_positions(rows, inputs), strict=True)):
-        there = [name for name in modalities if _is_there(row, name) and _is_attended(inputs, name, index)]
+        there = [name for name in modalities if _is_there(row, name) and attended.get(name, everywhere)[index]]
         is_partial = any(mask.any() for mask in missing.values())
         transcript, media, features = None, {}, {}
         if "text" in there:
@@ -155,9 +161,3 @@ def _is_there(row: Mapping[str, Any], modality: str) -> bool:
         return bool(str(row.get("text") or "").strip())
     there = row.get(modality) is not None or row.get(_MEDIA_KEYS[modality]) is not None
     return there and bool(row.get(f"{modality}_present", True))
-
-
-def _is_attended(inputs: Mapping[str, Tensor] | None, modality: str, index: int) -> bool:
-    """Whether a batch has any real position of a row's modality; where it knows nothing of the modality, the row decides."""
-    key = ATTENTION_MASK_KEYS[modality]
-    return inputs is None or key not in inputs or bool(inputs[key][index].any())

@@ -123,8 +123,11 @@ class MllmPlanner(Planner):
     @property
     def identity(self) -> dict[str, str | None]:
         """The model, its adapter, and how its weights are read, see `LocalMllm.identity`; of other models the name."""
-        known: dict[str, str | None] = getattr(self.mllm, "identity", {"model": self.mllm.name, "adapter": None})
-        return known if self.adapter is None else {**known, "adapter": self.adapter}
+        return {
+            "adapter": None,
+            **_known_identity(self.mllm),
+            **({} if self.adapter is None else {"adapter": self.adapter}),
+        }
 
     @property
     def name(self) -> str:
@@ -240,7 +243,8 @@ def planner_from_dict(
         store: What was found before.
 
     Raises:
-        ValueError: If the kind is unknown, or the source is not of the kind.
+        ValueError: If the kind is unknown, the source is not of the kind, or a language model is known to have another
+            adapter than the one with which the planner was fitted.
     """
     kind = values.get("kind")
     if kind not in PLANNER_KINDS:
@@ -261,6 +265,18 @@ def planner_from_dict(
         None if centering is None else Centering.from_dict(centering),
         store,
     )
-    if planner.identity["adapter"] is None:
+    known = _known_identity(source)
+    if "adapter" not in known:
         planner.adapter = values["adapter"]
+    elif known["adapter"] != values["adapter"]:
+        raise ValueError(
+            f"The planner was fitted with the adapter {values['adapter']}, but its language model has {known['adapter']}; "
+            "load the model with the adapter that lies beside the planner, or fit the planner anew."
+        )
     return planner
+
+
+def _known_identity(mllm: Mllm) -> dict[str, str | None]:
+    """What a model says of itself; without ``adapter`` where it cannot know whether it has one."""
+    known: dict[str, str | None] = getattr(mllm, "identity", {"model": mllm.name})
+    return known
