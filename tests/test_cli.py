@@ -255,6 +255,35 @@ def test_predict(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert 0 <= float(shown["confidence"]) <= 1
 
 
+@pytest.mark.usefixtures("quick_figures")
+def test_a_model_for_each_missing_rate(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hf_msa.training.recipes.MODALITY_RATES", (0.0, 0.7))
+    run, data = str(tmp_path / "matched"), ["--data", str(work / "corpus")]
+    train = ["train", "text/sample", *data, "--output", run, "--seeds", "1", "--train-rate", "match", *QUICK]
+    assert main(train) == 0
+    assert f"Next: hf-msa evaluate {run} --data {work / 'corpus'} --protocol modality" in capsys.readouterr().out
+    folders = [tmp_path / "matched" / f"rate-{rate}" / "seed-1" for rate in ("0.0", "0.7")]
+    facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in folders]
+    assert [(one["train_rate"], one["selection"]["protocol"]["rate"]) for one in facts] == [(0.0, 0.0), (0.7, 0.7)]
+    assert main(["evaluate", run, *data, "--protocol", "modality"]) == 0
+    assert "text (match)" in capsys.readouterr().out
+    results = read_results(tmp_path / "matched")
+    assert results["protocol"]["rates"] == [0.0, 0.7] and results["train_rate"] == "match"
+    for folder, rate in zip(folders, ("0", "0.7"), strict=True):
+        assert f"at missing rate {rate}: Acc-7 " in (folder / "README.md").read_text(encoding="utf-8")
+    assert main(["compare", run, run]) == 0
+    assert "Each missing rate of text (match), matched is that of models trained at it." in " ".join(
+        capsys.readouterr().out.split()
+    )
+    # One rate, in the usual place.
+    one = ["train", "text/sample", *data, "--output", str(tmp_path / "one"), "--seeds", "1", "--train-rate", "0.7"]
+    assert main([*one, *QUICK]) == 0
+    weights = [folder / "model.safetensors" for folder in (folders[1], tmp_path / "one" / "seed-1")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_a_stray_word_is_no_training_flag() -> None:
     with pytest.raises(MsaError, match="Unexpected argument 'stray'; training arguments begin with '--'"):
         training_flags(["stray"])
@@ -305,6 +334,9 @@ def test_wrong_commands(refused: Callable[..., str], argv: list[str], words: str
         ("tcmr/sample", ["--set", "missing.train=4"], "'missing.train' has to be a group"),
         ("tcmr/sample", ["--set", "missing.train.name=fram"], "Did you mean 'frame'?"),
         ("tcmr/sample", ["--set", "missing.selection_repeats=0"], "give a whole number from 1"),
+        ("tcmr/sample", ["--train-rate", "matched"], "give mixed, match, or one of the rates 0.0, 0.1, ... 0.7."),
+        ("tcmr/sample", ["--train-rate", "0.9"], "The modality missing rate is 0.9; use 0.0, 0.1, ... 0.7"),
+        ("tcmr/sample", ["--train-rate", "0.5", "--set", "missing.train=4"], "leave one of them out"),
         (
             "tcmr/sample",
             ["--set", "stages.mian.num_train_epochs=1"],

@@ -315,3 +315,95 @@ def test_a_subset_stands_beside_the_paper_s_row_of_it(write_run):
     other = write_run("b", **table, facts=complete("sims", dataset={"subset": SUBSET | {"rule": "not_all_equal"}}))
     with pytest.raises(MsaError, match="no results on the inconsistent subset"):
         compare_runs([other], paper="cmc")
+
+
+# --- Setting by setting ---
+
+PATTERNS = ("audio", "vision", "text", "audio+vision", "text+audio", "text+vision", "text+audio+vision")
+EIGHT_RATES = tuple(index / 10 for index in range(8))
+
+
+def test_fixed_patterns_stand_beside_the_paper_s(write_run):
+    runs = [
+        write_run(
+            name, rates=PATTERNS, mask_seeds=(1,), noise=0.3, facts={"method": name, "protocol": {"name": "fixed"}}
+        )
+        for name in ("omg", "text")
+    ]
+    comparison = compare_runs(runs, paper="omg")
+    headings, rows = comparison.setting_rows()
+    # The columns are what the paper prints at single patterns.
+    assert headings == ["available", "", "Acc-7 ↑", "Non0 Acc-2 ↑", "Non0 F1 ↑"]
+    assert [row[0] for row in rows[::3]] == list(PATTERNS) and {row[0] for row in rows} == {"", *PATTERNS}
+    assert [row[1] for row in rows] == ["omg", "text", "OMG-Agent paper"] * 7
+    assert rows[2][2:] == ["22.60", "64.40", "63.90"] and rows[-1][2:] == ["48.30", "89.20", "89.10"]
+    per_rate = read_results(runs[0])["per_rate"]
+    assert rows[9][2:] == [
+        format_estimate(metric, per_rate[3]["metrics"][metric]) for metric in ("acc7", "non0_acc2", "non0_f1")
+    ]
+    narrow = comparison.setting_rows(narrow=True)[1]
+    assert [row[0] for row in narrow[::3]] == ["a", "v", "t", "a+v", "t+a", "t+v", "t+a+v"]
+    assert narrow[2] == rows[2]
+    stream = StringIO()
+    Console(file=stream, width=80).print(comparison.to_rich())
+    assert sum(line.split()[:2] == ["OMG-Agent", "paper"] for line in stream.getvalue().splitlines()) == 7
+    assert "a: audio, v: vision, t: text; " in stream.getvalue()
+    assert "| text+audio+vision | omg |" in comparison.to_markdown()
+    # Means over the patterns: of the paper's own method (22.6 + 23.1 + 45.3 + 25.6 + 47.2 + 48.0 + 48.3) / 7.
+    assert "| OMG-Agent | unknown | 37.16 |" in comparison.to_markdown()
+
+
+def test_rates_stand_beside_the_paper_s_and_ablations_at_theirs(write_run):
+    facts = {"method": "omg", "protocol": {"name": "modality"}, "train_rate": "match"}
+    comparison = compare_runs([write_run("a", rates=EIGHT_RATES, mask_seeds=(1,), facts=facts)], paper="omg")
+    headings, rows = comparison.setting_rows(["non0_acc2"])
+    assert headings == ["missing", "", "Non0 Acc-2 ↑"]
+    paper = [row for row in rows if row[1] == "OMG-Agent paper"]
+    assert [row[2] for row in paper] == ["89.50", "88.50", "85.70", "84.30", "82.20", "78.60", "77.40", "76.40"]
+    assert [row[0] for row in rows if row[1] == "omg (match)"] == [
+        "0",
+        "0.1",
+        "0.2",
+        "0.3",
+        "0.4",
+        "0.5",
+        "0.6",
+        "0.7",
+    ]
+    ablations = rows[rows.index(paper[-1]) + 1 :]
+    assert len(ablations) == 14 and len(rows) == 2 * 8 + 14
+    assert ["", "  w/o plan loss", "72.80"] in ablations and ["", "  w/o retriever", "72.80"] in ablations
+    text = comparison.to_markdown()
+    assert "Each missing rate of omg (match) is that of models trained at it." in text
+    assert "OMG-Agent paper, Figure 4: ablations at missing rate 0.7; " in text
+    # A metric that the paper does not print at single rates has no such table.
+    assert comparison.setting_rows(["mae"])[1] == []
+
+
+def test_ablations_at_their_one_rate_are_in_the_table_of_means(write_run):
+    facts = {"method": "omg", "protocol": {"name": "modality"}}
+    comparison = compare_runs([write_run("a", rates=(0.7,), facts=facts)], paper="omg", metrics=["non0_acc2"])
+    assert comparison.setting_rows()[1] == []
+    rows = comparison.value_rows()[1]
+    assert ["OMG-Agent", "unknown", "76.40"] in rows and ["OMG-Agent (single stream)", "unknown", "73.20"] in rows
+    assert ["  single stream", "?", "73.20"] in comparison.value_rows(narrow=True)[1]
+    assert ["OMG-Agent (w/o planner)", "unknown", "73.20"] in rows
+
+
+def test_a_transfer_stands_beside_the_paper_s_transfer(write_run):
+    facts = {"method": "omg", "protocol": {"name": "fixed"}, "trained_on": "mosei"}
+    home = {**facts, "trained_on": "mosi"}
+    away = compare_runs([write_run("a", rates=PATTERNS, facts=facts)], paper="omg")
+    assert away.names == ("omg (trained on mosei)",)
+    assert [row[2] for row in away.setting_rows(["acc7"])[1][1::2]] == [
+        "20.90", "21.10", "42.50", "21.90", "42.90", "43.30", "43.70"
+    ]  # fmt: skip
+    at_home = compare_runs([write_run("b", rates=PATTERNS, facts=home)], paper="omg")
+    assert at_home.setting_rows(["acc7"])[1][1][2] == "22.60" and at_home.names == ("omg",)
+    # What training elsewhere costs is a question about the same test rows.
+    assert compare_runs([write_run("b", rates=PATTERNS, facts=home), write_run("a", rates=PATTERNS, facts=facts)])
+
+
+def test_a_paper_of_means_alone_adds_no_table_of_settings(write_run):
+    comparison = compare_runs([write_run("a", rates=TEN_RATES)], paper="tcmr")
+    assert comparison.setting_rows()[1] == [] and "| missing |" not in comparison.to_markdown()

@@ -396,7 +396,7 @@ def test_each_rate_is_tested_by_the_models_trained_at_it(corpus: Path, matched: 
     assert made.files[0] == folder / "results.json" and len(made.runs) == 6
     results = read_results(folder)
     assert results["train_rate"] == "match" and results["protocol"]["rates"] == [0.0, 0.4, 0.7]
-    assert run_name(results) == "text (train rate match)"
+    assert run_name(results) == "text (match)"
     assert "each missing rate by models trained at it; " in results_markdown(results)
     assert [(s["train_rate"], s["training_seed"]) for s in results["selection"]] == [
         (rate, seed) for rate in (0.0, 0.4, 0.7) for seed in (1, 2)
@@ -411,7 +411,7 @@ def test_each_rate_is_tested_by_the_models_trained_at_it(corpus: Path, matched: 
         assert np.array_equal(read_predictions(out).scores[:, :, 0], grid.scores[:, :, index])
         assert alone.content["mean_over_rates"] == results["per_rate"][index]["metrics"]
         assert alone.content["train_rate"] == rate
-        assert run_name(alone.content) == f"text (train rate {rate:g})"
+        assert run_name(alone.content) == f"text (trained at {rate:g})"
         assert f"trained at missing rate {rate:g}; " in results_markdown(alone.content)
         realised = {(one["mask_seed"], one["rate"]): one["realised"] for one in results["runs"]}
         assert all(realised[one["mask_seed"], rate] == one["realised"] for one in alone.content["runs"])

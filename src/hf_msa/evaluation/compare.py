@@ -5,7 +5,7 @@ rather than put into one table.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,15 @@ from hf_msa.evaluation.report import (
     chosen_metrics,
     format_estimate,
     format_value,
+    letters_text,
     markdown_table,
     metric_groups,
     metric_heading,
+    other_training_data,
     rich_table,
     run_name,
+    setting_heading,
+    setting_text,
     split_text,
 )
 from hf_msa.evaluation.results import Predictions, Results, read_predictions, read_results, result_metrics
@@ -60,11 +64,13 @@ class PaperRows:
 
     Attributes:
         name: The paper's own method, as it prints it.
-        rows: Its rows.
+        rows: Its rows of means over the runs' rates or patterns.
+        settings: Its own method's rows, ablations included, at single rates or patterns.
     """
 
     name: str
     rows: tuple[PaperEntry, ...]
+    settings: Mapping[float | str, Sequence[PaperEntry]]
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ class Comparison:
                 rows.append([f"{paper.name} paper:", *[""] * (len(shown) + 1)])
             for entry in entries:
                 split = _SHORT[entry.selected_on] if narrow else entry.selected_on
-                rows.append([_entry_name(entry), split, *(_paper_cell(entry, metric) for metric in shown)])
+                name = f"  {entry.variant}" if narrow and entry.variant else _entry_name(entry)
+                rows.append([name, split, *(_paper_cell(entry, metric) for metric in shown)])
         return ["", "sel." if narrow else "selected on", *map(metric_heading, shown)], rows
 
     def difference_rows(
@@ -137,6 +144,39 @@ class Comparison:
                 rows.append([name, *(value if p == UNDEFINED else f"{value} (p {p})" for value, p in pairs)])
         return [f"minus {self.names[0]}", *map(metric_heading, shown)], rows
 
+    def setting_rows(
+        self, metrics: Sequence[str] | None = None, *, narrow: bool = False
+    ) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows of every rate or pattern by itself: our runs, then the papers' own methods.
+
+        Args:
+            metrics: Some of `metrics`; all of them by default. Those that no paper prints at single settings are left out;
+                where none is left, there are no rows.
+            narrow: One number per cell, for a terminal of 80 columns: without the spread.
+        """
+        entries = [entry for paper in self.paper for found in paper.settings.values() for entry in found]
+        shown = tuple(
+            metric
+            for metric in metrics or self.metrics
+            if any(entry.metrics.get(metric) is not None for entry in entries)
+        )
+        first = self.runs[0]
+        rows: list[list[str]] = []
+        for index, setting in enumerate(map(_rate, first["protocol"]["rates"]) if shown else ()):
+            block = []
+            for name, run in zip(self.names, self.runs, strict=True):
+                estimates = run["per_rate"][index]["metrics"]
+                format_cell = _mean_cell if narrow else format_estimate
+                block.append([name, *(format_cell(metric, estimates.get(metric, _ABSENT)) for metric in shown)])
+            for paper in self.paper:
+                for entry in paper.settings.get(setting, ()):
+                    if any(entry.metrics.get(metric) is not None for metric in shown):
+                        label = f"  {entry.variant}" if entry.variant else f"{paper.name} paper"
+                        block.append([label, *(_paper_cell(entry, metric) for metric in shown)])
+            text = setting_text(setting, narrow=narrow)
+            rows += [["" if place else text, *row] for place, row in enumerate(block)]
+        return [setting_heading(first), "", *map(metric_heading, shown)], rows
+
     def to_rich(self) -> "Group":
         """Render for the terminal: metrics of the score, then those of class logits where there are any."""
         from rich.console import Group
@@ -147,7 +187,10 @@ class Comparison:
             parts.append(rich_table(*self.value_rows(group, narrow=True)))
             if self.differences:
                 parts.append(rich_table(*self.difference_rows(group, narrow=True)))
-        legend = "sel.: the split that picked the checkpoint (val, test, or ? where it is not known)."
+            if (settings := self.setting_rows(group, narrow=True))[1]:
+                parts.append(rich_table(*settings, names=2))
+        letters = letters_text(self.runs[0])
+        legend = f"{letters}sel.: the split that picked the checkpoint (val, test, or ? where it is not known)."
         return Group(*parts, *(escape(note) for note in (legend, *self._explanations(), *self.notes)))
 
     def to_markdown(self) -> str:
@@ -155,11 +198,16 @@ class Comparison:
         parts = [self._title(), markdown_table(*self.value_rows())]
         if self.differences:
             parts.append(markdown_table(*self.difference_rows()))
+        if (settings := self.setting_rows())[1]:
+            parts.append(markdown_table(*settings, names=2))
         parts.append("\n".join(f"- {note}" for note in (*self._explanations(), *self.notes)))
         return "\n\n".join(parts) + "\n"
 
     def _explanations(self) -> list[str]:
         lines = ["±: standard deviation over training seeds."]
+        for name, run in zip(self.names, self.runs, strict=True):
+            if run.get("train_rate") == "match":
+                lines.append(f"Each missing rate of {name} is that of models trained at it.")
         if any(cell.p_value is not None for row in self.differences for cell in row.values()):
             lines.append(
                 "p: paired bootstrap over test samples, of these trained models; it leaves training chance to ±."
@@ -230,12 +278,15 @@ def _paper_rows(
         MsaError: If a paper is unknown, or none of them has anything to compare.
     """
     dataset, protocol = runs[0]["dataset"], runs[0]["protocol"]
+    source_data = other_training_data(runs[0])
+    data = dataset["name"] if source_data is None else f"{source_data}-to-{dataset['name']}"
+    rates = [_rate(rate) for rate in protocol["rates"]]
     subset = (dataset["subset"]["name"], dataset["subset"]["rule"]) if dataset.get("subset") else None
     blocks: list[PaperRows] = []
     refusals: list[MsaError] = []
     for source in [load_paper_results(paper) for paper in papers]:
         try:
-            rows = source.headline(dataset["name"], protocol["name"], [_rate(r) for r in protocol["rates"]], subset)
+            rows = source.headline(data, protocol["name"], rates, subset)
         except MsaError as error:
             refusals.append(error)
             continue
@@ -245,8 +296,10 @@ def _paper_rows(
             has = dict.fromkeys(METRICS[name].pretty for row in rows for name in row.metrics)
             notes.append(f"The {source.method} paper prints none of these metrics on this data but {', '.join(has)}.")
             continue
-        blocks.append(PaperRows(source.method, tuple(printed)))
-        notes += dict.fromkeys(f"{source.method} paper, {row.table}: {row.about}." for row in printed)
+        settings = source.by_setting(data, protocol["name"], rates, subset) if len(rates) > 1 else {}
+        blocks.append(PaperRows(source.method, tuple(printed), settings))
+        single = [row for found in settings.values() for row in found]
+        notes += dict.fromkeys(f"{source.method} paper, {row.table}: {row.about}." for row in (*printed, *single))
         notes += _errata_notes(printed, metrics, f"{source.method} paper, " if len(papers) > 1 else "")
     if len(refusals) == len(papers) > 0:
         raise refusals[0]
@@ -350,6 +403,10 @@ def _selected_on(run: Results) -> str:
 def _entry_name(entry: PaperEntry) -> str:
     name = f"{entry.method} ({entry.variant})" if entry.variant else entry.method
     return f"{name} [oracle]" if entry.oracle else name
+
+
+def _mean_cell(metric: str, estimate: Mapping[str, Any]) -> str:
+    return format_value(metric, estimate["mean"])
 
 
 def _paper_cell(entry: PaperEntry, metric: str) -> str:

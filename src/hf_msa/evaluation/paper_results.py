@@ -137,10 +137,42 @@ class PaperResults:
                 f"The {self.method} paper's numbers on {dataset!r} are over {', '.join(map(str, means))} and those of "
                 f"the runs over {', '.join(map(str, wanted))}; evaluate the runs at the paper's settings to compare."
             )
-        unique: dict[tuple[Any, ...], PaperEntry] = {}
-        for row in rows:
-            unique.setdefault((row.method, row.variant, row.selected_on, row.oracle), row)
-        return list(unique.values())
+        return _first_of_each(rows)
+
+    def by_setting(
+        self,
+        dataset: str,
+        protocol: str,
+        settings: Sequence[float | str],
+        subset: tuple[str, str] | None = None,
+    ) -> dict[float | str, list[PaperEntry]]:
+        """Return what is printed of the paper's own method, its ablations included, at single rates or patterns.
+
+        Args:
+            dataset: The data set's name.
+            protocol: The missing-data protocol's name.
+            settings: The rates or patterns.
+            subset: Name and rule of a subset of the data set; None for all of it.
+
+        Returns:
+            Per setting the rows, each method or ablation once; settings of which nothing is printed are left out.
+        """
+        fitting = [
+            entry
+            for entry in self.entries
+            if (entry.dataset, entry.protocol, entry.subset) == (dataset, protocol, subset)
+            and entry.method == self.method
+        ]
+        rows = {setting: _first_of_each([row for row in fitting if row.at == setting]) for setting in settings}
+        return {setting: found for setting, found in rows.items() if found}
+
+
+def _first_of_each(rows: Sequence[PaperEntry]) -> list[PaperEntry]:
+    """Rows without those of a method that stands in an earlier table, too."""
+    unique: dict[tuple[Any, ...], PaperEntry] = {}
+    for row in rows:
+        unique.setdefault((row.method, row.variant, row.selected_on, row.oracle), row)
+    return list(unique.values())
 
 
 def _part_text(subset: tuple[str, str] | None) -> str:

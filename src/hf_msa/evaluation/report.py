@@ -92,7 +92,8 @@ def run_name(results: Results) -> str:
     """
     parts = [str(results["ablation"])] if results["ablation"] else []
     if (rate := results.get("train_rate")) is not None:
-        parts.append(f"train rate {setting_text(rate)}")
+        # As short as tables need it; captions and notes say it in full.
+        parts.append(rate if isinstance(rate, str) else f"trained at {rate:g}")
     if (source := other_training_data(results)) is not None:
         parts.append(f"trained on {source}")
     name = f"{results['method']} ({', '.join(parts)})" if parts else str(results["method"])
@@ -241,8 +242,9 @@ def rich_table(
     title: str | None = None,
     caption: str | None = None,
     summary_rows: int = 0,
+    names: int = 1,
 ) -> "Table":
-    """Build a terminal table: the first column to the left, numbers to the right, a rule above the last rows.
+    """Build a terminal table: names to the left, numbers to the right, a rule above the last rows.
 
     Args:
         headings: One per column.
@@ -250,6 +252,7 @@ def rich_table(
         title: Above the table.
         caption: Below it.
         summary_rows: How many rows at the end are set apart.
+        names: How many columns, from the first, hold names.
     """
     from rich import box
     from rich.markup import escape
@@ -257,7 +260,7 @@ def rich_table(
 
     table = Table(title=title and escape(title), caption=caption and escape(caption), box=box.SIMPLE_HEAD, padding=0)
     for index, heading in enumerate(headings):
-        table.add_column(escape(heading), justify="right" if index else "left", overflow="fold")
+        table.add_column(escape(heading), justify="left" if index < names else "right", overflow="fold")
     for index, row in enumerate(rows):
         table.add_row(
             *(escape(cell) for cell in row), end_section=bool(summary_rows) and index == len(rows) - summary_rows - 1
@@ -289,8 +292,8 @@ def results_markdown(results: Results, metrics: Sequence[str] | None = None) -> 
     return f"{markdown_table(headings, rows)}\n\n{caption(results)}\n"
 
 
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Render a Markdown table: the first column to the left, numbers to the right."""
-    lines = ["| " + " | ".join(headings) + " |", "|:---|" + "---:|" * (len(headings) - 1)]
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """Render a Markdown table: the first columns, as many as hold `names`, to the left, numbers to the right."""
+    lines = ["| " + " | ".join(headings) + " |", "|" + ":---|" * names + "---:|" * (len(headings) - names)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
