@@ -750,9 +750,8 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         plans, vectors = (None, {}) if rows is None else self.told(inputs, rows, processor)
         told = {**inputs, **vectors}
         perception = self.perceive(inputs)
-        conditions = self.conditions(
-            perception, *(told.get(f"{name}_vectors") for name in ("plan", "constraint", "observation")), own
-        )
+        plan, constraint, observation = (told.get(f"{name}_vectors") for name in ("plan", "constraint", "observation"))
+        conditions = self.conditions(perception, plan, constraint, observation, own)
         latents, values, costs = self.execute(perception, conditions, self.encode_observed(perception))
         if "text" in values:
             values["text"] = values["text"] * self.text_std + self.text_mean
