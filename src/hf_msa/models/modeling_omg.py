@@ -570,10 +570,10 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         return self.told_of(self.observations(inputs, rows, processor), processor)
 
     def told_of(
-        self, observations: Sequence[Observation], processor: Any
+        self, observations: Sequence[Observation], processor: Any, always: bool = False
     ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
-        """As `told`, for observations."""
-        if self.config.plan_source == "planner":
+        """As `told`, for observations; `always` also where noise stands for plans, as knowledge bases are made of plans."""
+        if always or self.config.plan_source == "planner":
             plans = self.planner(processor).plan(observations, constraints=self._needs_constraints)
             return plans, self.plan_tensors(plans)
         observed = self.planner(processor).embed_observations(observations)

@@ -68,7 +68,7 @@ class PlannedRows:
         if not waiting:
             return
         observations = [observation for _, observation in waiting]
-        _, vectors = self._model.told_of(observations, self._processor)
+        _, vectors = self._model.told_of(observations, self._processor, always=True)
         for row, (key, _) in enumerate(waiting):
             self._known[key] = {name: values[row].cpu().numpy().astype(np.float16) for name, values in vectors.items()}
 

@@ -46,7 +46,8 @@ from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, Planner, fit_ce
 
 from .experts import check_mllm, expert_errors, fit_verbalizer, lora_arguments
 from .hidden_states import TextStates, compute_text_states
-from .omg_plans import PlannedRows, is_partial, left, patterns
+from .omg_entries import Told, knowledge_base_of
+from .omg_plans import Available, PlannedRows, is_partial, left, patterns
 from .stages import RunContext
 from .trainer import AdamTrainer
 
@@ -388,7 +389,6 @@ def fit_scales(context: RunContext, model: OmgForSentimentAnalysis) -> None:
         model.executors_by_name[name].vae.fit_scale(means, masks)
 
 
-@torch.no_grad()
 def make_knowledge_base(
     context: RunContext, model: OmgForSentimentAnalysis, planned: PlannedRows, folder: Path
 ) -> dict[str, Any]:
@@ -398,33 +398,19 @@ def make_knowledge_base(
         MsaError: If there is no such row.
     """
     everything = patterns(model.config.modalities)[0]
-    ids: list[str] = []
-    columns: dict[str, list[Tensor]] = {}
-    for part, perception in complete_batches(context, model):
-        keep = ~perception.lacking
-        indices = part[keep].tolist()
-        if not indices:
-            continue
-        ids += [context.rows["train"].ids[index] for index in indices]
-        vectors = planned(indices, [everything] * len(indices))
-        latents = {name: values[keep] for name, values in model.encode_observed(perception).items()}
-        for name, values in {**vectors, **latents}.items():
-            columns.setdefault(name, []).append(values)
-    if not ids:
-        raise MsaError(
-            f"No training row has all of {', '.join(everything)}, so there is nothing to retrieve evidence from; train on "
-            "data with complete rows."
-        )
-    tables = {name: torch.cat(values).numpy() for name, values in columns.items()}
-    plans, observations = tables["plan_vectors"], tables["observation_vectors"]
-    with expert_errors():
-        base = KnowledgeBase.build(
-            ids,
-            keys=model.retriever.keys(torch.from_numpy(observations), torch.from_numpy(plans)).numpy(),
-            plans=plans,
-            observations=observations,
-            values={name: tables[name] for name in everything},
-            factory=model.config.index_factory,
-        )
+
+    def batches() -> Iterator[tuple[list[str], Perception, Told]]:
+        for part, perception in complete_batches(context, model):
+            indices = part.tolist()
+            ids = [context.rows["train"].ids[index] for index in indices]
+            yield ids, perception, functools.partial(_planned_places, planned, indices, everything)
+
+    base = knowledge_base_of(model, batches(), model.config.index_factory)
     base.save(folder / KNOWLEDGE_BASE_FOLDER)
     return {"entries": len(base)}
+
+
+def _planned_places(
+    planned: PlannedRows, indices: Sequence[int], pattern: Available, places: Sequence[int]
+) -> dict[str, Tensor]:
+    return planned([indices[place] for place in places], [pattern] * len(places))
