@@ -104,11 +104,11 @@ class OmgTrainer(AdamTrainer):
         self._planned = planned
         self._text_states = text_states
         self._own_entries: Tensor | None = None
+        base = self.model.knowledge_base
+        if base is not None:
+            self._own_entries = torch.from_numpy(base.rows_of(self.train_rows.ids))
         if objective == "generate":
             self.add_callback(_EpochEnds(self))
-            base = self.model.knowledge_base
-            if base is not None:
-                self._own_entries = torch.from_numpy(base.rows_of(self.train_rows.ids))
 
     def model_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
         """Objective, plans, states of the texts, and in training the samples' own entries, which are not retrieved."""
@@ -131,7 +131,7 @@ class OmgTrainer(AdamTrainer):
             else:
                 vectors = self._planned[split](indices, left(available))
             given |= {name: value.to(rows.device) for name, value in vectors.items()}
-        if training and self._objective == "generate" and self._own_entries is not None:
+        if training and self._own_entries is not None:
             given["own_entries"] = self._own_entries.to(rows.device)[rows]
         return given
 
