@@ -947,9 +947,11 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         latents, targets = self.encode_observed(perception), self.encode_observed(whole)
         timesteps, noises = self._draws(perception, targets)
         outputs: list[tuple[ExecutorOutput, Tensor]] = []
+        is_estimated = torch.zeros_like(perception.lacking)
         for name, executor in self.executors_by_name.items():
             missing = ~perception.available[name]
             known = missing & whole.available[name]
+            is_estimated = is_estimated | known
             evidence = self._evidence_of(name, conditions, latents[name])
             latents[name] = torch.where((missing & ~known).view(-1, 1, 1), evidence, latents[name])
             # Without anything to learn from, one row of weight 0 keeps the parameters in the graph: distributed training
@@ -981,11 +983,11 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             bars = [auxiliary_weights(found.alpha_bar, config.aux_weight) for found, _ in outputs]
             return mean([value * bar for value, bar in zip(values, bars, strict=True)])
 
-        class_logits = self.classify(whole, conditions.observation, latents)
+        class_logits = self.classify(perception, conditions.observation, latents)
         task = F.cross_entropy(class_logits, self.label_classes(labels), reduction="none")
         lacking = perception.lacking
         alpha_bar = self._scheduler.alphas_cumprod.to(task)[timesteps]
-        trust = torch.where(lacking, auxiliary_weights(alpha_bar, config.aux_weight), torch.ones_like(task))
+        trust = torch.where(is_estimated, auxiliary_weights(alpha_bar, config.aux_weight), torch.ones_like(task))
         terms = {
             "noise": mean([found.noise_loss for found, _ in outputs]),
             "plan": estimated([found.plan_loss for found, _ in outputs]),
