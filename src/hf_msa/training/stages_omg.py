@@ -228,8 +228,9 @@ def prepare_texts(context: RunContext, model: OmgForSentimentAnalysis) -> None:
     """Compute the states of all complete texts once, and how they and the lengths of all modalities are distributed."""
     for split in ("train", "validation"):
         file = _states_file(context, split)
-        if not file.is_file():
+        if PartialState().is_main_process and not file.is_file():
             compute_text_states(model, context.rows[split], context.complete_collator(split), file)
+    PartialState().wait_for_everyone()
     total = torch.zeros(2, len(model.text_mean), dtype=torch.float64)
     count, rows = 0, context.rows["train"]
     states = TextStates(_states_file(context, "train"))
@@ -261,14 +262,14 @@ def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
     with expert_errors():
         if model.config.planner == "mllm" and model.config.planner_lora:
             adapt_planner(context, model)
-        if file.is_file():
-            model.planner_values = json.loads(file.read_text(encoding="utf-8"))
-            model.set_planner(None)
-        else:
-            model.set_planner(fit_planner(context, model))
-            if PartialState().is_main_process:
-                write_json(file, planner_to_dict(model.planner(context.processor)))
-            PartialState().wait_for_everyone()
+        if PartialState().is_main_process and not file.is_file():
+            planner = fit_planner(context, model)
+            # What was found goes first, so that a run that is taken up again here finds the same.
+            cast(PlanCache, planner.store).flush()
+            write_json(file, planner_to_dict(planner))
+        PartialState().wait_for_everyone()
+        model.planner_values = json.loads(file.read_text(encoding="utf-8"))
+        model.set_planner(None)
         model.planner(context.processor).store = plan_cache(context)
 
 
@@ -359,6 +360,8 @@ def make_plans(context: RunContext, model: OmgForSentimentAnalysis, planned: dic
             else:
                 wanted = everything
             rows.fill(wanted, split)
+    # Other processes, and a run that is taken up again, are to find the same.
+    cast(PlanCache, model.planner(context.processor).store).flush()
     return {"planner": model.planner(context.processor).name, "patterns": ["+".join(names) for names in everything]}
 
 
