@@ -1,5 +1,6 @@
 """Configuration of OMG-Agent."""
 
+import math
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -241,6 +242,14 @@ class OmgConfig(MsaConfig):
             raise ValueError(
                 f"num_inference_steps is {self.num_inference_steps}, but the noise schedule has only "
                 f"{self.num_train_timesteps} steps; take at most so many."
+            )
+        # The samplers of diffusers round their time steps to one too many then, the last of them below 0.
+        if math.ceil(self.num_train_timesteps / (self.num_train_timesteps / self.num_inference_steps)) > (
+            self.num_inference_steps
+        ):
+            raise ValueError(
+                f"The samplers cannot take {self.num_inference_steps} of {self.num_train_timesteps} steps at equal "
+                "distances; set num_inference_steps to one more or less."
             )
         if self.typical_lengths is not None and not set(self.typical_lengths) <= set(MODALITIES):
             raise ValueError(f"typical_lengths names {', '.join(self.typical_lengths)}; give {', '.join(MODALITIES)}.")
