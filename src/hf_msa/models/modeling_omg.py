@@ -463,7 +463,8 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
                 list(texts[begin : begin + _TEXTS_AT_ONCE]),
                 padding=True,
                 truncation=True,
-                max_length=self.config.text_config.max_position_embeddings,
+                # Some encoders count their positions from beyond 0: the tokenizer knows how many are left.
+                max_length=min(tokenizer.model_max_length, self.config.text_config.max_position_embeddings),
                 return_tensors="pt",
                 return_token_type_ids=False,
             ).to(self.device)
