@@ -33,6 +33,12 @@ PUBLISHED = (
     "generation_config.json",
     "adapter_config.json",
     "verbalizer.json",
+    "planner.json",
+    "knowledge_base.json",
+    "keys.faiss",
+    "*.arrow",
+    "state.json",
+    "dataset_info.json",
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",
@@ -47,7 +53,7 @@ PUBLISHED = (
     "*.py",
 )
 # Those of them that may name a further model, such as the one that an adapter is for.
-NAMING_MODELS = ("config.json", "adapter_config.json")
+NAMING_MODELS = ("config.json", "adapter_config.json", "planner.json")
 PRIVATE_FOLDERS = ("stages", "checkpoint-*", "logs", "runs", "__pycache__", ".*")
 NEEDED = (RUN_FILE, "config.json", "*.safetensors", "processor_config.json")
 
