@@ -303,18 +303,17 @@ class CompleteObservations(Sequence[Observation]):
 def fit_planner(context: RunContext, model: OmgForSentimentAnalysis) -> Planner:
     """Fit the planner that the configuration names to the training split."""
     observations = CompleteObservations(model, context.rows["train"], context.processor)
-    settings = model.planner_settings()
+    settings, store = model.planner_settings(), plan_cache(context)
     verbalizer = fit_verbalizer(context) if model.config.use_verbalizer and len(model.config.modalities) > 1 else None
     planner: Planner
     if model.config.planner == "light":
         encode = functools.partial(model.embed_texts, context.processor.tokenizer)
         labels = context.rows["train"].labels.tolist()
         planner = LightPlanner.fit(
-            observations, labels, encode, settings, verbalizer, label_range=model.config.label_range
+            observations, labels, encode, settings, verbalizer, label_range=model.config.label_range, store=store
         )
     else:
-        planner = MllmPlanner(model.load_mllm(), settings, verbalizer)
-    planner.store = plan_cache(context)
+        planner = MllmPlanner(model.load_mllm(), settings, verbalizer, store=store)
     fit_centering(planner, observations, context.seed)
     return planner
 
