@@ -13,6 +13,13 @@ from hf_msa.data.missing import FixedPattern
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.analysis import run_tool
+from hf_msa.evaluation.analysis.evidence import (
+    class_shares,
+    entry_labels,
+    evidence_columns,
+    nearest_by_content,
+    share_summary,
+)
 from hf_msa.evaluation.analysis.executing import BATCH_SIZE, incomplete_patterns, load_omg, pooled
 from hf_msa.evaluation.analysis.imputation import (
     Imputations,
@@ -204,3 +211,105 @@ def test_rows_that_lack_a_modality_are_no_truth(loaded):
     ]
     with pytest.raises(MsaError, match="has all of text, audio, vision"):
         complete_rows(model, processor, Lacking(rows, set(range(len(rows)))))
+
+
+# --- evidence ---
+
+
+def test_shares_of_a_class_by_hand():
+    same = torch.tensor([[True, False, True, False], [False, False, True, True]])
+    rows, weights = torch.tensor([[0, 1, 2], [3, 0, -1]]), torch.tensor([[0.5, 0.3, 0.2], [0.25, 0.75, 0.0]])
+    found = class_shares(same, rows, weights)
+    torch.testing.assert_close(found["weight"], torch.tensor([0.7, 0.25]))
+    # An empty place is no entry: one of two, not of three.
+    torch.testing.assert_close(found["entries"], torch.tensor([2 / 3, 0.5]))
+
+
+def test_nearest_by_content_by_hand():
+    entries = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.6, 0.8], [-1.0, 0.0]])
+    observed = torch.tensor([[3.0, 0.0], [3.0, 0.0]])
+    rows, weights = nearest_by_content(observed, entries, torch.tensor([-1, 0]), 2, 0.2)
+    # Cosines 1, 0, 0.6, -1; the second sample is the first entry.
+    assert rows.tolist() == [[0, 2], [2, 1]]
+    first, second = 1 / (1 + math.exp(-0.4 / 0.2)), 1 / (1 + math.exp(-0.6 / 0.2))
+    torch.testing.assert_close(weights, torch.tensor([[first, 1 - first], [second, 1 - second]]))
+    rows, weights = nearest_by_content(observed[1:], entries[:2], torch.tensor([0]), 5, 0.2)
+    assert rows.tolist() == [[1, -1]] and weights.tolist() == [[1.0, 0.0]]
+
+
+def test_differences_of_shares_are_paired():
+    own, other = np.array([[0.9, 0.1, 0.5]]), np.array([[0.8, 0.0, 0.4]])
+    columns = {
+        ("sign", source, measure): other for source in ("content-only", "chance") for measure in ("weight", "entries")
+    }
+    columns |= {("sign", "retrieved", measure): own for measure in ("weight", "entries")}
+    (row,) = share_summary({"text": columns}, "sign")
+    assert row["weight - chance"] == "0.100 [0.100, 0.100]" and row["weight"].startswith("0.500 [")
+
+
+def test_entries_without_a_label(loaded):
+    model, _, rows = loaded
+    with pytest.raises(MsaError, match="is no row of the training split"):
+        entry_labels(model.knowledge_base, rows)
+
+
+def test_evidence_of_a_run(data, trained, loaded, tmp_path):
+    paths = run_tool("evidence", [trained], data=data, output=str(tmp_path))
+    assert {path.name for path in paths} == {f"evidence.{kind}" for kind in ("csv", "md", "png", "svg")}
+    table = {(row["observed"], row["classes"]): row for row in read(tmp_path / "evidence.csv")}
+    assert len(table) == 7 * 2
+    model, processor, rows = loaded
+    (run,) = find_runs([trained], "omg")
+    train = load_split(data, "train", run)
+    labels = dict(zip(train.ids, train.labels, strict=True))
+    inputs, members = left(loaded, ("audio", "vision"), len(rows))
+    made = model.generate_missing(inputs, members, processor)
+    signs = [
+        [np.sign(labels[entry]) == np.sign(member["label"]) for entry in entries]
+        for member, entries in zip(members, made.evidence_ids, strict=True)
+    ]
+    row = table["audio+vision", "sign"]
+    assert float(row["retrieved, entries"]) == pytest.approx(np.mean(signs), rel=1e-4)
+    expected = (np.array(signs) * made.evidence.weights.numpy()).sum(axis=1).mean()
+    assert float(row["retrieved, weight"]) == pytest.approx(expected, rel=1e-4)
+    chance = np.mean([[np.sign(a) == np.sign(b) for b in train.labels] for a in rows.labels])
+    assert float(row["chance"]) == pytest.approx(chance, rel=1e-4)
+    means = [float(row["retrieved, weight"]) for (name, kind), row in table.items() if kind == "class"]
+    assert means[-1] == pytest.approx(np.mean(means[:-1]), rel=1e-4)
+
+
+def test_a_training_samples_own_entry_is_never_counted(data, trained, loaded):
+    """Alone in a knowledge base of itself and one other, each sample finds the other."""
+    model, processor, _ = loaded
+    (run,) = find_runs([trained], "omg")
+    train, whole = load_split(data, "train", run), model.knowledge_base
+    rows = [whole.ids.index(train.ids[index]) for index in (0, 1)]
+    entries = whole.candidates(np.array([rows]))
+    two = type(whole).build(
+        [whole.ids[row] for row in rows],
+        *(whole.numbers(name)[rows] for name in ("key", "plan", "observation")),
+        {name: values[0].numpy() for name, values in entries.values.items()},
+    )
+    model.knowledge_base = two
+    try:
+        labels = torch.tensor([-1.0, 1.0])
+        pair = Pair(train, labels)
+        shares, numbers = evidence_columns(model, processor, pair, labels, FixedPattern(available=("text",)))
+    finally:
+        model.knowledge_base = whole
+    assert all((values == 0).all() for values in shares.values())
+    np.testing.assert_allclose(numbers["effective entries"], 1.0)
+
+
+class Pair:
+    """The first two rows, with other labels."""
+
+    def __init__(self, rows, labels):
+        self._rows, self._labels = rows, labels
+        self.split, self.ids = rows.split, rows.ids[:2]
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return {**self._rows[index], "label": float(self._labels[index])}

@@ -17,6 +17,7 @@ from .confidence import analyze_confidence
 from .consistency import analyze_consistency_gap
 from .curves import analyze_curves
 from .error_parts import analyze_error_parts
+from .evidence import analyze_evidence
 from .gradients import analyze_gradients
 from .imputation import analyze_imputation
 from .prompts import analyze_prompts
@@ -104,6 +105,9 @@ TOOLS: dict[str, Tool] = {
     ),
     "routes": Tool(analyze_routes, "counts, seconds, calls and errors per route", "uacs"),
     "cases": Tool(analyze_cases, "a few samples of each route with all their numbers", "uacs"),
+    "evidence": Tool(
+        analyze_evidence, "share of the retrieved evidence with the sample's sentiment, beside chance", "omg"
+    ),
     "imputation": Tool(
         analyze_imputation, "error of what is generated, beside the mean, the evidence and the truth", "omg"
     ),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FixedPattern, MissingProtocol, apply_missing
 from hf_msa.data.rows import MsaRows
+from hf_msa.data.schema import ID
 from hf_msa.errors import MsaError, reason
 from hf_msa.evaluation.metrics import family_metrics
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
@@ -20,6 +22,7 @@ from hf_msa.evaluation.sweep import conditions
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_omg import Conditions, OmgForSentimentAnalysis, Perception
 from hf_msa.models.msa_schema import ATTENTION_MASK_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
+from hf_msa.models.omg_retriever import NO_ENTRY
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .runs import TrainedRun
@@ -108,7 +111,7 @@ def row_batches(
 
 
 def tell(model: OmgForSentimentAnalysis, processor: MsaProcessor, batch: RowBatch) -> Told:
-    """Plan and retrieve for an incomplete batch.
+    """Plan and retrieve for an incomplete batch; what the knowledge base has under the samples' own ids is left out.
 
     Raises:
         MsaError: If the model has no planner, or its language model is not to be had.
@@ -116,9 +119,21 @@ def tell(model: OmgForSentimentAnalysis, processor: MsaProcessor, batch: RowBatc
     with planner_errors():
         _, vectors = model.told(batch.inputs, batch.members, processor)
         perception = model.perceive(batch.inputs)
-        names = ("plan", "constraint", "observation")
-        told = model.conditions(perception, *(vectors.get(f"{name}_vectors") for name in names))
+        told = model.conditions(
+            perception,
+            vectors.get("plan_vectors"),
+            vectors.get("constraint_vectors"),
+            vectors.get("observation_vectors"),
+            own_entries(model, batch),
+        )
     return Told(perception, told, model.perceive(batch.complete))
+
+
+def own_entries(model: OmgForSentimentAnalysis, batch: RowBatch) -> Tensor:
+    """The samples' own rows in the knowledge base `(batch,)`, `NO_ENTRY` for those that it does not have."""
+    base, ids = model.knowledge_base, [str(member[ID]) for member in batch.members]
+    rows = np.full(len(ids), NO_ENTRY, dtype=np.int64) if base is None else base.rows_of(ids)
+    return torch.from_numpy(rows).to(model.device)
 
 
 @contextlib.contextmanager
