@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 # What belongs to a checkpoint. A list of what may go, not of what may not: a run's folder also collects predictions
-# and analyses, which hold words of data sets that must not be passed on.
+# and analyses, which hold words of data sets that must not be passed on. Names without a folder count in any.
 PUBLISHED = (
     "config.json",
     "*.safetensors",
@@ -34,11 +34,11 @@ PUBLISHED = (
     "adapter_config.json",
     "verbalizer.json",
     "planner.json",
-    "knowledge_base.json",
-    "keys.faiss",
-    "*.arrow",
-    "state.json",
-    "dataset_info.json",
+    "knowledge_base/knowledge_base.json",
+    "knowledge_base/keys.faiss",
+    "knowledge_base/*.arrow",
+    "knowledge_base/state.json",
+    "knowledge_base/dataset_info.json",
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",
@@ -163,7 +163,8 @@ def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         hidden = any(fnmatch.fnmatch(part, pattern) for part in relative.parts[:-1] for pattern in PRIVATE_FOLDERS)
-        if path.is_file() and not hidden and any(fnmatch.fnmatch(path.name, pattern) for pattern in PUBLISHED):
+        names = {True: relative.as_posix(), False: path.name}
+        if path.is_file() and not hidden and any(fnmatch.fnmatch(names["/" in kind], kind) for kind in PUBLISHED):
             contents[relative.as_posix()] = _without_paths(path) if path.name in NAMING_MODELS else path
     run = read_run(folder)
     contents[RUN_FILE] = _json_bytes(without_local_paths(run))
