@@ -62,9 +62,10 @@ def save_untrained(
     seed: int,
     ablation: str | None = None,
     train_rate: float | None = None,
+    assignments: Sequence[str] = (),
 ) -> None:
     """A checkpoint as training would leave it, but with the weights that it starts from."""
-    recipe = load_recipe(f"{method}/sample", ablation=ablation, train_rate=train_rate)
+    recipe = load_recipe(f"{method}/sample", ablation=ablation, train_rate=train_rate, assignments=assignments)
     context = prepare_run(recipe, str(corpus), folder, seed, {"use_cpu": True})
     context.new_model(METHODS[method].model_class).save_pretrained(folder)
     context.processor.save_pretrained(folder)
@@ -514,6 +515,15 @@ def test_a_transfer_to_features_of_another_width_is_refused(corpus: Path, runs: 
     ):
         evaluate_runs(str(runs), str(other), output=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+    # A model of language alone does not care.
+    save_untrained(
+        corpus, tmp_path / "words", "text", 1, assignments=["model.audio_dim=null", "model.vision_dim=null"]
+    )
+    home, away = (
+        evaluate_runs(str(tmp_path / "words"), str(data), protocol="complete", output=str(tmp_path / data.name))
+        for data in (corpus, other)
+    )
+    assert home.content["mean_over_rates"] == away.content["mean_over_rates"]
 
 
 # --- What the data must have ---
