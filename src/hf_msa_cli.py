@@ -134,6 +134,13 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", action="store_true", default=None, help="put utterances into the summary, too")
     parser.add_argument("--steps", type=int, help="batches of the gradient probe")
     parser.add_argument(
+        "--vary",
+        nargs="+",
+        metavar="FIELD=VALUE,VALUE",
+        help="values of configuration fields to try, e.g. top_k=1,5,10,20,50; several fields give the grid",
+    )
+    parser.add_argument("--batch-size", type=int, help="rows per batch (default: the tool's own)")
+    parser.add_argument(
         "--validation",
         nargs="+",
         help="results of the same runs on the validation split, in the same order: thresholds come from there",
@@ -151,8 +158,34 @@ def _predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vision", help="vision features (frames x width): .npy or .csv")
 
 
+def _impute(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run (one seed), a saved model or a Hub name, of a method that generates: omg")
+    parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
+    parser.add_argument("--output", required=True, help="folder to write the completed data set to")
+    parser.add_argument("--splits", nargs="+", help="splits to complete (default: all)")
+    parser.add_argument(
+        "--protocol",
+        help="drop whole modalities first, for studies: modality, fixed or pattern (default: complete what is absent)",
+    )
+    parser.add_argument("--rate", type=float, help="missing rate of the protocol modality")
+    parser.add_argument("--available", nargs="+", help="modalities that the protocol fixed leaves")
+    parser.add_argument("--seed", type=int, help="seed of the masks (default: 1111)")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: 64)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
+    _media(parser)
+
+
 def _kb(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    help_text = "encode the complete rows of a data set into a knowledge base for a trained model"
+    build = actions.add_parser("build", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    build.add_argument("model", help="a run of omg (one seed), a saved model or a Hub name")
+    build.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
+    build.add_argument("--output", required=True, help="folder to write the knowledge base to")
+    build.add_argument("--split", default="train", help="train, validation or test (default: train)")
+    build.add_argument("--factory", help="FAISS factory string of the index, e.g. HNSW32 (default: the model's own)")
+    build.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: 64)")
+    _media(build)
     help_text = "say what a knowledge base holds, and what lies nearest to an entry"
     inspect = actions.add_parser("inspect", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     inspect.add_argument("folder", help="a knowledge base, or a run that has one (one seed or all of them)")
@@ -180,7 +213,8 @@ _COMMANDS = {
     "compare": (_compare, "put results side by side, with paired tests, and beside the papers'"),
     "analyze": (_analyze, "look into a trained model with its paper's analysis tools"),
     "predict": (_predict, "score one utterance"),
-    "kb": (_kb, "look into the knowledge base of OMG-Agent"),
+    "impute": (_impute, "write a data set with the features that samples lack generated"),
+    "kb": (_kb, "build knowledge bases of OMG-Agent, and look into them"),
     "push": (_push, "upload a run to the Hub and check what arrived"),
 }
 

@@ -29,6 +29,7 @@ LEVELS = {
     "evaluation": 3,
     "training": 4,
     "hub": 5,
+    "imputation": 6,
     "pipelines": 6,
     "cli": 7,
 }

@@ -231,7 +231,28 @@ def _predict(arguments: argparse.Namespace, rest: list[str]) -> None:
         print(f"{name}: {value}")
 
 
+def _impute(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rich.console import Console
+
+    from .imputation import impute
+
+    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "version")}
+    Console().print(impute(**options))
+    print(f"Completed data set: {arguments.output}")
+
+
 def _kb(arguments: argparse.Namespace, rest: list[str]) -> None:
+    {"build": _build_kb, "inspect": _inspect_kb}[arguments.action](arguments)
+
+
+def _build_kb(arguments: argparse.Namespace) -> None:
+    from .training.omg_entries import build_knowledge_base
+
+    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "version", "action")}
+    _describe(build_knowledge_base(**options), Path(arguments.output))
+
+
+def _inspect_kb(arguments: argparse.Namespace) -> None:
     from .models.omg_knowledge_base import KnowledgeBase
 
     if arguments.neighbours < 1:
@@ -328,6 +349,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
     "compare": _compare,
     "analyze": _analyze,
     "predict": _predict,
+    "impute": _impute,
     "kb": _kb,
     "push": _push,
 }

@@ -1,0 +1,345 @@
+"""Completing a data set: what samples lack of sound and pictures is generated, and is marked so beside what they have.
+
+Needs a model with `generate_missing`, as OMG-Agent is. Missing text is generated as states of a text encoder, which nothing
+turns back into words: the transcript stays empty.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._version import __version__
+from .data.collator import MsaCollator
+from .data.loading import dataset_facts, load_msa
+from .data.media import MediaFolder
+from .data.missing import CompleteProtocol, MissingProtocol, protocol_from_dict
+from .data.prepare import check_output, write_dataset
+from .data.rows import MsaRows
+from .data.schema import ANNOTATION, PRESENCE, TEXT, DatasetFacts, msa_features
+from .data.validation import ValidationReport
+from .errors import MsaError
+from .evaluation.sweep import check_media_use, check_widths, find_model, load_checkpoint, load_split, own_fields
+from .files import write_json
+from .models.auto import METHODS
+from .models.modeling_msa import MsaPreTrainedModel
+from .models.modeling_omg import GeneratedBatch
+from .models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
+from .models.omg_retriever import NO_ENTRY
+from .models.processing_msa import MsaProcessor
+from .training.experts import expert_errors
+
+IMPUTATION_FILE = "imputation.json"
+GENERATED = {modality: f"{modality}_generated" for modality in FEATURE_MODALITIES}
+"""Modality name -> the boolean column that is True where the features were generated."""
+PLAN = "plan"
+EVIDENCE = "evidence"
+
+_WHOLE_PROTOCOLS = ("modality", "fixed", "pattern")
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A model that generates what samples lack."""
+
+    def generate_missing(
+        self,
+        inputs: Mapping[str, Tensor],
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        processor: Any = None,
+        own_ids: Sequence[str] | None = None,
+    ) -> GeneratedBatch:
+        """See `OmgForSentimentAnalysis.generate_missing`."""
+
+
+def impute(
+    model: str,
+    data: str,
+    output: str,
+    *,
+    splits: Sequence[str] | None = None,
+    protocol: str | None = None,
+    rate: float | None = None,
+    available: Sequence[str] | None = None,
+    seed: int | None = None,
+    batch_size: int = 64,
+    media: str | None = None,
+    overwrite: bool = False,
+) -> ValidationReport:
+    """Write a data set anew in which audio and vision features that samples lack are generated.
+
+    The new one has the columns of `msa_features`, with `<modality>_present` true where features were generated, and beside
+    them `<modality>_generated`, the `plan` and the ids and weights of the `evidence` that it was generated from. Generated
+    features are in the data's own units. Samples are streamed; the folder gets its name when everything is in it.
+
+    Args:
+        model: A run folder (of one seed), a saved model or a Hub name.
+        data: Folder or Hub name of a prepared data set. It may lack a modality that the model reads; all samples get it.
+        output: The folder to write.
+        splits: Which splits to complete; default: all.
+        protocol: Drop whole modalities first, and generate them, for studies: ``"modality"`` (with `rate`), ``"fixed"``
+            (with `available`) or ``"pattern"``. A transcript that is dropped is empty afterwards. None drops nothing.
+        rate: Missing rate.
+        available: Modalities that stay.
+        seed: Of the masks.
+        batch_size: Samples that are completed together.
+        media: Folder with the clips' recordings, see `MediaFolder`; for a language model that plans.
+        overwrite: Whether an existing folder may be replaced, which happens only once the new one is complete.
+
+    Returns:
+        What was found in the new data set; its notes count what was generated.
+
+    Raises:
+        MsaError: If model, data or an option will not do, or the output exists; `output` is then as it was.
+    """
+    check_output(Path(output), overwrite)
+    if Path(output).resolve() == Path(data).resolve():
+        raise MsaError(f"{output} is the data that is to be completed; give another --output.")
+    if batch_size < 1:
+        raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
+    dropping = _protocol(protocol, rate, available, seed)
+    recordings = None if media is None else MediaFolder(Path(media))
+    facts = dataset_facts(data)
+    name = find_model(model)
+    network, processor = load_checkpoint(name)
+    if not isinstance(network, Generator):
+        able = [method.name for method in METHODS.values() if issubclass(method.model_class, Generator)]
+        raise MsaError(
+            f"{model!r} is a model of the method {_method(network)!r}, which generates no features; give one of "
+            f"{', '.join(able)}."
+        )
+    rows = {}
+    for split in load_msa(data) if splits is None else dict.fromkeys(splits):
+        dataset = load_split(data, split)
+        if any(column in dataset.column_names for column in GENERATED.values()):
+            raise MsaError(f"{data!r} was itself made by imputation; give the data that it was made from.")
+        rows[split] = part = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)
+        check_widths(network, part, name, may_lack=True)
+        if recordings is not None:
+            check_media_use(network.config, name)
+            recordings.check((part[index] for index in range(len(part))), split)
+            network.media = recordings.load
+    source = _Completed(network, processor, rows, facts, dropping, batch_size)
+    about = {
+        "model": Path(name).name if Path(name).is_dir() else name,
+        "method": _method(network),
+        **_identity(name, network),
+        "protocol": None if dropping is None else dropping.to_dict(),
+        "dataset": facts.name,
+        "hf_msa": __version__,
+        "config": own_fields(network.config),
+    }
+
+    def add(folder: Path) -> None:
+        write_json(folder / IMPUTATION_FILE, {**about, "generated": source.counts()})
+        card = folder / "README.md"
+        card.write_text(card.read_text(encoding="utf-8") + "\n" + _card(about), encoding="utf-8")
+
+    new = dataclasses.replace(facts, name=f"{facts.name}_imputed")
+    return write_dataset(source, new, output, overwrite=overwrite, extra=add)
+
+
+def _protocol(
+    name: str | None, rate: float | None, available: Sequence[str] | None, seed: int | None
+) -> MissingProtocol | None:
+    fields = {"rate": rate, "available": available, "seed": seed}
+    given = {field: value for field, value in fields.items() if value is not None}
+    if name is None:
+        if given:
+            raise MsaError(
+                f"--{next(iter(given))} belongs to a --protocol; give --protocol modality, fixed or pattern."
+            )
+        return None
+    if name not in _WHOLE_PROTOCOLS:
+        raise MsaError(
+            f"--protocol is {name!r}; give modality, fixed or pattern, which drop whole modalities, or leave it out to "
+            "complete what the data lacks."
+        )
+    return protocol_from_dict({"name": name, **given})
+
+
+def _method(network: MsaPreTrainedModel) -> str:
+    return network.config.model_type.removeprefix("hf_msa_")
+
+
+def _identity(name: str, network: MsaPreTrainedModel) -> dict[str, str]:
+    """The commit of a model on the Hub; a hash of the weights of one in a folder."""
+    if not Path(name).is_dir():
+        return {"revision": str(network.config._commit_hash)}
+    digest = hashlib.sha256()
+    for file in sorted(Path(name).glob("*.safetensors")):
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return {"weights_sha256": digest.hexdigest()}
+
+
+class _Completed:
+    """The completed rows as a `RowSource`, which data set builders read."""
+
+    aligned = False
+
+    def __init__(
+        self,
+        network: MsaPreTrainedModel,
+        processor: MsaProcessor,
+        rows: Mapping[str, MsaRows],
+        facts: DatasetFacts,
+        protocol: MissingProtocol | None,
+        batch_size: int,
+    ) -> None:
+        self._network = network
+        self._processor = processor
+        self._rows = rows
+        self._protocol = protocol or CompleteProtocol()
+        self._batch_size = batch_size
+        self._generated = {split: Counter[str]() for split in rows}
+        self.notes: list[str] = []
+        self.description = f"{facts.source}, completed by {_method(network)}"
+        self.splits = list(rows)
+        first = next(iter(rows.values()))
+        example = first[0]
+        self._read = network.config.modalities[1:]
+        widths = {name: getattr(network.config, f"{name}_dim") for name in self._read}
+        widths |= {name: example[name].shape[1] for name in first.lengths if name != TEXT}
+        self.widths: dict[str, int] = {name: widths[name] for name in FEATURE_MODALITIES if name in widths}
+        names = {"audio": facts.audio_features, "vision": facts.vision_features}
+        self.feature_names = {name: known for name, known in names.items() if known is not None}
+        self._schema = msa_features(
+            self.widths.get("audio"),
+            self.widths.get("vision"),
+            unimodal_labels=all(column in example for column in UNIMODAL_LABEL_KEYS.values()),
+            annotation=ANNOTATION in example,
+            presence=True,
+        )
+        text, number, flag = (datasets.Value(kind) for kind in ("string", "float32", "bool"))
+        self.features = datasets.Features(
+            {
+                **self._schema,
+                **{GENERATED[name]: flag for name in self.widths},
+                PLAN: {"entity": text, "action": text, "sentiment": text, "is_fallback": flag},
+                EVIDENCE: datasets.List({"id": text, "weight": number}),
+            }
+        )
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Per split its samples, and of how many each modality was generated, as far as rows were asked for."""
+        return {
+            split: {"samples": len(rows), **{name: self._generated[split][name] for name in self.widths}}
+            for split, rows in self._rows.items()
+        }
+
+    def count(self, split: str) -> int:
+        """Return the number of samples of a split."""
+        return len(self._rows[split])
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a split."""
+        rows = self._rows[split]
+        collator = MsaCollator(self._processor, self._protocol.bind(rows.ids), split=split)
+        for start in range(0, len(rows), self._batch_size):
+            members = [rows[index] for index in range(start, min(start + self._batch_size, len(rows)))]
+            masks = collator.masks(members).masks
+            lacking = [
+                [
+                    name
+                    for name in (TEXT, *self.widths)
+                    if not _is_there(member, name) or (name in masks and masks[name][place].any())
+                ]
+                for place, member in enumerate(members)
+            ]
+            wanted = [place for place, names in enumerate(lacking) if set(names) & set(self._read)]
+            made = self._generate([members[place] for place in wanted], collator) if wanted else []
+            found = dict(zip(wanted, made, strict=True))
+            for place, member in enumerate(members):
+                row = self._row(member, lacking[place], found.get(place, {}))
+                self._generated[split].update(name for name in self.widths if row[GENERATED[name]])
+                yield row
+        self.notes += [
+            f"{name} was generated in {self._generated[split][name]} of {len(rows)} samples of {split!r}."
+            for name in self.widths
+        ]
+
+    def _row(self, member: Mapping[str, Any], lacking: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
+        row = {column: member[column] for column in self._schema if column in member}
+        for name in self.widths:
+            is_generated = name in lacking and name in made
+            row[PRESENCE[name]] = is_generated or name not in lacking
+            row[GENERATED[name]] = is_generated
+            if is_generated:
+                row[name] = made[name]
+            elif name in lacking:
+                row[name] = np.zeros((1, self.widths[name]), np.float32)
+        if TEXT in lacking:
+            row[TEXT] = ""
+        return {**row, PLAN: made.get(PLAN), EVIDENCE: made.get(EVIDENCE, [])}
+
+    def _generate(self, members: Sequence[Mapping[str, Any]], collator: MsaCollator) -> list[dict[str, Any]]:
+        """Features of what each sample lacks, in the data's units, with plan and evidence."""
+        assert isinstance(self._network, Generator)
+        batch = {key: value.to(self._network.device) for key, value in collator(members).items()}
+        with expert_errors(), torch.inference_mode():
+            made = self._network.generate_missing(
+                batch, members, self._processor, own_ids=[member["id"] for member in members]
+            )
+        found = []
+        for place in range(len(members)):
+            entry: dict[str, Any] = {}
+            for name in self._read:
+                mask = made.masks[name][place]
+                if mask.any():
+                    entry[name] = self._in_data_units(name, made.values[name][place][mask].float().cpu().numpy())
+            if made.plans is not None:
+                choice = made.plans[place]
+                entry[PLAN] = {**choice.plan.to_dict(), "is_fallback": choice.is_fallback}
+            if made.evidence is not None:
+                weights, rows = made.evidence.weights[place].tolist(), made.evidence.entries[place].tolist()
+                real = [weight for weight, row in zip(weights, rows, strict=True) if row != NO_ENTRY]
+                ids = made.evidence_ids[place]
+                entry[EVIDENCE] = [{"id": name, "weight": weight} for name, weight in zip(ids, real, strict=True)]
+            found.append(entry)
+        return found
+
+    def _in_data_units(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Undo what the processor does to features."""
+        extractor = self._processor.feature_extractor
+        mean, std = getattr(extractor, f"{name}_mean"), getattr(extractor, f"{name}_std")
+        if mean is None or std is None:
+            return values
+        return values * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+
+
+def _is_there(row: Mapping[str, Any], name: str) -> bool:
+    if name == TEXT:
+        return bool(str(row[TEXT]).strip())
+    return row.get(name) is not None and bool(row.get(PRESENCE[name], True))
+
+
+def _card(about: Mapping[str, Any]) -> str:
+    hashed = (
+        f"revision `{about['revision']}`" if "revision" in about else f"weights sha256 `{about['weights_sha256']}`"
+    )
+    dropped = (
+        "Nothing was dropped before: what is generated is what the data lacked."
+        if about["protocol"] is None
+        else f"Before that, whole modalities were dropped by the protocol `{json.dumps(about['protocol'])}`."
+    )
+    return f"""## What is generated
+
+Features that samples lacked were generated by the model `{about["model"]}` ({METHODS[about["method"]].title}; {hashed}).
+They are a plausible guess under what was observed, no recording of what was said or shown, and results on them have to say
+so. {dropped} `{IMPUTATION_FILE}` has the counts and the model's whole configuration, seeds included.
+
+- `audio_generated`, `vision_generated`: whether the features are generated; `audio_present`, `vision_present` are true then
+- `plan`: what the planner took the sample to express; empty where nothing was generated
+- `evidence`: ids and weights of the samples that were retrieved, best first
+- `text`: a missing transcript is empty, as what is generated of text are states of a text encoder
+"""
