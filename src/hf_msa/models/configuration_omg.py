@@ -86,6 +86,9 @@ class OmgConfig(MsaConfig):
         plan_loss_weight, evidence_loss_weight, task_loss_weight (`float`): Of L_plan, L_evi (eq. 15) and L_task (eq. 18;
             appendix A: 0.1 each).
         alignment_loss_weight (`float`): Of C_evi (eq. 9), which section 3.4 says is minimised, though eq. 15 leaves it out.
+        noise_weight: The first term of eq. 15 counts by `"inverse_alpha_bar"` of the sample's time step, so that errors of the
+            estimate of z_0 count alike at all steps (ours), or all alike (`"none"`, to the letter): late steps, where nothing
+            but the conditions tells samples apart, then hardly count, and what is generated may leave the range.
         refit_classifier (`bool`): Train the classifier once more when the executor is finished, on what that generates
             (ours): the one-step estimates of training are made of the true latents, so a classifier that has seen nothing
             else trusts generated ones too much.
@@ -121,6 +124,7 @@ class OmgConfig(MsaConfig):
         "single_stream": {"injection": "single_stream"},
         "content_only_retrieval": {"retrieval_query": "content"},
         "random_plan_retrieval": {"retrieval_query": "random_plan"},
+        "noise_weight_none": {"noise_weight": "none"},
         "wo_refit": {"refit_classifier": False},
         "wo_alignment_loss": {"alignment_loss_weight": 0.0},
         "wo_lora": {"planner_lora": False},
@@ -177,6 +181,7 @@ class OmgConfig(MsaConfig):
     evidence_loss_weight: float | int = 0.1
     task_loss_weight: float | int = 0.1
     alignment_loss_weight: float | int = 0.1
+    noise_weight: Literal["inverse_alpha_bar", "none"] = "inverse_alpha_bar"
     refit_classifier: bool = True
     aux_weight: Literal["alpha_bar", "none"] = "alpha_bar"
     typical_lengths: dict[str, int] | None = None

@@ -937,6 +937,12 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         }
         return torch.tensor([seed % steps for seed in seeds], device=device), noises
 
+    def _noise_loss(self, found: ExecutorOutput) -> Tensor:
+        """First term of eq. 15 per sample, with the weight that the configuration gives it."""
+        if self.config.noise_weight == "none":
+            return found.noise_loss
+        return found.noise_loss / found.alpha_bar
+
     def _learn_to_generate(
         self, perception: Perception, conditions: Conditions, whole: Perception, labels: Tensor
     ) -> OmgOutput:
@@ -990,7 +996,7 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         alpha_bar = self._scheduler.alphas_cumprod.to(task)[timesteps]
         trust = torch.where(is_estimated, auxiliary_weights(alpha_bar, config.aux_weight), torch.ones_like(task))
         terms = {
-            "noise": mean([found.noise_loss for found, _ in outputs]),
+            "noise": mean([self._noise_loss(found) for found, _ in outputs]),
             "plan": estimated([found.plan_loss for found, _ in outputs]),
             "evidence": estimated([found.evidence_loss for found, _ in outputs]),
             "task": (task * trust).mean(),
