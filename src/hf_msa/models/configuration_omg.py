@@ -86,9 +86,9 @@ class OmgConfig(MsaConfig):
         plan_loss_weight, evidence_loss_weight, task_loss_weight (`float`): Of L_plan, L_evi (eq. 15) and L_task (eq. 18;
             appendix A: 0.1 each).
         alignment_loss_weight (`float`): Of C_evi (eq. 9), which section 3.4 says is minimised, though eq. 15 leaves it out.
-        noise_weight: The first term of eq. 15 counts by `"inverse_alpha_bar"` of the sample's time step, so that errors of the
-            estimate of z_0 count alike at all steps (ours), or all alike (`"none"`, to the letter): late steps, where nothing
-            but the conditions tells samples apart, then hardly count, and what is generated may leave the range.
+        noise_weight: The first term of eq. 15 counts by `"inverse_alpha_bar"` of the sample's time step, so that errors of
+            the layers count alike at all steps (ours), or all alike (`"none"`, to the letter): late steps, where nothing but
+            the conditions tells samples apart, then hardly count, and what is generated may leave the range.
         refit_classifier (`bool`): Train the classifier once more when the executor is finished, on what that generates
             (ours): the one-step estimates of training are made of the true latents, so a classifier that has seen nothing
             else trusts generated ones too much.
