@@ -215,6 +215,10 @@ def test_missing_text_encoder_is_one_sentence(tiny_corpus: Path, tmp_path: Path)
         prepare_run(recipe, str(tiny_corpus), tmp_path / "run", 1, {})
 
 
+def test_seeds_lie_in_one_folder_of_runs(trained: RunContext) -> None:
+    assert trained.runs_folder == trained.folder.parent
+
+
 def test_gradient_accumulation_gives_the_larger_batch_s_loss(tiny_corpus: Path, tmp_path: Path) -> None:
     histories = []
     for size, steps in ((8, 1), (4, 2)):
@@ -323,6 +327,7 @@ def test_a_run_at_another_rate_takes_over_what_no_rate_has_a_part_in(
         made, taken = (context.stage_folder(stage) / "model" / "model.safetensors" for context in (first, other))
         assert made.read_bytes() == taken.read_bytes()
     facts = json.loads((other.folder / "run.json").read_text(encoding="utf-8"))
+    assert other.runs_folder == first.runs_folder == tmp_path
     assert facts["train_rate"] == 0.7 and [stage["name"] for stage in facts["stages"]] == [
         "polarity",
         "regressor",

@@ -207,8 +207,9 @@ class Predictions:
 
 def _class_columns(columns: Sequence[str]) -> tuple[str, ...]:
     """The columns of class logits that a table has, in the order of the classes; none for models without them."""
-    # Three of the seven words are those of the three classes.
-    return next((names for names in (SCALE_COLUMNS, CLASS_COLUMNS) if set(names) <= set(columns)), ())
+    # Classes of other numbers have some names in common with these.
+    found = {name for name in columns if name.startswith("class_logits_")}
+    return next((names for names in (SCALE_COLUMNS, CLASS_COLUMNS) if set(names) == found), ())
 
 
 def _encode(table: "pa.Table", column: str) -> tuple[list[Any], NDArray[np.int64]]:

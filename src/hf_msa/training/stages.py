@@ -28,7 +28,7 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.evaluation.metrics import family_metrics
-from hf_msa.evaluation.sweep import check_media_use, load_split, own_fields
+from hf_msa.evaluation.sweep import RATE_FOLDER, check_media_use, load_split, own_fields
 from hf_msa.files import atomic_directory, write_json
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
@@ -124,6 +124,12 @@ class RunContext:
                 f"No {model_class.__name__} can be built around the text encoder {self.text_model!r}: {reason(error)}."
             ) from error
         return model
+
+    @property
+    def runs_folder(self) -> Path:
+        """The folder of all runs of the command: of all seeds, and of all training rates where there are several."""
+        above = self.folder.parent
+        return above.parent if above.name.startswith(RATE_FOLDER) else above
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints, its model and its mark of completion."""

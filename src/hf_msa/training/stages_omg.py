@@ -274,8 +274,8 @@ def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
 
 
 def plan_cache(context: RunContext) -> PlanCache:
-    """What the planner has said is kept for all seeds and ablations in one folder of runs."""
-    return PlanCache(context.folder.parent / PLANS_FOLDER)
+    """What the planner has said is kept for all seeds, ablations and training rates in one folder of runs."""
+    return PlanCache(context.runs_folder / PLANS_FOLDER)
 
 
 class CompleteObservations(Sequence[Observation]):
