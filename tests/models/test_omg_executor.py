@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_msa.models.omg_executor import (
     INJECTIONS,
+    SCHEDULERS,
     Denoiser,
     EvidenceAlignment,
     ExecutorOutput,
@@ -472,16 +473,17 @@ class TestModalityExecutor:
         executor.freeze_pretrained()
         return executor
 
-    def step(self, executor: ModalityExecutor, mask: Tensor | None = None) -> ExecutorOutput:
+    def step(self, executor: ModalityExecutor, mask: Tensor | None = None, scheduler: str = "ddpm") -> ExecutorOutput:
         batch = inputs()
         clean = batch.pop("noisy")
         out: ExecutorOutput = executor(
-            clean, noise=normal(2, 5, LATENT, seed=8), scheduler=build_scheduler(), mask=mask, **batch
+            clean, noise=normal(2, 5, LATENT, seed=8), scheduler=build_scheduler(scheduler), mask=mask, **batch
         )
         return out
 
-    def test_shapes_and_the_time_step_of_each_sample(self) -> None:
-        out = self.step(self.executor())
+    @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+    def test_shapes_and_the_time_step_of_each_sample_whatever_the_sampler(self, scheduler: str) -> None:
+        out = self.step(self.executor(), scheduler=scheduler)
         assert out.values.shape == (2, 10, 5) and out.estimate.shape == (2, 5, LATENT)
         assert out.noise_loss.shape == out.plan_loss.shape == out.evidence_loss.shape == (2,)
         torch.testing.assert_close(out.alpha_bar, build_scheduler().alphas_cumprod[torch.tensor([7, 107])])

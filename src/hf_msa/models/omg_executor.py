@@ -828,7 +828,9 @@ class ModalityExecutor(nn.Module):
         check_scheduler(scheduler)
         coarse = None if mask is None else LatentVae.latent_mask(mask)
         alpha_bar = scheduler.alphas_cumprod.to(latents.device)[timesteps].to(latents.dtype)
-        noisy = _blank(scheduler.add_noise(latents, noise, timesteps), coarse)
+        # Not the scheduler's own function: that of multistep solvers knows the time steps of inference only.
+        share = alpha_bar.view(-1, 1, 1)
+        noisy = _blank(share.sqrt() * latents + (1.0 - share).sqrt() * noise, coarse)
         predicted = self.denoiser(noisy, timesteps, observed, plan, evidence, coarse)
         estimate = tweedie(noisy, predicted, alpha_bar)
         values = self.vae.decode(estimate, mask)
