@@ -325,6 +325,11 @@ def test_seven_class_logits_are_told_from_three(tmp_path):
     np.testing.assert_allclose(grid.class_logits[..., 6], -np.abs(grid.scores - 3), rtol=1e-5, atol=1e-6)
     assert result_metrics(read_results(tmp_path))[-1] == "class_acc7"
     assert "| Corr ↑ | Class Acc-7 ↑ |" in results_markdown(results)
+    stream = StringIO()
+    print_results(results, console=Console(file=stream, width=80))
+    lines = stream.getvalue().splitlines()
+    # The table of the one metric is narrow; the sentence below it is not.
+    assert max(map(len, lines[-3:])) > 60
     # Five classes, three of them with the same names, have no metrics here.
     five = table.drop_columns(["class_logits_slightly_negative", "class_logits_slightly_positive"])
     assert set(CLASS_COLUMNS) < set(five.column_names) and Predictions.from_table(five).class_logits is None

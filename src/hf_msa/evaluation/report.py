@@ -226,13 +226,10 @@ def results_tables(results: Results, metrics: Sequence[str] | None = None) -> "l
         results: From `hf_msa.evaluation.results`.
         metrics: Names to show; all by default.
     """
-    groups = metric_groups(chosen_metrics(results, metrics))
-    tables = []
-    for number, group in enumerate(groups, start=1):
-        headings, rows = result_rows(results, group, narrow=True)
-        about = letters_text(results) + caption(results) if number == len(groups) else None
-        tables.append(rich_table(headings, rows, title=run_name(results), caption=about, summary_rows=4))
-    return tables
+    return [
+        rich_table(*result_rows(results, group, narrow=True), title=run_name(results), summary_rows=4)
+        for group in metric_groups(chosen_metrics(results, metrics))
+    ]
 
 
 def rich_table(
@@ -240,7 +237,6 @@ def rich_table(
     rows: Sequence[Sequence[str]],
     *,
     title: str | None = None,
-    caption: str | None = None,
     summary_rows: int = 0,
     names: int = 1,
 ) -> "Table":
@@ -250,7 +246,6 @@ def rich_table(
         headings: One per column.
         rows: The cells as text.
         title: Above the table.
-        caption: Below it.
         summary_rows: How many rows at the end are set apart.
         names: How many columns, from the first, hold names.
     """
@@ -258,7 +253,7 @@ def rich_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title and escape(title), caption=caption and escape(caption), box=box.SIMPLE_HEAD, padding=0)
+    table = Table(title=title and escape(title), box=box.SIMPLE_HEAD, padding=0)
     for index, heading in enumerate(headings):
         table.add_column(escape(heading), justify="left" if index < names else "right", overflow="fold")
     for index, row in enumerate(rows):
@@ -269,7 +264,7 @@ def rich_table(
 
 
 def print_results(results: Results, metrics: Sequence[str] | None = None, console: "Console | None" = None) -> None:
-    """Print the tables of a result.
+    """Print the tables of a result, and what its numbers are.
 
     Args:
         results: From `hf_msa.evaluation.results`.
@@ -277,8 +272,11 @@ def print_results(results: Results, metrics: Sequence[str] | None = None, consol
         console: Where to; the terminal by default.
     """
     from rich.console import Console
+    from rich.markup import escape
 
-    (console or Console()).print(*results_tables(results, metrics), sep="\n")
+    # Below the tables and not part of one: a table of one metric would squeeze it.
+    about = escape(letters_text(results) + caption(results))
+    (console or Console()).print(*results_tables(results, metrics), about, sep="\n")
 
 
 def results_markdown(results: Results, metrics: Sequence[str] | None = None) -> str:
