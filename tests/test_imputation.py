@@ -1,0 +1,311 @@
+"""Completing data sets: what is generated and what is left alone, in which units, from which evidence, how it is marked."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hf_msa.data.loading import dataset_facts, load_msa
+from hf_msa.data.missing import ModalityMissing
+from hf_msa.data.rows import MsaRows
+from hf_msa.errors import MsaError
+from hf_msa.evaluation.sweep import evaluate_runs, load_checkpoint
+from hf_msa.imputation import IMPUTATION_FILE, impute
+from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
+from hf_msa.models.modeling_text import TextForSentimentAnalysis
+from hf_msa.models.omg_knowledge_base import KEY, OBSERVATION, PLAN, KnowledgeBase
+from hf_msa.training.omg_entries import build_knowledge_base
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+from tiny import tiny_processor, tiny_text_config
+
+from made_omg import SIZES, write_checkpoint, write_clips
+
+pytest.importorskip("faiss")
+pytest.importorskip("diffusers")
+
+
+def lacking(number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """Of every third clip the pictures are absent, of clips 1 and 3 the words, of clip 3 the sound as well."""
+    changes: dict[str, Any] = {}
+    if number % 3 == 0:
+        changes["vision_present"] = False
+    if number in (1, 3):
+        changes["text"] = " "
+    if number == 3:
+        changes["audio_present"] = False
+    return changes
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Complete clips in `clips`, others in `lacking`, a checkpoint in `model`."""
+    folder = tmp_path_factory.mktemp("imputation")
+    write_clips(folder / "clips")
+    write_clips(folder / "lacking", lacking)
+    write_checkpoint(folder, folder / "clips")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def completed(work: Path) -> Path:
+    impute(str(work / "model"), str(work / "lacking"), str(work / "completed"))
+    return work / "completed"
+
+
+def table(folder: Path, split: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder / "data" / f"{split}-00000-of-00001.parquet").to_pylist()
+    return rows
+
+
+class TestWhatIsAbsent:
+    def test_it_is_generated_and_marked(self, completed: Path) -> None:
+        for split, size in SIZES.items():
+            rows = table(completed, split)
+            assert [row["id"] for row in rows] == [f"{split}$_${number}" for number in range(size)]
+            for number, row in enumerate(rows):
+                assert row["vision_generated"] == (number % 3 == 0) and row["audio_generated"] == (number == 3)
+                assert row["audio_present"] and row["vision_present"]
+                assert (row["text"] == "") == (number in (1, 3)), "no words come out of generated states"
+
+    def test_the_rest_stays_as_it_was(self, work: Path, completed: Path) -> None:
+        for split in SIZES:
+            for before, after in zip(table(work / "lacking", split), table(completed, split), strict=True):
+                for column in before.keys() - {"text", "audio_present", "vision_present"}:
+                    if not after.get(f"{column}_generated", False):
+                        assert before[column] == after[column], column
+
+    def test_plan_and_evidence_go_with_it(self, completed: Path) -> None:
+        ids = {f"train$_${number}" for number in range(SIZES["train"])}
+        for row in table(completed, "test"):
+            if not row["vision_generated"]:
+                assert row["plan"] is None and row["evidence"] == []
+                continue
+            assert row["plan"].keys() == {"entity", "action", "sentiment", "is_fallback"} and row["plan"]["sentiment"]
+            weights = [entry["weight"] for entry in row["evidence"]]
+            assert (
+                len(weights) == 3 and sum(weights) == pytest.approx(1.0) and weights == sorted(weights, reverse=True)
+            )
+            assert {entry["id"] for entry in row["evidence"]} <= ids
+
+    def test_it_is_what_the_model_says_of_the_sample_alone(self, work: Path, completed: Path) -> None:
+        model, processor = load_checkpoint(str(work / "model"))
+        assert isinstance(model, OmgForSentimentAnalysis)
+        rows = MsaRows(load_msa(work / "lacking", "test"), "test")
+        made = model.generate_missing(processor.from_rows([rows[6]]), [rows[6]], processor)
+        frames = made.values["vision"][0][made.masks["vision"][0]].numpy()
+        written = np.array(table(completed, "test")[6]["vision"])
+        assert written.shape == (6, 7), "the typical length of pictures"
+        np.testing.assert_allclose(written, frames * 2.0 + 5.0, atol=1e-4)
+        assert made.evidence_ids[0] == [entry["id"] for entry in table(completed, "test")[6]["evidence"]]
+
+    def test_batches_do_not_matter(self, work: Path, completed: Path) -> None:
+        impute(str(work / "model"), str(work / "lacking"), str(work / "one"), splits=["test"], batch_size=1)
+        assert [path.name for path in (work / "one" / "data").iterdir()] == ["test-00000-of-00001.parquet"]
+        for one, other in zip(table(work / "one", "test"), table(completed, "test"), strict=True):
+            assert one["plan"] == other["plan"]
+            np.testing.assert_allclose(one["vision"], other["vision"], atol=1e-4)
+
+    def test_everything_that_reads_data_reads_it(
+        self, work: Path, completed: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: Path(path).touch())
+        assert set(load_msa(completed)) == set(SIZES)
+        facts = dataset_facts(completed)
+        assert facts.name == "clips_imputed" and facts.source == "invention, completed by omg"
+        output = work / "results"
+        content = evaluate_runs(str(work / "model"), str(completed), protocol="complete", output=str(output)).content
+        assert content["dataset"]["name"] == "clips_imputed" and content["dataset"]["n"] == SIZES["test"]
+
+    def test_the_folder_says_where_it_comes_from(self, completed: Path) -> None:
+        about = json.loads((completed / IMPUTATION_FILE).read_text(encoding="utf-8"))
+        assert about["method"] == "omg" and about["model"] == "model" and about["protocol"] is None
+        assert len(about["weights_sha256"]) == 64 and about["config"]["generation_seed"] == 0
+        assert about["generated"]["test"] == {"samples": 12, "audio": 1, "vision": 4}
+        card = (completed / "README.md").read_text(encoding="utf-8")
+        assert about["weights_sha256"] in card and "no recording of what was said or shown" in card
+        assert "- Note: vision was generated in 4 of 12 samples of 'test'." in card
+
+    def test_a_modality_that_the_data_does_not_have(self, work: Path, tmp_path: Path) -> None:
+        write_clips(tmp_path / "heard", audio=5)
+        impute(str(work / "model"), str(tmp_path / "heard"), str(tmp_path / "seen"), splits=["validation"])
+        rows = table(tmp_path / "seen", "validation")
+        assert all(row["vision_generated"] and not row["audio_generated"] for row in rows)
+        assert np.array(rows[0]["vision"]).shape == (6, 7)
+
+    def test_a_modality_that_the_model_does_not_read_stays_absent(self, work: Path, tmp_path: Path) -> None:
+        write_clips(tmp_path / "heard", audio=5)
+        write_checkpoint(tmp_path, tmp_path / "heard", vision_dim=None)
+        impute(str(tmp_path / "model"), str(work / "lacking"), str(tmp_path / "out"), splits=["test"])
+        for number, row in enumerate(table(tmp_path / "out", "test")):
+            assert row["vision_present"] == (number % 3 != 0) and not row["vision_generated"]
+            assert row["audio_present"] and row["audio_generated"] == (number == 3)
+
+
+class TestUnits:
+    def test_ones_become_mean_plus_deviation(
+        self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = OmgForSentimentAnalysis.generate_missing
+
+        def ones(self: OmgForSentimentAnalysis, *args: Any, **kwargs: Any) -> Any:
+            made = original(self, *args, **kwargs)
+            for values in made.values.values():
+                values.fill_(1.0)
+            return made
+
+        monkeypatch.setattr(OmgForSentimentAnalysis, "generate_missing", ones)
+        impute(str(work / "model"), str(work / "lacking"), str(tmp_path / "out"), splits=["validation"])
+        row = table(tmp_path / "out", "validation")[3]
+        assert row["vision"] == [[7.0] * 7] * 6
+        # A feature that never differed in training is its mean.
+        assert row["audio"] == [[11.0, 22.0, 30.5, 41.0, 50.0]] * 5
+
+
+class TestProtocols:
+    def test_what_a_protocol_drops_is_generated(self, work: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        impute(str(work / "model"), str(work / "clips"), str(out), protocol="modality", rate=0.5, seed=3)
+        ids = [f"test$_${number}" for number in range(SIZES["test"])]
+        protocol = ModalityMissing(0.5, seed=3).bind(ids)
+        rows, clips = table(out, "test"), table(work / "clips", "test")
+        lengths = {name: np.array([len(row[name]) for row in clips]) for name in ("audio", "vision")}
+        words = np.array([len(row["text"].split()) for row in clips])
+        masks = protocol.masks(
+            ids, "test", np.zeros(len(ids), int), {"text": words, **lengths}, np.zeros((len(ids), words.max()), bool)
+        ).masks
+        lost = {name: mask.any(axis=1).tolist() for name, mask in masks.items()}
+        assert any(lost["text"]) and any(lost["audio"]) and any(lost["vision"])
+        assert [row["text"] == "" for row in rows] == lost["text"]
+        for name in ("audio", "vision"):
+            assert [row[f"{name}_generated"] for row in rows] == lost[name]
+            for before, after, gone in zip(clips, rows, lost[name], strict=True):
+                assert len(before[name]) == len(after[name]), "how long it was is known"
+                assert (before[name] == after[name]) != gone
+        about = json.loads((out / IMPUTATION_FILE).read_text(encoding="utf-8"))
+        assert about["protocol"] == {"name": "modality", "rate": 0.5, "seed": 3}
+
+    def test_a_sample_is_no_evidence_for_itself(self, work: Path, tmp_path: Path) -> None:
+        options = {"protocol": "fixed", "available": ["text"], "splits": ["train"]}
+        impute(str(work / "model"), str(work / "clips"), str(tmp_path / "out"), **options)  # type: ignore[arg-type]
+        rows = table(tmp_path / "out", "train")
+        assert all(row["audio_generated"] and row["vision_generated"] and row["text"] for row in rows)
+        assert all(row["id"] not in {entry["id"] for entry in row["evidence"]} for row in rows)
+        assert {len(row["evidence"]) for row in rows} == {3}
+
+    def test_the_pattern_of_each_sample(self, work: Path, tmp_path: Path) -> None:
+        impute(str(work / "model"), str(work / "clips"), str(tmp_path / "out"), protocol="pattern", splits=["test"])
+        rows = table(tmp_path / "out", "test")
+        kept = {(row["text"] != "", not row["audio_generated"], not row["vision_generated"]) for row in rows}
+        assert len(kept) > 3 and (False, False, False) not in kept
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"protocol": "frame"}, "give modality, fixed or pattern, which drop whole modalities"),
+            ({"rate": 0.5}, "--rate belongs to a --protocol"),
+            ({"protocol": "modality"}, "needs 'rate'"),
+            ({"protocol": "modality", "rate": 0.55}, "use 0.0, 0.1"),
+            ({"protocol": "fixed", "available": ["audio"], "seed": 1}, "'seed'"),
+            ({"batch_size": 0}, "--batch-size is 0"),
+            ({"splits": ["tset"]}, "Did you mean 'test'"),
+            ({"media": "nowhere"}, "There is no folder 'nowhere'"),
+        ],
+    )
+    def test_options(self, work: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+        with pytest.raises(MsaError, match=words) as error:
+            impute(str(work / "model"), str(work / "clips"), str(tmp_path / "out"), **options)
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+    def test_outputs(self, work: Path, completed: Path, tmp_path: Path) -> None:
+        before = table(completed, "test")
+        with pytest.raises(MsaError, match="not empty"):
+            impute(str(work / "model"), str(work / "clips"), str(completed))
+        with pytest.raises(MsaError, match="is the data that is to be completed"):
+            impute(str(work / "model"), str(work / "clips"), str(work / "clips"), overwrite=True)
+        assert table(completed, "test") == before
+
+    def test_data(self, work: Path, completed: Path, tmp_path: Path) -> None:
+        with pytest.raises(MsaError, match="was itself made by imputation"):
+            impute(str(work / "model"), str(completed), str(tmp_path / "out"))
+        write_clips(tmp_path / "wide", audio=5, vision=9)
+        for run in (impute, build_knowledge_base):
+            with pytest.raises(MsaError, match="vision of width 9, but the checkpoint .* was built for vision_dim=7"):
+                run(str(work / "model"), str(tmp_path / "wide"), str(tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+
+    def test_models(self, work: Path, tmp_path: Path) -> None:
+        config = tiny_text_config()
+        TextForSentimentAnalysis(config).save_pretrained(tmp_path / "text")
+        tiny_processor(config).save_pretrained(tmp_path / "text")
+        with pytest.raises(MsaError, match="method 'text', which generates no features; give one of omg"):
+            impute(str(tmp_path / "text"), str(work / "clips"), str(tmp_path / "out"))
+        with pytest.raises(MsaError, match="method 'text', which has no knowledge base"):
+            build_knowledge_base(str(tmp_path / "text"), str(work / "clips"), str(tmp_path / "kb"))
+        shutil.copytree(work / "model", tmp_path / "unplanned")
+        (tmp_path / "unplanned" / "planner.json").unlink()
+        with pytest.raises(MsaError, match="has no planner"):
+            impute(str(tmp_path / "unplanned"), str(work / "lacking"), str(tmp_path / "out"))
+        assert not (tmp_path / "out").exists() and not (tmp_path / "kb").exists()
+
+    def test_nothing_is_left_of_an_interrupted_run(
+        self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original, calls = OmgForSentimentAnalysis.generate_missing, iter(range(99))
+
+        def interrupted(self: OmgForSentimentAnalysis, *args: Any, **kwargs: Any) -> Any:
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(OmgForSentimentAnalysis, "generate_missing", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            impute(str(work / "model"), str(work / "lacking"), str(tmp_path / "out"), batch_size=4)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestKnowledgeBases:
+    def test_it_holds_the_complete_rows_of_the_split(self, work: Path, tmp_path: Path) -> None:
+        base = build_knowledge_base(
+            str(work / "model"), str(work / "lacking"), str(tmp_path / "kb"), split="test", batch_size=5
+        )
+        assert base.ids == [f"test$_${number}" for number in range(12) if number % 3 and number != 1]
+        assert base.ids == KnowledgeBase.load(tmp_path / "kb").ids and base.factory == "Flat"
+
+    def test_its_numbers_are_those_of_the_model(self, work: Path) -> None:
+        model, processor = load_checkpoint(str(work / "model"))
+        assert isinstance(model, OmgForSentimentAnalysis)
+        base = model.knowledge_base
+        assert base is not None and len(base) == SIZES["train"]
+        row = MsaRows(load_msa(work / "clips", "train"), "train")[2]
+        inputs = processor.from_rows([row])
+        (choice,) = model.plan_rows(inputs, [row], processor)
+        latents = model.encode_observed(model.perceive(inputs))
+        np.testing.assert_allclose(base.numbers(PLAN)[2], choice.plan_vector, atol=1e-3)
+        np.testing.assert_allclose(base.numbers(OBSERVATION)[2], choice.observation_vector, atol=1e-3)
+        np.testing.assert_allclose(base.numbers("value_vision")[2], latents["vision"][0].numpy(), atol=1e-5)
+        told = (torch.from_numpy(np.array(base.numbers(name)[2:3])) for name in (OBSERVATION, PLAN))
+        np.testing.assert_allclose(base.numbers(KEY)[2], model.retriever.keys(*told)[0].detach().numpy(), atol=1e-5)
+
+    def test_another_index(self, work: Path, tmp_path: Path) -> None:
+        arguments = (str(work / "model"), str(work / "clips"))
+        assert build_knowledge_base(*arguments, str(tmp_path / "kb"), factory="HNSW4").factory == "HNSW4"
+        with pytest.raises(MsaError, match="FAISS cannot build the index 'Flot'"):
+            build_knowledge_base(*arguments, str(tmp_path / "other"), factory="Flot")
+        with pytest.raises(MsaError, match="not empty"):
+            build_knowledge_base(*arguments, str(tmp_path / "kb"))
+        assert [path.name for path in tmp_path.iterdir()] == ["kb"]
+
+    def test_data_without_a_complete_row(self, work: Path, tmp_path: Path) -> None:
+        write_clips(tmp_path / "blind", lambda _, __: {"vision_present": False})
+        with pytest.raises(MsaError, match="No sample has all of text, audio, vision"):
+            build_knowledge_base(str(work / "model"), str(tmp_path / "blind"), str(tmp_path / "kb"))
+        assert not (tmp_path / "kb").exists()
