@@ -31,6 +31,8 @@ from hf_msa.evaluation.analysis.imputation import (
     training_means,
 )
 from hf_msa.evaluation.analysis.runs import find_runs, load_split
+from hf_msa.evaluation.analysis.settings import SettingScores, parse_settings, setting_summary
+from hf_msa.evaluation.sweep import evaluate_runs
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
 
@@ -299,6 +301,75 @@ def test_a_training_samples_own_entry_is_never_counted(data, trained, loaded):
         model.knowledge_base = whole
     assert all((values == 0).all() for values in shares.values())
     np.testing.assert_allclose(numbers["effective entries"], 1.0)
+
+
+# --- settings ---
+
+
+def test_grid_of_settings():
+    grid = parse_settings(["scheduler=ddpm,dpm_solver++", "num_inference_steps=8,20"])
+    assert [tuple(setting.values()) for setting in grid] == [
+        ("ddpm", 8), ("ddpm", 20), ("dpm_solver++", 8), ("dpm_solver++", 20),
+    ]  # fmt: skip
+    for wrong in ("top_k", "top_k=", "=1,2", "top_k=1,,2", "top_k=[,2"):
+        with pytest.raises(MsaError, match="--vary takes FIELD=VALUE"):
+            parse_settings([wrong])
+    for wrong in (["top_k=1,5,1"], ["top_k=1", "top_k=2"]):
+        with pytest.raises(MsaError, match="twice"):
+            parse_settings(wrong)
+
+
+def test_table_of_settings_by_hand():
+    def scores(value, own, mae, drawn, seconds):
+        metrics = {
+            "mae": np.array([[mae], [mae + 0.2]]),
+            "non0_acc2": np.full((2, 1), 0.5),
+            "acc7": np.full((2, 1), 0.25),
+        }
+        resampled = {name: np.array([[drawn, drawn]]) for name in metrics}
+        return SettingScores({"top_k": value}, own, metrics, resampled, seconds)
+
+    first = scores(1, False, 1.0, 1.0, [0.010, 0.030])
+    own = scores(10, True, 0.5, 0.7, [0.010, 0.010])
+    one, two = setting_summary([first, own], 0, ["mae", "acc7"])
+    assert (one["top_k"], two["top_k"]) == ("1", "10 *")
+    assert one["MAE"] == "1.100 ± 0.141 [1.000, 1.000]" and one["Acc-7"] == "0.250 ± 0.000"
+    assert one["MAE, difference"] == "+0.500 [0.300, 0.300]" and two["MAE, difference"] is None
+    assert one["ms per sample"] == "20.00 ± 14.14" and two["samples/s"] == "100.0 ± 0.0"
+
+
+def test_settings_of_a_run(data, trained, tmp_path):
+    """A value of a field scores what an evaluation with `--set` does."""
+    options = {"data": data, "vary": ["scheduler=ddim,ddpm", "num_inference_steps=2,3"], "rates": [0.3, 0.7]}
+    paths = run_tool("settings", [trained], output=str(tmp_path), **options)
+    assert {path.name for path in paths} == {f"settings.{kind}" for kind in ("csv", "md", "png", "svg")}
+    table = {(r["scheduler"], r["num_inference_steps"], r["rate"]): r for r in read(tmp_path / "settings.csv")}
+    assert len(table) == 2 * 2 * 2
+    assert [key for key, row in table.items() if row["own"] == "True"] == [("ddim", "2", "0.3"), ("ddim", "2", "0.7")]
+    changes = {"scheduler": "ddpm", "num_inference_steps": 3}
+    evaluation = evaluate_runs(
+        trained, data, protocol="modality", rates=[0.7], mask_seeds=[1111], split="validation",
+        output=str(tmp_path / "evaluated"), changes=changes,
+    )  # fmt: skip
+    for name, estimate in evaluation.content["per_rate"][0]["metrics"].items():
+        assert float(table["ddpm", "3", "0.7"][name]) == pytest.approx(estimate["mean"], abs=1e-5)
+    seconds = [float(row["seconds per sample"]) for row in table.values()]
+    assert min(seconds) > 0 and float(table["ddpm", "3", "0.3"]["samples per second"]) == pytest.approx(
+        1 / float(table["ddpm", "3", "0.3"]["seconds per sample"]), rel=1e-4
+    )
+    assert "ddim | 2 *" in (tmp_path / "settings.md").read_text()
+
+
+def test_settings_that_cannot_be(data, trained, tmp_path):
+    def vary(assignment, **options):
+        run_tool("settings", [trained], data=data, output=str(tmp_path), vary=[assignment], **options)
+
+    with pytest.raises(MsaError, match="top_k"):
+        vary("topk=1,2")
+    with pytest.raises(MsaError, match="scheduler"):
+        vary("scheduler=euler")
+    with pytest.raises(MsaError, match="metric 'mea'"):
+        vary("top_k=1", metrics=["mea"])
 
 
 class Pair:

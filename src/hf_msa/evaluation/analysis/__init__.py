@@ -28,6 +28,7 @@ from .risk_coverage import analyze_risk_coverage
 from .router import analyze_router
 from .routes import analyze_cases, analyze_routes
 from .selection import analyze_selection
+from .settings import analyze_settings
 from .uncertainty import analyze_uncertainty
 from .upper_bound import analyze_upper_bound
 
@@ -110,6 +111,9 @@ TOOLS: dict[str, Tool] = {
     ),
     "imputation": Tool(
         analyze_imputation, "error of what is generated, beside the mean, the evidence and the truth", "omg"
+    ),
+    "settings": Tool(
+        analyze_settings, "metrics and time for values of fields that matter at inference, e.g. top_k", "omg"
     ),
 }
 """Every tool by the name that the command line uses."""
