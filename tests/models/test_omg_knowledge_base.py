@@ -100,7 +100,7 @@ class TestSearch:
         narrow, wide = ((base.with_search(nprobe, ef).search(queries, 1)[1] == exact).mean() for ef in (1, 500))
         assert narrow < 0.9 < wide
 
-    def test_parts_find_together_what_the_whole_finds(self) -> None:
+    def test_parts_find_together_what_the_whole_finds(self, tmp_path: Path) -> None:
         import faiss
 
         given = parts()
@@ -114,6 +114,11 @@ class TestSearch:
             shards.add_shard(half.index)
         sharded = KnowledgeBase(whole.dataset, "Flat", shards)
         np.testing.assert_array_equal(sharded.search(queries, 5)[1], rows)
+        with pytest.raises(
+            ValueError, match=r"FAISS cannot write the index of the knowledge base \(don't know how to"
+        ):
+            sharded.save(tmp_path / "kb")
+        assert not list(tmp_path.iterdir())
         # In several: the best of what each has found.
         found = [half.search(queries, 5) for half in halves]
         together = np.concatenate([scores for scores, _ in found], axis=1)

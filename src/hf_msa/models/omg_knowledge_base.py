@@ -376,10 +376,17 @@ class KnowledgeBase:
         Args:
             folder: Where to, e.g. a folder beside a checkpoint; an old knowledge base there, even the one that this was
                 loaded from, is replaced when the new one is complete.
+
+        Raises:
+            ValueError: If FAISS cannot write the index: one that was given, of a kind without a file format, or the disk is
+                full.
         """
         with _replaced(Path(folder)) as temporary:
             self.dataset.save_to_disk(str(temporary))
-            _package("faiss").write_index(self.index, str(temporary / INDEX_FILE))
+            try:
+                _package("faiss").write_index(self.index, str(temporary / INDEX_FILE))
+            except RuntimeError as error:
+                raise ValueError(f"FAISS cannot write the index of the knowledge base ({_reason(error)}).") from error
             description = {
                 "format": FORMAT,
                 "factory": self.factory,
