@@ -25,6 +25,8 @@ from hf_msa.errors import MsaError, reason
 from hf_msa.files import atomic_write
 from hf_msa.models.omg_plan_store import Proposals
 
+PLANS_FOLDER = "plan_cache"
+"""Name of the folder beside the runs that share it."""
 ENTRIES_PER_SHARD = 512
 SECONDS_PER_SHARD = 120.0
 """A shard is written when so many new entries have come together, or when the first of them is so old."""

@@ -1,6 +1,7 @@
 """Running models over missing rates or patterns: one process, data loaded once, all rates of a batch together."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -28,6 +29,7 @@ from hf_msa.data.missing import (
     RealisedRates,
     apply_missing,
 )
+from hf_msa.data.plan_cache import PLANS_FOLDER, PlanCache
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
@@ -525,6 +527,9 @@ def evaluate_runs(
             check_media_use(network.config, name)
             expert = expert or {"media": recordings.check((rows[index] for index in range(len(rows))), split)}
             network.media = recordings.load
+        if network.config.asks_expert:
+            kept = (place if Path(model).is_dir() else target) / PLANS_FOLDER
+            network.open_store = functools.partial(PlanCache, kept)
         expert["expert_input"] = network.expert_input
         _warn_of_other_input(run.get("expert_input"), network)
         made, shares = sweep(network, processor, rows, tested, batch_size, split_ids)

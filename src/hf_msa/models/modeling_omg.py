@@ -379,7 +379,8 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
                 )
             asks = self.config.planner == "mllm"
             source = self.load_mllm() if asks else functools.partial(self.embed_texts, processor.tokenizer)
-            self._planner = planner_from_dict(self.planner_values, source, self.planner_settings())
+            store = None if self.open_store is None else self.open_store()
+            self._planner = planner_from_dict(self.planner_values, source, self.planner_settings(), store)
         return self._planner
 
     def planner_settings(self) -> PlannerSettings:

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
-from hf_msa.data.plan_cache import PlanCache
+from hf_msa.data.plan_cache import PLANS_FOLDER, PlanCache
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, require_package
 from hf_msa.files import write_json
@@ -55,7 +55,6 @@ STAGES = ("planner", "plans", "vae", "semantics", "knowledge_base", "classifier"
 FINAL_STAGE = "main"
 RATE_FREE_STAGES = ("planner", "plans", "vae", "semantics", "knowledge_base", "classifier")
 
-PLANS_FOLDER = "plan_cache"
 _ROWS_AT_ONCE = 64
 
 
