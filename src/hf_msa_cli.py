@@ -141,6 +141,17 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, help="rows per batch (default: the tool's own)")
     parser.add_argument(
+        "--samples", type=int, help="how many samples, the first of the split (default: the tool's own)"
+    )
+    parser.add_argument("--ids", nargs="+", help="ids of the samples to trace instead of the first")
+    parser.add_argument("--available", nargs="+", help="modalities that a trace leaves (default: all but text)")
+    parser.add_argument(
+        "--structure",
+        action="store_true",
+        default=None,
+        help="keep words, ids and labels of the data out of a trace, to publish it",
+    )
+    parser.add_argument(
         "--validation",
         nargs="+",
         help="results of the same runs on the validation split, in the same order: thresholds come from there",

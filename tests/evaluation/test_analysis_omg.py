@@ -2,6 +2,7 @@
 
 import csv
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from hf_msa.evaluation.analysis.imputation import (
     squared_errors,
     training_means,
 )
+from hf_msa.evaluation.analysis.latency import PARTS, Stopwatch, latency_summary
 from hf_msa.evaluation.analysis.runs import find_runs, load_split
 from hf_msa.evaluation.analysis.settings import SettingScores, parse_settings, setting_summary
 from hf_msa.evaluation.sweep import evaluate_runs
@@ -370,6 +372,45 @@ def test_settings_that_cannot_be(data, trained, tmp_path):
         vary("scheduler=euler")
     with pytest.raises(MsaError, match="metric 'mea'"):
         vary("top_k=1", metrics=["mea"])
+
+
+# --- latency ---
+
+
+def test_a_stopwatch_adds_up():
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(2):
+        with watch.timing("execution"):
+            time.sleep(0.02)
+    assert 0.04 <= watch.seconds["execution"] < 1 and watch.seconds["retrieval"] == 0.0
+
+
+def test_table_of_latencies_by_hand():
+    table = []
+    # Repeats with totals 60, 50 and 160 uncached and 50, 20 and 140 cached.
+    for uncached, cached, execution in ((20, 10, 36), (40, 10, 6), (30, 10, 126)):
+        values = (uncached, cached, 1, 1, execution, 2)
+        table.append({"observed": "text", "repeat": len(table)} | dict(zip(PARTS, map(float, values), strict=True)))
+    (row,) = latency_summary(table)
+    assert row["planning, uncached"] == "30.00 [20.00, 40.00]" and row["execution"] == "36.00 [6.00, 126.00]"
+    assert row["total, uncached"] == "60.00 [50.00, 160.00]" and row["total, cached"] == "50.00 [20.00, 140.00]"
+    # The middle ones of 1/3, 4/5 and 3/16, and of 1/5, 1/2 and 1/14.
+    assert row["share of planning, uncached"] == "33%" and row["share of planning, cached"] == "20%"
+
+
+def test_latency_of_a_run(data, trained, tmp_path):
+    paths = run_tool("latency", [trained], data=data, output=str(tmp_path), samples=3, batch_size=2)
+    assert {path.name for path in paths} == {f"latency.{kind}" for kind in ("csv", "md", "png", "svg")}
+    table = read(tmp_path / "latency.csv")
+    assert len(table) == 6 * 5 and all(float(row[part]) > 0 for row in table for part in PARTS)
+    # What is remembered need not be read again.
+    planning = {kind: np.median([float(row[f"planning, {kind}"]) for row in table]) for kind in ("uncached", "cached")}
+    assert planning["cached"] < planning["uncached"]
+    summary = (tmp_path / "latency.md").read_text()
+    assert "3 samples (validation) in batches of 2 on" in summary and "84 ms per sample, 45% planning" in summary
+    assert "light planner" in summary and "not comparable" in summary
+    with pytest.raises(MsaError, match="must be at least 1"):
+        run_tool("latency", [trained], data=data, output=str(tmp_path), samples=0)
 
 
 class Pair:

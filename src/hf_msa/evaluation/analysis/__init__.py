@@ -20,6 +20,7 @@ from .error_parts import analyze_error_parts
 from .evidence import analyze_evidence
 from .gradients import analyze_gradients
 from .imputation import analyze_imputation
+from .latency import analyze_latency
 from .prompts import analyze_prompts
 from .pseudo_labels import analyze_pseudo_labels
 from .quadrants import analyze_quadrants
@@ -114,6 +115,9 @@ TOOLS: dict[str, Tool] = {
     ),
     "settings": Tool(
         analyze_settings, "metrics and time for values of fields that matter at inference, e.g. top_k", "omg"
+    ),
+    "latency": Tool(
+        analyze_latency, "milliseconds per sample of planning, retrieval, execution and classification", "omg"
     ),
 }
 """Every tool by the name that the command line uses."""
