@@ -20,10 +20,10 @@ from hf_msa.imputation import IMPUTATION_FILE, impute
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.modeling_text import TextForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KEY, OBSERVATION, PLAN, KnowledgeBase
-from hf_msa.training.omg_entries import build_knowledge_base
+from hf_msa.training.omg_entries import build_knowledge_base, keep_plans
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
-from tiny import tiny_processor, tiny_text_config
+from tiny import tiny_omg_config, tiny_processor, tiny_text_config
 
 from made_omg import SIZES, write_checkpoint, write_clips
 
@@ -270,6 +270,20 @@ class TestRefusals:
         with pytest.raises(KeyboardInterrupt):
             impute(str(work / "model"), str(work / "lacking"), str(tmp_path / "out"), batch_size=4)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("planner", "is_run", "is_kept"), [("mllm", True, True), ("light", True, False), ("mllm", False, False)]
+)
+def test_where_plans_are_kept(tmp_path: Path, planner: Any, is_run: bool, is_kept: bool) -> None:
+    (tmp_path / "seed-1").mkdir()
+    if is_run:
+        (tmp_path / "seed-1" / "run.json").touch()
+    network = OmgForSentimentAnalysis(tiny_omg_config(planner=planner))
+    keep_plans(network, str(tmp_path / "seed-1"))
+    assert (network.open_store is not None) == is_kept
+    if network.open_store is not None:
+        assert network.open_store().folder == tmp_path / "plan_cache"
 
 
 class TestKnowledgeBases:

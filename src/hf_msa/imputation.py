@@ -36,6 +36,7 @@ from .models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
 from .models.omg_retriever import NO_ENTRY
 from .models.processing_msa import MsaProcessor
 from .training.experts import expert_errors
+from .training.omg_entries import keep_plans
 
 IMPUTATION_FILE = "imputation.json"
 GENERATED = {modality: f"{modality}_generated" for modality in FEATURE_MODALITIES}
@@ -127,6 +128,7 @@ def impute(
             check_media_use(network.config, name)
             recordings.check((part[index] for index in range(len(part))), split)
             network.media = recordings.load
+    keep_plans(network, name)
     source = _Completed(network, processor, rows, facts, dropping, batch_size)
     about = {
         "model": Path(name).name if Path(name).is_dir() else name,

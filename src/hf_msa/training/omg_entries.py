@@ -11,10 +11,12 @@ from tqdm.auto import tqdm
 
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.media import MediaFolder
+from hf_msa.data.plan_cache import PLANS_FOLDER, PlanCache
 from hf_msa.data.prepare import check_output
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.sweep import check_media_use, check_widths, find_model, load_checkpoint, load_split
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 
@@ -72,6 +74,17 @@ def knowledge_base_of(
         )
 
 
+def keep_plans(network: MsaPreTrainedModel, name: str) -> None:
+    """Let a run's model look up what its planner has said, and keep it, where training did; others keep it in memory.
+
+    Args:
+        network: The model; nothing happens to one that asks no other.
+        name: Where it was loaded from.
+    """
+    if network.config.asks_expert and (Path(name) / "run.json").is_file():
+        network.open_store = functools.partial(PlanCache, Path(name).resolve().parent / PLANS_FOLDER)
+
+
 def build_knowledge_base(
     model: str,
     data: str,
@@ -116,6 +129,7 @@ def build_knowledge_base(
         check_media_use(network.config, name)
         recordings.check((rows[index] for index in range(len(rows))), split)
         network.media = recordings.load
+    keep_plans(network, name)
     collator = MsaCollator(processor, None, split=split)
 
     def batches() -> Iterator[tuple[Sequence[str], Perception, Told]]:
