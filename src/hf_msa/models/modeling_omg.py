@@ -200,6 +200,7 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
 
     Attributes:
         planner_values: What the planner is made of, as `planner_to_dict` gives it; None for a model without one.
+        saves_knowledge_base: Whether `save_pretrained` writes the knowledge base, too.
     """
 
     config: OmgConfig
@@ -245,6 +246,7 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         self.fusion = OmgFusion(config)
         self._planner: Planner | None = None
         self.planner_values: dict[str, Any] | None = None
+        self.saves_knowledge_base = True
         self._adapter: Path | None = None
         self._knowledge_base: KnowledgeBase | None = None
         self.post_init()
@@ -346,7 +348,7 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
                 (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
                 for name in _ADAPTER_FILES:
                     shutil.copyfile(adapter / name, folder / ADAPTER_FOLDER / name)
-            if self.knowledge_base is not None:
+            if self.saves_knowledge_base and self.knowledge_base is not None:
                 self.knowledge_base.save(folder / KNOWLEDGE_BASE_FOLDER)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 

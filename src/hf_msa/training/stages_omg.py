@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -29,7 +30,7 @@ from hf_msa.data.missing import CompleteProtocol, FixedPattern
 from hf_msa.data.plan_cache import PLANS_FOLDER, PlanCache
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, require_package
-from hf_msa.files import write_json
+from hf_msa.files import atomic_write, write_json
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_omg import (
@@ -40,7 +41,7 @@ from hf_msa.models.modeling_omg import (
     Perception,
 )
 from hf_msa.models.msa_schema import MODALITIES
-from hf_msa.models.omg_knowledge_base import KnowledgeBase
+from hf_msa.models.omg_knowledge_base import KEY, KnowledgeBase
 from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, Planner, fit_centering, planner_to_dict
 
@@ -55,6 +56,7 @@ STAGES = ("planner", "plans", "vae", "semantics", "knowledge_base", "classifier"
 FINAL_STAGE = "main"
 RATE_FREE_STAGES = ("planner", "plans", "vae", "semantics", "knowledge_base", "classifier")
 
+_KEYS_FILE = "keys.safetensors"
 _ROWS_AT_ONCE = 64
 
 
@@ -134,10 +136,24 @@ class OmgTrainer(AdamTrainer):
             given["own_entries"] = self._own_entries.to(rows.device)[rows]
         return given
 
-    def load_state(self, folder: Path) -> None:
-        """Take the keys that the interrupted run had, which are those of the beginning of its epoch."""
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The entries are those of the stage before; what changes are the keys, see `save_state`.
+        self.model.saves_knowledge_base = False
+        super()._save(output_dir, state_dict)
+        self.model.saves_knowledge_base = True
+
+    def save_state(self, folder: Path) -> None:
+        """Write the keys, which are those of the beginning of the epoch."""
         if self._objective == "generate" and self.model.knowledge_base is not None:
-            self.model.knowledge_base = KnowledgeBase.load(folder / KNOWLEDGE_BASE_FOLDER)
+            keys = torch.from_numpy(np.array(self.model.knowledge_base.numbers(KEY)))
+            with atomic_write(folder / _KEYS_FILE) as temporary:
+                save_file({KEY: keys}, temporary)
+
+    def load_state(self, folder: Path) -> None:
+        """Take the keys that the interrupted run had."""
+        if self._objective == "generate" and self.model.knowledge_base is not None:
+            keys = load_file(folder / _KEYS_FILE)[KEY]
+            self.model.knowledge_base = self.model.knowledge_base.with_keys(keys.numpy())
 
     def fit(self) -> TrainerState:
         """Train; the keys are then those of the weights that were chosen."""
