@@ -65,6 +65,8 @@ class OmgConfig(MsaConfig):
             plan of a random other sample (`"random_plan"`).
         retrieval_aggregation: Evidence is the sum weighted by `"attention"` (eq. 8), the `"mean"` of the top K, or `"none"`.
         index_factory (`str`): FAISS factory string of the knowledge base's index.
+        index_nprobe, index_ef_search (`int`, *optional*): How thoroughly an `IVF` or `HNSW` index is searched, see
+            `KnowledgeBase.with_search`. `None`: FAISS's default, which misses much.
 
     Executor (sections 3.5, 3.6):
         sequence_length (`int`): Positions of each modality (4.1: 50, aligned); longer sequences are averaged to that many
@@ -159,6 +161,8 @@ class OmgConfig(MsaConfig):
     retrieval_query: Literal["plan", "content", "random_plan"] = "plan"
     retrieval_aggregation: Literal["attention", "mean", "none"] = "attention"
     index_factory: str = "Flat"
+    index_nprobe: int | None = None
+    index_ef_search: int | None = None
 
     sequence_length: int = 50
     latent_dim: int = 32

@@ -423,6 +423,8 @@ def make_knowledge_base(
             yield ids, perception, functools.partial(_planned_places, planned, indices, everything)
 
     base = knowledge_base_of(model, batches(), model.config.index_factory)
+    with expert_errors():
+        base = base.with_search(model.config.index_nprobe, model.config.index_ef_search)
     base.save(folder / KNOWLEDGE_BASE_FOLDER)
     return {"entries": len(base)}
 
