@@ -1,6 +1,7 @@
 """The tools of OMG-Agent: numbers by hand, and a tiny trained run against the model's own public parts."""
 
 import csv
+import json
 import math
 import time
 from pathlib import Path
@@ -34,7 +35,10 @@ from hf_msa.evaluation.analysis.imputation import (
 from hf_msa.evaluation.analysis.latency import PARTS, Stopwatch, latency_summary
 from hf_msa.evaluation.analysis.runs import find_runs, load_split
 from hf_msa.evaluation.analysis.settings import SettingScores, parse_settings, setting_summary
+from hf_msa.evaluation.analysis.trace import plan_trace, readable, utility_trace, without_data
 from hf_msa.evaluation.sweep import evaluate_runs
+from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan
+from hf_msa.models.omg_planner import Candidate, PlanChoice
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
 
@@ -411,6 +415,128 @@ def test_latency_of_a_run(data, trained, tmp_path):
     assert "light planner" in summary and "not comparable" in summary
     with pytest.raises(MsaError, match="must be at least 1"):
         run_tool("latency", [trained], data=data, output=str(tmp_path), samples=0)
+
+
+# --- trace ---
+
+
+def test_utility_by_hand():
+    found = utility_trace({"reconstruction": 2.0, "semantic": 0.5, "evidence": 0.4, "path": 1.0}, 0.3)
+    assert found["value"] == pytest.approx(-(2 + 0.3 * 0.5 + 0.1 * 0.4 + 0.1 * 1))
+    # Without evidence that part is 0; without a truth there is no utility.
+    found = utility_trace({"reconstruction": 2.0, "semantic": 0.5, "evidence": None, "path": 1.0}, 0.3)
+    assert found["value"] == pytest.approx(-(2 + 0.15 + 0.1))
+    assert utility_trace({"reconstruction": None, "semantic": 0.5, "evidence": 0.4, "path": 1.0}, 0.3)["value"] is None
+
+
+def test_trace_of_plans():
+    vector, across = np.array([1.0, 0.0], np.float32), np.array([0.6, 0.8], np.float32)
+    plan = Plan("Zebra", "jumps", "positive")
+    candidates = (
+        Candidate("Zebra jumps", -0.5, None, ("the fields are not entity, action, sentiment",)),
+        Candidate(plan.to_text(), -1.0, plan, (), 0.4, -1.12),
+    )
+    found = plan_trace(PlanChoice(plan, candidates, 1, vector, across))
+    assert (found["entity"], found["score"], found["chosen"], found["is_fallback"]) == ("Zebra", 2, 1, False)
+    assert found["semantic_cost"] == pytest.approx(0.4)
+    broken, winner = found["candidates"]
+    assert broken["violations"] and broken["utility"] is None and broken["semantic_cost"] is None
+    assert winner["utility"] == -1.12 and winner["sentiment"] == "positive"
+    fallback = plan_trace(PlanChoice(FALLBACK_PLAN, candidates[:1], None, vector, across))
+    assert fallback["is_fallback"] and fallback["chosen"] is None
+
+
+def made_trace():
+    plan = {
+        "entity": "Zebra", "action": "jumps", "sentiment": "positive", "score": 2, "is_fallback": False, "chosen": 0,
+        "semantic_cost": 0.4,
+        "candidates": [
+            {"text": "Zebra; jumps", "sentiment": "positive", "log_prob": -1.0, "semantic_cost": 0.4, "utility": -1.1,
+             "violations": []},
+            {"text": "Zebra | eats", "sentiment": None, "log_prob": -2.0, "semantic_cost": None, "utility": None,
+             "violations": ["the entity is Zebra"]},
+        ],
+    }  # fmt: skip
+    entry = {"id": "clip-7", "weight": 1.0, "cosine": 0.9, "label": 1.75, "text": "the Zebra runs"}
+    return {
+        "id": "clip-5", "label": -2.25, "text": "a Zebra jumped", "observed": ["audio"], "plan": plan,
+        "retrieval": {"alignment_cost": 0.25, "entries": [entry]},
+        "execution": {"text": {"latents": 3, "step_norms": [float(n) for n in range(20)], "path_cost": 0.5,
+                               "reconstruction_error": None}},
+        "class_probabilities": {"negative": 0.25, "positive": 0.75}, "score": 1.5,
+        "utility": {"value": None, "costs": {"path": 0.5}, "weights": {"path": 0.1}},
+    }  # fmt: skip
+
+
+def test_the_structure_of_a_trace_holds_no_row():
+    trace = made_trace()
+    bare = without_data(trace)
+    for told in (json.dumps(bare), "\n".join(readable(bare, 1))):
+        assert not any(word in told for word in ("Zebra", "jump", "clip-", "runs", "eats", "-2.25", "-2.2", "1.75"))
+    assert bare["plan"]["candidates"][1]["violations"] == 1 and bare["retrieval"]["entries"] == [
+        {"weight": 1.0, "cosine": 0.9}
+    ]
+    assert trace == made_trace()
+    told = "\n".join(readable(trace, 1))
+    assert "## Sample 1: clip-5" in told and "hidden from the model" in told and "Zebra \\| eats" in told
+    assert "Root mean square of some of 20 steps: 0.000 2.000" in told and "17.000 19.000." in told
+    assert "| * | Zebra; jumps | positive | -1.000 | 0.400 | -1.100 | - |" in told
+
+
+def test_trace_of_a_run(data, trained, loaded, tmp_path):
+    model, processor, rows = loaded
+    options = {"data": data, "available": ["text", "vision"], "ids": [rows.ids[3], rows.ids[0]]}
+    paths = run_tool("trace", [trained], output=str(tmp_path), **options)
+    assert [path.name for path in paths] == ["trace.json", "trace.md"]
+    trace = json.loads(paths[0].read_text())
+    assert trace["available"] == ["text", "vision"] and trace["planner"] == "light planner"
+    assert trace["settings"]["scheduler"] == "ddim" and [s["id"] for s in trace["samples"]] == options["ids"]
+    inputs, members = left(loaded, ("text", "vision"), 4)
+    made = model.generate_missing(inputs, members, processor)
+    truth = model.encode_observed(model.perceive(left(loaded, MODALITIES, 4)[0]))["audio"]
+    mask = model.executors_by_name["audio"].vae.latent_mask(made.masks["audio"])
+    (run,) = find_runs([trained], "omg")
+    train = load_split(data, "train", run)
+    known = dict(zip(train.ids, train.labels.tolist(), strict=True))
+    for sample, row in zip(trace["samples"], (3, 0), strict=True):
+        choice = made.plans[row]
+        assert sample["label"] == pytest.approx(float(rows.labels[row])) and sample["observed"] == ["text", "vision"]
+        assert sample["plan"]["entity"] == choice.plan.entity and sample["plan"]["chosen"] == choice.chosen
+        assert [c["text"] for c in sample["plan"]["candidates"]] == [c.text for c in choice.candidates]
+        assert sample["plan"]["semantic_cost"] == pytest.approx(choice.candidates[choice.chosen].cost, abs=1e-5)
+        entries = sample["retrieval"]["entries"]
+        assert [entry["id"] for entry in entries] == made.evidence_ids[row]
+        assert [entry["weight"] for entry in entries] == pytest.approx(made.evidence.weights[row].tolist(), abs=1e-5)
+        assert all(entry["label"] == pytest.approx(known[entry["id"]]) and entry["text"] for entry in entries)
+        audio = sample["execution"]["audio"]
+        assert set(sample["execution"]) == {"audio"} and audio["latents"] == int(mask[row].sum())
+        costs = made.step_costs["audio"][row].tolist()
+        assert [norm**2 for norm in audio["step_norms"]] == pytest.approx(costs, rel=1e-3)
+        assert audio["path_cost"] == pytest.approx(np.mean(costs), rel=1e-3)
+        error = (made.latents["audio"][row][mask[row]] - truth[row][mask[row]]).square().mean()
+        assert audio["reconstruction_error"] == pytest.approx(float(error), rel=1e-3)
+        parts = (1, float(error)), (0.3, sample["plan"]["semantic_cost"]), (0.1, np.mean(costs))
+        parts += ((0.1, sample["retrieval"]["alignment_cost"]),)
+        assert sample["utility"]["value"] == pytest.approx(-sum(a * b for a, b in parts), rel=1e-3)
+        assert sum(sample["class_probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+        assert sample["score"] == pytest.approx(float(model.score(made.class_logits[row : row + 1])), abs=1e-4)
+
+
+def test_traces_of_complete_samples_and_without_words(data, trained, loaded, tmp_path):
+    """With nothing missing nothing is generated; the defaults are the first samples without their text."""
+    paths = run_tool("trace", [trained], data=data, output=str(tmp_path / "a"), available=MODALITIES, samples=1)
+    (sample,) = json.loads(paths[0].read_text())["samples"]
+    assert sample["execution"] == {} and sample["utility"]["value"] is None and sample["observed"] == list(MODALITIES)
+    rows = loaded[2]
+    paths = run_tool("trace", [trained], data=data, output=str(tmp_path / "b"), structure=True)
+    trace = json.loads(paths[0].read_text())
+    assert len(trace["samples"]) == 3 and all(s["observed"] == ["audio", "vision"] for s in trace["samples"])
+    told = paths[0].read_text() + paths[1].read_text()
+    assert not any(rows.ids[index] in told or rows[index]["text"] in told for index in range(3))
+    with pytest.raises(MsaError, match="no sample 'nobody'"):
+        run_tool("trace", [trained], data=data, output=str(tmp_path), ids=["nobody"])
+    with pytest.raises(MsaError, match="at least 1 sample"):
+        run_tool("trace", [trained], data=data, output=str(tmp_path), samples=0)
 
 
 class Pair:

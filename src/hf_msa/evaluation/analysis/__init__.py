@@ -30,6 +30,7 @@ from .router import analyze_router
 from .routes import analyze_cases, analyze_routes
 from .selection import analyze_selection
 from .settings import analyze_settings
+from .trace import analyze_trace
 from .uncertainty import analyze_uncertainty
 from .upper_bound import analyze_upper_bound
 
@@ -119,6 +120,7 @@ TOOLS: dict[str, Tool] = {
     "latency": Tool(
         analyze_latency, "milliseconds per sample of planning, retrieval, execution and classification", "omg"
     ),
+    "trace": Tool(analyze_trace, "plan, evidence, steps of generation and utility of single samples", "omg"),
 }
 """Every tool by the name that the command line uses."""
 
