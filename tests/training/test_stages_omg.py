@@ -1,0 +1,595 @@
+"""Training of OMG-Agent: what each stage may see and change, what is kept, and runs that break off anywhere."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoModel
+
+from hf_msa.data.rows import MsaRows
+from hf_msa.data.sample_corpus import write_sample_corpus
+from hf_msa.errors import MsaError
+from hf_msa.evaluation.sweep import load_split
+from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
+from hf_msa.models.omg_executor import LatentVae
+from hf_msa.models.omg_knowledge_base import KnowledgeBase
+from hf_msa.models.omg_light_planner import _ENCODER_TEXTS
+from hf_msa.models.omg_planner import LightPlanner, fit_centering, observe_rows, planner_to_dict, tokenize
+from hf_msa.training import stages_omg
+from hf_msa.training.omg_plans import PlannedRows, is_partial, left, patterns
+from hf_msa.training.recipes import load_recipe
+from hf_msa.training.stages import RunContext, prepare_run, run_recipe
+from hf_msa.training.stages_omg import OmgTrainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+from tiny_mllm import tiny_mllm_processor, tiny_thinker
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
+QUIET = {"disable_tqdm": True, "use_cpu": True}
+TRAINED = ("vae", "semantics", "classifier", "main", "classifier_after")
+SMALL = [
+    *("model.denoiser_dim=16", "model.denoiser_layers=2", "model.denoiser_heads=2", "model.num_inference_steps=3"),
+    *("model.denoiser_feedforward_dim=16", "model.vae_hidden=8", "model.latent_dim=8", "model.fusion_dim=8"),
+    *("model.query_dim=8", "model.top_k=3", "missing.selection_repeats=1", "stages.all.per_device_train_batch_size=8"),
+    *(f"stages.{stage}.num_train_epochs=1" for stage in TRAINED),
+]
+ABSENT = (2, 7)
+"""Training rows without audio."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of this module's own: other tests change the text encoder of theirs."""
+    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7)
+
+
+@pytest.fixture(scope="module")
+def few(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, MsaRows]:
+    """Twenty training and six validation rows, two of the former without audio."""
+    context = prepare_run(load_recipe("omg/sample"), str(corpus), tmp_path_factory.mktemp("few"), 1, QUIET)
+    rows = {}
+    for split, count in (("train", 20), ("validation", 6)):
+        data = load_split(str(corpus), split).select(range(count)).flatten_indices()
+        there = [not (split == "train" and index in ABSENT) for index in range(count)]
+        data = data.remove_columns([name for name in data.column_names if name == "audio_present"])
+        data = data.add_column("audio_present", there)
+        rows[split] = MsaRows(data, split, context.processor.tokenizer, context.processor.text_max_length)
+    return rows
+
+
+def whole_run(
+    corpus: Path,
+    folder: Path,
+    rows: dict[str, MsaRows],
+    *assignments: str,
+    ablation: str | None = None,
+    seed: int = 1,
+    shared: Path | None = None,
+    rate: float | None = None,
+    flags: dict[str, Any] | None = None,
+) -> RunContext:
+    recipe = load_recipe("omg/sample", ablation=ablation, assignments=[*SMALL, *assignments], train_rate=rate)
+    return run_recipe(recipe, str(corpus), folder, seed, {**QUIET, **(flags or {})}, rows, shared=shared)
+
+
+def weights(context: RunContext, stage: str) -> dict[str, torch.Tensor]:
+    return load_file(context.stage_folder(stage) / "model" / "model.safetensors")
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """Which parts of the model differ."""
+    names = {name for name in before if not torch.equal(before[name], after[name])}
+    return {".".join(name.split(".")[:3:2] if name.startswith("executors") else name.split(".")[:1]) for name in names}
+
+
+class Watch:
+    """What was retrieved in training, and for whom."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.retrieved: dict[str, int] = {}
+        self.own = 0
+        self.refreshed = 0
+        self.told = 0
+        self._rows: list[int] = []
+        self._objective = ""
+        inputs, retrieve = OmgTrainer.model_inputs, OmgForSentimentAnalysis.retrieve
+        refresh, told = OmgForSentimentAnalysis.refresh_keys, OmgForSentimentAnalysis.told
+
+        def model_inputs(trainer: OmgTrainer, batch: Any, training: bool) -> Any:
+            base = trainer.model.knowledge_base
+            ids = [trainer.train_rows.ids[index] for index in batch["sample_index"].tolist()] if training else []
+            self._rows = [] if base is None else base.rows_of(ids).tolist()
+            self._objective = str(trainer._objective)
+            return inputs(trainer, batch, training)
+
+        def retrieving(model: OmgForSentimentAnalysis, *args: Any, **kwargs: Any) -> Any:
+            found = retrieve(model, *args, **kwargs)
+            if model.training and found is not None:
+                self.retrieved[self._objective] = self.retrieved.get(self._objective, 0) + len(found.entries)
+                own = torch.tensor(self._rows).unsqueeze(1)
+                self.own += int(((found.entries == own) & (own >= 0)).sum())
+            return found
+
+        def refreshing(model: OmgForSentimentAnalysis) -> None:
+            self.refreshed += 1
+            refresh(model)
+
+        def telling(model: OmgForSentimentAnalysis, *args: Any) -> Any:
+            self.told += 1
+            return told(model, *args)
+
+        patch.setattr(OmgTrainer, "model_inputs", model_inputs)
+        patch.setattr(OmgForSentimentAnalysis, "retrieve", retrieving)
+        patch.setattr(OmgForSentimentAnalysis, "refresh_keys", refreshing)
+        patch.setattr(OmgForSentimentAnalysis, "told", telling)
+
+
+@pytest.fixture(scope="module")
+def watched(
+    corpus: Path, few: dict[str, MsaRows], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunContext, Watch]:
+    """A run of two epochs in the main stage, and what happened in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch(patch)
+        return whole_run(corpus, tmp_path_factory.mktemp("run"), few, "stages.main.num_train_epochs=2"), watch
+
+
+@pytest.fixture(scope="module")
+def run(watched: tuple[RunContext, Watch]) -> RunContext:
+    return watched[0]
+
+
+def loaded(context: RunContext) -> OmgForSentimentAnalysis:
+    model = AutoModel.from_pretrained(context.folder)
+    assert isinstance(model, OmgForSentimentAnalysis)
+    return model
+
+
+def base_of(model: OmgForSentimentAnalysis) -> KnowledgeBase:
+    assert model.knowledge_base is not None
+    return model.knowledge_base
+
+
+def text_states(context: RunContext, model: OmgForSentimentAnalysis) -> list[torch.Tensor]:
+    """Of each complete training row, by itself."""
+    found = []
+    for index in range(len(context.rows["train"])):
+        ids = torch.from_numpy(context.rows["train"][index]["input_ids"].copy()).unsqueeze(0)
+        found.append(model.encode_text(ids, torch.ones_like(ids)).squeeze(0).detach())
+    return found
+
+
+class TestWhatARunGives:
+    def test_all_stages(self, run: RunContext) -> None:
+        facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+        names = ["plans", "vae", "semantics", "knowledge_base", "classifier", "main", "classifier_after"]
+        assert [stage["name"] for stage in facts["stages"]] == names
+        assert facts["selection"]["stage"] == "main" and facts["expert_input"] is None
+        plans = facts["stages"][0]
+        assert plans["planner"] == "light planner" and len(plans["patterns"]) == 7
+        assert facts["stages"][3]["entries"] == 20 - len(ABSENT)
+        history = facts["stages"][5]["history"]
+        logged = {"loss_noise", "loss_plan", "loss_evidence", "loss_task", "loss_alignment", "eval_loss"}
+        assert logged <= {name for entry in history for name in entry}
+
+    def test_the_checkpoint_plans_retrieves_and_predicts(self, run: RunContext) -> None:
+        model, rows = loaded(run), [run.rows["validation"][index] for index in range(4)]
+        given = run.collator("validation")(rows)
+        batch = {name: given[name] for name in given if name.endswith(("_values", "_mask", "_ids"))}
+        out = model.predict_rows(batch, rows, run.processor)
+        assert torch.isfinite(out.logits).all() and out.planned_score.shape == (4, 1)
+        assert model(**batch, labels=given["labels"]).loss.isfinite()
+
+    def test_each_stage_changes_its_own_part(self, run: RunContext) -> None:
+        vae, semantics, classifier, main, after = (weights(run, stage) for stage in TRAINED)
+        scales = {name for name in vae if "latent_mean" in name or "latent_std" in name}
+        assert all((vae[name] == (0 if "mean" in name else 1)).all() for name in scales)
+        assert changed({k: v for k, v in vae.items() if k not in scales}, semantics) == {"executors.semantics"}
+        assert changed(semantics, classifier) == {"fusion"}
+        learned = {"executors.denoiser", "executors.alignment", "retriever", "fusion"}
+        assert changed(classifier, main) == learned
+        assert changed(main, after) == {"fusion"}
+        assert not changed(after, load_file(run.folder / "model.safetensors"))
+
+    def test_latents_of_the_training_split_are_scaled(self, run: RunContext) -> None:
+        model = loaded(run)
+        base = base_of(model)
+        lengths = run.rows["train"].lengths["vision"]
+        assert model.config.vision_max_length > 50, (
+            "so that all are averaged to 50 positions, and all latents are real"
+        )
+        masks = torch.ones(20, model.config.positions("vision"), dtype=torch.bool)
+        values = torch.from_numpy(np.array(base.numbers("value_vision")))
+        assert LatentVae.latent_mask(masks).shape[1] == values.shape[1] and len(lengths) == 20
+
+    def test_text_is_standardised_by_the_training_split(self, run: RunContext) -> None:
+        model = loaded(run)
+        states = torch.cat(text_states(run, model))
+        assert torch.allclose(model.text_mean, states.mean(0), atol=1e-3)
+        assert torch.allclose(model.text_std, states.std(0, correction=0), atol=1e-3)
+
+    def test_typical_lengths_are_medians(self, run: RunContext) -> None:
+        lengths = {name: int(np.median(values)) for name, values in run.rows["train"].lengths.items()}
+        assert loaded(run).config.typical_lengths == lengths
+
+
+class TestKnowledgeBase:
+    def test_holds_complete_training_rows_alone(self, run: RunContext) -> None:
+        ids = run.rows["train"].ids
+        assert base_of(loaded(run)).ids == [name for row, name in enumerate(ids) if row not in ABSENT]
+        assert set(run.rows) == {"train", "validation"} and not set(ids) & set(run.rows["validation"].ids)
+
+    def test_values_are_the_rows_latents(self, run: RunContext) -> None:
+        model, rows = loaded(run), [run.rows["train"][index] for index in range(2)]
+        batch = run.complete_collator("train")(rows)
+        latents = model.encode_observed(model.perceive(batch))
+        for name, values in latents.items():
+            # The text's states were rounded to half precision on their way.
+            assert np.allclose(base_of(model).numbers(f"value_{name}")[:2], values, atol=2e-2)
+
+    def test_plans_and_observations_are_those_of_the_complete_rows(self, run: RunContext) -> None:
+        model = loaded(run)
+        rows = [run.rows["train"][index] for index in (0, 1, 3)]
+        choices = model.plan_rows({}, rows, run.processor)
+        for place, (row, choice) in enumerate(zip(rows, choices, strict=True)):
+            entry = base_of(model).ids.index(row["id"])
+            assert entry == place
+            assert np.allclose(base_of(model).numbers("plan")[entry], choice.plan_vector, atol=2e-3)
+            assert np.allclose(base_of(model).numbers("observation")[entry], choice.observation_vector, atol=2e-3)
+
+    def test_keys_are_those_of_the_weights_that_were_chosen(self, run: RunContext) -> None:
+        model = loaded(run)
+        base = base_of(model)
+        joined = torch.from_numpy(np.concatenate([base.numbers("observation"), base.numbers("plan")], axis=1))
+        expected = F.normalize(F.gelu(model.retriever.projection(joined)), dim=1).detach()
+        assert np.allclose(base.numbers("key"), expected, atol=1e-6)
+        first = KnowledgeBase.load(run.stage_folder("knowledge_base") / "knowledge_base")
+        assert not np.allclose(first.numbers("key"), expected, atol=1e-4), "they have moved since they were made"
+
+    def test_keys_are_made_anew_each_epoch(self, watched: tuple[RunContext, Watch]) -> None:
+        # Before training, after each of two epochs, and for the weights that were chosen.
+        assert watched[1].refreshed == 4
+
+    def test_nobody_retrieves_its_own_entry_in_training(self, watched: tuple[RunContext, Watch]) -> None:
+        _, watch = watched
+        assert watch.retrieved["generate"] == 2 * 20
+        assert watch.retrieved["None"] == 2 * 20, "the classifier before and after"
+        assert watch.own == 0
+
+    def test_data_without_a_complete_row_is_refused(
+        self, corpus: Path, few: dict[str, MsaRows], tmp_path: Path
+    ) -> None:
+        data = few["train"]._dataset
+        for name, there in (("audio", True), ("vision", False)):
+            data = data.remove_columns([column for column in data.column_names if column == f"{name}_present"])
+            data = data.add_column(f"{name}_present", [there] * 10 + [not there] * 10)
+        tokenizer = prepare_run(load_recipe("omg/sample"), str(corpus), tmp_path / "p", 1, QUIET).processor.tokenizer
+        rows = {**few, "train": MsaRows(data, "train", tokenizer, 50)}
+        with pytest.raises(MsaError, match="no probe for text and audio and vision"):
+            whole_run(corpus, tmp_path / "run", rows)
+
+
+class TestPlanner:
+    def test_is_fitted_to_the_training_split(self, run: RunContext) -> None:
+        model, rows = loaded(run), run.rows["train"]
+        seen = observe_rows([rows[index] for index in range(20)], None, run.processor)
+        planner = model.planner(run.processor)
+        assert isinstance(planner, LightPlanner)
+        again = LightPlanner.fit(seen, rows.labels.tolist(), planner.encode, planner.settings, planner.verbalizer)
+        fit_centering(again, seen, 1)
+        first, second = planner_to_dict(planner), planner_to_dict(again)
+        assert first["lexicon"] == second["lexicon"]
+        assert set(planner.lexicon.words) == {word for part in seen for word in tokenize(part.transcript or "")}
+        for one, other in zip(first["probes"], second["probes"], strict=True):
+            assert np.allclose(one["weights"], other["weights"], atol=1e-4)
+        for name, mean in first["centering"].items():
+            assert np.allclose(mean, second["centering"][name], atol=1e-3)
+
+    def test_neither_its_fit_nor_its_texts_read_validation_rows(
+        self, run: RunContext, corpus: Path, few: dict[str, MsaRows], tmp_path: Path
+    ) -> None:
+        context = prepare_run(run.recipe, str(corpus), tmp_path / "seed-1", 1, QUIET, few)
+        context.rows = {"train": few["train"]}
+        model = context.new_model(OmgForSentimentAnalysis).eval()
+        values = planner_to_dict(stages_omg.fit_planner(context, model))
+        assert values["lexicon"] == json.loads((run.folder / "planner.json").read_text(encoding="utf-8"))["lexicon"]
+
+    def test_what_was_found_is_not_asked_again_for_another_seed(
+        self, corpus: Path, few: dict[str, MsaRows], run: RunContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        embed, asked = OmgForSentimentAnalysis.embed_texts, []
+
+        def counted(model: OmgForSentimentAnalysis, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
+            asked.extend(text for text in texts if text not in _ENCODER_TEXTS)
+            return embed(model, tokenizer, texts)
+
+        monkeypatch.setattr(OmgForSentimentAnalysis, "embed_texts", counted)
+        second = whole_run(corpus, run.folder.parent, few, "stages.main.num_train_epochs=2", seed=2)
+        assert not asked
+        assert second.folder.parent == run.folder.parent and (run.folder.parent / "plan_cache").is_dir()
+        assert changed(weights(run, "main"), weights(second, "main"))
+
+    def test_rows_are_planned_for_as_they_are_when_the_model_predicts(self, run: RunContext) -> None:
+        model, rows = loaded(run), run.rows["validation"]
+        planned = PlannedRows(model, rows, run.processor)
+        members = [{**rows[index], "draw": 3} for index in range(4)]
+        batch = run.collator("validation")(members)
+        there = left(model.available(batch))
+        assert any(len(names) < 3 for names in there) and not is_partial(batch, model.available(batch))
+        found = planned([0, 1, 2, 3], there)
+        _, expected = model.told(batch, members, run.processor)
+        assert found.keys() == expected.keys()
+        for name, vectors in found.items():
+            assert torch.allclose(vectors, expected[name], atol=1e-3)
+            assert torch.equal(vectors, vectors.half().float())
+
+    def test_a_row_is_planned_for_once(self, run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = loaded(run)
+        planned, calls = PlannedRows(model, run.rows["validation"], run.processor), []
+        told_of = model.told_of
+        monkeypatch.setattr(model, "told_of", lambda seen, *a, **k: calls.append(len(seen)) or told_of(seen, *a, **k))
+        everything = patterns(model.config.modalities)
+        planned.fill(everything[:2], "validation")
+        assert calls == [12]
+        planned([0, 5, 0], [everything[0], everything[1], everything[0]])
+        assert calls == [12]
+        planned([0, 0], [everything[2], everything[2]])
+        assert calls == [12, 1]
+
+
+class TestHelpers:
+    def test_patterns(self) -> None:
+        assert patterns(("text", "audio")) == [("text", "audio"), ("text",), ("audio",)]
+        found = patterns(("text", "audio", "vision"))
+        assert len(found) == 7 and found[0] == ("text", "audio", "vision") and ("text", "vision") in found
+
+    def test_left(self) -> None:
+        available = {"text": torch.tensor([True, False]), "audio": torch.tensor([True, False])}
+        assert left(available) == [("text", "audio"), ()]
+
+    def test_partial(self) -> None:
+        mask = torch.tensor([[True, False], [False, False]])
+        assert is_partial({"audio_missing_mask": mask}, {"audio": torch.tensor([True, True])})
+        # Of the first nothing is left: it is missing as a whole.
+        assert not is_partial({"audio_missing_mask": mask}, {"audio": torch.tensor([False, True])})
+        assert not is_partial({"vision_missing_mask": mask}, {"audio": torch.tensor([True, True])})
+
+
+class Broken(Exception):
+    """What a run breaks off with."""
+
+
+def failing(patch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[..., bool], after: bool = False) -> None:
+    """Break off in a method the first time that `when` says so."""
+    method = getattr(owner, name)
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs) if after else None
+        if when(*args, **kwargs):
+            raise Broken
+        return result if after else method(*args, **kwargs)
+
+    patch.setattr(owner, name, broken)
+
+
+def in_second_epoch(stage: str) -> Callable[..., bool]:
+    def when(trainer: OmgTrainer, *_: Any, **__: Any) -> bool:
+        is_stage = Path(str(trainer.args.output_dir)).name == stage
+        return is_stage and trainer.model.training and trainer.state.global_step >= 4
+
+    return when
+
+
+def training(stage: str) -> tuple[Any, str, Callable[..., bool], bool]:
+    return OmgTrainer, "compute_loss", in_second_epoch(stage), False
+
+
+BREAKS: list[tuple[Any, str, Callable[..., bool], bool]] = [
+    (stages_omg, "fit_planner", lambda *_: True, True),
+    (PlannedRows, "fill", lambda planned, wanted, what: what == "validation", False),
+    training("vae"),
+    (stages_omg, "fit_scales", lambda *_: True, True),
+    training("semantics"),
+    (KnowledgeBase, "save", lambda base, folder: "knowledge_base" in str(folder), False),
+    training("classifier"),
+    training("main"),
+    training("classifier_after"),
+    (OmgForSentimentAnalysis, "save_pretrained", lambda model, folder, *_, **__: Path(folder).name == "seed-1", False),
+]
+
+
+def test_the_main_stage_goes_on_where_it_broke_off(
+    corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
+) -> None:
+    shutil.copytree(run.folder.parent / "plan_cache", tmp_path / "plan_cache")
+    epochs = "stages.main.num_train_epochs=2"
+    with pytest.MonkeyPatch.context() as patch:
+        failing(patch, *training("main"))
+        with pytest.raises(Broken):
+            whole_run(corpus, tmp_path, few, epochs, shared=run.folder)
+    resumed = whole_run(corpus, tmp_path, few, epochs)
+    for stage in ("main", "classifier_after"):
+        assert not changed(weights(run, stage), weights(resumed, stage)), stage
+    one, other = base_of(loaded(run)), base_of(loaded(resumed))
+    assert all(np.array_equal(one.numbers(name), other.numbers(name)) for name in one.shapes)
+
+
+@pytest.mark.slow
+def test_a_run_that_breaks_off_in_every_stage_ends_as_one_that_does_not(
+    corpus: Path, few: dict[str, MsaRows], tmp_path: Path
+) -> None:
+    epochs = [f"stages.{stage}.num_train_epochs=2" for stage in TRAINED]
+    plain = whole_run(corpus, tmp_path / "whole", few, *epochs)
+    for break_off in BREAKS:
+        with pytest.MonkeyPatch.context() as patch:
+            failing(patch, *break_off)
+            with pytest.raises(Broken):
+                whole_run(corpus, tmp_path / "broken", few, *epochs)
+                pytest.fail(f"nothing broke off in {break_off}")
+    resumed = whole_run(corpus, tmp_path / "broken", few, *epochs)
+    assert (plain.folder / "planner.json").read_bytes() == (resumed.folder / "planner.json").read_bytes()
+    for stage in TRAINED:
+        assert not changed(weights(plain, stage), weights(resumed, stage)), stage
+    one, other = base_of(loaded(plain)), base_of(loaded(resumed))
+    assert all(np.array_equal(one.numbers(name), other.numbers(name)) for name in one.shapes)
+
+
+class TestProtocols:
+    @pytest.mark.parametrize(
+        ("protocol", "told"),
+        [
+            ("{name: modality, rate: 0.5}", False),
+            ("{name: fixed, available: [audio]}", False),
+            ("{name: complete}", False),
+            ("{name: frame, rate: 0.5}", True),
+        ],
+    )
+    def test_any_will_do(
+        self,
+        corpus: Path,
+        few: dict[str, MsaRows],
+        run: RunContext,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        protocol: str,
+        told: bool,
+    ) -> None:
+        """Where parts of sequences are dropped, samples are planned for as they come."""
+        watch = Watch(monkeypatch)
+        missing = [f"missing.train={protocol}", f"missing.validation={protocol}"]
+        context = whole_run(corpus, tmp_path, few, *missing, shared=run.folder)
+        assert bool(watch.told) == told and watch.own == 0
+        assert changed(weights(context, "classifier"), weights(context, "main"))
+        history = [entry for entry in context.log[5]["history"] if "loss_noise" in entry]
+        # Where no modality is dropped whole there is none to generate: what the absent audio was nobody knows.
+        assert (history[-1]["loss_noise"] > 0) == ("modality" in protocol or "fixed" in protocol)
+
+    def test_one_rate_after_the_other_shares_what_rates_have_no_part_in(
+        self, corpus: Path, few: dict[str, MsaRows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = whole_run(corpus, tmp_path / "rate-0.0", few, rate=0.0)
+        trained: list[str] = []
+        train = OmgTrainer.train
+        monkeypatch.setattr(
+            OmgTrainer,
+            "train",
+            lambda trainer, *a, **k: trained.append(Path(trainer.args.output_dir).name) or train(trainer, *a, **k),
+        )
+        second = whole_run(corpus, tmp_path / "rate-0.7", few, rate=0.7, shared=first.folder)
+        assert trained == ["main", "classifier_after"]
+        facts = [json.loads((one.folder / "run.json").read_text(encoding="utf-8")) for one in (first, second)]
+        assert [one["train_rate"] for one in facts] == [0.0, 0.7]
+        assert not changed(weights(first, "classifier"), weights(second, "classifier"))
+        assert changed(weights(first, "main"), weights(second, "main")) >= {"executors.denoiser", "fusion"}
+        assert (first.folder / "planner.json").read_bytes() == (second.folder / "planner.json").read_bytes()
+
+
+class TestAblations:
+    def test_wo_task_loss_the_classifier_learns_afterwards(
+        self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
+    ) -> None:
+        context = whole_run(corpus, tmp_path, few, ablation="wo_task_loss", shared=run.folder)
+        classifier, main, after = (weights(context, stage) for stage in ("classifier", "main", "classifier_after"))
+        assert changed(classifier, main) == {"executors.denoiser", "executors.alignment", "retriever"}
+        assert changed(main, after) == {"fusion"}
+        assert not changed(after, load_file(context.folder / "model.safetensors"))
+
+    def test_wo_refit_the_main_stage_is_the_last(
+        self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
+    ) -> None:
+        context = whole_run(corpus, tmp_path, few, ablation="wo_refit", shared=run.folder)
+        assert context.log[-1]["name"] == "main"
+        assert not changed(weights(context, "main"), load_file(context.folder / "model.safetensors"))
+        evaluated = [entry for entry in context.log[-1]["history"] if "eval_loss" in entry]
+        # What is validated is what users get: the classes of what is really generated.
+        assert 0.5 < evaluated[-1]["eval_loss"] < 4.0
+
+    def test_wo_planner_runs_to_its_end(self, corpus: Path, few: dict[str, MsaRows], tmp_path: Path) -> None:
+        context = whole_run(corpus, tmp_path, few, ablation="wo_planner")
+        model = loaded(context)
+        plans = base_of(model).numbers("plan")
+        assert np.allclose(np.linalg.norm(plans, axis=1), 1.0, atol=1e-2), "entries have plans of their own"
+        rows = [context.rows["validation"][index] for index in range(2)]
+        out = model.predict_rows(context.processor.from_rows(rows), rows, context.processor)
+        assert out.planned_score is None and torch.isfinite(out.logits).all()
+
+    def test_wo_retriever_runs_to_its_end_and_its_query_stays(
+        self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
+    ) -> None:
+        context = whole_run(corpus, tmp_path, few, ablation="wo_retriever", shared=run.folder)
+        assert changed(weights(context, "classifier"), weights(context, "main")) == {
+            "executors.denoiser",
+            "executors.alignment",
+            "fusion",
+        }
+
+    def test_wo_verbalizer_there_is_none(
+        self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
+    ) -> None:
+        recipe = load_recipe("omg/sample", ablation="wo_verbalizer", assignments=SMALL)
+        context = prepare_run(recipe, str(corpus), tmp_path / "seed-1", 1, QUIET, few)
+        model = context.new_model(OmgForSentimentAnalysis).eval()
+        assert planner_to_dict(stages_omg.fit_planner(context, model))["verbalizer"] is None
+        assert json.loads((run.folder / "planner.json").read_text(encoding="utf-8"))["verbalizer"] is not None
+
+
+def test_a_planner_that_is_not_there_is_missed_before_training(
+    corpus: Path, few: dict[str, MsaRows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_msa.training.stages_omg.compute_text_states", None)
+    for options, words in (
+        (["model.planner=mllm"], "names none; pass --set model.planner_model=NAME"),
+        (["model.planner=mllm", "model.planner_model=./nowhere"], "'./nowhere' is not to be had"),
+    ):
+        with pytest.raises(MsaError, match=words) as error:
+            whole_run(corpus, tmp_path, few, *options)
+        assert "\n" not in str(error.value)
+
+
+def test_a_language_model_learns_to_plan_and_its_adapter_goes_with_the_checkpoint(
+    corpus: Path, few: dict[str, MsaRows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_thinker().save_pretrained(tmp_path / "thinker")
+    tiny_mllm_processor().save_pretrained(tmp_path / "thinker")
+    rows = {split: MsaRows(part._dataset.select(range(6)), split) for split, part in few.items()}
+    context = prepare_run(load_recipe("omg/sample"), str(corpus), tmp_path / "p", 1, QUIET)
+    for split, part in rows.items():
+        rows[split] = MsaRows(part._dataset, split, context.processor.tokenizer, 50)
+    settings = [
+        *("model.planner=mllm", f"model.planner_model={tmp_path / 'thinker'}", "model.num_candidates=2"),
+        *("model.plan_max_new_tokens=4", "missing.train={name: fixed, available: [audio]}"),
+        *("missing.validation={name: fixed, available: [audio]}", "stages.planner.num_train_epochs=1"),
+    ]
+    run = whole_run(corpus, tmp_path / "run", rows, *settings)
+    assert [stage["name"] for stage in run.log][:2] == ["planner", "plans"]
+    assert run.log[0]["samples"] == 6 and run.log[0]["epochs"] == 1
+    model = loaded(run)
+    assert model.config.condition_dim == 32 and model.expert_input == "words"
+    folder = run.folder / "adapter"
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    learned = load_file(folder / "adapter_model.safetensors")
+    assert any(value.any() for name, value in learned.items() if "lora_B" in name)
+    members = [rows["validation"][index] for index in range(2)]
+    batch = run.collator("validation")(members)
+    batch = {name: batch[name] for name in batch if name.endswith(("values", "mask", "ids"))}
+    out = model.predict_rows(batch, members, run.processor)
+    assert torch.isfinite(out.logits).all()
+    identity = model.planner(run.processor).identity
+    assert identity["adapter"] == run.log[0]["adapter"] == model.planner_values["adapter"]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was trained")
+
+    monkeypatch.setattr("hf_msa.training.trainer.MsaTrainer.train", refuse)
+    monkeypatch.setattr("hf_msa.training.lora.LoraTrainer.fit", refuse)
+    (run.folder / "run.json").unlink()
+    again = whole_run(corpus, tmp_path / "run", rows, *settings)
+    assert [stage["name"] for stage in again.log] == [stage["name"] for stage in run.log]
