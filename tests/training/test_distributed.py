@@ -136,3 +136,69 @@ def test_processes_agree_on_labels_and_teachers(tiny_corpus: Path, tmp_path: Pat
     products = load_file(output / "seed-1111" / "stages" / "unimodal" / "pseudo_labels.safetensors")
     assert torch.equal(products["train_history"][-1].long(), first["table/train"].argmax(-1))
     assert (output / "seed-1111" / "run.json").is_file()
+
+
+OMG_SCRIPT = """
+import sys, torch
+from pathlib import Path
+from accelerate import PartialState
+from safetensors.torch import save_file
+import hf_msa.training.stages as stages
+import hf_msa.training.stages_omg as stages_omg
+from hf_msa.training.omg_plans import PlannedRows
+from hf_msa.training.stages_omg import OmgTrainer
+from hf_msa_cli import main
+
+load_split, fit, fit_planner, fill = stages.load_split, OmgTrainer.fit, stages_omg.fit_planner, PlannedRows.fill
+kept = {}
+
+def one_row_less(data, split):
+    rows = load_split(data, split)
+    return rows.select(range(len(rows) - 1))
+
+def once(*args):
+    assert PartialState().is_main_process
+    return fit_planner(*args)
+
+def filled(self, wanted, what):
+    assert PartialState().is_main_process
+    fill(self, wanted, what)
+
+def keep(self):
+    state = fit(self)
+    stage = Path(self.args.output_dir).name
+    kept.update({f"{stage}/{k}": v.clone() for k, v in self.model.state_dict().items()})
+    if self.model.knowledge_base is not None:
+        kept[f"{stage}/keys"] = torch.from_numpy(self.model.knowledge_base.numbers("key").copy())
+    save_file(kept, f"{sys.argv[1]}-{PartialState().process_index}")
+    return state
+
+stages.load_split, OmgTrainer.fit, stages_omg.fit_planner, PlannedRows.fill = one_row_less, keep, once, filled
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.timeout(600)
+def test_processes_agree_on_every_stage_of_omg(tiny_corpus: Path, tmp_path: Path) -> None:
+    """OMG-Agent's curve is another one with two processes: its losses are means over what is missing in a part of a batch.
+
+    The planner is fitted and plans are made by one process; no parameter goes without a gradient, whatever is missing.
+    """
+    script, tables, output = tmp_path / "launch.py", tmp_path / "tables", tmp_path / "run"
+    script.write_text(OMG_SCRIPT, encoding="utf-8")
+    epochs = [f"stages.{name}.num_train_epochs=1" for name in ("vae", "semantics", "classifier", "classifier_after")]
+    arguments = [
+        *(str(script), str(tables), "train", "omg/sample", "--data", str(tiny_corpus), "--output", str(output)),
+        *("--set", *epochs, "model.num_inference_steps=2", "stages.all.per_device_train_batch_size=4"),
+        *("missing.selection_repeats=1", "--num_train_epochs", "2", "--disable_tqdm", "true", "--use_cpu"),
+    ]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29613"]
+    done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (load_file(f"{tables}-{rank}") for rank in (0, 1))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    final = load_file(output / "seed-1111" / "model.safetensors")
+    assert all(torch.equal(first[f"classifier_after/{name}"], value) for name, value in final.items())
+    assert not torch.equal(first["main/keys"], first["classifier/keys"])
