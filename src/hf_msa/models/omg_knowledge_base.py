@@ -72,8 +72,10 @@ def _numbers(name: str, given: Any, dims: int, entries: int) -> Floats:
 
 
 def _unit(vectors: Floats) -> Floats:
-    """Divide each row by its length; rows of zeros stay as they are."""
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+    """Divide each row by its length; rows of zeros stay as they are, and so do those of length 1, to the last bit."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths = np.where(np.abs(lengths - 1.0) < 1e-6, 1.0, np.maximum(lengths, 1e-12))
+    return np.asarray(vectors / lengths, dtype=np.float32)
 
 
 def _array(numbers: Floats) -> Any:
