@@ -334,6 +334,16 @@ class TestRetrieving:
         four = some(vectors, [0, 4, 8, 11])
         assert evidence(model, tiny_batch(model.config), four).entries[:, 0].tolist() == [0, 4, 8, 11]
 
+    def test_keys_that_are_kept_and_taken_again_are_the_same_bits(self) -> None:
+        """A run that goes on retrieves with what it had."""
+        model = fresh(query_dim=64)
+        give_base(model)
+        base = model.knowledge_base
+        assert base is not None
+        keys = np.array(base.numbers("key"))
+        assert np.array_equal(base.with_keys(keys).numbers("key"), keys)
+        assert np.allclose(base.with_keys(keys * 3).numbers("key"), keys, atol=1e-6)
+
     def test_fewer_entries_than_are_wanted(self) -> None:
         model = fresh(top_k=50)
         give_base(model)
