@@ -290,6 +290,11 @@ def _draw(
             panel.set_title(title if title == "ms per sample" else f"{title}, rate {rates[place]}", fontsize=8)
             panel.set_xticks(range(len(ticks)), ticks)
             panel.set_xlabel(last)
-        panels[-1].set_yscale("log")
+        seconds = [np.mean(scores.seconds) for scores in scored]
+        # Samplers differ by orders of magnitude, most other settings hardly.
+        if max(seconds) > 10 * min(seconds):
+            panels[-1].set_yscale("log")
+        else:
+            panels[-1].set_ylim(bottom=0)
         if others:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
