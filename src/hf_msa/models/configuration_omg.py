@@ -77,7 +77,8 @@ class OmgConfig(MsaConfig):
             `"single_stream"` (ablations).
         num_train_timesteps (`int`): Steps of the noise schedule (ours; linear betas).
         scheduler: Sampler of diffusers: `"ddpm"` (eq. 11), `"ddim"` or `"dpm_solver++"`.
-        num_inference_steps (`int`): Its steps.
+        num_inference_steps (`int`): Its steps. One gives the mean of what may be missing under the conditions; more give one
+            of the many things that it may be, take longer, and score worse (ours, measured: docs/results.md).
         generation_seed (`int`): Of the noise that generation begins with; a sample's noise depends on it and on what is
             observed of the sample.
 
@@ -175,7 +176,7 @@ class OmgConfig(MsaConfig):
     injection: Literal["hierarchical", "reversed", "concat", "single_stream"] = "hierarchical"
     num_train_timesteps: int = 1000
     scheduler: Literal["ddpm", "ddim", "dpm_solver++"] = "ddpm"
-    num_inference_steps: int = 50
+    num_inference_steps: int = 1
     generation_seed: int = 0
 
     fusion_dim: int = 128
