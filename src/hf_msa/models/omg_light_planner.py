@@ -129,7 +129,7 @@ class Lexicon:
         mean = float(np.mean(labels)) if len(labels) else 0.0
         words: dict[str, tuple[int, float]] = {}
         for text, label in zip(texts, labels, strict=True):
-            for word in set(tokenize(text)):
+            for word in sorted(set(tokenize(text))):
                 count, total = words.get(word, (0, 0.0))
                 words[word] = (count + 1, total + label - mean)
         return cls(mean, words, prior)

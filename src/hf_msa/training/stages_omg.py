@@ -69,8 +69,9 @@ class _EpochEnds(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make keys for the first epoch; a run that goes on has those that it was interrupted with."""
-        if not state.global_step:
+        """Make keys for the epoch; a run that goes on within one has those that it was interrupted with."""
+        # A checkpoint of the last step of an epoch is written before the epoch ends, with the keys of its beginning.
+        if float(state.epoch or 0).is_integer():
             self.trainer.model.refresh_keys()
 
     def on_epoch_end(
