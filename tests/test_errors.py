@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from hf_msa.errors import MsaError, is_disk_full, nearest, reason, require_package, unknown_name
+from hf_msa.errors import MsaError, as_msa_errors, is_disk_full, nearest, reason, require_package, unknown_name
 from hf_msa.models.configuration_tcmr import TcmrConfig
 
 
@@ -84,3 +84,17 @@ def test_an_absent_package_comes_with_the_command_that_installs_it() -> None:
     require_package("numpy", "train")
     with pytest.raises(MsaError, match=r"'no_such_package'.*pip install 'hf-msa\[plots\]'"):
         require_package("no_such_package", "plots")
+
+
+class TestAsMsaErrors:
+    @pytest.mark.parametrize("error", [ImportError("no package"), OSError("no file"), ValueError("no number")])
+    def test_what_models_raise_becomes_one_sentence(self, error: Exception) -> None:
+        with pytest.raises(MsaError, match=rf"^{error}\.$") as caught, as_msa_errors():
+            raise error
+        assert caught.value.__cause__ is error
+
+    def test_others_pass(self) -> None:
+        with pytest.raises(MsaError, match="^As it is$"), as_msa_errors():
+            raise MsaError("As it is")
+        with pytest.raises(KeyError), as_msa_errors():
+            raise KeyError("a bug")

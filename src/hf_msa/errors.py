@@ -1,9 +1,10 @@
 """Errors that user input can cause: one sentence each, with the nearest valid name where a name was wrong."""
 
+import contextlib
 import difflib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _MOST_NAMES = 60
 
@@ -53,6 +54,21 @@ def reason(error: BaseException) -> str:
         return type(error).__name__
     line = lines[-1].partition("Error: ")[2] or lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
     return line.removesuffix(".")
+
+
+@contextlib.contextmanager
+def as_msa_errors() -> Iterator[None]:
+    """Say in one sentence what a model, or one that it asks, lacks; for calls of `models`, which knows plain errors only.
+
+    Raises:
+        MsaError: In place of an ImportError, OSError or ValueError.
+    """
+    try:
+        yield
+    except MsaError:
+        raise
+    except (ImportError, OSError, ValueError) as error:
+        raise MsaError(f"{reason(error)}.") from error
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -26,7 +26,7 @@ from .data.prepare import check_output, write_dataset
 from .data.rows import MsaRows
 from .data.schema import ANNOTATION, PRESENCE, TEXT, DatasetFacts, msa_features
 from .data.validation import ValidationReport
-from .errors import MsaError
+from .errors import MsaError, as_msa_errors
 from .evaluation.sweep import check_media_use, check_widths, find_model, load_checkpoint, load_split, own_fields
 from .files import write_json
 from .models.auto import METHODS
@@ -35,7 +35,6 @@ from .models.modeling_omg import GeneratedBatch
 from .models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
 from .models.omg_retriever import NO_ENTRY
 from .models.processing_msa import MsaProcessor
-from .training.experts import expert_errors
 from .training.omg_entries import keep_plans
 
 IMPUTATION_FILE = "imputation.json"
@@ -288,7 +287,7 @@ class _Completed:
         """Features of what each sample lacks, in the data's units, with plan and evidence."""
         assert isinstance(self._network, Generator)
         batch = {key: value.to(self._network.device) for key, value in collator(members).items()}
-        with expert_errors(), torch.inference_mode():
+        with as_msa_errors(), torch.inference_mode():
             made = self._network.generate_missing(
                 batch, members, self._processor, own_ids=[member["id"] for member in members]
             )

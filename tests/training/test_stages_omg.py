@@ -380,16 +380,14 @@ def failing(patch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[...
     patch.setattr(owner, name, broken)
 
 
-def in_second_epoch(stage: str) -> Callable[..., bool]:
+def training(stage: str, step: int = 4) -> tuple[Any, str, Callable[..., bool], bool]:
+    """Break off in a stage after so many steps, of which an epoch has three."""
+
     def when(trainer: OmgTrainer, *_: Any, **__: Any) -> bool:
         is_stage = Path(str(trainer.args.output_dir)).name == stage
-        return is_stage and trainer.model.training and trainer.state.global_step >= 4
+        return is_stage and trainer.model.training and trainer.state.global_step >= step
 
-    return when
-
-
-def training(stage: str) -> tuple[Any, str, Callable[..., bool], bool]:
-    return OmgTrainer, "compute_loss", in_second_epoch(stage), False
+    return OmgTrainer, "compute_loss", when, False
 
 
 BREAKS: list[tuple[Any, str, Callable[..., bool], bool]] = [
@@ -409,16 +407,29 @@ BREAKS: list[tuple[Any, str, Callable[..., bool], bool]] = [
 def test_the_main_stage_goes_on_where_it_broke_off(
     corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
 ) -> None:
-    shutil.copytree(run.folder.parent / "plan_cache", tmp_path / "plan_cache")
-    epochs = "stages.main.num_train_epochs=2"
-    with pytest.MonkeyPatch.context() as patch:
-        failing(patch, *training("main"))
-        with pytest.raises(Broken):
-            whole_run(corpus, tmp_path, few, epochs, shared=run.folder)
-    resumed = whole_run(corpus, tmp_path, few, epochs)
+    """Within an epoch with the keys of its beginning, between two with those of the next."""
+    flags = {name: "steps" for name in ("save_strategy", "eval_strategy")} | {"save_steps": 1, "eval_steps": 1}
+    contexts = []
+    for name, breaks in (("whole", ()), ("broken", (1, 3, 5))):
+        shutil.copytree(run.folder.parent / "plan_cache", tmp_path / name / "plan_cache")
+
+        def whole(folder: Path = tmp_path / name) -> RunContext:
+            epochs = "stages.main.num_train_epochs=2"
+            return whole_run(corpus, folder, few, epochs, shared=run.folder, flags=flags)
+
+        for step in breaks:
+            with pytest.MonkeyPatch.context() as patch:
+                failing(patch, *training("main", step))
+                with pytest.raises(Broken):
+                    whole()
+            checkpoints = tmp_path / name / "seed-1" / "stages" / "main"
+            assert (checkpoints / f"checkpoint-{step}" / "complete.json").is_file()
+        contexts.append(whole())
+    plain, resumed = contexts
+    assert plain.log[5]["epochs"] == 2
     for stage in ("main", "classifier_after"):
-        assert not changed(weights(run, stage), weights(resumed, stage)), stage
-    one, other = base_of(loaded(run)), base_of(loaded(resumed))
+        assert not changed(weights(plain, stage), weights(resumed, stage)), stage
+    one, other = base_of(loaded(plain)), base_of(loaded(resumed))
     assert all(np.array_equal(one.numbers(name), other.numbers(name)) for name in one.shapes)
 
 

@@ -32,7 +32,7 @@ from hf_msa.data.missing import (
 from hf_msa.data.plan_cache import PLANS_FOLDER, PlanCache
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts
-from hf_msa.errors import MsaError, reason, unknown_name
+from hf_msa.errors import MsaError, as_msa_errors, reason, unknown_name
 from hf_msa.files import atomic_files
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
@@ -178,13 +178,8 @@ def _predicted(
     processor: MsaProcessor,
 ) -> Iterator[MsaOutput]:
     """The output for each batch."""
-    try:
+    with as_msa_errors():
         yield from model.predict_batches(batches, processor)
-    except MsaError:
-        raise
-    except (ImportError, OSError, ValueError) as error:
-        # For example another model that this one asks, and that is not to be had.
-        raise MsaError(f"{reason(error)}.") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What the stages of methods share that ask a multimodal language model, as an expert or a planner."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -38,17 +37,6 @@ def check_mllm(name: str, adapter: bool, field: str, instead: str) -> None:
             f"The language model {name!r} is not to be had ({reason(error)}); download it and pass its folder with "
             f"--set model.{field}=FOLDER, or do without it: {instead}."
         ) from error
-
-
-@contextlib.contextmanager
-def expert_errors() -> Iterator[None]:
-    """Say in one sentence what the expert lacks."""
-    try:
-        yield
-    except MsaError:
-        raise
-    except (ImportError, OSError, ValueError) as error:
-        raise MsaError(f"{reason(error)}.") from error
 
 
 def fit_verbalizer(context: RunContext) -> MsaVerbalizer:

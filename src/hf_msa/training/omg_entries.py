@@ -14,13 +14,11 @@ from hf_msa.data.media import MediaFolder
 from hf_msa.data.plan_cache import PLANS_FOLDER, PlanCache
 from hf_msa.data.prepare import check_output
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.sweep import check_media_use, check_widths, find_model, load_checkpoint, load_split
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
-
-from .experts import expert_errors
 
 Told = Callable[[Sequence[int]], Mapping[str, Tensor]]
 """Takes places in a batch and gives `plan_vectors` and `observation_vectors` of the samples there."""
@@ -63,7 +61,7 @@ def knowledge_base_of(
     tables = {name: torch.cat(values) for name, values in columns.items()}
     plans, observations = tables["plan_vectors"], tables["observation_vectors"]
     keys = model.retriever.keys(observations.to(model.device), plans.to(model.device))
-    with expert_errors():
+    with as_msa_errors():
         return KnowledgeBase.build(
             ids,
             keys=keys.float().cpu().numpy(),
@@ -139,7 +137,7 @@ def build_knowledge_base(
             told = functools.partial(_told, network, processor, members)
             yield [member["id"] for member in members], network.perceive(batch), told
 
-    with expert_errors():
+    with as_msa_errors():
         base = knowledge_base_of(network, batches(), factory or network.config.index_factory)
     base.save(output)
     return base

@@ -26,6 +26,28 @@ def patterns(modalities: Sequence[str]) -> list[Available]:
     return [pattern for count in range(len(modalities), 0, -1) for pattern in combinations(tuple(modalities), count)]
 
 
+class CompleteObservations(Sequence[Observation]):
+    """Observations of complete training rows, each made when it is needed: recordings of a split do not fit into memory.
+
+    Args:
+        model: Says what the planner gets to know.
+        rows: The rows.
+        processor: The model's processor.
+    """
+
+    def __init__(self, model: OmgForSentimentAnalysis, rows: MsaRows, processor: Any) -> None:
+        self._model = model
+        self._rows = rows
+        self._processor = processor
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The observation of a row."""
+        return self._model.observations({}, [self._rows[index]], self._processor)[0]
+
+
 class PlannedRows:
     """Plan vectors of a split's rows, made when they are first needed and kept in half precision.
 
@@ -37,13 +59,9 @@ class PlannedRows:
 
     def __init__(self, model: OmgForSentimentAnalysis, rows: MsaRows, processor: Any) -> None:
         self._model = model
-        self._rows = rows
         self._processor = processor
+        self._observations = CompleteObservations(model, rows, processor)
         self._known: dict[tuple[int, Available], dict[str, NDArray[np.float16]]] = {}
-
-    def observation(self, index: int) -> Observation:
-        """What there is of a complete row."""
-        return self._model.observations({}, [self._rows[index]], self._processor)[0]
 
     def fill(self, wanted: Iterable[Available], what: str) -> None:
         """Plan for all rows under several patterns, with a progress bar.
@@ -54,8 +72,8 @@ class PlannedRows:
         """
         wanted = list(wanted)
         waiting: list[tuple[tuple[int, Available], Observation]] = []
-        for index in tqdm(range(len(self._rows)), desc=f"plans of {what} rows", leave=False, disable=None):
-            observation = self.observation(index)
+        for index in tqdm(range(len(self._observations)), desc=f"plans of {what} rows", leave=False, disable=None):
+            observation = self._observations[index]
             for pattern in wanted:
                 if (index, pattern) not in self._known:
                     waiting.append(((index, pattern), observation.restricted(pattern)))
@@ -82,7 +100,7 @@ class PlannedRows:
         keys = list(zip(indices, available, strict=True))
         self._plan(
             [
-                (key, self.observation(key[0]).restricted(key[1]))
+                (key, self._observations[key[0]].restricted(key[1]))
                 for key in dict.fromkeys(keys)
                 if key not in self._known
             ]

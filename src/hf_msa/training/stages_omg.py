@@ -28,8 +28,7 @@ from transformers import AutoConfig, TrainerCallback, TrainerControl, TrainerSta
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
 from hf_msa.data.plan_cache import PLANS_FOLDER, PlanCache
-from hf_msa.data.rows import MsaRows
-from hf_msa.errors import MsaError, require_package
+from hf_msa.errors import MsaError, as_msa_errors, require_package
 from hf_msa.files import atomic_write, write_json
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
@@ -42,13 +41,12 @@ from hf_msa.models.modeling_omg import (
 )
 from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.omg_knowledge_base import KEY, KnowledgeBase
-from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, Planner, fit_centering, planner_to_dict
 
-from .experts import check_mllm, expert_errors, fit_verbalizer, lora_arguments
+from .experts import check_mllm, fit_verbalizer, lora_arguments
 from .hidden_states import TextStates, compute_text_states
 from .omg_entries import Told, knowledge_base_of
-from .omg_plans import Available, PlannedRows, is_partial, left, patterns
+from .omg_plans import Available, CompleteObservations, PlannedRows, is_partial, left, patterns
 from .stages import RunContext
 from .trainer import AdamTrainer
 
@@ -275,7 +273,7 @@ def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
         MsaError: If the language model is not to be had.
     """
     file = context.stage_folder("plans") / PLANNER_FILE
-    with expert_errors():
+    with as_msa_errors():
         if model.config.planner == "mllm" and model.config.planner_lora:
             adapt_planner(context, model)
         if PartialState().is_main_process and not file.is_file():
@@ -292,28 +290,6 @@ def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
 def plan_cache(context: RunContext) -> PlanCache:
     """What the planner has said is kept for all seeds, ablations and training rates in one folder of runs."""
     return PlanCache(context.runs_folder / PLANS_FOLDER)
-
-
-class CompleteObservations(Sequence[Observation]):
-    """Observations of complete training rows, each made when it is needed: recordings of a split do not fit into memory.
-
-    Args:
-        model: Says what the planner gets to know.
-        rows: The rows.
-        processor: The model's processor.
-    """
-
-    def __init__(self, model: OmgForSentimentAnalysis, rows: MsaRows, processor: Any) -> None:
-        self._model = model
-        self._rows = rows
-        self._processor = processor
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        """The observation of a row."""
-        return self._model.observations({}, [self._rows[index]], self._processor)[0]
 
 
 def fit_planner(context: RunContext, model: OmgForSentimentAnalysis) -> Planner:
@@ -365,7 +341,7 @@ def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
 def make_plans(context: RunContext, model: OmgForSentimentAnalysis, planned: dict[str, PlannedRows]) -> dict[str, Any]:
     """Plan for all training and validation rows under every pattern that training and selection may meet."""
     everything = patterns(model.config.modalities)
-    with expert_errors():
+    with as_msa_errors():
         for split, rows in planned.items():
             protocol = context.collator(split).protocol
             if isinstance(protocol, CompleteProtocol):
@@ -424,7 +400,7 @@ def make_knowledge_base(
             yield ids, perception, functools.partial(_planned_places, planned, indices, everything)
 
     base = knowledge_base_of(model, batches(), model.config.index_factory)
-    with expert_errors():
+    with as_msa_errors():
         base = base.with_search(model.config.index_nprobe, model.config.index_ef_search)
     base.save(folder / KNOWLEDGE_BASE_FOLDER)
     return {"entries": len(base)}

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.evaluation.uncertainty import AgreementFit, fit_agreement, require_tau
 from hf_msa.files import write_json
@@ -37,7 +37,7 @@ from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.uacs_prompts import answer_text
 
 from .calibration import fit_temperature
-from .experts import check_mllm, expert_errors, fit_verbalizer, lora_arguments
+from .experts import check_mllm, fit_verbalizer, lora_arguments
 from .stages import RunContext
 from .stages_ubm import UbmTrainer, validation_logits
 
@@ -141,7 +141,7 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
         model.set_expert_adapter(folder / ADAPTER_FOLDER)
         return
     started = time.perf_counter()
-    with expert_errors():
+    with as_msa_errors():
         expert = cast(LocalMllm, load_expert(model.config))
         examples = AnsweredRows(model, context.rows["train"])
         arguments = lora_arguments(context, "lora", LoraTrainingArguments)
@@ -197,7 +197,7 @@ def find_thresholds(context: RunContext, model: UacsForSentimentAnalysis, answer
     }
     unparsed: int | None = None
     if config.route != "fast":
-        with expert_errors():
+        with as_msa_errors():
             requests = validation_requests(context, model)
             given = cached_answers(answers, model.expert, requests, config, total=len(rows))
         fits["expert"] = fit_answers(given, rows)

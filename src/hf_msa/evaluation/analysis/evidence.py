@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.statistics import confidence_interval
 from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
@@ -31,7 +31,6 @@ from .executing import (
     incomplete_patterns,
     load_omg,
     own_entries,
-    planner_errors,
     pooled,
     row_batches,
     tell,
@@ -58,7 +57,7 @@ def required_base(model: OmgForSentimentAnalysis, where: str) -> KnowledgeBase:
     Raises:
         MsaError: If it has none, or does not retrieve.
     """
-    with planner_errors():
+    with as_msa_errors():
         base = model.knowledge_base
     if base is None or model.config.retrieval_aggregation == "none":
         raise MsaError(

@@ -1,6 +1,5 @@
 """OMG-Agent over batches of rows, and what its tools share: what is missing when, intervals, labels of what is retrieved."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,7 +14,7 @@ from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FixedPattern, MissingProtocol, apply_missing
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import ID
-from hf_msa.errors import MsaError, reason
+from hf_msa.errors import as_msa_errors
 from hf_msa.evaluation.metrics import family_metrics
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
 from hf_msa.evaluation.sweep import conditions
@@ -116,7 +115,7 @@ def tell(model: OmgForSentimentAnalysis, processor: MsaProcessor, batch: RowBatc
     Raises:
         MsaError: If the model has no planner, or its language model is not to be had.
     """
-    with planner_errors():
+    with as_msa_errors():
         _, vectors = model.told(batch.inputs, batch.members, processor)
         perception = model.perceive(batch.inputs)
         told = model.conditions(
@@ -134,21 +133,6 @@ def own_entries(model: OmgForSentimentAnalysis, batch: RowBatch) -> Tensor:
     base, ids = model.knowledge_base, [str(member[ID]) for member in batch.members]
     rows = np.full(len(ids), NO_ENTRY, dtype=np.int64) if base is None else base.rows_of(ids)
     return torch.from_numpy(rows).to(model.device)
-
-
-@contextlib.contextmanager
-def planner_errors() -> Iterator[None]:
-    """Say in one sentence what is wrong with a planner or a knowledge base.
-
-    Raises:
-        MsaError: In place of what they raise.
-    """
-    try:
-        yield
-    except MsaError:
-        raise
-    except (ImportError, OSError, ValueError) as error:
-        raise MsaError(f"{reason(error)}.") from error
 
 
 def incomplete_patterns(config: OmgConfig) -> list[FixedPattern]:

@@ -19,12 +19,12 @@ import torch
 
 from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_plan_store import MemoryStore
 from hf_msa.models.processing_msa import MsaProcessor
 
-from .executing import incomplete_patterns, load_omg, planner_errors, row_batches
+from .executing import incomplete_patterns, load_omg, row_batches
 from .runs import find_runs, load_split
 from .writing import counted, drawn_figure, format_number, rows_table, write_csv, write_markdown
 
@@ -89,7 +89,7 @@ def time_pattern(
         MsaError: If the model has no planner, or its language model is not to be had.
     """
     watch = Stopwatch(model.device)
-    with planner_errors():
+    with as_msa_errors():
         planner = model.planner(processor)
         for batch in row_batches(model, processor, rows, pattern, "+".join(pattern.available), chosen, batch_size):
             # Nothing is known of the batch, nor of another that has the same plans.

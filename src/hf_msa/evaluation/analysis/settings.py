@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import MsaError, unknown_name
+from hf_msa.errors import MsaError, as_msa_errors, unknown_name
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.results import Predictions, predictions_table
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
@@ -28,7 +28,7 @@ from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_plan_store import MemoryStore, PlanStore
 from hf_msa.models.processing_msa import MsaProcessor
 
-from .executing import Floats, planner_errors, row_batches, shown_metrics, with_interval
+from .executing import Floats, row_batches, shown_metrics, with_interval
 from .runs import TrainedRun, find_runs, load_split
 from .writing import counted, drawn_figure, format_number, format_spread, rows_table, write_csv, write_markdown
 
@@ -193,7 +193,7 @@ def prepare_plans(
     batch_size: int,
 ) -> None:
     """Have everything planned and loaded that the measured time is not to hold, and predict one batch."""
-    with planner_errors():
+    with as_msa_errors():
         model.planner(processor).store = store
         for _, _, protocol in tested:
             for number, batch in enumerate(row_batches(model, processor, rows, protocol, "plans", None, batch_size)):

@@ -17,7 +17,7 @@ from hf_msa.data.loading import load_msa
 from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import ID, LABEL, TEXT
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.files import write_json
 from hf_msa.models.modeling_omg import GeneratedBatch, OmgForSentimentAnalysis
 from hf_msa.models.omg_executor import LatentVae
@@ -26,7 +26,7 @@ from hf_msa.models.omg_planner import PlanChoice, semantic_cost
 from hf_msa.models.omg_retriever import NO_ENTRY
 from hf_msa.models.processing_msa import MsaProcessor
 
-from .executing import RowBatch, load_omg, planner_errors, row_batches
+from .executing import RowBatch, load_omg, row_batches
 from .imputation import squared_errors
 from .runs import find_runs, load_split
 from .writing import format_number, rows_table, write_markdown
@@ -151,7 +151,7 @@ def trace_rows(
     """
     traces = []
     for batch in row_batches(model, processor, rows, pattern, "traces", chosen):
-        with planner_errors():
+        with as_msa_errors():
             made = model.generate_missing(
                 batch.inputs, batch.members, processor, own_ids=[str(member[ID]) for member in batch.members]
             )
