@@ -408,7 +408,7 @@ def test_the_main_stage_goes_on_where_it_broke_off(
     corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
 ) -> None:
     """Within an epoch with the keys of its beginning, between two with those of the next."""
-    flags = {name: "steps" for name in ("save_strategy", "eval_strategy")} | {"save_steps": 1, "eval_steps": 1}
+    flags = dict.fromkeys(("save_strategy", "eval_strategy"), "steps") | {"save_steps": 1, "eval_steps": 1}
     contexts = []
     for name, breaks in (("whole", ()), ("broken", (1, 3, 5))):
         shutil.copytree(run.folder.parent / "plan_cache", tmp_path / name / "plan_cache")
