@@ -55,7 +55,6 @@ class Generator(Protocol):
         inputs: Mapping[str, Tensor],
         rows: Sequence[Mapping[str, Any]] | None = None,
         processor: Any = None,
-        own_ids: Sequence[str] | None = None,
     ) -> GeneratedBatch:
         """See `OmgForSentimentAnalysis.generate_missing`."""
 
@@ -288,9 +287,7 @@ class _Completed:
         assert isinstance(self._network, Generator)
         batch = {key: value.to(self._network.device) for key, value in collator(members).items()}
         with as_msa_errors(), torch.inference_mode():
-            made = self._network.generate_missing(
-                batch, members, self._processor, own_ids=[member["id"] for member in members]
-            )
+            made = self._network.generate_missing(batch, members, self._processor)
         found = []
         for place in range(len(members)):
             entry: dict[str, Any] = {}

@@ -529,12 +529,26 @@ class TestGenerating:
         assert made.plans is not None and [len(plan.candidates) for plan in made.plans] == [5] * 4
         assert made.evidence is not None
         assert made.evidence_ids == [[f"train-{entry}" for entry in row] for row in made.evidence.entries.tolist()]
-        kept = model.generate_missing(batch, rows, processor, own_ids=[row["id"] for row in rows])
-        assert all(row["id"] not in ids for row, ids in zip(rows, kept.evidence_ids, strict=True))
+        assert all(row["id"] not in ids for row, ids in zip(rows, made.evidence_ids, strict=True))
         base = model.knowledge_base
         assert base is not None
         nearest = evidence(model, batch, entries_as_samples(model, [0, 1, 2, 3]))
         assert nearest.entries[:, 0].tolist() == [0, 1, 2, 3]
+
+    def test_a_sample_is_not_predicted_from_the_entry_under_its_own_id(self) -> None:
+        model = whole()
+        processor = tiny_processor(model.config)
+        rows = [{**row, "id": f"new-{index}"} for index, row in enumerate(training_rows(model)[:4])]
+        batch = drop(processor.from_rows(rows), *LOST)
+        nearest = [ids[0] for ids in model.generate_missing(batch, rows, processor).evidence_ids]
+        named = [{**row, "id": entry} for row, entry in zip(rows, nearest, strict=True)]
+        found = model.generate_missing(batch, named, processor).evidence_ids
+        assert all(
+            len(ids) == model.config.top_k and entry not in ids for entry, ids in zip(nearest, found, strict=True)
+        )
+        stranger, own = (model.predict_rows(batch, members, processor) for members in (rows, named))
+        lost = torch.tensor([bool(names) for names in LOST])
+        assert (stranger.alignment_cost[lost] != own.alignment_cost[lost]).all()
 
     @pytest.mark.parametrize(("scheduler", "steps"), [("ddpm", 7), ("ddim", 7), ("dpm_solver++", 3), ("ddpm", 1)])
     def test_any_number_of_steps(self, scheduler: str, steps: int) -> None:

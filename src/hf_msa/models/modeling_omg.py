@@ -142,7 +142,7 @@ class GeneratedBatch:
             For text these are states of the text encoder.
         masks: Modality -> True = a generated position `(batch, positions)`.
         latents: Modality -> z_0* `(batch, latents, latent_dim)`, zeros in rows that have the modality.
-        step_costs: Modality -> mean squared change of the latents in each step `(batch, steps)`, likewise.
+        step_costs: Modality -> mean squared change of the latents in each step `(batch, steps)`, NaN in such rows.
         plans: The planner's choices with all candidates; None where the batch came without rows.
         evidence: What was retrieved; None without a knowledge base.
         evidence_ids: Ids of the entries per sample, best first; their weights are in `evidence`.
@@ -605,6 +605,22 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             found["constraint_vectors"] = np.stack([cast(np.ndarray, plan.constraint_vectors) for plan in plans])
         return {name: torch.from_numpy(vectors).float().to(self.device) for name, vectors in found.items()}
 
+    def own_entries(self, rows: Sequence[Mapping[str, Any]]) -> Tensor | None:
+        """Where the knowledge base holds the samples themselves, which are not retrieved for themselves.
+
+        Where something was dropped of a training sample, its own entry would give it back.
+
+        Args:
+            rows: With `id`, where a sample has one.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch,)`, `NO_ENTRY` for samples that are not in it; None without a knowledge base.
+        """
+        base = self.knowledge_base
+        if base is None:
+            return None
+        return torch.from_numpy(base.rows_of([str(row.get("id", "")) for row in rows])).to(self.device)
+
     def retrieve(
         self, perception: Perception, plan: Tensor, observation: Tensor, own_entries: Tensor | None = None
     ) -> Evidence | None:
@@ -733,7 +749,6 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         inputs: Mapping[str, Tensor],
         rows: Sequence[Mapping[str, Any]] | None = None,
         processor: Any = None,
-        own_ids: Sequence[str] | None = None,
     ) -> GeneratedBatch:
         """Generate what is missing of each sample, with the plan and the evidence behind it.
 
@@ -742,15 +757,12 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             rows: The raw rows, which plans are made from; see `MsaPreTrainedModel.predict_rows`. Without them the
                 `plan_vectors` and `observation_vectors` in `inputs` are used, or zeros.
             processor: The model's processor, where rows are given.
-            own_ids: The samples' ids. What the knowledge base holds under them is not retrieved: where something was dropped
-                of a training sample, its own entry would give it back.
 
         Raises:
             ValueError: If there is no planner, or its language model is not to be had.
             ImportError: If a package is not installed.
         """
-        base = None if own_ids is None else self.knowledge_base
-        own = None if base is None else torch.from_numpy(base.rows_of(own_ids or ())).to(self.device)
+        own = None if rows is None else self.own_entries(rows)
         plans, vectors = (None, {}) if rows is None else self.told(inputs, rows, processor)
         told = {**inputs, **vectors}
         perception = self.perceive(inputs)
@@ -893,7 +905,7 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             ImportError: If a package that it needs is not installed.
         """
         plans, vectors = self.told(inputs, rows, processor)
-        outputs: OmgOutput = self(**{**inputs, **vectors})
+        outputs: OmgOutput = self(**{**inputs, **vectors, "own_entries": self.own_entries(rows)})
         assert outputs.logits is not None
         if plans is not None:
             outputs.planned_score = outputs.logits.new_tensor([[float(plan.plan.score)] for plan in plans])

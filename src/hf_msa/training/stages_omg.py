@@ -341,6 +341,7 @@ def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
 def make_plans(context: RunContext, model: OmgForSentimentAnalysis, planned: dict[str, PlannedRows]) -> dict[str, Any]:
     """Plan for all training and validation rows under every pattern that training and selection may meet."""
     everything = patterns(model.config.modalities)
+    found: dict[str, list[str]] = {}
     with as_msa_errors():
         for split, rows in planned.items():
             protocol = context.collator(split).protocol
@@ -351,9 +352,10 @@ def make_plans(context: RunContext, model: OmgForSentimentAnalysis, planned: dic
             else:
                 wanted = everything
             rows.fill(wanted, split)
+            found[split] = ["+".join(names) for names in wanted]
     # Other processes, and a run that is taken up again, are to find the same.
     cast(PlanCache, model.planner(context.processor).store).flush()
-    return {"planner": model.planner(context.processor).name, "patterns": ["+".join(names) for names in everything]}
+    return {"planner": model.planner(context.processor).name, "patterns": found}
 
 
 # --- Autoencoders and knowledge base ---

@@ -30,7 +30,6 @@ from .executing import (
     Floats,
     incomplete_patterns,
     load_omg,
-    own_entries,
     pooled,
     row_batches,
     tell,
@@ -157,7 +156,8 @@ def evidence_columns(
         told = tell(model, processor, batch)
         evidence = told.conditions.evidence
         assert evidence is not None
-        own = own_entries(model, batch)
+        own = model.own_entries(batch.members)
+        assert own is not None
         others = own.unsqueeze(1) != torch.arange(len(labels), device=own.device)
         content = nearest_by_content(
             told.conditions.observation, observations, own, model.config.top_k, model.config.retrieval_temperature

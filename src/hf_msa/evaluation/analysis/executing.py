@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -13,7 +12,6 @@ from tqdm.auto import tqdm
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FixedPattern, MissingProtocol, apply_missing
 from hf_msa.data.rows import MsaRows
-from hf_msa.data.schema import ID
 from hf_msa.errors import as_msa_errors
 from hf_msa.evaluation.metrics import family_metrics
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
@@ -21,7 +19,6 @@ from hf_msa.evaluation.sweep import conditions
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_omg import Conditions, OmgForSentimentAnalysis, Perception
 from hf_msa.models.msa_schema import ATTENTION_MASK_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
-from hf_msa.models.omg_retriever import NO_ENTRY
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .runs import TrainedRun
@@ -123,16 +120,9 @@ def tell(model: OmgForSentimentAnalysis, processor: MsaProcessor, batch: RowBatc
             vectors.get("plan_vectors"),
             vectors.get("constraint_vectors"),
             vectors.get("observation_vectors"),
-            own_entries(model, batch),
+            model.own_entries(batch.members),
         )
     return Told(perception, told, model.perceive(batch.complete))
-
-
-def own_entries(model: OmgForSentimentAnalysis, batch: RowBatch) -> Tensor:
-    """The samples' own rows in the knowledge base `(batch,)`, `NO_ENTRY` for those that it does not have."""
-    base, ids = model.knowledge_base, [str(member[ID]) for member in batch.members]
-    rows = np.full(len(ids), NO_ENTRY, dtype=np.int64) if base is None else base.rows_of(ids)
-    return torch.from_numpy(rows).to(model.device)
 
 
 def incomplete_patterns(config: OmgConfig) -> list[FixedPattern]:

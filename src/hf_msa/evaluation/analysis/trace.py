@@ -152,9 +152,7 @@ def trace_rows(
     traces = []
     for batch in row_batches(model, processor, rows, pattern, "traces", chosen):
         with as_msa_errors():
-            made = model.generate_missing(
-                batch.inputs, batch.members, processor, own_ids=[str(member[ID]) for member in batch.members]
-            )
+            made = model.generate_missing(batch.inputs, batch.members, processor)
         errors = latent_errors(model, batch, made)
         traces += [sample_trace(model, batch, made, row, errors[row], known) for row in range(len(batch.members))]
     return traces
