@@ -156,7 +156,7 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("frame", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
         ("modality", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
-        ("fixed", ["text", "audio", "vision", "text+audio", "text+vision", "audio+vision", "text+audio+vision"]),
+        ("fixed", ["audio", "vision", "text", "audio+vision", "text+audio", "text+vision", "text+audio+vision"]),
         ("complete", [0.0]),
     ],
 )
@@ -238,7 +238,7 @@ def test_compare_takes_several_papers(work: Path, tmp_path: Path, capsys: pytest
     command = ["evaluate", str(work / "text" / "seed-1"), "--data", str(work / "corpus"), "--output", str(tmp_path)]
     assert main(command) == 0
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    results["dataset"]["name"] = "mosi"  # The corpus is of no paper.
+    results["dataset"]["name"] = results["trained_on"] = "mosi"  # The corpus is of no paper.
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
     capsys.readouterr()
     assert main(["compare", "--paper", "tcmr", str(tmp_path), "--paper", "pglh"]) == 0

@@ -52,7 +52,7 @@ def test_build_a_knowledge_base(work: Path, tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["impute", "nowhere", "--data", "clips", "--output", "out"], "impute: No checkpoint can be loaded"),
+        (["impute", "nowhere/at/all", "--data", "clips", "--output", "out"], "impute: No checkpoint can be loaded"),
         (["impute", "model", "--data", "nowhere", "--output", "out"], "impute: There is no folder 'nowhere'"),
         (["impute", "model", "--data", "clips", "--output", "out", "--protocol", "block"], "give modality, fixed"),
         (["impute", "model", "--data", "clips"], "--output"),
