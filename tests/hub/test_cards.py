@@ -176,11 +176,14 @@ processor = AutoProcessor.from_pretrained("lab/text-mosi")
 model = AutoModel.from_pretrained("lab/text-mosi", trust_remote_code=True, revision="main").eval()
 processor = AutoProcessor.from_pretrained("lab/text-mosi", trust_remote_code=True, revision="main")
 <<.*>>
-inputs = processor(
-    text=["i really liked the way they told this story"],
-)
+rows = [
+    dict(
+        text="i really liked the way they told this story",
+    )
+]
+inputs = processor.from_rows(rows)
 with torch.no_grad():
-    score = model(**inputs).logits.item()
+    score = model.predict_rows(inputs, rows, processor).logits.item()
 ```
 <<.*>>
 ## How the checkpoint was chosen
@@ -263,12 +266,12 @@ def test_the_snippet_follows_the_checkpoint() -> None:
         text_config={"model_type": "bert"}, audio_dim=33, vision_dim=709, mask_padding=False, label_family="sims"
     )
     card = render_card(run, None, facts, config)
-    assert "audio=[np.zeros((40, 33), dtype=np.float32)]," in card
-    assert "vision=[np.zeros((40, 709), dtype=np.float32)]," in card
+    assert "        audio=np.zeros((40, 33), dtype=np.float32)," in card
+    assert "        vision=np.zeros((40, 709), dtype=np.float32)," in card
     assert "pad_to_fixed=True" in card and "这" in card and "in [-1, 1]" in card
     config = TextConfig(text_config={"model_type": "bert"}, audio_dim=33)
     card = render_card(run, None, facts, config)
-    assert "    vision=[" not in card and "pad_to_fixed" not in card and "It reads text, audio and" in card
+    assert " vision=" not in card and "pad_to_fixed" not in card and "It reads text, audio and" in card
 
 
 def test_an_upper_bound_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:

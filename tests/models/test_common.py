@@ -92,7 +92,11 @@ def test_a_sample_that_lacks_a_modality_gets_a_score(method: str) -> None:
     model = build(method)
     rows = tiny_rows(model.config)
     rows[0] = {**rows[0], "audio_present": False, "vision_present": False}
-    out = model(**tiny_processor(model.config).from_rows(rows))
+    batch = tiny_processor(model.config).from_rows(rows)
+    out = model(**batch)
+    nothing = dict.fromkeys(model.config.modalities[1:])
+    again = tiny_processor(model.config).from_rows([{**rows[0], **nothing}, *rows[1:]])
+    assert all(torch.equal(again[name], value) for name, value in batch.items())
     assert torch.isfinite(out.logits).all()
     assert torch.allclose(out.logits[1:], model(**tiny_batch(model.config)).logits[1:], atol=1e-5)
 

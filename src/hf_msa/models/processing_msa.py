@@ -91,14 +91,15 @@ class MsaProcessor(ProcessorMixin):
         """Turn rows of a data set into model inputs.
 
         Args:
-            rows: Rows with `text` and the feature columns; a false `<modality>_present` marks a sample that lacks it.
+            rows: Rows with `text` and the feature columns; None, or a false `<modality>_present`, marks a sample that lacks
+                it.
             **kwargs: Passed on to `__call__`.
         """
 
         def column(modality: str) -> list[np.ndarray | None]:
             return [
                 np.asarray(row[modality], dtype=np.float32)
-                if modality in row and row.get(f"{modality}_present", True)
+                if row.get(modality) is not None and row.get(f"{modality}_present", True)
                 else None
                 for row in rows
             ]
