@@ -174,9 +174,9 @@ class TestWhatARunGives:
         assert [stage["name"] for stage in facts["stages"]] == names
         assert facts["selection"]["stage"] == "main" and facts["expert_input"] is None
         plans = facts["stages"][0]
-        assert plans["planner"] == "light planner" and {
-            split: len(names) for split, names in plans["patterns"].items()
-        } == {"train": 7, "validation": 7}
+        assert plans["planner"] == "light planner"
+        counts = {split: len(names) for split, names in plans["patterns"].items()}
+        assert counts == {"train": 7, "validation": 7}
         assert facts["stages"][3]["entries"] == 20 - len(ABSENT)
         history = facts["stages"][5]["history"]
         logged = {"loss_noise", "loss_plan", "loss_evidence", "loss_task", "loss_alignment", "eval_loss"}
