@@ -78,7 +78,7 @@ class OmgConfig(MsaConfig):
         num_train_timesteps (`int`): Steps of the noise schedule (ours; linear betas).
         scheduler: Sampler of diffusers: `"ddpm"` (eq. 11), `"ddim"` or `"dpm_solver++"`.
         num_inference_steps (`int`): Its steps. One gives the mean of what may be missing under the conditions; more give one
-            of the many things that it may be, take longer, and score worse (ours, measured: docs/results.md).
+            of the many things that it may be, take longer, and score no better (ours, measured: docs/results.md).
         generation_seed (`int`): Of the noise that generation begins with; a sample's noise depends on it and on what is
             observed of the sample.
 
