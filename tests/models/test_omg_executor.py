@@ -182,6 +182,29 @@ class TestLatentVae:
 
 
 class TestDenoiser:
+    @pytest.mark.parametrize(("step", "alpha_bar"), [(0, 0.9999), (499, 0.0785872), (999, 4.0358e-5)])
+    def test_the_noisy_latents_pass_beside_the_layers_which_count_by_what_is_left_of_the_signal(
+        self, step: int, alpha_bar: float
+    ) -> None:
+        denoiser, batch = tiny_denoiser(), inputs()
+        nn.init.zeros_(denoiser.project_out.weight)
+        nn.init.constant_(denoiser.project_out.bias, 3.0)
+        predicted = denoiser(**{**batch, "timesteps": torch.tensor([step, step])})
+        expected = math.sqrt(1 - alpha_bar) * batch["noisy"] + 3.0 * math.sqrt(alpha_bar)
+        torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-4)
+
+    def test_an_error_of_the_layers_is_no_larger_in_the_estimate_even_at_the_end_of_the_chain(self) -> None:
+        denoiser, batch = tiny_denoiser(), inputs()
+        batch["timesteps"] = torch.tensor([999, 999])
+        alpha_bar = build_scheduler().alphas_cumprod[batch["timesteps"]]
+        nn.init.zeros_(denoiser.project_out.weight)
+        estimates = []
+        for bias in (0.0, 1.0):
+            nn.init.constant_(denoiser.project_out.bias, bias)
+            estimates.append(tweedie(batch["noisy"], denoiser(**batch), alpha_bar))
+        # In an estimate of z_0 from the predicted noise itself it would be 1 / sqrt(alpha_bar) = 157 times as large.
+        torch.testing.assert_close(estimates[0] - estimates[1], torch.ones_like(estimates[0]), rtol=1e-2, atol=1e-2)
+
     @pytest.mark.parametrize("injection", INJECTIONS)
     def test_a_fresh_one_ignores_the_evidence(self, injection: str) -> None:
         denoiser, batch = tiny_denoiser(injection), inputs()

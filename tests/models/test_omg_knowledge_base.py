@@ -325,6 +325,19 @@ class TestFiles:
         with pytest.raises(ValueError, match="cannot be read .*; build it again"):
             KnowledgeBase.load(tmp_path / "kb")
 
+    def test_a_file_that_states_lengths_beyond_what_it_holds(self, tmp_path: Path) -> None:
+        given = parts()
+        KnowledgeBase.build(**given).save(tmp_path / "kb")
+        file = tmp_path / "kb" / "data-00000-of-00001.arrow"
+        ends = np.cumsum([0, *map(len, given["ids"])]).astype(np.int32)
+        longer = ends.copy()
+        longer[-1] += 2
+        content = file.read_bytes()
+        assert content.count(ends.tobytes()) == 1
+        file.write_bytes(content.replace(ends.tobytes(), longer.tobytes()))
+        with pytest.raises(ValueError, match="cannot be read .*; build it again"):
+            KnowledgeBase.load(tmp_path / "kb")
+
     def test_another_format(self, tmp_path: Path) -> None:
         KnowledgeBase.build(**parts()).save(tmp_path / "kb")
         (tmp_path / "kb" / DESCRIPTION_FILE).write_text(json.dumps({"format": 99}))
