@@ -218,6 +218,18 @@ class TestWhatARunGives:
         assert torch.allclose(model.text_mean, states.mean(0), atol=1e-3)
         assert torch.allclose(model.text_std, states.std(0, correction=0), atol=1e-3)
 
+    def test_latents_of_the_training_split_are_centred_and_of_unit_deviation(self, run: RunContext) -> None:
+        model = loaded(run)
+        real: dict[str, list[torch.Tensor]] = {}
+        for _, perception in stages_omg.complete_batches(run, model):
+            for name, latents in model.encode_observed(perception).items():
+                real.setdefault(name, []).append(latents[LatentVae.latent_mask(perception.masks[name])])
+        assert set(real) == {"text", "audio", "vision"}
+        for parts in real.values():
+            latents = torch.cat(parts)
+            assert torch.allclose(latents.mean(0), torch.zeros(latents.shape[1]), atol=1e-4)
+            assert latents.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-4)
+
     def test_typical_lengths_are_medians(self, run: RunContext) -> None:
         lengths = {name: int(np.median(values)) for name, values in run.rows["train"].lengths.items()}
         assert loaded(run).config.typical_lengths == lengths
