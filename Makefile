@@ -31,7 +31,7 @@ demo: setup  ## generate data, train TCMR, evaluate at ten missing rates, predic
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/demo.sh $(DATA)
 
 test: setup  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-slow: setup  ## run the slow tests: resume after a kill, several processes, full runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow

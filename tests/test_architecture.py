@@ -1,7 +1,6 @@
 """The rules of the house: which way imports go, what `models/` may hold, what a method has to bring."""
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -9,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from hf_msa.models.auto import METHODS
+from tiny import TINY_CONFIGS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_msa"
@@ -205,14 +204,6 @@ class TestModelsFolder:
         )
 
 
-def load_tiny() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("architecture_tiny", ROOT / "tests" / "models" / "tiny.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_method_brings_all_its_parts(method: str) -> None:
     parts = {
@@ -220,7 +211,7 @@ def test_a_method_brings_all_its_parts(method: str) -> None:
         f"src/hf_msa/models/modeling_{method}.py": (MODELS / f"modeling_{method}.py").is_file(),
         f"src/hf_msa/recipes/{method}/*.yaml": bool(list((PACKAGE / "recipes" / method).glob("*.yaml"))),
         f"model_cards/{method}.yaml": (ROOT / "model_cards" / f"{method}.yaml").is_file(),
-        f"tests/models/tiny.py TINY_CONFIGS[{method!r}]": method in load_tiny().TINY_CONFIGS,
+        f"tests/models/tiny.py TINY_CONFIGS[{method!r}]": method in TINY_CONFIGS,
     }
     absent = [name for name, there in parts.items() if not there]
     assert not absent, f"method {method!r} lacks {', '.join(absent)}"

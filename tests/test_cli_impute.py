@@ -1,6 +1,5 @@
 """`hf-msa impute` and `hf-msa kb build`: what they write and say, and their refusals in one sentence."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,6 @@ import pytest
 from hf_msa.data.loading import load_msa
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa_cli import main
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
 from made_omg import write_checkpoint, write_clips
 
 pytest.importorskip("faiss")

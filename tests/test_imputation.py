@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,8 @@ from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.modeling_text import TextForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KEY, OBSERVATION, PLAN, KnowledgeBase
 from hf_msa.training.omg_entries import build_knowledge_base, keep_plans
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-from tiny import tiny_omg_config, tiny_processor, tiny_text_config
-
 from made_omg import SIZES, write_checkpoint, write_clips
+from tiny import tiny_omg_config, tiny_processor, tiny_text_config
 
 pytest.importorskip("faiss")
 pytest.importorskip("diffusers")

@@ -3,12 +3,12 @@ import csv
 import datasets
 import numpy as np
 import pytest
-from pickle_factory import mmsa, write
 
 from hf_msa.data.builders import BUILDERS, Custom, Mosi, Sims
 from hf_msa.data.schema import DATASET_NAMES, FACTS_FILE, facts_for, msa_features, write_facts
 from hf_msa.data.sources import CsvSource, ParquetSource, open_source
 from hf_msa.errors import MsaError
+from pickle_factory import mmsa, write
 
 LINES = [
     ("vidA", "0001", "one, two", "-1.0", "train"),

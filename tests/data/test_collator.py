@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from tiny_tokenizer import CLS, PAD, SEP, UNK, tiny_tokenizer
 
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import (
@@ -21,6 +20,7 @@ from hf_msa.data.schema import msa_features
 from hf_msa.errors import MsaError
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
+from tiny_tokenizer import CLS, PAD, SEP, UNK, tiny_tokenizer
 
 TEXTS = ["this is a good film", "bad", "the plot was very very weak", "not good zzz", "a film", "is the film good"]
 

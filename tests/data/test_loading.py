@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 from datasets.exceptions import DatasetNotFoundError
-from hub_answers import answer
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
-from pickle_factory import mmsa, write
 
 from hf_msa.data import dataset_facts, load_msa, prepare_dataset
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
+from hub_answers import answer
+from pickle_factory import mmsa, write
 
 
 @pytest.fixture

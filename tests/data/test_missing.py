@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_tokenizer import CLS, SEP, UNK, tiny_tokenizer
 
 from hf_msa.data.missing import (
     PROTOCOLS,
@@ -26,6 +25,7 @@ from hf_msa.data.missing import (
 )
 from hf_msa.data.missing_base import _mix
 from hf_msa.errors import MsaError
+from tiny_tokenizer import CLS, SEP, UNK, tiny_tokenizer
 
 IDS = ["a$_$1", "b$_$2"]
 LENGTHS = {"text": np.array([6, 4]), "audio": np.array([8, 5]), "vision": np.array([3, 8])}

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from pickle_factory import mmsa, mmsa_split, write
 
 from hf_msa.data.pickles import PickleSource, read_pickle, split_id
 from hf_msa.errors import MsaError
+from pickle_factory import mmsa, mmsa_split, write
 
 ARRAYS = hnp.arrays(
     dtype=st.sampled_from(["f4", "f8", ">f4", "f2", "i8", "i4", "u1", "?", "U5", "S3", "c8"]),

@@ -8,15 +8,15 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from hub_answers import answer
 from huggingface_hub import HfApi, errors
-from pickle_factory import mmsa, mmsa_split, write
 
 from hf_msa.data import dataset_facts, load_msa, prepare_dataset
 from hf_msa.data.prepare import push_dataset, write_dataset
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import facts_for, msa_features
 from hf_msa.errors import MsaError
+from hub_answers import answer
+from pickle_factory import mmsa, mmsa_split, write
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -8,8 +8,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pickle_factory import mmsa_split, write
-from tiny_tokenizer import tiny_tokenizer
 
 from hf_msa.data import load_msa, prepare_dataset
 from hf_msa.data.collator import MsaCollator
@@ -18,6 +16,8 @@ from hf_msa.data.schema import msa_features
 from hf_msa.errors import MsaError
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
+from pickle_factory import mmsa_split, write
+from tiny_tokenizer import tiny_tokenizer
 
 RNG = np.random.default_rng(0)
 

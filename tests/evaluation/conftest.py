@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_results import make_results, make_table
 
 from hf_msa.evaluation.results import write_results
+from made_results import make_results, make_table
 
 
 @pytest.fixture

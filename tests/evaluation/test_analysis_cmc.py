@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made_results import make_results
 from safetensors.numpy import save_file
 
 from hf_msa.data.sample_corpus import write_sample_corpus
@@ -33,6 +32,7 @@ from hf_msa.models.msa_schema import MODALITIES, SENTIMENT_CLASSES
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
 from hf_msa_cli import main
+from made_results import make_results
 
 
 def read(path):

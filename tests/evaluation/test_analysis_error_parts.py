@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_results import make_table
 
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.analysis import run_tool
 from hf_msa.evaluation.analysis.error_parts import error_parts, part_rows
 from hf_msa.evaluation.results import Predictions
+from made_results import make_table
 
 
 def test_parts_of_a_shifted_and_stretched_prediction() -> None:

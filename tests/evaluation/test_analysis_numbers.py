@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from made_results import make_results, make_table
 
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.analysis import TOOLS, run_tool
@@ -22,6 +21,7 @@ from hf_msa.evaluation.analysis.quadrants import cell_rows, cue_fates
 from hf_msa.evaluation.analysis.selection import RowsOfDraw, audit
 from hf_msa.evaluation.analysis.upper_bound import difference_rows
 from hf_msa.evaluation.analysis.words import Words
+from made_results import make_results, make_table
 
 
 def test_correlations_of_made_numbers():

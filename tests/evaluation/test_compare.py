@@ -5,7 +5,6 @@ from io import StringIO
 
 import numpy as np
 import pytest
-from made_results import make_results, make_table
 from rich.console import Console
 
 from hf_msa.errors import MsaError
@@ -13,6 +12,7 @@ from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.metrics import CLASS_METRICS
 from hf_msa.evaluation.report import format_estimate
 from hf_msa.evaluation.results import predictions_table, read_results, write_results
+from made_results import make_results, make_table
 
 SUBSET = {"name": "inconsistent", "rule": "differs_from_M", "n_of": 457}
 TEN_RATES = tuple(index / 10 for index in range(10))

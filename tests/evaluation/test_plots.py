@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from made_results import make_results, make_table
 
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.plots import plot_curves
+from made_results import make_results, make_table
 
 
 def texts(path: Path) -> str:

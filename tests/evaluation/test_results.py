@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_results import RATES, make_results, make_table
 from rich.console import Console
 
 from hf_msa.errors import MsaError
@@ -35,6 +34,7 @@ from hf_msa.evaluation.results import (
     result_metrics,
     write_results,
 )
+from made_results import RATES, make_results, make_table
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from loopback_hub import WRITE_TOKEN, LoopbackHub
 
 

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback_hub import LoopbackHub
 
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import CLASS_METRICS, family_metrics
@@ -30,6 +29,7 @@ from hf_msa.hub.cards import (
 )
 from hf_msa.models.auto import METHODS
 from hf_msa.models.configuration_text import TextConfig
+from loopback_hub import LoopbackHub
 
 RUN: dict[str, Any] = {
     "schema_version": 1,

@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
 from loopback_hub import OWNER, READ_TOKEN, STRANGER_TOKEN, LoopbackHub
 
 REPO = f"{OWNER}/thing"

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
-from loopback_hub import ORGANISATION, OWNER, READ_TOKEN, STRANGER, STRANGER_TOKEN, WRITE_TOKEN, LoopbackHub
 from safetensors.torch import load_file, save_file
-from test_cards import RESULTS, RUN
 from transformers import BertTokenizerFast
 
 import hf_msa.hub.push
@@ -22,6 +20,8 @@ from hf_msa.hub.verify import probe_logits
 from hf_msa.models.auto import METHODS
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
+from loopback_hub import ORGANISATION, OWNER, READ_TOKEN, STRANGER, STRANGER_TOKEN, WRITE_TOKEN, LoopbackHub
+from test_cards import RESULTS, RUN
 
 REPO = f"{OWNER}/text-mosi"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "i", "really", "liked", "it", "no", "was", "long", "well", ","]

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
-from loopback_hub import OWNER, LoopbackHub
-from test_push import WORDS, save_run
 from transformers import AutoModel, AutoProcessor
 
 from hf_msa.hub.push import _contents, push_run
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_planner import LightPlanner, observe_rows
+from loopback_hub import OWNER, LoopbackHub
+from test_push import WORDS, save_run
 
 REPO = f"{OWNER}/omg-mosi"
 BESIDE = {"knowledge_base.json", "data-00000-of-00001.arrow", "keys.faiss", "state.json", "dataset_info.json"}

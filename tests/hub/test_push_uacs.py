@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
-from loopback_hub import OWNER, LoopbackHub
-from test_push import save_run
 
 from hf_msa.hub.push import _contents
 from hf_msa.models import modeling_uacs
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from loopback_hub import OWNER, LoopbackHub
+from test_push import save_run
 
 REPO = f"{OWNER}/uacs-mosi"
 

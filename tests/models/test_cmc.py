@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tiny import tiny_backbone, tiny_batch, tiny_cmc_config, tiny_labels
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from hf_msa.models.modeling_cmc import (
     topk_softmax,
 )
 from hf_msa.models.modeling_msa import sentiment_classes
+from tiny import tiny_backbone, tiny_batch, tiny_cmc_config, tiny_labels
 
 PSEUDO = torch.tensor([[0, 1, 2], [2, 2, 2], [0, 0, 1], [1, 2, 0]])
 

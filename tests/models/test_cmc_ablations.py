@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_cmc_config, tiny_labels
 from torch import Tensor
 
 from hf_msa.models.configuration_cmc import CmcConfig
 from hf_msa.models.modeling_cmc import CmcForSentimentAnalysis, CmcUnimodalModels
+from tiny import tiny_batch, tiny_cmc_config, tiny_labels
 
 ROWS = list(CmcConfig.ABLATIONS)
 PSEUDO = torch.tensor([[0, 1, 2], [2, 2, 2], [0, 0, 1], [1, 2, 0]])

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import TINY_CONFIGS, UNK, tiny_batch, tiny_labels, tiny_processor, tiny_rows
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -20,6 +19,7 @@ from hf_msa.data.missing import apply_missing
 from hf_msa.models.auto import METHODS
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.processing_msa import MsaProcessor
+from tiny import TINY_CONFIGS, UNK, tiny_batch, tiny_labels, tiny_processor, tiny_rows
 
 pytestmark = pytest.mark.parametrize("method", list(METHODS))
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_text_config
 
 from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_text import TextForSentimentAnalysis
 from hf_msa.models.msa_outputs import MsaOutput
 from hf_msa.models.msa_schema import SENTIMENT_CLASSES
+from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_text_config
 
 
 def test_the_class_of_a_score_is_its_sign() -> None:

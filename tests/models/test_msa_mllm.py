@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm, tiny_mllm_processor, tiny_requests, tiny_thinker
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from hf_msa.models.msa_mllm import (
@@ -20,6 +19,7 @@ from hf_msa.models.msa_mllm import (
     parse_score,
 )
 from hf_msa.models.msa_mllm_processing import FramesVideoProcessor, OmniFramesProcessor, load_mllm_processor
+from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm, tiny_mllm_processor, tiny_requests, tiny_thinker
 
 
 def answer(*pieces: tuple[str, float], bounds: tuple[tuple[float, float], ...] | None = None) -> MllmAnswer:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_mllm import tiny_audio, tiny_frames
 
 from hf_msa.models.msa_mllm import MllmRequest, label_entropy, label_entropy_bounds, parse_score
 from hf_msa.models.msa_mllm_endpoint import EndpointMllm, entropy_bounds
+from tiny_mllm import tiny_audio, tiny_frames
 
 Reply = tuple[int, dict[str, str], bytes]
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from tiny import tiny_processor, tiny_uacs_config
 
 from hf_msa.models.msa_observed import missing_positions, visible_media, visible_words
+from tiny import tiny_processor, tiny_uacs_config
 
 
 class TestVisibleWords:

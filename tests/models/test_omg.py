@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from scripted_mllm import ScriptedMllm, says
-from tiny import UNK, VOCABULARY, tiny_batch, tiny_omg_config, tiny_processor, tiny_rows
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +19,8 @@ from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception, aver
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, fit_centering, observe_rows
+from scripted_mllm import ScriptedMllm, says
+from tiny import UNK, VOCABULARY, tiny_batch, tiny_omg_config, tiny_processor, tiny_rows
 
 Batch = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers

@@ -5,6 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from hf_msa.models.configuration_omg import OmgConfig
+from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
+from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from hf_msa.models.omg_planner import MllmPlanner, observe_rows
 from scripted_mllm import ScriptedMllm, says
 from test_omg import (
     LOST,
@@ -20,12 +26,6 @@ from test_omg import (
     whole,
 )
 from tiny import tiny_batch, tiny_omg_config, tiny_processor, tiny_rows
-from torch import Tensor, nn
-
-from hf_msa.models.configuration_omg import OmgConfig
-from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
-from hf_msa.models.msa_verbalizer import MsaVerbalizer
-from hf_msa.models.omg_planner import MllmPlanner, observe_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 MODALITIES = ("text", "audio", "vision")

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
 
 from hf_msa.data.missing import apply_missing
 from hf_msa.models.omg_observation import Observation, observe_rows
+from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
 
 CONFIG = tiny_uacs_config()
 PROCESSOR = tiny_processor(CONFIG)

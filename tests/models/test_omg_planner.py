@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripted_mllm import ScriptedMllm, says
-from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm
 
 from hf_msa.data.plan_cache import PlanCache
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest, adapter_digest
@@ -43,6 +41,8 @@ from hf_msa.models.omg_planner import (
     sentiment_word,
     tokenize,
 )
+from scripted_mllm import ScriptedMllm, says
+from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm
 
 GLAD = Plan("a woman", "praises the film", "positive")
 SAD = Plan("a woman", "leaves", "negative")

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tiny import UNK, VOCABULARY, tiny_batch, tiny_labels, tiny_pglh_config, tiny_processor, tiny_rows
 from torch import Tensor, nn
 
 from hf_msa.data.missing import apply_missing
@@ -23,6 +22,7 @@ from hf_msa.models.modeling_pglh import (
     mean_error,
     sinusoidal_positions,
 )
+from tiny import UNK, VOCABULARY, tiny_batch, tiny_labels, tiny_pglh_config, tiny_processor, tiny_rows
 
 MODALITIES = ("text", "audio", "vision")
 VALUES = {"text": "input_ids", "audio": "audio_values", "vision": "vision_values"}

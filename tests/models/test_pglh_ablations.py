@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import UNK, VOCABULARY, tiny_batch, tiny_labels, tiny_pglh_config
 from torch import Tensor, nn
 
 from hf_msa.data.missing import apply_missing
 from hf_msa.models.configuration_pglh import PglhConfig
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
+from tiny import UNK, VOCABULARY, tiny_batch, tiny_labels, tiny_pglh_config
 
 ROWS = list(PglhConfig.ABLATIONS)
 

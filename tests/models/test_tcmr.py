@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tiny import UNK, tiny_batch, tiny_labels, tiny_tcmr_config
 from torch import Tensor, nn
 
 from hf_msa.data.missing import apply_missing
@@ -22,6 +21,7 @@ from hf_msa.models.modeling_tcmr import (
     TcmrTextRegressor,
     polarity_classes,
 )
+from tiny import UNK, tiny_batch, tiny_labels, tiny_tcmr_config
 
 STAGES = [TcmrPolarityClassifier, TcmrTextRegressor]
 ABSENT = [{"vision_dim": None}, {"audio_dim": None}]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_labels, tiny_tcmr_config
 from torch import Tensor
 
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier
+from tiny import tiny_batch, tiny_labels, tiny_tcmr_config
 
 ROWS = list(TcmrConfig.ABLATIONS)
 

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stub_expert import Says, StubExpert, noisy_answers, scripted
-from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
 from torch import Tensor
 
 from hf_msa.data.missing import apply_missing
@@ -37,6 +35,8 @@ from hf_msa.models.uacs_rules import (
     small_weight,
     threshold,
 )
+from stub_expert import Says, StubExpert, noisy_answers, scripted
+from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
 
 INFINITE = math.inf
 

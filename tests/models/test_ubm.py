@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_backbone, tiny_batch, tiny_labels, tiny_processor, tiny_rows, tiny_ubm_config
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,6 +15,7 @@ from hf_msa.models.modeling_ubm import (
     class_entropy,
     ensemble_loss,
 )
+from tiny import tiny_backbone, tiny_batch, tiny_labels, tiny_processor, tiny_rows, tiny_ubm_config
 
 KINDS = ("entropy", "prediction_truth", "ensemble", "score")
 

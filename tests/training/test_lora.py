@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from hf_msa.training.lora import (
     merge_adapter,
     save_adapter,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from tiny_mllm import tiny_mllm, tiny_requests
 
 ANSWERS = ["-0.4", "1.2", "0.0", "2.0"]

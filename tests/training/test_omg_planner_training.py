@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ from hf_msa.training.omg_planner_training import (
     target_plans,
     train_planner_adapter,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from scripted_mllm import ScriptedMllm, says
 from tiny_mllm import tiny_audio, tiny_mllm
 

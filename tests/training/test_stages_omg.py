@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from hf_msa.training.omg_plans import PlannedRows, is_partial, left, patterns
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
 from hf_msa.training.stages_omg import OmgTrainer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from hf_msa.models.uacs_prompts import answer_text
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, run_recipe
 from hf_msa.training.stages_uacs import AnsweredRows, validation_requests
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from stub_expert import Says, StubExpert
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
