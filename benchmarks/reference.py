@@ -54,7 +54,7 @@ class ReferenceTcmr(TcmrForSentimentAnalysis):
                     setattr(parent, name, AllPositions(child))
 
     def reconstruction_loss(
-        self, features: dict[str, Tensor], complete: dict[str, Tensor], attention_masks: dict[str, Tensor | None]
+        self, features: dict[str, Tensor], complete: dict[str, Tensor], attention_masks: dict[str, Tensor]
     ) -> Tensor:
         """Mean squared error of the reconstructed audio and vision features; gradients enter the targets."""
         targets = [self.encode(name, values, attention_masks[name]) for name, values in complete.items()]

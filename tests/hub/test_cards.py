@@ -28,6 +28,7 @@ from hf_msa.hub.cards import (
     write_card,
 )
 from hf_msa.models.auto import METHODS
+from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.configuration_text import TextConfig
 from loopback_hub import LoopbackHub
 
@@ -262,14 +263,14 @@ def test_a_run_without_results_says_so() -> None:
 def test_the_snippet_follows_the_checkpoint() -> None:
     run = {**RUN, "dataset": {**RUN["dataset"], "language": "zh"}}
     facts = load_facts("tcmr")
-    config = TextConfig(
+    config = TcmrConfig(
         text_config={"model_type": "bert"}, audio_dim=33, vision_dim=709, mask_padding=False, label_family="sims"
     )
     card = render_card(run, None, facts, config)
     assert "        audio=np.zeros((40, 33), dtype=np.float32)," in card
     assert "        vision=np.zeros((40, 709), dtype=np.float32)," in card
     assert "pad_to_fixed=True" in card and "这" in card and "in [-1, 1]" in card
-    config = TextConfig(text_config={"model_type": "bert"}, audio_dim=33)
+    config = TcmrConfig(text_config={"model_type": "bert"}, audio_dim=33, vision_dim=None)
     card = render_card(run, None, facts, config)
     assert " vision=" not in card and "pad_to_fixed" not in card and "It reads text, audio and" in card
 

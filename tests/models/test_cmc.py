@@ -60,13 +60,11 @@ class TestConfiguration:
         assert config.ema_gamma == {"text": 2.5, "audio": 5.0, "vision": 2.0}
         assert not config.is_oracle
 
-    def test_it_is_a_classifier_of_three_named_classes(self, tmp_path: Path) -> None:
+    def test_its_classes_have_names_beside_the_score(self, tmp_path: Path) -> None:
         tiny_cmc_config(label_momentum={"text": 0.5, "audio": 0.6, "vision": 0.7}).save_pretrained(tmp_path)
         config = CmcConfig.from_pretrained(tmp_path)
-        assert config.problem_type == "single_label_classification"
-        assert config.num_labels == 3
-        assert config.id2label == {0: "negative", 1: "neutral", 2: "positive"}
-        assert config.label2id == {"negative": 0, "neutral": 1, "positive": 2}
+        assert config.class_names == ("negative", "neutral", "positive")
+        assert config.problem_type == "regression" and config.num_labels == 1
         assert config.label_momentum == {"text": 0.5, "audio": 0.6, "vision": 0.7}
 
     @pytest.mark.parametrize(

@@ -994,10 +994,12 @@ class TestConfiguration:
 
     def test_classes_have_names(self) -> None:
         config = tiny_omg_config()
-        assert config.num_labels == 7 and config.id2label[0] == "strongly_negative" and config.label2id["neutral"] == 3
+        assert len(config.class_names) == 7 and config.class_names[::3] == (
+            "strongly_negative", "neutral", "strongly_positive",
+        )  # fmt: skip
         sims = tiny_omg_config(label_family="sims")
-        assert sims.num_labels == 5 and sims.class_scores["neutral"] == 0.0
-        assert OmgConfig.from_dict(sims.to_dict()).num_labels == 5
+        assert len(sims.class_names) == 5 and sims.class_scores["neutral"] == 0.0
+        assert OmgConfig.from_dict(sims.to_dict()).class_names == sims.class_names
 
     def test_positions(self) -> None:
         config = tiny_omg_config(sequence_length=10, audio_max_length=4)

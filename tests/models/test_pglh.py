@@ -392,7 +392,7 @@ class TestLosses:
     def test_the_text_target_is_the_text_encoder_on_the_complete_text(self) -> None:
         model = build()
         inputs = masked_inputs(model.config)
-        targets = model.reconstruction_targets(**inputs)
+        targets = model.reconstruction_targets(inputs)
         assert torch.equal(targets["text"], model.encode_text(inputs["complete_input_ids"], inputs["attention_mask"]))
         assert not targets["text"].requires_grad
         assert torch.equal(targets["audio"], inputs["complete_audio_values"])
@@ -407,7 +407,7 @@ class TestLosses:
     def test_reconstruction_has_the_shape_of_its_target(self) -> None:
         model = build()
         inputs = masked_inputs(model.config)
-        made, targets = model.reconstruct(**inputs), model.reconstruction_targets(**inputs)
+        made, targets = model.reconstruct(inputs), model.reconstruction_targets(inputs)
         assert {name: value.shape for name, value in made.items()} == {
             name: value.shape for name, value in targets.items()
         }
@@ -554,7 +554,7 @@ class TestDropDecoder:
         ):
             small(**inputs)
         with pytest.raises(ValueError, match="no decoders to reconstruct with"):
-            small.reconstruct(**inputs)
+            small.reconstruct(inputs)
 
     def test_without_complete_inputs_the_score_can_be_trained(self, saved: Path) -> None:
         small = PglhForSentimentAnalysis.from_pretrained(saved, drop_decoder=True)
@@ -563,8 +563,8 @@ class TestDropDecoder:
 
     def test_a_reloaded_model_reconstructs_the_same_bits(self, saved: Path) -> None:
         inputs = masked_inputs(tiny_pglh_config())
-        expected = build(seed=4).reconstruct(**inputs)
-        found = PglhForSentimentAnalysis.from_pretrained(saved).reconstruct(**inputs)
+        expected = build(seed=4).reconstruct(inputs)
+        found = PglhForSentimentAnalysis.from_pretrained(saved).reconstruct(inputs)
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
@@ -623,7 +623,7 @@ class TestInputs:
         again = model(**batch, **{**complete, "complete_audio_values": changed}, labels=tiny_labels(model.config))
         assert torch.equal(again.losses["global"], out.losses["global"])
         with torch.no_grad():
-            made = model.eval().reconstruct(**batch)
+            made = model.eval().reconstruct(batch)
         assert all(torch.isfinite(values).all() for values in made.values())
 
     @pytest.mark.parametrize("absent", ["audio", "vision"])

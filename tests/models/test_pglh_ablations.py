@@ -62,18 +62,18 @@ def maps_every_token_by_itself() -> None:
     for name, (_, visible) in model.masks(batch).items():
         part = model.reconstructors[name]
         restored = part.restore(part.guide(tokens[name], tokens["text"]), tokens[name].index, visible)
-        assert torch.equal(model.reconstruct(**batch)[name], part.output(restored))
+        assert torch.equal(model.reconstruct(batch)[name], part.output(restored))
     assert set(model(**batch).losses) == {"task", "global", "mask"}
 
 
 def rebuilds_audio_and_vision_from_themselves() -> None:
     assert gone("wo_prompt") == {"reconstructors.prompt", "reconstructors.attention", "reconstructors.balance"}
     full = build()
-    plain = with_weights_of(full, "wo_prompt").reconstruct(**inputs())
+    plain = with_weights_of(full, "wo_prompt").reconstruct(inputs())
     for part in full.reconstructors.values():
         if part.balance is not None:
             nn.init.constant_(part.balance.logit, -torch.inf)
-    for name, values in full.reconstruct(**inputs()).items():
+    for name, values in full.reconstruct(inputs()).items():
         assert torch.equal(values, plain[name]), name
 
 

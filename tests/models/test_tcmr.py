@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from hf_msa.data.missing import apply_missing
 from hf_msa.models.configuration_tcmr import TcmrConfig
+from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_tcmr import (
     OBJECTIVES,
     ProxyGenerator,
     TcmrForSentimentAnalysis,
     TcmrPolarityClassifier,
     TcmrTextRegressor,
-    polarity_classes,
 )
 from tiny import UNK, tiny_batch, tiny_labels, tiny_tcmr_config
 
@@ -269,7 +269,7 @@ class TestFusion:
 class TestLosses:
     def test_classes_are_the_sign(self) -> None:
         labels = torch.tensor([-0.2, 0.0, 0.6, 3.0, -3.0])
-        assert polarity_classes(labels).tolist() == [0, 1, 2, 2, 0]
+        assert sentiment_classes(labels).tolist() == [0, 1, 2, 2, 0]
 
     def test_true_class_probability(self) -> None:
         classifier = TcmrPolarityClassifier(tiny_tcmr_config()).eval()
@@ -314,10 +314,12 @@ class TestLosses:
         for name, rebuilt, target in (("audio", 1.0, 3.0), ("vision", 5.0, 6.0)):
             model.reconstructors[name] = Constant(torch.full((1, 2), rebuilt))
             model.encoders[name] = Constant(torch.full((1, 2), target))
-        batch = {**tiny_batch(model.config), "complete_audio_values": torch.zeros(4, 9, 5)}
+        batch = tiny_batch(model.config)
+        zeros = {name: torch.zeros_like(batch[f"{name}_values"]) for name in ("audio", "vision")}
+        batch["complete_audio_values"] = zeros["audio"]
         out = model(**batch, objective="other")
         assert out.losses["reconstruct_aux"].item() == pytest.approx(4.0)
-        out = model(**batch, complete_vision_values=torch.zeros(4, 9, 7), objective="other")
+        out = model(**batch, complete_vision_values=zeros["vision"], objective="other")
         assert out.losses["reconstruct_aux"].item() == pytest.approx((4.0 + 1.0) / 2)
         assert out.loss.item() == pytest.approx(0.1 * 2.5)
 
@@ -376,11 +378,12 @@ class TestGradients:
         model(**full_inputs(model.config), objective="confidence").loss.backward()
         assert gradients(model) == {"text_encoder", "confnet"}
 
-    def test_the_first_phase_needs_no_audio_and_vision(self) -> None:
+    def test_the_first_phase_does_not_read_audio_and_vision(self) -> None:
         model = build()
         inputs = full_inputs(model.config)
-        text = {name: inputs[name] for name in ("input_ids", "attention_mask", "confidence_targets")}
-        assert torch.equal(model(**text, objective="confidence").loss, model(**inputs, objective="confidence").loss)
+        other = {name: torch.randn_like(inputs[name]) for name in ("audio_values", "vision_values")}
+        losses = [model(**{**inputs, **changed}, objective="confidence").loss for changed in ({}, other)]
+        assert torch.equal(*losses)
 
     def test_the_second_phase_leaves_the_estimator_alone(self) -> None:
         model = build()

@@ -50,10 +50,12 @@ def build(**overrides: Any) -> UacsForSentimentAnalysis:
 def scripted_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small model that says what it is given as its inputs."""
 
-    def forward(self: UbmForSentimentAnalysis, score: Tensor, unsure: Tensor) -> UbmOutput:
+    def compute(self: UbmForSentimentAnalysis, inputs: Any, labels: None, **training: Any) -> UbmOutput:
+        score, unsure = inputs["score"], inputs["unsure"]
         return UbmOutput(logits=score, uncertainty=unsure, class_logits=torch.zeros(len(score), 3))
 
-    monkeypatch.setattr(UbmForSentimentAnalysis, "forward", forward)
+    monkeypatch.setattr(UbmForSentimentAnalysis, "compute", compute)
+    monkeypatch.setattr(UbmForSentimentAnalysis, "read", lambda self, batch: batch)
 
 
 def small(scores: Sequence[float], unsure: Sequence[float]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -330,7 +332,7 @@ class TestLaziness:
         model = build(tau_1=0.5, tau_2=0.5, expert_model="somewhere")
         inputs, rows = small([1.0, 1.0], [0.5, 0.1])
         model.predict_rows(inputs, rows, None)
-        model(**inputs)
+        model.compute(inputs, None)
         assert loads == []
         inputs["unsure"] += 1
         for _ in range(2):
@@ -364,8 +366,9 @@ class TestSmallModel:
     def test_forward_is_the_small_model_s_with_the_fast_route_beside_it(self) -> None:
         model = build()
         batch = tiny_batch(model.config)
-        plain = UbmForSentimentAnalysis.forward(model, **batch)
-        out = model(**batch)
+        plain = UbmForSentimentAnalysis.compute(model, model.read(batch), None)
+        with pytest.warns(UserWarning, match="the small model answers alone.*route=.fast."):
+            out = model(**batch)
         assert isinstance(out, UacsOutput)
         for name, value in plain.items():
             assert torch.equal(out[name], value), name

@@ -83,9 +83,8 @@ def test_validation_loss_is_the_error_of_the_score_alone(trained: RunContext, tm
     squared = []
     model = trainer.model.eval()
     for batch in trainer.get_eval_dataloader():
-        kept = {name: value for name, value in batch.items() if name in trainer._forward_arguments}
         with torch.no_grad():
-            logits = model(**{name: value for name, value in kept.items() if name != "labels"}).logits
+            logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
         squared += (logits.squeeze(1) - batch["labels"]).square().tolist()
     assert run["selection"]["value"] == pytest.approx(np.mean(squared), rel=1e-4)
 

@@ -37,7 +37,7 @@ from hf_msa.files import atomic_files
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_outputs import MsaOutput
-from hf_msa.models.msa_schema import COMPLETE_KEYS, MISSING_MASK_KEYS, UNIMODAL_LABEL_KEYS, VALUE_KEYS
+from hf_msa.models.msa_schema import COMPLETE_KEYS, UNIMODAL_LABEL_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .results import EXPERT_INPUTS, PREDICTIONS_FILE, Rate, Results, build_results, predictions_table, write_results
@@ -145,7 +145,8 @@ def sweep(
                 masks = MsaCollator(processor, protocol, split=rows.split).masks(members)
                 realised[number].add(masks)
                 batch = apply_missing(complete, masks, processor.tokenizer.unk_token_id)
-                yield _inputs(model, batch, complete), members
+                originals = {COMPLETE_KEYS[m]: complete[key] for m, key in VALUE_KEYS.items() if key in complete}
+                yield model.inputs_from({**batch, **originals}, predicting=True), members
 
     places = [(indices, columns) for indices in batches for columns in collected]
     for (indices, columns), outputs in zip(places, _predicted(model, given(), processor), strict=True):
@@ -158,18 +159,6 @@ def sweep(
         parts.append({"id": rows.ids, "mask_seed": seed, "rate": rate, "label": rows.labels, **columns})
         shares[(seed, rate)] = share.shares()
     return parts, shares
-
-
-def _inputs(
-    model: MsaPreTrainedModel, batch: Mapping[str, torch.Tensor], complete: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """What the model gets of a batch; of labels and of what is dropped only what it says that it reads."""
-    keys = {*VALUE_KEYS.values(), *MISSING_MASK_KEYS.values()} | {
-        key for key in batch if key.endswith("attention_mask")
-    }
-    inputs = {key: value for key, value in batch.items() if key in keys}
-    known = {"labels": "labels", **{COMPLETE_KEYS[modality]: key for modality, key in VALUE_KEYS.items()}}
-    return inputs | {name: complete[known[name]] for name in model.config.oracle_inputs}
 
 
 def _predicted(

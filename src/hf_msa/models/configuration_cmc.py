@@ -54,7 +54,6 @@ class CmcConfig(MsaConfig):
     """
 
     model_type = "hf_msa_cmc"
-    keys_to_ignore_at_inference = ["losses", "class_logits", "unimodal_logits", "router_weights", "embeddings"]
 
     NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ("audio", "vision")
     ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -106,14 +105,10 @@ class CmcConfig(MsaConfig):
     ema_gamma: dict[str, float | int] = field(default_factory=lambda: {"text": 2.5, "audio": 5.0, "vision": 2.0})
     reference_quirks: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Name the three classes: the model is a classifier, whose probabilities make the score."""
-        self.problem_type = self.problem_type or "single_label_classification"
-        if self.id2label is None:
-            self.id2label = dict(enumerate(SENTIMENT_CLASSES))
-            self.label2id = {name: index for index, name in enumerate(SENTIMENT_CLASSES)}
-        kwargs.setdefault("num_labels", len(SENTIMENT_CLASSES))
-        super().__post_init__(**kwargs)
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Negative, neutral and positive: the model classifies, and the probabilities make the score."""
+        return SENTIMENT_CLASSES
 
     def validate_cmc(self) -> None:
         """Check sizes, temperatures, weights and momenta."""

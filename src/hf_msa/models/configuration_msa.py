@@ -6,12 +6,16 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .msa_schema import LABEL_FAMILIES
+from .msa_schema import LABEL_FAMILIES, MODALITIES
 
 
 @strict
 class MsaConfig(PreTrainedConfig):
-    r"""Base configuration of all hf_msa methods. Shapes come from the data; see `hf_msa.training.model_shapes`.
+    r"""Base configuration of all hf_msa methods. Shapes come from the data; the defaults are those of unaligned MOSI.
+
+    Every model predicts one score, `logits` of shape `(batch, 1)` in label units: `num_labels` is 1 and `problem_type`
+    `"regression"`, for all methods and all Auto classes. What a method says of classes is an output of its own
+    (`class_logits`).
 
     Args:
         text_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -32,32 +36,48 @@ class MsaConfig(PreTrainedConfig):
 
     # Named rows of the paper's ablation table: name -> the fields that differ from the full method.
     ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {}
+    # The modalities that the method can read; a model reads those of them that the data has.
+    READS: ClassVar[tuple[str, ...]] = MODALITIES
     # Modalities (beside text) of which at least one must exist; empty: text alone will do.
     NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ()
 
     # A dict or a configuration of transformers; the library's own annotation is not precise enough for a type checker.
     text_config: Any = None
-    audio_dim: int | None = None
-    vision_dim: int | None = None
+    audio_dim: int | None = 5
+    vision_dim: int | None = 20
     text_max_length: int = 50
-    audio_max_length: int = 500
+    audio_max_length: int = 375
     vision_max_length: int = 500
     label_family: Literal["mosi", "sims"] = "mosi"
     mask_padding: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what the library expects of a regression model, then check."""
-        kwargs.setdefault("num_labels", 1)
-        self.problem_type = self.problem_type or "regression"
-        super().__post_init__(**kwargs)
+        if self.id2label is not None and tuple(self.id2label.values()) == self.class_names:
+            # Checkpoints of classifying methods named the classes here once, beside a logit that is a score.
+            self.id2label, self.label2id, self.problem_type = None, None, None
+        asked = kwargs.pop("num_labels", None) or len(self.id2label or {0: ""})
+        if asked != 1 or self.problem_type not in (None, "regression"):
+            raise ValueError(
+                f"num_labels is {asked} and problem_type {self.problem_type!r}, but every model of hf_msa predicts one "
+                "score; leave both out."
+            )
+        self.problem_type = "regression"
+        self.id2label = self.id2label or {0: "sentiment"}
+        self.label2id = dict.fromkeys(self.id2label.values(), 0)
+        super().__post_init__(num_labels=1, **kwargs)
         # A path on the machine of whoever trained the model is of no use to anyone else.
         self.text_config._name_or_path = ""
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the model reads, in schema order."""
-        present = [name for name in ("audio", "vision") if getattr(self, f"{name}_dim") is not None]
-        return ("text", *present)
+        return tuple(name for name in self.READS if name == "text" or getattr(self, f"{name}_dim") is not None)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the columns of `class_logits`, for methods that have such an output."""
+        return ()
 
     @property
     def label_range(self) -> tuple[float, float]:

@@ -102,14 +102,6 @@ class OmgConfig(MsaConfig):
     """
 
     model_type = "hf_msa_omg"
-    keys_to_ignore_at_inference = [
-        "losses",
-        "class_logits",
-        "alignment_cost",
-        "path_cost",
-        "planned_score",
-        "fallback_plan",
-    ]
 
     NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ("audio", "vision")
     ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -191,14 +183,10 @@ class OmgConfig(MsaConfig):
     aux_weight: Literal["alpha_bar", "none"] = "alpha_bar"
     typical_lengths: dict[str, int] | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Name the classes."""
-        self.problem_type = "single_label_classification"
-        names = list(CLASSES[self.label_family])
-        kwargs.setdefault("num_labels", self.num_classes)
-        super().__post_init__(**kwargs)
-        self.id2label = dict(enumerate(names))
-        self.label2id = {name: index for index, name in enumerate(names)}
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the class logits; see `class_scores`."""
+        return tuple(self.class_scores)
 
     @property
     def asks_expert(self) -> bool:

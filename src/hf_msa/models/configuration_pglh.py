@@ -51,7 +51,6 @@ class PglhConfig(MsaConfig):
     """
 
     model_type = "hf_msa_pglh"
-    keys_to_ignore_at_inference = ["losses", "embeddings"]
 
     NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ("audio", "vision")
     ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {

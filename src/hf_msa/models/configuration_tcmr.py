@@ -55,14 +55,6 @@ class TcmrConfig(MsaConfig):
     """
 
     model_type = "hf_msa_tcmr"
-    keys_to_ignore_at_inference = [
-        "losses",
-        "confidence",
-        "gate",
-        "text_features",
-        "proxy_features",
-        "reconstructed_features",
-    ]
 
     NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ("audio", "vision")
     ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {

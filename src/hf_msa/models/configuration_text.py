@@ -15,4 +15,6 @@ class TextConfig(MsaConfig):
 
     model_type = "hf_msa_text"
 
+    READS = ("text",)
+
     classifier_dropout: float | int = 0.0

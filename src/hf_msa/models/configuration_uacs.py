@@ -45,18 +45,6 @@ class UacsConfig(UbmConfig):
     """
 
     model_type = "hf_msa_uacs"
-    keys_to_ignore_at_inference = [
-        *UbmConfig.keys_to_ignore_at_inference,
-        "small_score",
-        "expert_score",
-        "expert_uncertainty",
-        "weight",
-        "second_score",
-        "route",
-        "expert_calls",
-        "unparsed",
-        "seconds",
-    ]
 
     ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {
         **UbmConfig.ABLATIONS,

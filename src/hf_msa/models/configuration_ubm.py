@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 
 from .configuration_msa import MsaConfig
+from .msa_schema import SENTIMENT_CLASSES
 
 
 @strict
@@ -34,7 +35,6 @@ class UbmConfig(MsaConfig):
     """
 
     model_type = "hf_msa_ubm"
-    keys_to_ignore_at_inference = ["losses", "class_logits", "uncertainty", "embeddings"]
 
     NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ("audio", "vision")
     ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -58,6 +58,11 @@ class UbmConfig(MsaConfig):
     ensemble_fraction: float | int = 0.8
     temperature: float | int = 1.0
     calibrate_temperature: bool = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Negative, neutral and positive."""
+        return SENTIMENT_CLASSES
 
     def validate_ubm(self) -> None:
         """Check sizes, dropouts, and what belongs to the chosen uncertainty."""

@@ -1,12 +1,34 @@
 """Audio and vision feature sequences to padded tensors."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from .msa_schema import ATTENTION_MASK_KEYS, FEATURE_MODALITIES, VALUE_KEYS
+
+# What other processors of the library call our modalities.
+_OTHER_NAMES = {"images": "vision", "videos": "vision", "video": "vision", "visual": "vision", "speech": "audio"}
+
+
+def refuse_unknown(name: str, unknown: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse arguments that there are not: the sample would be scored as if it lacked what was given.
+
+    Args:
+        name: What the message calls the function.
+        unknown: The arguments.
+        known: Those that there are.
+
+    Raises:
+        TypeError: Naming the first one and the nearest that there is.
+    """
+    for argument in unknown:
+        near = difflib.get_close_matches(argument, known, n=1, cutoff=0.6)
+        nearest = _OTHER_NAMES.get(argument) or (near[0] if near else None)
+        hint = f"did you mean {nearest!r}?" if nearest in known else f"it takes {', '.join(known)}."
+        raise TypeError(f"{name} takes no argument {argument!r}; {hint}")
 
 
 class MsaFeatureExtractor(FeatureExtractionMixin):
@@ -94,7 +116,7 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
         vision: Sequence[np.ndarray | None] | None = None,
         pad_to_fixed: bool = False,
         return_tensors: str | None = None,
-        **kwargs: Any,
+        **unknown: Any,
     ) -> BatchFeature:
         """Turn feature sequences into model inputs.
 
@@ -102,11 +124,13 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
             audio, vision: Per sample an array of shape `(frames, width)`, or `None` for a sample that lacks the modality.
             pad_to_fixed: Pad to the fixed maximum lengths instead of the batch's need.
             return_tensors: `"pt"` for torch tensors, `"np"` or `None` for numpy arrays.
-            **kwargs: Ignored; the library's processors hand every modality's options to every part.
+            **unknown: Refused.
 
         Raises:
+            TypeError: For an argument that there is not, naming the nearest one.
             ValueError: If a modality that the model reads is not given, or has the wrong width.
         """
+        refuse_unknown(type(self).__name__, unknown, ("audio", "vision", "pad_to_fixed", "return_tensors"))
         given = {"audio": audio, "vision": vision}
         data: dict[str, np.ndarray] = {}
         for modality in self.modalities:

@@ -6,7 +6,6 @@ each modality, and their encoders and classifiers are what the model starts from
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from .configuration_cmc import CmcConfig
 from .modeling_msa import MsaPreTrainedModel, build_text_encoder, masked_mean, sentiment_classes
 from .msa_encoders import encode_by_length
+from .msa_inputs import MsaInputs
 from .msa_outputs import MsaOutput
 from .msa_schema import SENTIMENT_CLASSES
 
@@ -351,21 +351,26 @@ class CmcPreTrainedModel(MsaPreTrainedModel):
         """The branch of a modality of the configuration."""
         return cast(CmcBranch, self.branches[modality])
 
-    def embed(self, sequences: Mapping[str, Any], masks: Mapping[str, Tensor | None]) -> Tensor:
+    def embed(self, inputs: MsaInputs, text_hidden: Tensor | None = None) -> Tensor:
         """Encode every modality.
 
         Args:
-            sequences: Per modality a `torch.FloatTensor` of shape `(batch, length, width)`; for text what the text encoder
-                gave.
-            masks: Per modality `(batch, length)`, 1 = valid, or `None` where every position is.
+            inputs: The batch.
+            text_hidden (`torch.FloatTensor` of shape `(batch, tokens, text width)`, *optional*): What the text encoder
+                gives for these texts; it is then not run.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, modalities, embed_dim)`.
         """
-        used = masks if self.config.mask_padding else dict.fromkeys(masks)
-        return torch.stack(
-            [self.branch(name).encode(sequences[name], used[name]) for name in self.config.modalities], dim=1
-        )
+        if text_hidden is None:
+            text_hidden = self.encode_text(inputs.input_ids, inputs.attention_mask)
+        vectors = []
+        for name in self.modalities:
+            values = text_hidden if name == "text" else inputs.values(name)
+            vectors.append(
+                self.branch(name).encode(values, inputs.attention(name) if self.config.mask_padding else None)
+            )
+        return torch.stack(vectors, dim=1)
 
     def unimodal_terms(self, unimodal_logits: Tensor, embeddings: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """Loss terms on unimodal labels: a cross entropy for each modality and the contrastive loss over all.
@@ -419,28 +424,19 @@ class CmcUnimodalModels(CmcPreTrainedModel):
         super().__init__(config, classifies=True)
         self.post_init()
 
-    def forward(
+    def compute(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        audio_values: Tensor | None = None,
-        audio_attention_mask: Tensor | None = None,
-        vision_values: Tensor | None = None,
-        vision_attention_mask: Tensor | None = None,
-        text_missing_mask: Tensor | None = None,
-        audio_missing_mask: Tensor | None = None,
-        vision_missing_mask: Tensor | None = None,
+        inputs: MsaInputs,
+        labels: Tensor | None,
+        *,
         pseudo_labels: Tensor | None = None,
         text_hidden: Tensor | None = None,
     ) -> CmcUnimodalOutput:
         """Classify each modality for itself.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids.
-            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
-            audio_values, vision_values (`torch.FloatTensor` of shape `(batch, frames, width)`): Frames.
-            audio_attention_mask, vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`): 1 = real frame.
-            text_missing_mask, audio_missing_mask, vision_missing_mask: Not read.
+            inputs: The batch.
+            labels: Not read: each modality has labels of its own.
             pseudo_labels (`torch.LongTensor` of shape `(batch, modalities)`, *optional*): Class of each modality, an index
                 into `SENTIMENT_CLASSES`.
             text_hidden (`torch.FloatTensor` of shape `(batch, tokens, text width)`, *optional*): What the text encoder
@@ -449,12 +445,7 @@ class CmcUnimodalModels(CmcPreTrainedModel):
         Returns:
             `CmcUnimodalOutput`; with pseudo labels also the loss.
         """
-        self.check_inputs(input_ids=input_ids, audio_values=audio_values, vision_values=vision_values)
-        text = self.encode_text(input_ids, attention_mask) if text_hidden is None else text_hidden
-        embeddings = self.embed(
-            {"text": text, "audio": audio_values, "vision": vision_values},
-            {"text": attention_mask, "audio": audio_attention_mask, "vision": vision_attention_mask},
-        )
+        embeddings = self.embed(inputs, text_hidden)
         unimodal_logits = torch.stack(
             [self.branch(name).classify(embeddings[:, i]) for i, name in enumerate(self.config.modalities)], dim=1
         )
@@ -527,30 +518,11 @@ class CmcForSentimentAnalysis(CmcPreTrainedModel):
             return rows.new_full(rows.shape[:2], 1 / rows.shape[1])
         return topk_softmax(self.router(rows.sum(dim=1)), self.config.top_k)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        audio_values: Tensor | None = None,
-        audio_attention_mask: Tensor | None = None,
-        vision_values: Tensor | None = None,
-        vision_attention_mask: Tensor | None = None,
-        text_missing_mask: Tensor | None = None,
-        audio_missing_mask: Tensor | None = None,
-        vision_missing_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        pseudo_labels: Tensor | None = None,
-    ) -> CmcOutput:
+    def compute(self, inputs: MsaInputs, labels: Tensor | None, *, pseudo_labels: Tensor | None = None) -> CmcOutput:
         """Predict sentiment class and score.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
-            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token, dropped ones included.
-            audio_values, vision_values (`torch.FloatTensor` of shape `(batch, frames, width)`): Frames, zeros where
-                dropped.
-            audio_attention_mask, vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`): 1 = real frame; a
-                row of zeros for a sample that lacks the modality.
-            text_missing_mask, audio_missing_mask, vision_missing_mask: Not read: the method is made for complete data.
+            inputs: The batch. Missing masks are not read: the method is made for complete data.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores, whose sign is the class.
             pseudo_labels (`torch.LongTensor` of shape `(batch, modalities)`, *optional*): Class of each modality, an index
                 into `SENTIMENT_CLASSES`, for the auxiliary losses of training.
@@ -559,11 +531,7 @@ class CmcForSentimentAnalysis(CmcPreTrainedModel):
             `CmcOutput`; with labels also the loss: the cross entropy of the class and, with pseudo labels, that of every
             expert and the contrastive loss.
         """
-        self.check_inputs(input_ids=input_ids, audio_values=audio_values, vision_values=vision_values)
-        embeddings = self.embed(
-            {"text": self.encode_text(input_ids, attention_mask), "audio": audio_values, "vision": vision_values},
-            {"text": attention_mask, "audio": audio_attention_mask, "vision": vision_attention_mask},
-        )
+        embeddings = self.embed(inputs)
         mixed = self.fuse(embeddings)
         unimodal_logits = torch.stack(
             [expert(mixed[:, index]) for index, expert in enumerate(self.experts.values())], dim=1

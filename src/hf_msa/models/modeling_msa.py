@@ -1,9 +1,11 @@
 """The base class of all hf_msa models: initialisation, input checks, text backbone, what goes to the Hub."""
 
+import dataclasses
+import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,12 @@ from transformers.utils.hub import cached_file
 
 from .configuration_msa import MsaConfig
 from .msa_encoders import encode_by_length
+from .msa_inputs import INPUT_KEYS, MsaInputs
 from .msa_outputs import MsaOutput
-from .msa_schema import FEATURE_MODALITIES, VALUE_KEYS
+from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, UNREAD_KEYS, VALUE_KEYS
+
+Batch = Mapping[str, Tensor | None] | MsaInputs
+"""A batch of the collator or the processor, or what `MsaPreTrainedModel.read` made of one."""
 
 # Of `from_pretrained`, what is needed again to fetch other files from the same place.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
@@ -44,6 +50,28 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
+def read_labels(labels: Tensor, samples: int) -> Tensor:
+    """Bring labels into one shape.
+
+    Args:
+        labels (`torch.Tensor` of shape `(batch,)` or `(batch, 1)`, or a scalar for one sample): True scores.
+        samples: Number of samples in the batch.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch,)`.
+
+    Raises:
+        ValueError: If there is not one number per sample.
+    """
+    if tuple(labels.shape) not in ((samples,), (samples, 1)) and (labels.ndim or samples != 1):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} for {samples} samples; give one score per sample, of shape "
+            f"({samples},) or ({samples}, 1)."
+        )
+    labels = labels.reshape(samples)
+    return labels if labels.is_floating_point() else labels.float()
+
+
 def sentiment_classes(labels: Tensor) -> Tensor:
     """The class of each sentiment score by its sign, as an index into `SENTIMENT_CLASSES`.
 
@@ -57,11 +85,18 @@ def sentiment_classes(labels: Tensor) -> Tensor:
 
 
 class MsaPreTrainedModel(PreTrainedModel):
-    """Base class of all models. A subclass builds its text backbone as `self.text_encoder` and ends with `post_init()`.
+    """Base class of all models; it owns `forward`, and a method implements `compute`.
 
-    Every forward takes the model inputs of the schema by name and may take training-only tensors beside them.
+    A subclass annotates `config` with its configuration class, builds its text backbone as `self.text_encoder`, ends
+    `__init__` with `self.post_init()`, and implements::
+
+        def compute(self, inputs: MsaInputs, labels: Tensor | None, *, weight: float = 1.0) -> MyOutput
+
+    Keyword-only parameters of `compute` are what only training gives, each with a default; the return annotation is a
+    dataclass made of `MsaOutput`. All of this is checked when the class is created.
 
     Attributes:
+        reads: The modalities that the model reads, as far as the data has them; None: those of the configuration.
         media: Gives the sound and pictures of a row: `waveform`, `frames` and `frames_per_second`, as far as there are any.
             Of use to a model that asks an expert (`MsaConfig.asks_expert`), which calls it for those samples only that the
             expert is asked about. None: rows bring their own, if any.
@@ -71,8 +106,10 @@ class MsaPreTrainedModel(PreTrainedModel):
 
     config: MsaConfig
     text_encoder: PreTrainedModel
+    reads: ClassVar[tuple[str, ...] | None] = None
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     _auto_class = "AutoModel"
     # All Auto classes under which the saved checkpoint answers; they all give the model that predicts.
     _auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel", "AutoModelForSequenceClassification")
@@ -82,6 +119,52 @@ class MsaPreTrainedModel(PreTrainedModel):
     _origin: tuple[str, dict[str, Any]] | None = None
     # Without this the Trainer believes that forward divides the loss by the number of items, and multiplies it.
     accepts_loss_kwargs = False
+    # Names of the keyword-only parameters of `compute`.
+    _training_arguments: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check what a method has to bring, before anything is trained with it.
+
+        Raises:
+            TypeError: If the class overrides `forward`, `compute` has another signature than it must have, does not say what
+                it returns, or the class does not say which configuration it has.
+        """
+        super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__:
+            raise TypeError(
+                f"{cls.__name__} defines forward, which the base class owns; implement "
+                "compute(self, inputs, labels, *, ...) instead, which gets the same inputs, checked."
+            )
+        if "compute" not in cls.__dict__:
+            return
+        _, *parameters = inspect.signature(cls.compute).parameters.values()
+        names = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
+        training = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        if names != ["inputs", "labels"]:
+            raise TypeError(
+                f"{cls.__name__}.compute takes {', '.join(names) or 'nothing'}; it has to take inputs and labels, and "
+                "behind a * what only training gives."
+            )
+        taken = {*INPUT_KEYS, *UNREAD_KEYS, "labels", "return_dict"}
+        for parameter in training:
+            if parameter.default is parameter.empty or parameter.name in taken:
+                fault = "has no default" if parameter.default is parameter.empty else "is the name of an input"
+                raise TypeError(
+                    f"The parameter {parameter.name!r} of {cls.__name__}.compute {fault}; predicting gives none."
+                )
+        output_class = get_type_hints(cls.compute).get("return")
+        if not (isinstance(output_class, type) and issubclass(output_class, MsaOutput)):
+            raise TypeError(
+                f"{cls.__name__}.compute has to be annotated with what it returns, a class made of MsaOutput."
+            )
+        if cls.config_class in (None, MsaConfig):
+            raise TypeError(f"{cls.__name__} has to say which configuration it has: annotate config with its class.")
+        cls._training_arguments = frozenset(parameter.name for parameter in training)
+        # The stock Trainer takes for predictions all of an output that is not in this list.
+        others = {field.name for field in dataclasses.fields(output_class)} - {"loss", "logits"}
+        config_class: Any = cls.config_class
+        known = config_class.__dict__.get("keys_to_ignore_at_inference", ())
+        config_class.keys_to_ignore_at_inference = sorted(others.union(known))
 
     def __init__(self, config: MsaConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -178,6 +261,181 @@ class MsaPreTrainedModel(PreTrainedModel):
             else encode(input_ids, attention_mask)
         )
 
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_values: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+        vision_values: Tensor | None = None,
+        vision_attention_mask: Tensor | None = None,
+        text_missing_mask: Tensor | None = None,
+        audio_missing_mask: Tensor | None = None,
+        vision_missing_mask: Tensor | None = None,
+        complete_input_ids: Tensor | None = None,
+        complete_audio_values: Tensor | None = None,
+        complete_vision_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **training: Any,
+    ) -> Any:
+        """Predict the sentiment score of each sample; with labels also compute the loss.
+
+        A batch of the collator can be handed over as it is. Inputs of modalities that the model does not read are left
+        alone. Gradient checkpointing is supported for the text encoder. There is no `inputs_embeds`: missing words are
+        token ids, and methods read more of the text than its embeddings. Attentions and hidden states are not returned.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
+            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): 1 = real token, dropped ones
+                included; without it every token is.
+            audio_values (`torch.FloatTensor` of shape `(batch, frames, audio_dim)`, *optional*): Audio frames, zeros where
+                dropped; needed where the model reads audio.
+            audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): 1 = real frame, dropped ones
+                included; a row of zeros for a sample that lacks audio. Without it every frame is real.
+            vision_values (`torch.FloatTensor` of shape `(batch, frames, vision_dim)`, *optional*): Like audio's.
+            vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Like audio's.
+            text_missing_mask (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): True = dropped. Of use to methods
+                that leave out what is dropped; without it nothing counts as dropped.
+            audio_missing_mask (`torch.BoolTensor` of shape `(batch, frames)`, *optional*): Likewise.
+            vision_missing_mask (`torch.BoolTensor` of shape `(batch, frames)`, *optional*): Likewise.
+            complete_input_ids (`torch.LongTensor` of the shape of `input_ids`, *optional*): The text before anything was
+                dropped; for training, and for upper bounds.
+            complete_audio_values (`torch.FloatTensor` of the shape of `audio_values`, *optional*): Likewise.
+            complete_vision_values (`torch.FloatTensor` of the shape of `vision_values`, *optional*): Likewise.
+            labels (`torch.FloatTensor` of shape `(batch,)` or `(batch, 1)`, *optional*): True scores, in label units.
+            return_dict (`bool`, *optional*): False gives a tuple of what is not None; default: as the configuration says.
+            **training: What the method's `compute` takes beside the inputs, in training.
+
+        Returns:
+            The method's output, made of `MsaOutput`: `logits` of shape `(batch, 1)`, the score in label units, as of every
+            regression model in transformers (`num_labels=1`, `problem_type="regression"`); `loss` with labels.
+
+        Raises:
+            TypeError: For an argument that the method does not know.
+            ValueError: If a modality that the model reads is not given, or shapes do not fit.
+        """
+        unknown = training.keys() - self._training_arguments - {*UNREAD_KEYS}
+        if unknown:
+            raise TypeError(self._unknown_arguments(unknown))
+        inputs = self.read(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "audio_values": audio_values,
+                "audio_attention_mask": audio_attention_mask,
+                "vision_values": vision_values,
+                "vision_attention_mask": vision_attention_mask,
+                "text_missing_mask": text_missing_mask,
+                "audio_missing_mask": audio_missing_mask,
+                "vision_missing_mask": vision_missing_mask,
+                "complete_input_ids": complete_input_ids,
+                "complete_audio_values": complete_audio_values,
+                "complete_vision_values": complete_vision_values,
+            }
+        )
+        given = {name: value for name, value in training.items() if name in self._training_arguments}
+        outputs = self.compute(inputs, None if labels is None else read_labels(labels, len(inputs)), **given)
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return outputs if wants_dict else outputs.to_tuple()
+
+    def compute(self, inputs: MsaInputs, labels: Tensor | None) -> MsaOutput:
+        """Predict, and with labels compute the loss; what a method implements.
+
+        Args:
+            inputs: Checked: every modality that the model reads is there, with an attention mask.
+            labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores.
+
+        Returns:
+            `logits` of shape `(batch, 1)` and whatever the method says of a sample beside it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no compute; it cannot predict.")
+
+    def _unknown_arguments(self, names: Iterable[str]) -> str:
+        """The sentence about arguments of `forward` that there are not."""
+        first, *_ = sorted(names)
+        if first in ("output_attentions", "output_hidden_states"):
+            return f"{first} is not supported; those of the text come from model.text_encoder(..., {first}=True)."
+        known = (*INPUT_KEYS, "labels", "return_dict", *sorted(self._training_arguments))
+        near = difflib.get_close_matches(first, known, n=1, cutoff=0.5)
+        hint = f"the nearest name is {near[0]!r}" if near else f"it takes {', '.join(known)}"
+        return f"{type(self).__name__} takes no argument {first!r}; {hint}."
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text encoder's token embeddings."""
+        embeddings: nn.Module = self.text_encoder.get_input_embeddings()
+        return embeddings
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that this model reads of a batch, in schema order."""
+        present = self.config.modalities
+        return present if self.reads is None else tuple(name for name in present if name in self.reads)
+
+    def read(self, batch: Batch) -> MsaInputs:
+        """Take what the model reads out of a batch, and check it.
+
+        Args:
+            batch: Inputs by their names, as of `forward`; anything else is left alone. What was read before is given back.
+
+        Returns:
+            The inputs of the modalities that the model reads; attention masks that were not given are ones.
+
+        Raises:
+            ValueError: Naming the input and what is wrong: a modality that is not there, a width that is not the
+                checkpoint's, a mask or a number of samples that does not fit.
+        """
+        if isinstance(batch, MsaInputs):
+            return batch
+        found: dict[str, Tensor | None] = {}
+        for modality in self.modalities:
+            key = VALUE_KEYS[modality]
+            value = batch.get(key)
+            if value is None:
+                raise ValueError(
+                    f"{type(self).__name__} reads {modality}, but {key!r} was not given; pass zeros with an all-zero "
+                    "attention mask for samples that lack it."
+                )
+            self._check_values(modality, value, batch)
+            mask = batch.get(ATTENTION_MASK_KEYS[modality])
+            if mask is None:
+                mask = torch.ones(value.shape[:2], dtype=torch.long, device=value.device)
+            found |= {key: value, ATTENTION_MASK_KEYS[modality]: mask}
+            found |= {keys[modality]: batch.get(keys[modality]) for keys in (MISSING_MASK_KEYS, COMPLETE_KEYS)}
+        return MsaInputs(**found)  # type: ignore[arg-type]  # text is always among them
+
+    def _check_values(self, modality: str, value: Tensor, batch: Mapping[str, Tensor | None]) -> None:
+        """Check the shapes of a modality's values and masks; see `read`."""
+        key, axes = VALUE_KEYS[modality], 2 if modality == "text" else 3
+        samples = batch[VALUE_KEYS["text"]].shape[0]  # type: ignore[union-attr]  # text comes first
+        width = None if modality == "text" else getattr(self.config, f"{modality}_dim")
+        if value.ndim != axes or len(value) != samples:
+            wanted = f"({samples}, tokens)" if width is None else f"({samples}, frames, {width})"
+            raise ValueError(f"{key} has shape {tuple(value.shape)}; give {wanted}.")
+        if width is not None and value.shape[-1] != width:
+            raise ValueError(
+                f"{key} has width {value.shape[-1]}, but this checkpoint was built for {modality}_dim={width}; use features "
+                "of the same kind as in training."
+            )
+        for keys in (ATTENTION_MASK_KEYS, MISSING_MASK_KEYS, COMPLETE_KEYS):
+            beside = batch.get(keys[modality])
+            if beside is not None and beside.shape[:2] != value.shape[:2]:
+                raise ValueError(
+                    f"{keys[modality]} has shape {tuple(beside.shape)} beside {key} of shape {tuple(value.shape)}; they "
+                    "have to agree in samples and positions."
+                )
+
+    def inputs_from(self, batch: Mapping[str, Tensor], *, predicting: bool) -> dict[str, Tensor]:
+        """Choose what `forward` is to be given of a collated batch; the one rule for training and evaluation.
+
+        Args:
+            batch: Of `hf_msa.data.collator.MsaCollator`.
+            predicting: Whether this is a prediction, which gets what a user has: neither labels nor complete inputs, unless
+                the configuration says that the model reads them (`MsaConfig.oracle_inputs`).
+        """
+        hidden = {"labels", *COMPLETE_KEYS.values()} - {*self.config.oracle_inputs} if predicting else set()
+        return {key: batch[key] for key in (*INPUT_KEYS, "labels") if key in batch and key not in hidden}
+
     def predict_rows(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> MsaOutput:
@@ -264,27 +522,3 @@ class MsaPreTrainedModel(PreTrainedModel):
     def logged_values(self) -> dict[str, float]:
         """Learned numbers that are worth following while training; they go into the log beside the losses."""
         return {}
-
-    def check_inputs(self, **inputs: Tensor | None) -> None:
-        """Check that every modality the model reads is there, with the right width.
-
-        Args:
-            **inputs: The forward's own arguments `input_ids`, `audio_values`, `vision_values`.
-
-        Raises:
-            ValueError: Naming the modality, the config field and the width that was given.
-        """
-        for modality in self.config.modalities:
-            value = inputs.get(VALUE_KEYS[modality])
-            if value is None:
-                raise ValueError(
-                    f"{type(self).__name__} reads {modality}, but {VALUE_KEYS[modality]!r} was not given; pass zeros with "
-                    "an all-zero attention mask for samples that lack it."
-                )
-        for modality in FEATURE_MODALITIES:
-            value, width = inputs.get(VALUE_KEYS[modality]), getattr(self.config, f"{modality}_dim")
-            if value is not None and width is not None and value.shape[-1] != width:
-                raise ValueError(
-                    f"{VALUE_KEYS[modality]} has width {value.shape[-1]}, but this checkpoint was built for "
-                    f"{modality}_dim={width}; use features of the same kind as in training."
-                )

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_omg import OmgConfig
-from .modeling_msa import MsaPreTrainedModel, build_text_encoder
+from .modeling_msa import Batch, MsaPreTrainedModel, build_text_encoder
+from .msa_inputs import MsaInputs
 from .msa_mllm import LocalMllm
 from .msa_outputs import MsaOutput
-from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from .omg_executor import (
     Denoiser,
     ExecutorOutput,
@@ -478,17 +479,18 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
 
     # --- Perceiving ---
 
-    def perceive(self, inputs: Mapping[str, Tensor | None], text_states: Tensor | None = None) -> Perception:
+    def perceive(self, batch: Batch, text_states: Tensor | None = None) -> Perception:
         """Put what is observed of a batch on the positions that the executor works on.
 
         A position that was dropped is not observed; a modality of a sample is missing if none of its positions is left,
         where the special tokens of text do not count.
 
         Args:
-            inputs: The forward's own arguments.
+            batch: Inputs as of `forward`.
             text_states: States of the complete text `(batch, tokens, text width)` in place of running the text encoder; only
                 where text is dropped whole or not at all.
         """
+        inputs = self.read(batch)
         values: dict[str, Tensor] = {}
         masks: dict[str, Tensor] = {}
         wanted: dict[str, Tensor] = {}
@@ -504,8 +506,9 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             wanted[name] = self._wanted(name, real, known, available[name], masks[name])
         return Perception(values, masks, wanted, available, seen)
 
-    def available(self, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    def available(self, batch: Batch) -> dict[str, Tensor]:
         """Modality -> whether anything of it is observed `(batch,)`; see `perceive`."""
+        inputs = self.read(batch)
         return {name: _positions(name, inputs)[2].any(dim=1) for name in self.config.modalities}
 
     def _text_features(self, input_ids: Tensor, real: Tensor, available: Tensor, states: Tensor | None) -> Tensor:
@@ -795,41 +798,29 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             return [[] for _ in range(samples)]
         return [[base.ids[row] for row in rows if row != NO_ENTRY] for rows in evidence.entries.tolist()]
 
-    def forward(
+    def compute(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        audio_values: Tensor | None = None,
-        audio_attention_mask: Tensor | None = None,
-        vision_values: Tensor | None = None,
-        vision_attention_mask: Tensor | None = None,
-        text_missing_mask: Tensor | None = None,
-        audio_missing_mask: Tensor | None = None,
-        vision_missing_mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        inputs: MsaInputs,
+        labels: Tensor | None,
+        *,
         plan_vectors: Tensor | None = None,
         constraint_vectors: Tensor | None = None,
         observation_vectors: Tensor | None = None,
-        complete_input_ids: Tensor | None = None,
-        complete_audio_values: Tensor | None = None,
-        complete_vision_values: Tensor | None = None,
         text_states: Tensor | None = None,
         own_entries: Tensor | None = None,
         objective: Objective | None = None,
     ) -> OmgOutput:
         r"""Retrieve evidence, generate what is missing, classify; or compute a training loss.
 
+        Plans need the words of a sample: without them zeros stand for plan and observation, the scores are others than
+        those of `predict_rows`, and a warning says so.
+
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids.
-            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
-            audio_values, vision_values (`torch.FloatTensor` of shape `(batch, frames, width)`): Feature sequences.
-            audio_attention_mask, vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`): 1 = real frame.
-            text_missing_mask, audio_missing_mask, vision_missing_mask (`torch.BoolTensor`): True = dropped.
-            labels (`torch.FloatTensor` of shape `(batch,)`): Scores in label units; give the loss.
+            inputs: The batch; with complete inputs for the objective `"generate"`.
+            labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): Scores in label units; give the loss.
             plan_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): c_S; zeros if not given.
             constraint_vectors (`torch.FloatTensor` of shape `(batch, 3, plan_width)`): One for each constraint of the plan.
             observation_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): u_X; zeros if not given.
-            complete_input_ids, complete_audio_values, complete_vision_values: Before anything was dropped, for training.
             text_states (`torch.FloatTensor` of shape `(batch, tokens, text width)`): States of the complete text, in place
                 of running the text encoder; for training, where text is dropped whole or not at all.
             own_entries (`torch.LongTensor` of shape `(batch,)`): The samples' own rows in the knowledge base, left out.
@@ -837,21 +828,14 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
                 is observed; `"generate"` that of eqs. 15 and 18. None predicts.
 
         Raises:
-            ValueError: If a modality that the model reads is not given, or has another width; or if `"generate"` is asked
-                for without labels or complete inputs.
+            ValueError: If `"generate"` is asked for without labels or complete inputs.
         """
-        self.check_inputs(input_ids=input_ids, audio_values=audio_values, vision_values=vision_values)
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "audio_values": audio_values,
-            "audio_attention_mask": audio_attention_mask,
-            "vision_values": vision_values,
-            "vision_attention_mask": vision_attention_mask,
-            "text_missing_mask": text_missing_mask,
-            "audio_missing_mask": audio_missing_mask,
-            "vision_missing_mask": vision_missing_mask,
-        }
+        if observation_vectors is None and labels is None and not self.training:
+            warnings.warn(
+                "OMG-Agent was called without plans, which need the words of a sample, so it runs on zeros in their place; "
+                "predict_rows, SentimentPredictor and hf-msa evaluate plan first.",
+                stacklevel=2,
+            )
         perception = self.perceive(inputs, text_states)
         if objective == "autoencode":
             return self._autoencode(perception)
@@ -859,18 +843,13 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             return self._learn_semantics(perception, plan_vectors)
         conditions = self.conditions(perception, plan_vectors, constraint_vectors, observation_vectors, own_entries)
         if objective == "generate":
-            targets = {
-                "text": complete_input_ids, "audio": complete_audio_values, "vision": complete_vision_values,
-            }  # fmt: skip
-            if labels is None or any(targets[name] is None for name in self.config.modalities):
+            if labels is None or any(inputs.complete(name) is None for name in self.modalities):
                 raise ValueError(
                     "To learn to generate, labels and the complete inputs of all modalities are needed; collate with "
                     "return_complete=True."
                 )
-            complete = {COMPLETE_KEYS[name]: value for name, value in targets.items()}
-            whole = {**inputs, **{VALUE_KEYS[name]: complete[COMPLETE_KEYS[name]] for name in self.config.modalities}}
-            whole |= dict.fromkeys(MISSING_MASK_KEYS.values())
-            return self._learn_to_generate(perception, conditions, self.perceive(whole, text_states), labels)
+            whole = self.perceive(inputs.completed(), text_states)
+            return self._learn_to_generate(perception, conditions, whole, labels)
         latents, _, costs = self.execute(perception, conditions, self.encode_observed(perception))
         class_logits = self.classify(perception, conditions.observation, latents)
         loss = None if labels is None else F.cross_entropy(class_logits, self.label_classes(labels))
@@ -1035,14 +1014,11 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         )
 
 
-def _positions(name: str, inputs: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+def _positions(name: str, inputs: MsaInputs) -> tuple[Tensor, Tensor, Tensor]:
     """Values of a modality, its real positions, and those of them that are observed, none where no content is left."""
-    value, real, dropped = (inputs.get(keys[name]) for keys in (VALUE_KEYS, ATTENTION_MASK_KEYS, MISSING_MASK_KEYS))
-    assert value is not None
-    real = torch.ones(value.shape[:2], device=value.device) if real is None else real
-    real = real.bool()
+    real, dropped = inputs.attention(name).bool(), inputs.missing(name)
     visible = real if dropped is None else real & ~dropped.bool()
-    return value, real, visible & (_content(name, real) & visible).any(dim=1, keepdim=True)
+    return inputs.values(name), real, visible & (_content(name, real) & visible).any(dim=1, keepdim=True)
 
 
 def _content(name: str, real: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_pglh import PglhConfig
-from .modeling_msa import MsaPreTrainedModel, build_text_encoder, masked_mean
+from .modeling_msa import Batch, MsaPreTrainedModel, build_text_encoder, masked_mean
 from .msa_attention import multi_head_attention
 from .msa_encoders import encode_by_length
+from .msa_inputs import MsaInputs
 from .msa_outputs import MsaOutput
-from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, FEATURE_MODALITIES, MISSING_MASK_KEYS, VALUE_KEYS
+from .msa_schema import FEATURE_MODALITIES
 
 
 @dataclass
@@ -48,18 +49,6 @@ class VisibleTokens:
     hidden: Tensor
     mask: Tensor
     index: Tensor
-
-
-def needed(batch: Mapping[str, Tensor | None], key: str) -> Tensor:
-    """Take an input from a batch.
-
-    Raises:
-        ValueError: If it is not there.
-    """
-    value = batch.get(key)
-    if value is None:
-        raise ValueError(f"{key!r} was not given, but PGLH needs it.")
-    return value
 
 
 def sinusoidal_positions(length: int, like: Tensor) -> Tensor:
@@ -366,7 +355,7 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
             if isinstance(part.balance, Balance)
         }
 
-    def masks(self, batch: Mapping[str, Tensor | None]) -> dict[str, tuple[Tensor, Tensor]]:
+    def masks(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Which positions there are and which of them are visible.
 
         Args:
@@ -376,29 +365,27 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
             Per modality two `torch.BoolTensor` of shape `(batch, length)`: True = not padding (every position where
             `mask_padding` is off), and True = neither padding nor dropped.
         """
+        inputs = self.read(batch)
         found = {}
-        for modality in self.config.modalities:
-            values = needed(batch, VALUE_KEYS[modality])
-            attention, missing = batch.get(ATTENTION_MASK_KEYS[modality]), batch.get(MISSING_MASK_KEYS[modality])
-            if attention is None or not self.config.mask_padding:
-                valid = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
-            else:
-                valid = attention.bool()
+        for modality in self.modalities:
+            valid, missing = inputs.attention(modality).bool(), inputs.missing(modality)
+            if not self.config.mask_padding:
+                valid = torch.ones_like(valid)
             found[modality] = (valid, valid if missing is None else valid & ~missing.bool())
         return found
 
-    def encode(self, batch: Mapping[str, Tensor | None]) -> dict[str, VisibleTokens]:
+    def encode(self, batch: Batch) -> dict[str, VisibleTokens]:
         """Encode the visible positions of every modality (eq. 1 to 3).
 
         Args:
             batch: Inputs as of `forward`.
         """
-        self.check_inputs(**{key: batch.get(key) for key in VALUE_KEYS.values()})
-        complete = batch.get(COMPLETE_KEYS["text"]) if self.config.text_mask_level == "feature" else None
-        ids = needed(batch, "input_ids") if complete is None else complete
-        values = {name: batch.get(VALUE_KEYS[name]) for name in FEATURE_MODALITIES}
-        values["text"] = self.encode_text(ids, needed(batch, "attention_mask"))
-        return {name: self.encoders[name](values[name], visible) for name, (_, visible) in self.masks(batch).items()}
+        inputs = self.read(batch)
+        complete = inputs.complete("text") if self.config.text_mask_level == "feature" else None
+        ids = inputs.input_ids if complete is None else complete
+        values = {name: inputs.values(name) for name in self.modalities[1:]}
+        values["text"] = self.encode_text(ids, inputs.attention_mask)
+        return {name: self.encoders[name](values[name], visible) for name, (_, visible) in self.masks(inputs).items()}
 
     def fuse(self, tokens: Mapping[str, VisibleTokens]) -> Tensor:
         """Refine every modality by its prompts and average (eq. 11 to 15).
@@ -422,11 +409,11 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
                 pooled.append(masked_mean(torch.cat([prompts, own.hidden], dim=1), mask))
         return torch.stack(pooled, dim=1)
 
-    def reconstruct(self, **batch: Tensor | None) -> dict[str, Tensor]:
+    def reconstruct(self, batch: Batch) -> dict[str, Tensor]:
         """Rebuild every position of the modalities that the model has a decoder for.
 
         Args:
-            **batch: Inputs as of `forward`; labels and complete values are not read.
+            batch: Inputs as of `forward`; labels and complete values are not read.
 
         Returns:
             Per modality a `torch.FloatTensor` of shape `(batch, length, width)`, for text in the space of the text
@@ -440,7 +427,8 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
                 "This model has no decoders to reconstruct with; load its checkpoint without drop_decoder=True, or take one "
                 "that was trained with w_mask or w_global above 0."
             )
-        return self.decode(self.encode(batch), self.masks(batch))
+        inputs = self.read(batch)
+        return self.decode(self.encode(inputs), self.masks(inputs))
 
     def decode(
         self, tokens: Mapping[str, VisibleTokens], masks: Mapping[str, tuple[Tensor, Tensor]]
@@ -457,25 +445,24 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
         }
 
     @torch.no_grad()
-    def reconstruction_targets(self, **batch: Tensor | None) -> dict[str, Tensor]:
+    def reconstruction_targets(self, batch: Batch) -> dict[str, Tensor]:
         """What the reconstructions should be: complete audio and vision, and the text encoder on the complete text.
 
         Args:
-            **batch: Inputs as of `forward`.
+            batch: Inputs as of `forward`.
 
         Returns:
             Per modality with a decoder and a complete input a `torch.FloatTensor` of shape `(batch, length, width)`;
             no gradient enters it.
         """
-        complete = {name: batch.get(COMPLETE_KEYS[name]) for name in self.config.reconstructed}
+        inputs = self.read(batch)
+        complete = {name: inputs.complete(name) for name in self.config.reconstructed}
         targets = {name: value for name, value in complete.items() if value is not None}
         if "text" in targets:
-            targets["text"] = self.encode_text(targets["text"], needed(batch, "attention_mask"))
+            targets["text"] = self.encode_text(targets["text"], inputs.attention_mask)
         return targets
 
-    def reconstruction_losses(
-        self, tokens: Mapping[str, VisibleTokens], batch: Mapping[str, Tensor | None]
-    ) -> dict[str, Tensor]:
+    def reconstruction_losses(self, tokens: Mapping[str, VisibleTokens], batch: Batch) -> dict[str, Tensor]:
         """Error of the reconstruction, `global` over all positions (eq. 9) and `mask` over the dropped ones (eq. 10).
 
         Both average over positions of the whole batch, padding left out, and sum over modalities.
@@ -487,10 +474,11 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
         Returns:
             Two scalars; nothing where there is no decoder or no complete input.
         """
-        targets = self.reconstruction_targets(**batch)
+        inputs = self.read(batch)
+        targets = self.reconstruction_targets(inputs)
         if not targets:
             return {}
-        masks = self.masks(batch)
+        masks = self.masks(inputs)
         rebuilt = self.decode(tokens, masks)
         everywhere, dropped = [], []
         for name, target in targets.items():
@@ -501,84 +489,40 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
             dropped.append(mean_error(squared.sum(dim=-1) if by_sum else squared.mean(dim=-1), valid & ~visible))
         return {"global": torch.stack(everywhere).sum(), "mask": torch.stack(dropped).sum()}
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        audio_values: Tensor | None = None,
-        audio_attention_mask: Tensor | None = None,
-        vision_values: Tensor | None = None,
-        vision_attention_mask: Tensor | None = None,
-        text_missing_mask: Tensor | None = None,
-        audio_missing_mask: Tensor | None = None,
-        vision_missing_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        complete_input_ids: Tensor | None = None,
-        complete_audio_values: Tensor | None = None,
-        complete_vision_values: Tensor | None = None,
-        reconstruct: bool = True,
-    ) -> PglhOutput:
+    def compute(self, inputs: MsaInputs, labels: Tensor | None, *, reconstruct: bool = True) -> PglhOutput:
         """Predict the sentiment score; with labels also compute the loss (eq. 17).
 
         Dropped positions are left out, not attended to as zeros: the missing masks are needed where something is
-        missing, and without one everything counts as visible.
+        missing, and without one everything counts as visible. Complete inputs are the targets of the reconstruction, and
+        complete text is the text encoder's input with `text_mask_level="feature"`.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
-            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token, dropped ones included.
-            audio_values (`torch.FloatTensor` of shape `(batch, frames, audio_dim)`, *optional*): Not read where dropped.
-            audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): 1 = real frame, dropped
-                ones included; without it all frames count as real.
-            vision_values (`torch.FloatTensor` of shape `(batch, frames, vision_dim)`, *optional*): Like audio's.
-            vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Like audio's.
-            text_missing_mask (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): True = dropped.
-            audio_missing_mask (`torch.BoolTensor` of shape `(batch, frames)`, *optional*): True = dropped.
-            vision_missing_mask (`torch.BoolTensor` of shape `(batch, frames)`, *optional*): True = dropped.
+            inputs: The batch.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores.
-            complete_input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): The text before tokens were
-                dropped: the target of its reconstruction, and the text encoder's input with
-                `text_mask_level="feature"`.
-            complete_audio_values (`torch.FloatTensor` of the shape of `audio_values`, *optional*): The target of the
-                reconstruction.
-            complete_vision_values (`torch.FloatTensor` of the shape of `vision_values`, *optional*): Likewise.
-            reconstruct (`bool`): Whether the loss has the reconstruction terms, as far as there are labels, complete
-                inputs and decoders; else it is that of the score.
+            reconstruct: Whether the loss has the reconstruction terms, as far as there are labels, complete inputs and
+                decoders; else it is that of the score.
 
         Returns:
             `PglhOutput`; without labels `loss` is `None`.
 
         Raises:
-            ValueError: If a modality is not given or has the wrong width, or reconstruction losses are asked for of a
-                model without its decoders.
+            ValueError: If reconstruction losses are asked for of a model without its decoders.
         """
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "audio_values": audio_values,
-            "audio_attention_mask": audio_attention_mask,
-            "vision_values": vision_values,
-            "vision_attention_mask": vision_attention_mask,
-            "text_missing_mask": text_missing_mask,
-            "audio_missing_mask": audio_missing_mask,
-            "vision_missing_mask": vision_missing_mask,
-            "complete_input_ids": complete_input_ids,
-            "complete_audio_values": complete_audio_values,
-            "complete_vision_values": complete_vision_values,
-        }
         reconstruct = reconstruct and labels is not None
-        if reconstruct and self.config.drop_decoder and any(batch[key] is not None for key in COMPLETE_KEYS.values()):
+        is_complete = any(inputs.complete(name) is not None for name in self.modalities)
+        if reconstruct and self.config.drop_decoder and is_complete:
             raise ValueError(
                 "This model was loaded with drop_decoder=True and cannot learn from complete inputs; load it without, or "
                 "pass reconstruct=False to train the score alone."
             )
-        tokens = self.encode(batch)
+        tokens = self.encode(inputs)
         embeddings = self.fuse(tokens)
         logits = self.regressor(embeddings.sum(dim=1))
         if labels is None:
             return PglhOutput(logits=logits, embeddings=embeddings)
         terms = {"task": F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))}
         if reconstruct:
-            terms |= self.reconstruction_losses(tokens, batch)
+            terms |= self.reconstruction_losses(tokens, inputs)
         weights = {"task": self.config.w_task, "global": self.config.w_global, "mask": self.config.w_mask}
         return PglhOutput(
             loss=torch.stack([weights[name] * term for name, term in terms.items()]).sum(),

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_tcmr import TcmrConfig
-from .modeling_msa import MsaPreTrainedModel, build_text_encoder
+from .modeling_msa import MsaPreTrainedModel, build_text_encoder, sentiment_classes
 from .msa_attention import HyperFusion
 from .msa_encoders import CrossTransformer, SequenceEncoder, TokenTransformer, perceptron
+from .msa_inputs import MsaInputs
 from .msa_outputs import MsaOutput
 from .msa_schema import FEATURE_MODALITIES
 
@@ -99,18 +100,6 @@ def build_token_transformer(config: TcmrConfig, length: int, depth: int, num_tok
     )
 
 
-def polarity_classes(labels: Tensor) -> Tensor:
-    """Turn scores into polarity classes: 0 = negative, 1 = neutral (a score of exactly 0), 2 = positive.
-
-    Args:
-        labels (`torch.FloatTensor` of shape `(batch,)`): Sentiment scores.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch,)`.
-    """
-    return torch.sign(labels).long() + 1
-
-
 class ProxyGenerator(nn.Module):
     """Importance-aware proxy feature generator: text features as guessed from audio and vision (eq. 8, 9).
 
@@ -164,6 +153,7 @@ class TcmrPolarityClassifier(MsaPreTrainedModel):
     """
 
     config: TcmrConfig
+    reads = ("text",)
     _auto_class: Any = None
     _auto_classes: ClassVar[tuple[str, ...]] = ()
 
@@ -173,41 +163,21 @@ class TcmrPolarityClassifier(MsaPreTrainedModel):
         self.classifier = perceptron([config.text_config.hidden_size, config.polarity_hidden, 3])
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        audio_values: Tensor | None = None,
-        audio_attention_mask: Tensor | None = None,
-        vision_values: Tensor | None = None,
-        vision_attention_mask: Tensor | None = None,
-        text_missing_mask: Tensor | None = None,
-        audio_missing_mask: Tensor | None = None,
-        vision_missing_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> MsaOutput:
+    def compute(self, inputs: MsaInputs, labels: Tensor | None) -> MsaOutput:
         """Predict the polarity.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids.
-            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
-            audio_values: Not read.
-            audio_attention_mask: Not read.
-            vision_values: Not read.
-            vision_attention_mask: Not read.
-            text_missing_mask: Not read.
-            audio_missing_mask: Not read.
-            vision_missing_mask: Not read.
+            inputs: Of which the text is read.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores; their sign is the class.
 
         Returns:
             `MsaOutput` whose `logits` have the shape `(batch, 3)`: negative, neutral, positive. With labels also the
             cross entropy as `loss`, named polarity in `losses`.
         """
-        logits = self.classifier(self.encode_text(input_ids, attention_mask)[:, 0])
+        logits = self.classifier(self.encode_text(inputs.input_ids, inputs.attention_mask)[:, 0])
         if labels is None:
             return MsaOutput(logits=logits)
-        loss = F.cross_entropy(logits, polarity_classes(labels))
+        loss = F.cross_entropy(logits, sentiment_classes(labels))
         return MsaOutput(loss=loss, logits=logits, losses={"polarity": loss.detach()})
 
     @torch.no_grad()
@@ -223,7 +193,7 @@ class TcmrPolarityClassifier(MsaPreTrainedModel):
             `torch.FloatTensor` of shape `(batch,)` in [0, 1].
         """
         probabilities = self(input_ids, attention_mask).logits.softmax(dim=-1)
-        chosen: Tensor = probabilities.gather(1, polarity_classes(labels).unsqueeze(1)).squeeze(1)
+        chosen: Tensor = probabilities.gather(1, sentiment_classes(labels).unsqueeze(1)).squeeze(1)
         return chosen
 
 
@@ -234,6 +204,7 @@ class TcmrTextRegressor(MsaPreTrainedModel):
     """
 
     config: TcmrConfig
+    reads = ("text",)
     _auto_class: Any = None
     _auto_classes: ClassVar[tuple[str, ...]] = ()
 
@@ -244,39 +215,10 @@ class TcmrTextRegressor(MsaPreTrainedModel):
         self.regressor = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        audio_values: Tensor | None = None,
-        audio_attention_mask: Tensor | None = None,
-        vision_values: Tensor | None = None,
-        vision_attention_mask: Tensor | None = None,
-        text_missing_mask: Tensor | None = None,
-        audio_missing_mask: Tensor | None = None,
-        vision_missing_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> TcmrTextRegressorOutput:
-        """Predict the sentiment score from text alone.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids.
-            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
-            audio_values: Not read.
-            audio_attention_mask: Not read.
-            vision_values: Not read.
-            vision_attention_mask: Not read.
-            text_missing_mask: Not read.
-            audio_missing_mask: Not read.
-            vision_missing_mask: Not read.
-            labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores.
-
-        Returns:
-            `TcmrTextRegressorOutput` with `logits` of shape `(batch, 1)`, `features` of shape
-            `(batch, num_tokens, hidden_size)` and, with labels, the mean squared error as `loss`.
-        """
-        hidden = self.encode_text(input_ids, attention_mask)
-        features = self.encoder(hidden[:, 1:], attention_mask[:, 1:] if self.config.mask_padding else None)
+    def compute(self, inputs: MsaInputs, labels: Tensor | None) -> TcmrTextRegressorOutput:
+        """Predict the sentiment score from text alone; the loss is the mean squared error."""
+        hidden = self.encode_text(inputs.input_ids, inputs.attention_mask)
+        features = self.encoder(hidden[:, 1:], inputs.attention_mask[:, 1:] if self.config.mask_padding else None)
         logits = self.regressor(features.mean(dim=1))
         if labels is None:
             return TcmrTextRegressorOutput(logits=logits, features=features)
@@ -394,7 +336,7 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             )
         return torch.sigmoid(self.confnet(sentence))
 
-    def true_confidence(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None) -> Tensor:
+    def true_confidence(self, inputs: MsaInputs, labels: Tensor | None) -> Tensor:
         """Confidence of the upper bound TCMR-ub: the frozen classifier's true-class probability, shape `(batch, 1)`.
 
         Raises:
@@ -405,7 +347,9 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
                 "This checkpoint is the upper bound TCMR-ub (confidence_source='oracle'), which predicts only with "
                 "the true labels: pass labels or confidence, or use a checkpoint of the full method."
             )
-        probability: Tensor = self.polarity_classifier.true_class_probability(input_ids, attention_mask, labels)
+        probability: Tensor = self.polarity_classifier.true_class_probability(
+            inputs.input_ids, inputs.attention_mask, labels
+        )
         return probability.unsqueeze(1)
 
     def fuse(self, text: Tensor, features: dict[str, Tensor]) -> Tensor:
@@ -424,7 +368,7 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         return score
 
     def reconstruction_loss(
-        self, features: dict[str, Tensor], complete: dict[str, Tensor], attention_masks: dict[str, Tensor | None]
+        self, features: dict[str, Tensor], complete: dict[str, Tensor], attention_masks: dict[str, Tensor]
     ) -> Tensor:
         """Mean squared error of the reconstructed audio and vision features (eq. 13); no gradient enters the target.
 
@@ -440,20 +384,11 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             rebuilt.append(self.reconstructors[name](features[name]))
         return F.mse_loss(torch.cat(rebuilt), torch.cat(targets))
 
-    def forward(
+    def compute(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        audio_values: Tensor | None = None,
-        audio_attention_mask: Tensor | None = None,
-        vision_values: Tensor | None = None,
-        vision_attention_mask: Tensor | None = None,
-        text_missing_mask: Tensor | None = None,
-        audio_missing_mask: Tensor | None = None,
-        vision_missing_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        complete_audio_values: Tensor | None = None,
-        complete_vision_values: Tensor | None = None,
+        inputs: MsaInputs,
+        labels: Tensor | None,
+        *,
         confidence_targets: Tensor | None = None,
         text_targets: Tensor | None = None,
         confidence: Tensor | None = None,
@@ -462,23 +397,12 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         """Predict the sentiment score; with targets also compute the loss of one objective.
 
         Dropped tokens and frames (unknown ids, zero vectors) are attended to like any other: that something is
-        missing, and where, is information. Padding is left out of attention.
+        missing, and where, is information. Padding is left out of attention. Complete audio and vision, where they are
+        given, are the targets of their reconstruction.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
-            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token, dropped ones included.
-            audio_values (`torch.FloatTensor` of shape `(batch, frames, audio_dim)`, *optional*): Zeros where dropped.
-            audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): 1 = real frame, dropped
-                ones included; without it all frames count as real.
-            vision_values (`torch.FloatTensor` of shape `(batch, frames, vision_dim)`, *optional*): Like audio's.
-            vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Like audio's.
-            text_missing_mask: Not read.
-            audio_missing_mask: Not read.
-            vision_missing_mask: Not read.
+            inputs: The batch.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores.
-            complete_audio_values (`torch.FloatTensor` of the shape of `audio_values`, *optional*): The input before
-                frames were dropped, for the reconstruction of audio features.
-            complete_vision_values (`torch.FloatTensor` of the shape of `vision_values`, *optional*): Likewise.
             confidence_targets (`torch.FloatTensor` of shape `(batch,)`, *optional*): What ConfNet should give.
             text_targets (`torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`, *optional*): Complete-text
                 features of `TcmrTextRegressor`.
@@ -492,14 +416,12 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             `TcmrOutput`; without any target `loss` is `None`.
 
         Raises:
-            ValueError: If a modality is not given or has the wrong width, a sequence is longer than the checkpoint
-                allows, the objective is not known, or the upper bound gets neither labels nor confidence.
+            ValueError: If a sequence is longer than the checkpoint allows, the objective is not known, or the upper
+                bound gets neither labels nor confidence.
         """
         if objective not in OBJECTIVES:
             raise ValueError(f"Unknown objective {objective!r}; known are {', '.join(OBJECTIVES)}.")
-        if objective != "confidence":
-            self.check_inputs(input_ids=input_ids, audio_values=audio_values, vision_values=vision_values)
-        hidden = self.encode_text(input_ids, attention_mask)
+        hidden = self.encode_text(inputs.input_ids, inputs.attention_mask)
         predicted = None
         if objective == "confidence" or not self.config.is_oracle:
             predicted = self.estimate_confidence(hidden[:, 0])
@@ -510,23 +432,16 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         if objective == "confidence":
             return TcmrOutput(**self.weigh(terms, objective), confidence=predicted)
 
-        values = {"audio": audio_values, "vision": vision_values}
-        complete = {"audio": complete_audio_values, "vision": complete_vision_values}
-        attention_masks = {"audio": audio_attention_mask, "vision": vision_attention_mask}
-        read = self.config.modalities[1:]
-
         if confidence is not None:
             used = confidence.to(hidden.dtype).reshape(-1, 1)
         elif predicted is None:
-            used = self.true_confidence(input_ids, attention_mask, labels).to(hidden.dtype)
+            used = self.true_confidence(inputs, labels).to(hidden.dtype)
         else:
             used = predicted.detach() if self.config.detach_confidence and objective != "all" else predicted
 
-        text = self.encode("text", hidden[:, 1:], attention_mask[:, 1:])
+        text = self.encode("text", hidden[:, 1:], inputs.attention_mask[:, 1:])
         features = {
-            name: self.encode(name, value, attention_masks[name])
-            for name, value in values.items()
-            if name in read and value is not None
+            name: self.encode(name, inputs.values(name), inputs.attention(name)) for name in self.modalities[1:]
         }
         proxy, gate = (
             (torch.zeros_like(text), None) if self.proxy_generator is None else self.proxy_generator(features)
@@ -542,9 +457,10 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             if self.config.target_norm == "layernorm":
                 targets = F.layer_norm(targets, targets.shape[-1:])
             terms["reconstruct_text"] = F.mse_loss(reconstructed, targets)
-        given = {name: value for name, value in complete.items() if name in read and value is not None}
-        if given and "reconstruct_aux" in OBJECTIVES[objective]:
-            terms["reconstruct_aux"] = self.reconstruction_loss(features, given, attention_masks)
+        complete = {name: value for name in features if (value := inputs.complete(name)) is not None}
+        if complete and "reconstruct_aux" in OBJECTIVES[objective]:
+            attention = {name: inputs.attention(name) for name in complete}
+            terms["reconstruct_aux"] = self.reconstruction_loss(features, complete, attention)
         return TcmrOutput(
             **self.weigh(terms, objective),
             logits=logits,

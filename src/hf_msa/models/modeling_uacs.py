@@ -5,11 +5,11 @@ Paper: "Uncertainty-Aware Collaborative System of Large and Small Models for Mul
 """
 
 import dataclasses
-import functools
 import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .configuration_uacs import UacsConfig
+from .modeling_msa import read_labels
 from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
+from .msa_inputs import MsaInputs
 from .msa_mllm import LocalMllm, Mllm, MllmRequest, label_entropy, parse_score
 from .msa_observed import missing_positions, visible_media, visible_words
 from .msa_schema import FEATURE_MODALITIES
@@ -335,13 +337,30 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
 
     # --- Prediction ---
 
-    @functools.wraps(UbmForSentimentAnalysis.forward, assigned=())
-    def forward(self, *args: Any, **kwargs: Any) -> UacsOutput:  # type: ignore[override]  # the parent's, as wraps says
-        """Run the small model alone, whatever the route: arguments and outputs are those of `UbmForSentimentAnalysis`.
+    def compute(
+        self,
+        inputs: MsaInputs,
+        labels: Tensor | None,
+        *,
+        ensemble_members: Tensor | None = None,
+        train_uncertainty: bool = True,
+    ) -> UacsOutput:
+        """Run the small model alone, whatever the route; see `UbmForSentimentAnalysis.compute`.
 
-        The expert is neither loaded nor asked; the output says of every sample that it took the fast route.
+        The expert needs the words of a sample, so it is neither loaded nor asked; the output says of every sample that it
+        took the fast route. Where the system would have asked the expert, a warning says so.
         """
-        small = super().forward(*args, **kwargs)
+        if self.config.asks_expert and labels is None and not self.training:
+            warnings.warn(
+                "U-ACS was called without the rows, so the small model answers alone; predict_rows, SentimentPredictor and "
+                'hf-msa evaluate run the whole system. Load it with route="fast" to mean the small model.',
+                stacklevel=2,
+            )
+        return self.small_model(inputs, labels, ensemble_members=ensemble_members, train_uncertainty=train_uncertainty)
+
+    def small_model(self, inputs: MsaInputs, labels: Tensor | None, **training: Any) -> UacsOutput:
+        """Run the small model; see `UbmForSentimentAnalysis.compute` for the arguments."""
+        small = super().compute(inputs, labels, **training)
         assert small.logits is not None
         score = small.logits.detach()
         nothing, zero = torch.full_like(score, math.nan), torch.zeros_like(score)
@@ -407,7 +426,8 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
     ) -> _SmallPass:
         """Run the small model on a batch, and make the questions about what it hands on."""
         started = time.perf_counter()
-        outputs: UacsOutput = self(**inputs)
+        labels = inputs.get("labels")
+        outputs = self.small_model(self.read(inputs), None if labels is None else read_labels(labels, len(rows)))
         small, uncertainty = _column(outputs.logits), _column(outputs.uncertainty)
         seconds = np.full(len(small), (time.perf_counter() - started) / max(len(small), 1))
         chosen = self._handed_on(uncertainty, rows)

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from .configuration_ubm import UbmConfig
 from .modeling_msa import MsaPreTrainedModel, build_text_encoder, sentiment_classes
+from .msa_inputs import MsaInputs
 from .msa_outputs import MsaOutput
 from .msa_schema import SENTIMENT_CLASSES
 
@@ -123,51 +124,34 @@ class UbmForSentimentAnalysis(MsaPreTrainedModel):
         """Classes of the class logits."""
         return {"class_logits": SENTIMENT_CLASSES}
 
-    def fuse(
-        self, input_ids: Tensor, attention_mask: Tensor, frames: dict[str, tuple[Tensor | None, Tensor | None]]
-    ) -> Tensor:
+    def fuse(self, inputs: MsaInputs) -> Tensor:
         """Encode each modality, put the vectors side by side and fuse them (eq. 3, B.5).
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids; the first position stands for the text.
-            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
-            frames: Values and attention mask of audio and vision.
+            inputs: The batch; the first position of its text stands for the text.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, fusion_dim)`.
         """
-        vectors = [self.encode_text(input_ids, attention_mask)[:, 0]]
-        for name in self.config.modalities[1:]:
-            values, mask = frames[name]
-            vectors.append(getattr(self, f"{name}_encoder")(values, mask if self.config.mask_padding else None))
+        vectors = [self.encode_text(inputs.input_ids, inputs.attention_mask)[:, 0]]
+        for name in self.modalities[1:]:
+            mask = inputs.attention(name) if self.config.mask_padding else None
+            vectors.append(getattr(self, f"{name}_encoder")(inputs.values(name), mask))
         fused: Tensor = self.fusion(torch.cat(vectors, dim=-1))
         return fused
 
-    def forward(
+    def compute(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        audio_values: Tensor | None = None,
-        audio_attention_mask: Tensor | None = None,
-        vision_values: Tensor | None = None,
-        vision_attention_mask: Tensor | None = None,
-        text_missing_mask: Tensor | None = None,
-        audio_missing_mask: Tensor | None = None,
-        vision_missing_mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        inputs: MsaInputs,
+        labels: Tensor | None,
+        *,
         ensemble_members: Tensor | None = None,
         train_uncertainty: bool = True,
     ) -> UbmOutput:
         """Predict sentiment and uncertainty.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
-            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token, dropped ones included.
-            audio_values, vision_values (`torch.FloatTensor` of shape `(batch, frames, width)`): Frames, zeros where
-                dropped.
-            audio_attention_mask, vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`): 1 = real frame; a
-                row of zeros for a sample that lacks the modality.
-            text_missing_mask, audio_missing_mask, vision_missing_mask: Not read: the method is made for complete data.
+            inputs: The batch. Missing masks are not read: the method is made for complete data.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores, whose sign is the class.
             ensemble_members (`torch.BoolTensor` of shape `(batch, ensemble_size)`, *optional*): True = this head of the
                 ensemble learns from this sample; without it every head learns from all.
@@ -178,9 +162,7 @@ class UbmForSentimentAnalysis(MsaPreTrainedModel):
             `UbmOutput`; with labels also the loss: mean squared error of the score plus cross entropy of the class (eq. 6,
             B.8), plus the mean squared error of the expected error, or of the ensemble's heads.
         """
-        self.check_inputs(input_ids=input_ids, audio_values=audio_values, vision_values=vision_values)
-        frames = {"audio": (audio_values, audio_attention_mask), "vision": (vision_values, vision_attention_mask)}
-        embeddings = self.fuse(input_ids, attention_mask, frames)
+        embeddings = self.fuse(inputs)
         logits, class_logits = self.regressor(embeddings), self.classifier(embeddings)
         members: Tensor | None = None
         if self.config.uncertainty_kind == "entropy":

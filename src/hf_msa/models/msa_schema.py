@@ -17,6 +17,10 @@ MISSING_MASK_KEYS = {"text": "text_missing_mask", "audio": "audio_missing_mask",
 COMPLETE_KEYS = {"text": "complete_input_ids", "audio": "complete_audio_values", "vision": "complete_vision_values"}
 UNIMODAL_LABEL_KEYS = {"text": "label_text", "audio": "label_audio", "vision": "label_vision"}
 
+# What else a batch may hold: `forward` takes it, so that a batch can be handed over as it is, and does not read it.
+# `token_type_ids` is what many tokenizers give beside `input_ids`.
+UNREAD_KEYS = ("sample_index", "draw", "missing_rates", "token_type_ids", *UNIMODAL_LABEL_KEYS.values())
+
 # Classes of a sentiment score by its sign, in the order of class logits.
 SENTIMENT_CLASSES = ("negative", "neutral", "positive")
 

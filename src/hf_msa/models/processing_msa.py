@@ -7,7 +7,7 @@ import numpy as np
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
-from .feature_extraction_msa import MsaFeatureExtractor
+from .feature_extraction_msa import MsaFeatureExtractor, refuse_unknown
 
 
 class MsaProcessor(ProcessorMixin):
@@ -42,7 +42,7 @@ class MsaProcessor(ProcessorMixin):
         vision: Sequence[np.ndarray | None] | np.ndarray | None = None,
         pad_to_fixed: bool | None = None,
         return_tensors: str | None = "pt",
-        **kwargs: Any,
+        **unknown: Any,
     ) -> BatchFeature:
         """Turn texts and feature sequences into model inputs.
 
@@ -52,14 +52,16 @@ class MsaProcessor(ProcessorMixin):
                 a modality that the model reads and that is left out altogether counts as lacking everywhere.
             pad_to_fixed: Pad to the fixed maximum lengths instead of to the batch's need; default: the processor's own way.
             return_tensors: `"pt"` for torch tensors, `"np"` for numpy arrays.
-            **kwargs: Not used.
+            **unknown: Refused.
 
         Returns:
             `BatchFeature` with `input_ids`, `attention_mask` and the values and attention masks of the feature modalities.
 
         Raises:
+            TypeError: For an argument that there is not, naming the nearest one.
             ValueError: If the number of samples differs between modalities, or a width is wrong.
         """
+        refuse_unknown(type(self).__name__, unknown, ("text", "audio", "vision", "pad_to_fixed", "return_tensors"))
         texts = [text] if isinstance(text, str) else list(text)
         pad_to_fixed = self.pad_to_fixed if pad_to_fixed is None else pad_to_fixed
         sequences: dict[str, list[np.ndarray | None]] = {}

@@ -312,9 +312,10 @@ def feature_statistics(rows: MsaRows, modality: str) -> tuple[list[float], list[
 
 
 def model_shapes(rows: Mapping[str, MsaRows]) -> dict[str, int | None]:
-    """Widths and longest lengths of the feature modalities, from the training and validation rows."""
+    """Widths and longest lengths of the feature modalities, from the training and validation rows; no width without any."""
     shapes: dict[str, int | None] = {}
     for modality in FEATURE_MODALITIES:
+        shapes[f"{modality}_dim"] = None
         if modality in rows["train"].lengths:
             shapes[f"{modality}_dim"] = int(rows["train"][0][modality].shape[1])
             shapes[f"{modality}_max_length"] = int(max(part.lengths[modality].max() for part in rows.values()))
@@ -372,7 +373,7 @@ def prepare_run(
             "on its neighbours in the batch; add pad_to_fixed=true to --set."
         )
     fields: dict[str, Any] = {
-        name: getattr(config, name) for m in FEATURE_MODALITIES for name in (f"{m}_dim", f"{m}_max_length")
+        name: getattr(config, name) for m in config.modalities[1:] for name in (f"{m}_dim", f"{m}_max_length")
     }
     if recipe.feature_norm == "standard":
         for modality in config.modalities[1:]:

@@ -1,6 +1,5 @@
 """`transformers.Trainer` for multimodal sentiment analysis with missing modalities."""
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -92,7 +91,6 @@ class MsaTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
-        self._forward_arguments = set(inspect.signature(model.forward).parameters)
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_counts: dict[str, int] = {}
 
@@ -154,9 +152,8 @@ class MsaTrainer(Trainer):
         return {}
 
     def forward_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
-        """What the model takes of the batch, with `model_inputs` beside it."""
-        given = {**inputs, **self.model_inputs(inputs, training)}
-        return {name: value for name, value in given.items() if name in self._forward_arguments}
+        """What the model reads of the batch, with `model_inputs` beside it."""
+        return {**self.model.inputs_from(inputs, predicting=False), **self.model_inputs(inputs, training)}
 
     def compute_loss(
         self,

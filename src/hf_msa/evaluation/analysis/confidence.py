@@ -8,7 +8,7 @@ masking the planted cue words must lower the confidence more than masking equall
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from hf_msa.data.rows import MsaRows
 from hf_msa.evaluation.statistics import confidence_interval, mean_and_std, resample_counts
 from hf_msa.evaluation.sweep import FRAME_RATES
+from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
 
 from .probing import judge
 from .runs import TrainedRun, find_runs, load_split
@@ -201,8 +202,7 @@ def probe_cue_words(run: TrainedRun, data: str, rows: MsaRows, roles: Mapping[st
         return np.take_along_axis(chosen[numbers], np.where(word_of < 0, widest, word_of), axis=1)
 
     def confidence(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        predicted: torch.Tensor = model(input_ids=ids, attention_mask=mask, objective="confidence").confidence
-        return predicted
+        return cast(TcmrForSentimentAnalysis, model).estimate_confidence(model.encode_text(ids, mask)[:, 0])
 
     def probabilities(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         predicted: torch.Tensor = classifier(ids, mask).logits.softmax(dim=-1)

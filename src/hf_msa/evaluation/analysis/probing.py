@@ -1,7 +1,6 @@
 """TCMR's prediction, its confidence and the true-class probability of the same texts under the same masks."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -29,8 +28,10 @@ class JudgedModel(nn.Module):
         super().__init__()
         self.model = model
         self.classifier = classifier
-        # A sweep gives labels to oracles only. The classifier needs them; the model does not get to see them.
-        self.config = SimpleNamespace(oracle_inputs=("labels",))
+
+    def inputs_from(self, batch: Mapping[str, Tensor], *, predicting: bool) -> dict[str, Tensor]:
+        """The model's inputs, and labels: the classifier needs them; the model does not get to see them."""
+        return {**self.model.inputs_from(batch, predicting=predicting), "labels": batch["labels"]}
 
     def forward(self, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
         """Predict.

@@ -110,8 +110,7 @@ def reconstruction_sums(
         for rate, protocol in bound:
             masks = MsaCollator(processor, protocol, split=rows.split).masks(members)
             batch = apply_missing(complete, masks, processor.tokenizer.unk_token_id)
-            keys = {*VALUE_KEYS.values(), *ATTENTION_MASK_KEYS.values(), *MISSING_MASK_KEYS.values()} & set(batch)
-            made = model.reconstruct(**{key: batch[key] for key in keys}, **originals)
+            made = model.reconstruct({**batch, **originals})
             for modality, values in made.items():
                 real = batch[ATTENTION_MASK_KEYS[modality]].bool()
                 dropped = batch[MISSING_MASK_KEYS[modality]] & real

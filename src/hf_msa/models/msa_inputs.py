@@ -1,0 +1,73 @@
+"""What every model reads of a batch, put together and checked in one place."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor
+
+from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
+
+
+@dataclass(frozen=True, eq=False)
+class MsaInputs:
+    """The inputs of a batch, checked by `MsaPreTrainedModel.read`; None where the model does not read a modality.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
+        attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token, dropped ones included.
+        audio_values, vision_values (`torch.FloatTensor` of shape `(batch, frames, width)`): Frames, zeros where dropped.
+        audio_attention_mask, vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`): 1 = real frame, dropped
+            ones included; a row of zeros for a sample that lacks the modality.
+        text_missing_mask, audio_missing_mask, vision_missing_mask (`torch.BoolTensor` of shape `(batch, positions)`): True =
+            dropped; None: nothing is.
+        complete_input_ids, complete_audio_values, complete_vision_values: The same values before anything was dropped; None
+            where they were not given.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    audio_values: Tensor | None = None
+    audio_attention_mask: Tensor | None = None
+    vision_values: Tensor | None = None
+    vision_attention_mask: Tensor | None = None
+    text_missing_mask: Tensor | None = None
+    audio_missing_mask: Tensor | None = None
+    vision_missing_mask: Tensor | None = None
+    complete_input_ids: Tensor | None = None
+    complete_audio_values: Tensor | None = None
+    complete_vision_values: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def values(self, modality: str) -> Tensor:
+        """Values of a modality that the model reads: `(batch, tokens)` ids for text, `(batch, frames, width)` otherwise."""
+        value: Tensor = getattr(self, VALUE_KEYS[modality])
+        return value
+
+    def attention(self, modality: str) -> Tensor:
+        """Attention mask `(batch, positions)` of a modality that the model reads; 1 = real position."""
+        mask: Tensor = getattr(self, ATTENTION_MASK_KEYS[modality])
+        return mask
+
+    def missing(self, modality: str) -> Tensor | None:
+        """Missing mask `(batch, positions)` of a modality, True = dropped; None where nothing is."""
+        mask: Tensor | None = getattr(self, MISSING_MASK_KEYS[modality])
+        return mask
+
+    def complete(self, modality: str) -> Tensor | None:
+        """Values of a modality before anything was dropped; None where they were not given."""
+        value: Tensor | None = getattr(self, COMPLETE_KEYS[modality])
+        return value
+
+    def completed(self) -> Self:
+        """These inputs as they were before anything was dropped, as far as complete values were given."""
+        given = {key: self.complete(modality) for modality, key in VALUE_KEYS.items()}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        changes |= dict.fromkeys(MISSING_MASK_KEYS.values())
+        return dataclasses.replace(self, **changes)
+
+
+INPUT_KEYS = tuple(field.name for field in dataclasses.fields(MsaInputs))
+"""The names of all model inputs, as `forward` takes them and the collator gives them."""
