@@ -1,5 +1,6 @@
 """Pushing runs to the loopback Hub: what arrives, who may, what an interruption leaves behind."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import hf_msa.hub.push
 from hf_msa.errors import MsaError
 from hf_msa.hub.cards import write_card
 from hf_msa.hub.push import push_run
-from hf_msa.hub.verify import probe_logits
+from hf_msa.hub.verify import check_side_files, probe_logits
 from hf_msa.models.auto import METHODS
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
@@ -291,3 +292,11 @@ def test_a_multimodal_checkpoint_has_a_card_and_can_be_probed(
     assert logits.shape == (3, 1) and logits.isfinite().all() and logits.std() > 0
     config = METHODS[method].config_class.from_pretrained(folder)
     assert ("not a usable model" in write_card(folder).read_text()) == config.is_oracle
+
+
+def test_a_side_file_that_arrived_otherwise_is_noticed(loopback_hub: LoopbackHub, run_folder: Path) -> None:
+    pushed = push_run(run_folder, REPO, verify=False)
+    digest = hashlib.sha256((run_folder / "config.json").read_bytes()).hexdigest()
+    check_side_files(REPO, pushed.commit, {"config.json": digest})
+    with pytest.raises(SystemExit, match=r"config\.json is not what was sent"):
+        check_side_files(REPO, pushed.commit, {"config.json": digest[::-1]})

@@ -2,14 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from hf_msa.hub.push import _contents
-from hf_msa.models import modeling_uacs
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
+from hf_msa.models.msa_mllm import LocalMllm
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from loopback_hub import OWNER, LoopbackHub
 from test_push import save_run
@@ -29,7 +30,7 @@ def run_folder(tmp_path: Path) -> Path:
     described = {"base_model_name_or_path": "/home/somebody/models/omni-7b", "target_modules": r".*\.q_proj"}
     (adapter / "adapter_config.json").write_text(json.dumps(described))
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    model.set_expert_adapter(adapter)
+    model.set_adapter_folder(adapter)
     model.save_pretrained(folder)
     return folder
 
@@ -50,7 +51,11 @@ def test_statistics_come_with_the_model_and_the_adapter_when_the_expert_is_neede
     assert model.verbalizer == UacsForSentimentAnalysis.from_pretrained(run_folder).verbalizer
     assert loopback_hub.count("GET", "adapter_model") == 0
     found: list[Path] = []
-    monkeypatch.setattr(modeling_uacs, "load_expert", lambda _, adapter: found.append(adapter))
+
+    def load(name: str, *, adapter: str, **_: Any) -> None:
+        found.append(Path(adapter))
+
+    monkeypatch.setattr(LocalMllm, "from_pretrained", load)
     _ = model.expert
     assert (found[0] / "adapter_model.safetensors").read_bytes() == b"weights"
     assert (found[0] / "adapter_config.json").is_file()

@@ -1,6 +1,7 @@
 """Checkpoints that earlier versions wrote load and predict what they predicted then; see `fixtures/make_checkpoints.py`."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoModel, AutoProcessor
 
 import hf_msa  # noqa: F401  (registers the methods with the Auto classes)
 from hf_msa.data.missing import apply_missing
+from hf_msa.hub.push import PUBLISHED
 from tiny import UNK
 
 CHECKPOINTS = Path(__file__).parents[1] / "fixtures" / "checkpoints"
@@ -50,3 +52,13 @@ def test_an_old_checkpoint_finds_what_lies_beside_its_weights() -> None:
     assert model.verbalizer is not None
     words = model.verbalizer.describe({"audio": old_rows()[0]["audio"]})
     assert words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_lies_beside_the_weights_is_declared(name: str) -> None:
+    model_class = type(AutoModel.from_pretrained(CHECKPOINTS / name))
+    patterns = (*PUBLISHED, *(file.pattern for file in model_class.SIDE_FILES))
+    files = [path.relative_to(CHECKPOINTS / name).as_posix() for path in (CHECKPOINTS / name).rglob("*.*")]
+    assert len(files) > 5
+    undeclared = {path for path in files if not any(fnmatch(path, pattern) for pattern in patterns)}
+    assert undeclared == {"expected.json"}

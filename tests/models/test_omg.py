@@ -857,7 +857,7 @@ class TestPlanning:
         assert "\n" not in str(error.value)
         mllm = fresh(planner="mllm")
         mllm.planner_values = {"kind": "mllm", "centering": None, "verbalizer": None, "adapter": None}
-        with pytest.raises(ValueError, match="none is named; load the checkpoint with planner_model="):
+        with pytest.raises(ValueError, match="names no planner; load it with planner_model="):
             mllm.predict_rows(processor.from_rows(rows), rows, processor)
 
     def test_settings_come_from_the_configuration(self) -> None:
@@ -1006,12 +1006,12 @@ class TestConfiguration:
         assert [config.positions(name) for name in MODALITIES] == [10, 4, 10]
 
     def test_what_an_expert_is_given(self) -> None:
-        assert fresh().expert_input is None
+        assert fresh().language_model_input is None
         model = fresh(planner="mllm")
-        assert model.expert_input == "words"
+        assert model.language_model_input == "words"
         model.media = lambda row: {}
-        assert model.expert_input == "media"
-        assert fresh(planner="mllm", use_verbalizer=False).expert_input == "transcript"
+        assert model.language_model_input == "media"
+        assert fresh(planner="mllm", use_verbalizer=False).language_model_input == "transcript"
 
 
 def test_perceptions_know_how_many_they_are() -> None:

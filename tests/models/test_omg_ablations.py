@@ -126,7 +126,7 @@ class TestPlanner:
 
     def test_wo_verbalizer_is_told_of_no_features(self) -> None:
         model = fresh(planner="mllm", **OmgConfig.ABLATIONS["wo_verbalizer"])
-        assert model.expert_input == "transcript" and fresh(planner="mllm").expert_input == "words"
+        assert model.language_model_input == "transcript" and fresh(planner="mllm").language_model_input == "words"
         verbalizer = MsaVerbalizer.fit([{m: row[m] for m in MODALITIES[1:]} for row in tiny_rows(model.config)])
         seen = observe_rows(tiny_rows(model.config))
         asked = [

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from hf_msa.data.missing import apply_missing
-from hf_msa.models import modeling_uacs
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import (
-    ADAPTER_FOLDER,
     VERBALIZER_FILE,
     UacsForSentimentAnalysis,
     UacsOutput,
 )
 from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis, UbmOutput
+from hf_msa.models.msa_language_model import ADAPTER_FOLDER
+from hf_msa.models.msa_mllm import LocalMllm
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.uacs_prompts import SECOND_OPINION, answer_text, direct_prompt, second_part
 from hf_msa.models.uacs_rules import (
@@ -320,11 +320,11 @@ class TestLaziness:
     def loads(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         made: list[Any] = []
 
-        def load(config: UacsConfig, adapter: Path | None = None) -> StubExpert:
-            made.append(adapter)
+        def load(self: UacsForSentimentAnalysis) -> StubExpert:
+            made.append(self.adapter_folder())
             return StubExpert(lambda _: Says(2.0, 0.0))
 
-        monkeypatch.setattr(modeling_uacs, "load_expert", load)
+        monkeypatch.setattr(UacsForSentimentAnalysis, "load_language_model", load)
         return made
 
     @pytest.mark.usefixtures("scripted_small")
@@ -346,10 +346,12 @@ class TestLaziness:
         model.predict_rows(inputs, rows, None)
         assert loads == []
 
-    def test_an_adapter_that_is_not_there_is_missed_before_the_expert_is_loaded(self, loads: list[Any]) -> None:
-        with pytest.raises(ValueError, match="has an adapter, but none can be read from its folder 'adapter'"):
+    def test_an_adapter_that_is_not_there_is_missed_before_the_expert_is_loaded(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(LocalMllm, "from_pretrained", None)
+        with pytest.raises(ValueError, match="expert has an adapter, but none can be read from its folder 'adapter'"):
             _ = build(expert_model="somewhere", expert_adapter=True).expert
-        assert loads == []
 
     def test_without_an_expert_there_is_one_sentence(self) -> None:
         with pytest.raises(ValueError, match="names no expert; load it with expert_model="):
@@ -518,13 +520,13 @@ class TestQuestions:
         assert [[request.audio is not None for request in asked] for asked in expert.asked] == [[True, False], [True]]
 
     def test_what_the_expert_is_given(self) -> None:
-        assert build().expert_input == "words"
-        assert build(use_verbalizer=False).expert_input == "transcript"
+        assert build().language_model_input == "words"
+        assert build(use_verbalizer=False).language_model_input == "transcript"
         model = build(route="fast")
         model.media = lambda row: {}
-        assert model.expert_input is None
+        assert model.language_model_input is None
         model.config.route = "mllm"
-        assert model.expert_input == "media"
+        assert model.language_model_input == "media"
 
 
 class TestCheckpoint:
@@ -539,7 +541,7 @@ class TestCheckpoint:
         fits = {"small": {"same": {"mean": 0.4, "std": 0.1, "n": 2}, "opposite": None}}
         model = build(tau_1=INFINITE, tau_2=-0.5, calibration=fits, expert_model="org/omni", expert_adapter=True)
         model.verbalizer = MsaVerbalizer.fit(tiny_rows(model.config))
-        model.set_expert_adapter(self.adapter(tmp_path / "lora"))
+        model.set_adapter_folder(self.adapter(tmp_path / "lora"))
         model.save_pretrained(tmp_path / "first")
         loaded = UacsForSentimentAnalysis.from_pretrained(tmp_path / "first")
         loaded.save_pretrained(tmp_path / "second")
@@ -558,7 +560,7 @@ class TestCheckpoint:
 
     def test_the_expert_gets_the_adapter(self, tmp_path: Path) -> None:
         model = build(expert_model="org/omni", expert_adapter=True)
-        model.set_expert_adapter(self.adapter(tmp_path / "lora"))
+        model.set_adapter_folder(self.adapter(tmp_path / "lora"))
         model.save_pretrained(tmp_path / "saved")
         loaded = UacsForSentimentAnalysis.from_pretrained(tmp_path / "saved")
         assert loaded.expert.name == f"org/omni+{tmp_path / 'saved' / ADAPTER_FOLDER}"

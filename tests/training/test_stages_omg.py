@@ -569,7 +569,7 @@ def test_a_planner_that_is_not_there_is_missed_before_training(
     monkeypatch.setattr("hf_msa.training.stages_omg.compute_text_states", None)
     for options, words in (
         (["model.planner=mllm"], "names none; pass --set model.planner_model=NAME"),
-        (["model.planner=mllm", "model.planner_model=./nowhere"], "'./nowhere' is not to be had"),
+        (["model.planner=mllm", "model.planner_model=./nowhere"], "'./nowhere' cannot be loaded"),
     ):
         with pytest.raises(MsaError, match=words) as error:
             whole_run(corpus, tmp_path, few, *options)
@@ -594,7 +594,7 @@ def test_a_language_model_learns_to_plan_and_its_adapter_goes_with_the_checkpoin
     assert [stage["name"] for stage in run.log][:2] == ["planner", "plans"]
     assert run.log[0]["samples"] == 6 and run.log[0]["epochs"] == 1
     model = loaded(run)
-    assert model.config.condition_dim == 32 and model.expert_input == "words"
+    assert model.config.condition_dim == 32 and model.language_model_input == "words"
     folder = run.folder / "adapter"
     assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     learned = load_file(folder / "adapter_model.safetensors")

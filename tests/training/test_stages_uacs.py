@@ -20,7 +20,7 @@ from hf_msa.evaluation.report import caption
 from hf_msa.evaluation.sweep import evaluate_runs, sweep
 from hf_msa.evaluation.uncertainty import fit_agreement
 from hf_msa.hub.cards import card_of
-from hf_msa.models.modeling_uacs import ask_expert
+from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis, ask_expert
 from hf_msa.models.msa_mllm import MllmRequest
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.uacs_prompts import answer_text
@@ -79,7 +79,7 @@ def give(monkeypatch: pytest.MonkeyPatch) -> Callable[[StubExpert], StubExpert]:
     """Put an expert in the place of the one that the configuration names."""
 
     def put(expert: StubExpert) -> StubExpert:
-        monkeypatch.setattr("hf_msa.models.modeling_uacs.load_expert", lambda *_: expert)
+        monkeypatch.setattr(UacsForSentimentAnalysis, "load_language_model", lambda *_: expert)
         return expert
 
     return put
@@ -206,8 +206,8 @@ class TestExpert:
     @pytest.mark.parametrize(
         ("assignments", "words"),
         [
-            (["model.route=cascade"], "needs an expert, but the recipe names none; pass --set model.expert_model"),
-            (["model.route=mllm", "model.expert_model=./nowhere"], "'./nowhere' is not to be had"),
+            (["model.route=cascade"], "but the recipe names none; pass --set model.expert_model"),
+            (["model.route=mllm", "model.expert_model=./nowhere"], "'./nowhere' cannot be loaded"),
         ],
     )
     def test_an_expert_that_is_not_there_is_missed_before_training(

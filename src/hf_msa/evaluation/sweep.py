@@ -511,10 +511,10 @@ def evaluate_runs(
             check_media_use(network.config, name)
             expert = expert or {"media": recordings.check((rows[index] for index in range(len(rows))), split)}
             network.media = recordings.load
-        if network.config.asks_expert:
+        if network.config.asks_language_model:
             kept = (place if Path(model).is_dir() else target) / PLANS_FOLDER
             network.open_store = functools.partial(PlanCache, kept)
-        expert["expert_input"] = network.expert_input
+        expert["expert_input"] = network.language_model_input
         _warn_of_other_input(run.get("expert_input"), network)
         made, shares = sweep(network, processor, rows, tested, batch_size, split_ids)
         realised |= shares
@@ -553,14 +553,14 @@ def check_media_use(config: MsaConfig, name: str) -> None:
     Raises:
         MsaError: If it asks no expert.
     """
-    if not config.asks_expert:
+    if not config.asks_language_model:
         raise MsaError(
             f"--media is for models that ask a multimodal language model, and {name!r} reads features only; leave it out."
         )
 
 
 def _warn_of_other_input(trained: str | None, network: MsaPreTrainedModel) -> None:
-    given = network.expert_input
+    given = network.language_model_input
     if trained is not None and given is not None and trained != given:
         logging.getLogger(__name__).warning(
             "In training and calibration the expert was given %s, here it is given %s; its thresholds may not fit.",

@@ -5,14 +5,15 @@ command again sends only what is not there yet.
 """
 
 import contextlib
-import fnmatch
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,25 +21,19 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.results import RESULTS_FILE
 from hf_msa.hub import verify as verify_script
 from hf_msa.hub.cards import CARD_FILE, RUN_FILE, card_of, find_results, read_run, without_local_paths
+from hf_msa.models.auto import METHODS
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# What belongs to a checkpoint. A list of what may go, not of what may not: a run's folder also collects predictions
-# and analyses, which hold words of data sets that must not be passed on. Names without a folder count in any.
+# What belongs to every checkpoint; what else belongs to one, its model says (`SIDE_FILES`). A list of what may go, not of
+# what may not: a run's folder also collects predictions and analyses, which hold words of data sets that must not be
+# passed on.
 PUBLISHED = (
     "config.json",
     "*.safetensors",
     "*.safetensors.index.json",
     "generation_config.json",
-    "adapter_config.json",
-    "verbalizer.json",
-    "planner.json",
-    "knowledge_base/knowledge_base.json",
-    "knowledge_base/keys.faiss",
-    "knowledge_base/*.arrow",
-    "knowledge_base/state.json",
-    "knowledge_base/dataset_info.json",
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",
@@ -52,9 +47,6 @@ PUBLISHED = (
     "*.jinja",
     "*.py",
 )
-# Those of them that may name a further model, such as the one that an adapter is for.
-NAMING_MODELS = ("config.json", "adapter_config.json", "planner.json")
-PRIVATE_FOLDERS = ("stages", "checkpoint-*", "logs", "runs", "__pycache__", ".*")
 NEEDED = (RUN_FILE, "config.json", "*.safetensors", "processor_config.json")
 
 
@@ -121,7 +113,9 @@ def push_run(
             revision=revision,
         )
     if verify:
-        _verify(folder, repo_id, commit.oid, api)
+        patterns = [file.pattern for file in METHODS[run["method"]].model_class.SIDE_FILES]
+        beside = {path: content for path, content in contents.items() if any(fnmatch(path, p) for p in patterns)}
+        _verify(folder, repo_id, commit.oid, api, beside)
     return Pushed(f"{api.endpoint}/{repo_id}", commit.oid, verify)
 
 
@@ -159,14 +153,14 @@ def _check_repo_id(repo_id: str) -> None:
 
 def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     """Every file to publish: its path in the repository, and where it lies or its bytes."""
-    contents: dict[str, Path | bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(fnmatch.fnmatch(part, pattern) for part in relative.parts[:-1] for pattern in PRIVATE_FOLDERS)
-        names = {True: relative.as_posix(), False: path.name}
-        if path.is_file() and not hidden and any(fnmatch.fnmatch(names["/" in kind], kind) for kind in PUBLISHED):
-            contents[relative.as_posix()] = _without_paths(path) if path.name in NAMING_MODELS else path
     run = read_run(folder)
+    side_files = METHODS[run["method"]].model_class.SIDE_FILES
+    belongs = {pattern: pattern == "config.json" for pattern in PUBLISHED}
+    belongs |= {file.pattern: file.names_models for file in side_files}
+    contents: dict[str, Path | bytes] = {}
+    for pattern, names_models in belongs.items():
+        for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
+            contents[path.relative_to(folder).as_posix()] = _without_paths(path) if names_models else path
     contents[RUN_FILE] = _json_bytes(without_local_paths(run))
     results = find_results(folder, run)
     if results is not None:
@@ -180,6 +174,10 @@ def _without_paths(path: Path) -> Path | bytes:
     content = json.loads(path.read_text(encoding="utf-8"))
     published = without_local_paths(content)
     return path if published == content else _json_bytes(published)
+
+
+def _digest(content: Path | bytes) -> str:
+    return hashlib.sha256(content if isinstance(content, bytes) else content.read_bytes()).hexdigest()
 
 
 def _json_bytes(value: Any) -> bytes:
@@ -261,8 +259,8 @@ def _plain_errors(repo_id: str, account: dict[str, Any]) -> Iterator[None]:
         raise MsaError(message) from error
 
 
-def _verify(folder: Path, repo_id: str, commit: str, api: "HfApi") -> None:
-    """Compare the predictions of the folder with those of the commit in a process without hf_msa."""
+def _verify(folder: Path, repo_id: str, commit: str, api: "HfApi", beside: Mapping[str, Path | bytes]) -> None:
+    """Compare predictions and side files of the folder with those of the commit in a process without hf_msa."""
     import torch
     from huggingface_hub import get_token
     from safetensors.torch import load_file
@@ -270,6 +268,8 @@ def _verify(folder: Path, repo_id: str, commit: str, api: "HfApi") -> None:
     expected = verify_script.probe_logits(str(folder))
     with tempfile.TemporaryDirectory(prefix="hf-msa-push-") as scratch:
         output = Path(scratch) / "logits.safetensors"
+        digests = Path(scratch) / "side_files.json"
+        digests.write_text(json.dumps({path: _digest(content) for path, content in beside.items()}), encoding="utf-8")
         environment = {
             **os.environ,
             "HF_ENDPOINT": api.endpoint,
@@ -283,7 +283,7 @@ def _verify(folder: Path, repo_id: str, commit: str, api: "HfApi") -> None:
         if isinstance(token, str):
             environment["HF_TOKEN"] = token
         done = subprocess.run(
-            [sys.executable, "-P", str(verify_script.__file__), repo_id, commit, str(output)],
+            [sys.executable, "-P", str(verify_script.__file__), repo_id, commit, str(output), str(digests)],
             cwd=scratch,
             env=environment,
             capture_output=True,

@@ -1,4 +1,4 @@
-"""The check of a pushed model: download it as a stranger would, and see what it predicts on a fixed batch.
+"""The check of a pushed model: download it as a stranger would, see what it predicts, and what lies beside its weights.
 
 This file is also a script, run by `hf_msa.hub.push` in a process of its own in which hf_msa cannot be imported:
 otherwise the classes registered here would be used in place of the code that was pushed, and nothing would be proved.
@@ -6,12 +6,16 @@ So it imports nothing of the package.
 """
 
 import argparse
+import hashlib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 PROBE_TEXTS = ("i really liked it", "no, it was long, and the ending is not what i had hoped for", "well")
@@ -58,6 +62,23 @@ def probe_logits(name: str, **options: Any) -> Tensor:
     return logits.float().contiguous()
 
 
+def check_side_files(repo_id: str, revision: str, digests: Mapping[str, str]) -> None:
+    """Download what lies beside the weights of a model, and compare it with what was sent.
+
+    Args:
+        repo_id: The Hub repository.
+        revision: Commit, branch or tag.
+        digests: Path in the repository -> SHA-256 of the file, in hexadecimal digits.
+
+    Raises:
+        SystemExit: Naming the file that is another one.
+    """
+    for path, digest in digests.items():
+        file = Path(hf_hub_download(repo_id, path, revision=revision))
+        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise SystemExit(f"{path} is not what was sent")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Predict the fixed batch with a model from the Hub and its own code, and write the logits as safetensors."""
     from safetensors.torch import save_file
@@ -66,9 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("repo_id", help="the Hub repository")
     parser.add_argument("revision", help="commit, branch or tag")
     parser.add_argument("output", help="the file to write")
+    parser.add_argument("side_files", help="JSON file: what has to lie beside the weights, path -> SHA-256")
     given = parser.parse_args(arguments)
     sys.modules["hf_msa"] = None  # type: ignore[assignment]  # importing it fails from here on, installed or not
     logits = probe_logits(given.repo_id, revision=given.revision, trust_remote_code=True)
+    check_side_files(given.repo_id, given.revision, json.loads(Path(given.side_files).read_text(encoding="utf-8")))
     save_file({"logits": logits}, given.output)
 
 

@@ -1,5 +1,6 @@
 """The configuration that every method shares: widths and lengths by modality name, text backbone, label range."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -7,6 +8,33 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .msa_schema import LABEL_FAMILIES, MODALITIES
+
+
+@dataclass(frozen=True)
+class LanguageModelSettings:
+    """Which language model a configuration names, and how it is loaded.
+
+    Args:
+        role: What the method calls it, e.g. `"expert"`.
+        field: The configuration's field that names it.
+        name: Folder or Hub name, or the URL of a server; None where none is named.
+        kind: `"local"`, or `"endpoint"` for a server.
+        adapter_field: The configuration's field that says whether it has an adapter.
+        has_adapter: Whether it has a LoRA adapter, in the folder `adapter` beside the configuration.
+        quantization: How a local one is loaded; None: as it is.
+        batch_size: Requests that a local one answers together.
+        without: What to set to do without one, e.g. `'route="fast"'`.
+    """
+
+    role: str
+    field: str
+    name: str | None
+    kind: Literal["local", "endpoint"]
+    adapter_field: str
+    has_adapter: bool
+    quantization: Literal["8bit", "4bit"] | None
+    batch_size: int
+    without: str
 
 
 @strict
@@ -95,9 +123,14 @@ class MsaConfig(PreTrainedConfig):
         return bool(self.oracle_inputs)
 
     @property
-    def asks_expert(self) -> bool:
-        """Whether the method asks another, multimodal model, which can make use of sound and pictures themselves."""
+    def asks_language_model(self) -> bool:
+        """Whether the method asks a language model, which can make use of words, sound and pictures themselves."""
         return False
+
+    @property
+    def language_model(self) -> LanguageModelSettings | None:
+        """The language model that the configuration names; None for a method that has no use for one."""
+        return None
 
     def validate_msa(self) -> None:
         """Check widths and lengths, and that a modality exists without which the method makes no sense."""

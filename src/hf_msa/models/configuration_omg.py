@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_msa import MsaConfig
+from .configuration_msa import LanguageModelSettings, MsaConfig
 from .msa_schema import MODALITIES
 
 # Class of a label: its nearest whole number from -3 to 3, or its bin of the five-class accuracy of CH-SIMS. A class stands
@@ -189,9 +189,26 @@ class OmgConfig(MsaConfig):
         return tuple(self.class_scores)
 
     @property
-    def asks_expert(self) -> bool:
-        """Whether a multimodal language model plans, which can make use of sound and pictures themselves."""
+    def asks_language_model(self) -> bool:
+        """Whether a language model plans."""
         return self.planner == "mllm"
+
+    @property
+    def language_model(self) -> LanguageModelSettings | None:
+        """The language model that plans; None where a light planner does."""
+        if self.planner != "mllm":
+            return None
+        return LanguageModelSettings(
+            role="planner",
+            field="planner_model",
+            name=self.planner_model,
+            kind="local",
+            adapter_field="planner_lora",
+            has_adapter=self.planner_lora,
+            quantization=self.planner_quantization,
+            batch_size=self.planner_batch_size,
+            without='planner="light"',
+        )
 
     @property
     def num_classes(self) -> int:

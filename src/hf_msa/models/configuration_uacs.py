@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
+from .configuration_msa import LanguageModelSettings
 from .configuration_ubm import UbmConfig
 
 
@@ -82,9 +83,24 @@ class UacsConfig(UbmConfig):
     calibration: dict[str, Any] | None = None
 
     @property
-    def asks_expert(self) -> bool:
+    def asks_language_model(self) -> bool:
         """Whether the expert is ever asked."""
         return self.route != "fast"
+
+    @property
+    def language_model(self) -> LanguageModelSettings:
+        """The expert."""
+        return LanguageModelSettings(
+            role="expert",
+            field="expert_model",
+            name=self.expert_model,
+            kind=self.expert_kind,
+            adapter_field="expert_adapter",
+            has_adapter=self.expert_adapter,
+            quantization=self.expert_quantization,
+            batch_size=self.expert_batch_size,
+            without='route="fast"',
+        )
 
     def validate_uacs(self) -> None:
         """Check numbers, and that an adapter has a local expert to sit on."""

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_type_hints
 
@@ -84,6 +85,20 @@ def sentiment_classes(labels: Tensor) -> Tensor:
     return labels.sign().long() + 1
 
 
+@dataclass(frozen=True)
+class SideFile:
+    """What lies beside the weights of a checkpoint.
+
+    Args:
+        pattern: Its path in the checkpoint's folder, `*` for any part of a name.
+        names_models: Whether it is JSON that may name other models by folders of the machine on which it was written, which
+            are not published.
+    """
+
+    pattern: str
+    names_models: bool = False
+
+
 class MsaPreTrainedModel(PreTrainedModel):
     """Base class of all models; it owns `forward`, and a method implements `compute`.
 
@@ -96,16 +111,19 @@ class MsaPreTrainedModel(PreTrainedModel):
     dataclass made of `MsaOutput`. All of this is checked when the class is created.
 
     Attributes:
+        SIDE_FILES: What a checkpoint may hold beside weights, configuration, processor and code. Saving writes them, pushing
+            and its check go by this list.
         reads: The modalities that the model reads, as far as the data has them; None: those of the configuration.
         media: Gives the sound and pictures of a row: `waveform`, `frames` and `frames_per_second`, as far as there are any.
-            Of use to a model that asks an expert (`MsaConfig.asks_expert`), which calls it for those samples only that the
-            expert is asked about. None: rows bring their own, if any.
+            Of use to a model that asks a language model (`MsaConfig.asks_language_model`), which calls it for those samples
+            only that that is asked about. None: rows bring their own, if any.
         open_store: Opens what a model that asks another one may keep the answers in, e.g. a
             `hf_msa.data.plan_cache.PlanCache`. None: they are kept in memory, if at all.
     """
 
     config: MsaConfig
     text_encoder: PreTrainedModel
+    SIDE_FILES: ClassVar[tuple[SideFile, ...]] = ()
     reads: ClassVar[tuple[str, ...] | None] = None
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -198,7 +216,26 @@ class MsaPreTrainedModel(PreTrainedModel):
         name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         if name is not None:
             model._origin = (str(name), {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None})
+        model.load_side_files()
         return loaded
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Save the weights, and what belongs beside them; see `transformers.PreTrainedModel.save_pretrained`."""
+        if is_main_process:
+            folder = Path(save_directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.save_side_files(folder)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def load_side_files(self) -> None:
+        """Read what lies beside the weights of the checkpoint that was loaded, see `stored_file`; here nothing."""
+
+    def save_side_files(self, folder: Path) -> None:
+        """Write what belongs beside the weights, under names of `SIDE_FILES`; here nothing.
+
+        Args:
+            folder: The checkpoint's folder, which exists.
+        """
 
     def stored_file(self, name: str, folder: str = "") -> Path | None:
         """A file beside the weights of the checkpoint that this model was loaded from, fetched where it is on the Hub.
@@ -472,8 +509,8 @@ class MsaPreTrainedModel(PreTrainedModel):
             yield self.predict_rows(inputs, rows, processor)
 
     @property
-    def expert_input(self) -> str | None:
-        """What an expert is given beside the transcript: `"media"`, the features in `"words"`, or that `"transcript"` alone.
+    def language_model_input(self) -> str | None:
+        """What a language model is given: the transcript with `"media"`, with features in `"words"`, or the `"transcript"`.
 
         None for a model that asks none.
         """

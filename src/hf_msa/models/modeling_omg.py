@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import math
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_omg import OmgConfig
-from .modeling_msa import Batch, MsaPreTrainedModel, build_text_encoder
+from .modeling_msa import Batch, SideFile, build_text_encoder
 from .msa_inputs import MsaInputs
-from .msa_mllm import LocalMllm
+from .msa_language_model import AsksLanguageModel
 from .msa_outputs import MsaOutput
 from .omg_executor import (
     Denoiser,
@@ -41,10 +40,8 @@ from .omg_observation import Observation, observe_rows
 from .omg_planner import PlanChoice, Planner, PlannerSettings, planner_from_dict, planner_to_dict
 from .omg_retriever import NO_ENTRY, Evidence, EvidenceRetriever, random_entries
 
-ADAPTER_FOLDER = "adapter"
 KNOWLEDGE_BASE_FOLDER = "knowledge_base"
 PLANNER_FILE = "planner.json"
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _TEXTS_AT_ONCE = 64
 
 Objective = Literal["autoencode", "semantics", "generate"]
@@ -193,7 +190,7 @@ class OmgFusion(nn.Module):
         return logits
 
 
-class OmgForSentimentAnalysis(MsaPreTrainedModel):
+class OmgForSentimentAnalysis(AsksLanguageModel):
     """The executor's weights, retriever, and classifier; planner and knowledge base lie beside them.
 
     The text encoder is frozen: its states are the features of text that are generated where text is missing. The planner and
@@ -205,6 +202,11 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
     """
 
     config: OmgConfig
+    SIDE_FILES = (
+        *AsksLanguageModel.SIDE_FILES,
+        SideFile(PLANNER_FILE, names_models=True),
+        SideFile(f"{KNOWLEDGE_BASE_FOLDER}/*"),
+    )
     text_mean: Tensor
     text_std: Tensor
 
@@ -248,7 +250,6 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         self._planner: Planner | None = None
         self.planner_values: dict[str, Any] | None = None
         self.saves_knowledge_base = True
-        self._adapter: Path | None = None
         self._knowledge_base: KnowledgeBase | None = None
         self.post_init()
 
@@ -291,15 +292,6 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         """The classes of the class logits."""
         return {"class_logits": tuple(self.config.class_scores)}
 
-    @property
-    def expert_input(self) -> str | None:
-        """See `MsaPreTrainedModel.expert_input`; here of the planner, where that is a multimodal language model."""
-        if not self.config.asks_expert:
-            return None
-        if self.media is not None:
-            return "media"
-        return "words" if self.config.use_verbalizer else "transcript"
-
     def label_classes(self, labels: Tensor) -> Tensor:
         """The class of each label: the nearest whole number, half to even; for CH-SIMS the bin of its five-class accuracy.
 
@@ -317,41 +309,21 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
 
     # --- What lies beside the weights ---
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint; see `transformers.PreTrainedModel.from_pretrained`.
-
-        The knowledge base and a language model's adapter are not fetched before they are needed.
-        """
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        file = model.stored_file(PLANNER_FILE)
+    def load_side_files(self) -> None:
+        """Read what the planner is made of; knowledge base and adapter are not fetched before they are needed."""
+        super().load_side_files()
+        file = self.stored_file(PLANNER_FILE)
         if file is not None:
-            model.planner_values = json.loads(file.read_text(encoding="utf-8"))
-        return loaded
+            self.planner_values = json.loads(file.read_text(encoding="utf-8"))
 
-    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
-        """Save the weights, and beside them what the planner was fitted to, its adapter, and the knowledge base.
-
-        Args:
-            save_directory: The folder.
-            is_main_process: Whether this process is the one that writes.
-            *args, **kwargs: Passed on to `transformers.PreTrainedModel.save_pretrained`.
-        """
-        folder = Path(save_directory)
-        if is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            values = self.planner_values if self._planner is None else planner_to_dict(self._planner)
-            if values is not None:
-                (folder / PLANNER_FILE).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
-            adapter = self.adapter_folder()
-            if adapter is not None and adapter.resolve() != (folder / ADAPTER_FOLDER).resolve():
-                (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
-                for name in _ADAPTER_FILES:
-                    shutil.copyfile(adapter / name, folder / ADAPTER_FOLDER / name)
-            if self.saves_knowledge_base and self.knowledge_base is not None:
-                self.knowledge_base.save(folder / KNOWLEDGE_BASE_FOLDER)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+    def save_side_files(self, folder: Path) -> None:
+        """Write what the planner was fitted to, its adapter, and the knowledge base."""
+        super().save_side_files(folder)
+        values = self.planner_values if self._planner is None else planner_to_dict(self._planner)
+        if values is not None:
+            (folder / PLANNER_FILE).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+        if self.saves_knowledge_base and self.knowledge_base is not None:
+            self.knowledge_base.save(folder / KNOWLEDGE_BASE_FOLDER)
 
     def set_planner(self, planner: Planner | None, adapter: str | Path | None = None) -> None:
         """Plan with this planner.
@@ -362,7 +334,7 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         """
         self._planner = planner
         if adapter is not None:
-            self._adapter = Path(adapter)
+            self.set_adapter_folder(adapter)
 
     def planner(self, processor: Any) -> Planner:
         """The planner; made when it is first needed.
@@ -380,8 +352,8 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
                     f"This model has no planner: there is no {PLANNER_FILE} beside its weights; train it, or load a "
                     "checkpoint that was trained."
                 )
-            asks = self.config.planner == "mllm"
-            source = self.load_mllm() if asks else functools.partial(self.embed_texts, processor.tokenizer)
+            asks = self.config.asks_language_model
+            source = self.load_language_model() if asks else functools.partial(self.embed_texts, processor.tokenizer)
             store = None if self.open_store is None else self.open_store()
             self._planner = planner_from_dict(self.planner_values, source, self.planner_settings(), store)
         return self._planner
@@ -399,34 +371,6 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
             max_new_tokens=config.plan_max_new_tokens,
             seed=config.generation_seed,
         )
-
-    def load_mllm(self) -> LocalMllm:
-        """Make the language model that the configuration names, with its adapter; its weights are read when it is asked.
-
-        Raises:
-            ValueError: If none is named.
-            ImportError: If a package that it needs is not installed.
-        """
-        if self.config.planner_model is None:
-            raise ValueError(
-                "The planner is to be a multimodal language model, but none is named; load the checkpoint with "
-                "planner_model=... (a folder or Hub name)."
-            )
-        adapter = self.adapter_folder()
-        return LocalMllm.from_pretrained(
-            self.config.planner_model,
-            quantization=self.config.planner_quantization,
-            adapter=None if adapter is None else str(adapter),
-            batch_size=self.config.planner_batch_size,
-        )
-
-    def adapter_folder(self) -> Path | None:
-        """Folder of the language model's adapter, fetched where the checkpoint is on the Hub; None without one."""
-        if self._adapter is None and self.config.planner == "mllm" and self.config.planner_lora:
-            files = [self.stored_file(name, ADAPTER_FOLDER) for name in _ADAPTER_FILES]
-            if files[0] is not None and files[1] is not None:
-                self._adapter = files[0].parent
-        return self._adapter
 
     @property
     def knowledge_base(self) -> KnowledgeBase | None:
@@ -590,7 +534,7 @@ class OmgForSentimentAnalysis(MsaPreTrainedModel):
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> list[Observation]:
         """What the planner gets to know of each sample; arguments as for `plan_rows`."""
-        if self.media is not None and self.config.asks_expert:
+        if self.media is not None and self.config.asks_language_model:
             rows = [{**row, **self.media(row)} for row in rows]
         return observe_rows(rows, inputs, processor, self.config.modalities)
 

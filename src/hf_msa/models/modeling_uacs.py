@@ -7,7 +7,6 @@ Paper: "Uncertainty-Aware Collaborative System of Large and Small Models for Mul
 import dataclasses
 import json
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,19 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .configuration_uacs import UacsConfig
-from .modeling_msa import read_labels
+from .modeling_msa import SideFile, read_labels
 from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
 from .msa_inputs import MsaInputs
-from .msa_mllm import LocalMllm, Mllm, MllmRequest, label_entropy, parse_score
+from .msa_language_model import AsksLanguageModel
+from .msa_mllm import Mllm, MllmRequest, label_entropy, parse_score
 from .msa_observed import missing_positions, visible_media, visible_words
 from .msa_schema import FEATURE_MODALITIES
 from .msa_verbalizer import MsaVerbalizer
 from .uacs_prompts import direct_prompt, second_part
 from .uacs_rules import FAST, MLLM, VERIFY, WEIGHTED, Floats, answer_routes, random_choice, small_weight
 
-ADAPTER_FOLDER = "adapter"
 VERBALIZER_FILE = "verbalizer.json"
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MEDIA_KEYS = dict(zip(FEATURE_MODALITIES, ("waveform", "frames"), strict=True))
 # So many batches of the expert are filled before it is asked: at most the last of them is not full.
 _EXPERT_BATCHES = 32
@@ -108,34 +106,6 @@ class _SmallPass:
     requests: list[MllmRequest]
 
 
-def load_expert(config: UacsConfig, adapter: str | Path | None = None) -> Mllm:
-    """Make the expert that a configuration names; its weights are read when it is first asked.
-
-    Args:
-        config: Says which.
-        adapter: Folder of its adapter.
-
-    Raises:
-        ValueError: If it names none.
-        ImportError: If a package that it needs is not installed.
-    """
-    if config.expert_model is None:
-        raise ValueError(
-            "This checkpoint names no expert; load it with expert_model=... (a multimodal language model or the URL of a "
-            'server that has one), or with route="fast" to use the small model alone.'
-        )
-    if config.expert_kind == "endpoint":
-        from .msa_mllm_endpoint import EndpointMllm
-
-        return EndpointMllm(config.expert_model)
-    return LocalMllm.from_pretrained(
-        config.expert_model,
-        quantization=config.expert_quantization,
-        adapter=None if adapter is None else str(adapter),
-        batch_size=config.expert_batch_size,
-    )
-
-
 def ask_expert(expert: Mllm, requests: Sequence[MllmRequest], config: UacsConfig) -> list[ExpertAnswer]:
     """Ask once for each request, taking the most probable tokens.
 
@@ -151,7 +121,7 @@ def ask_expert(expert: Mllm, requests: Sequence[MllmRequest], config: UacsConfig
     ]
 
 
-class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
+class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
     """The small model's weights, and the cascade around it.
 
     The expert is no part of the weights: it is loaded at the first sample that the small model hands on, or given by
@@ -160,21 +130,12 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
     """
 
     config: UacsConfig
+    SIDE_FILES = (*AsksLanguageModel.SIDE_FILES, SideFile(VERBALIZER_FILE))
 
     def __init__(self, config: UacsConfig) -> None:
         super().__init__(config)
         self.verbalizer: MsaVerbalizer | None = None
         self._expert: Mllm | None = None
-        self._adapter: Path | None = None
-
-    @property
-    def expert_input(self) -> str | None:
-        """See `MsaPreTrainedModel.expert_input`; also with `"media"`, features are in words where a sample's are absent."""
-        if not self.config.asks_expert:
-            return None
-        if self.media is not None:
-            return "media"
-        return "words" if self.config.use_verbalizer else "transcript"
 
     @property
     def output_columns(self) -> dict[str, tuple[str, ...]]:
@@ -183,56 +144,19 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
 
     # --- What lies beside the weights ---
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint; see `transformers.PreTrainedModel.from_pretrained`.
-
-        The expert's adapter is not fetched before the expert is needed.
-        """
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        file = model.stored_file(VERBALIZER_FILE) if model.config.use_verbalizer else None
+    def load_side_files(self) -> None:
+        """Read the verbaliser's statistics; the expert's adapter is not fetched before the expert is needed."""
+        super().load_side_files()
+        file = self.stored_file(VERBALIZER_FILE) if self.config.use_verbalizer else None
         if file is not None:
-            model.verbalizer = MsaVerbalizer.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        return loaded
+            self.verbalizer = MsaVerbalizer.from_dict(json.loads(file.read_text(encoding="utf-8")))
 
-    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
-        """Save the small model, and beside it the adapter and the verbaliser's statistics where there are some.
-
-        Args:
-            save_directory: The folder.
-            is_main_process: Whether this process is the one that writes.
-            *args, **kwargs: Passed on to `transformers.PreTrainedModel.save_pretrained`.
-        """
-        folder = Path(save_directory)
-        if is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            if self.verbalizer is not None:
-                text = json.dumps(self.verbalizer.to_dict(), ensure_ascii=False)
-                (folder / VERBALIZER_FILE).write_text(text + "\n", encoding="utf-8")
-            adapter = self.adapter_folder() if self.config.expert_adapter else None
-            if adapter is not None and adapter.resolve() != (folder / ADAPTER_FOLDER).resolve():
-                (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
-                for name in _ADAPTER_FILES:
-                    shutil.copyfile(adapter / name, folder / ADAPTER_FOLDER / name)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-
-    def set_expert_adapter(self, folder: str | Path) -> None:
-        """Say where the expert's adapter lies; it is copied into the checkpoint when the model is saved.
-
-        Args:
-            folder: What `hf_msa.training.lora.save_adapter` wrote.
-        """
-        self._adapter = Path(folder)
-
-    def adapter_folder(self) -> Path | None:
-        """Folder of the expert's adapter, fetched from the Hub where the checkpoint came from there; None without one."""
-        if self._adapter is None:
-            files = [self.stored_file(name, ADAPTER_FOLDER) for name in _ADAPTER_FILES]
-            if files[0] is None or files[1] is None:
-                return None
-            self._adapter = files[0].parent
-        return self._adapter
+    def save_side_files(self, folder: Path) -> None:
+        """Write the verbaliser's statistics and the expert's adapter, where there are some."""
+        super().save_side_files(folder)
+        if self.verbalizer is not None:
+            text = json.dumps(self.verbalizer.to_dict(), ensure_ascii=False)
+            (folder / VERBALIZER_FILE).write_text(text + "\n", encoding="utf-8")
 
     # --- The expert ---
 
@@ -245,13 +169,7 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
             ImportError: If a package that it needs is not installed.
         """
         if self._expert is None:
-            adapter = self.adapter_folder() if self.config.expert_adapter and self.config.expert_model else None
-            if adapter is None and self.config.expert_adapter and self.config.expert_model:
-                raise ValueError(
-                    f"The checkpoint's expert has an adapter, but none can be read from its folder {ADAPTER_FOLDER!r}; copy "
-                    "it there, or load the checkpoint with expert_adapter=False to ask the expert as it is."
-                )
-            self._expert = load_expert(self.config, adapter)
+            self._expert = self.load_language_model()
         return self._expert
 
     def set_expert(self, expert: Mllm | None) -> None:
@@ -350,7 +268,7 @@ class UacsForSentimentAnalysis(UbmForSentimentAnalysis):
         The expert needs the words of a sample, so it is neither loaded nor asked; the output says of every sample that it
         took the fast route. Where the system would have asked the expert, a warning says so.
         """
-        if self.config.asks_expert and labels is None and not self.training:
+        if self.config.asks_language_model and labels is None and not self.training:
             warnings.warn(
                 "U-ACS was called without the rows, so the small model answers alone; predict_rows, SentimentPredictor and "
                 'hf-msa evaluate run the whole system. Load it with route="fast" to mean the small model.',

@@ -7,21 +7,19 @@ and pictures stay as they are (U-ACS, "Low-Rank Adaptation"; ranks and rates are
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_msa.errors import MsaError, reason, require_package
-from hf_msa.files import atomic_directory, write_json
+from hf_msa.files import atomic_directory
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
 
-from .trainer import _COMPLETE, last_complete_checkpoint
+from .trainer import CompleteCheckpoints, last_complete_checkpoint
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -210,7 +208,7 @@ def merge_adapter(model: "PeftModel") -> PreTrainedModel:
     return merged
 
 
-class LoraTrainer(Trainer):
+class LoraTrainer(CompleteCheckpoints):
     """Trains an adapter on the answers to requests, resumable from its last complete checkpoint.
 
     Args:
@@ -258,12 +256,6 @@ class LoraTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         _write_adapter(self.adapted, output_dir or str(self.args.output_dir))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            write_json(folder / _COMPLETE, {"global_step": self.state.global_step})
 
 
 class _Examples(Dataset[MllmExample]):

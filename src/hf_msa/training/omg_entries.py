@@ -79,7 +79,7 @@ def keep_plans(network: MsaPreTrainedModel, name: str) -> None:
         network: The model; nothing happens to one that asks no other.
         name: Where it was loaded from.
     """
-    if network.config.asks_expert and (Path(name) / "run.json").is_file():
+    if network.config.asks_language_model and (Path(name) / "run.json").is_file():
         network.open_store = functools.partial(PlanCache, Path(name).resolve().parent / PLANS_FOLDER)
 
 

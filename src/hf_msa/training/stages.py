@@ -210,23 +210,31 @@ class RunContext:
         self.log.append(facts)
         return model
 
-    def made_stage(self, stage: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """Run a stage that computes something instead of training a model, in the main process, unless it is finished.
+    def made_stage(
+        self, stage: str, make: Callable[[Path], dict[str, Any]], every_process: bool = False
+    ) -> dict[str, Any]:
+        """Run a stage that does something else than train a model of ours, unless it is finished.
 
         Args:
             stage: Name of the stage and of its folder.
-            make: Computes and writes what the stage gives; takes the folder, and returns facts for the log.
+            make: Does it and writes what the stage gives; takes the folder, and returns facts for the log.
+            every_process: Whether all processes take part in it, else the main one alone; the others wait.
 
         Returns:
             The stage's facts as they are in the log, `name` and `seconds` among them.
         """
         folder = self.stage_folder(stage)
         finished = folder / "stage.json"
-        if PartialState().is_main_process and not finished.is_file():
+        state = PartialState()
+        # Asked before anybody writes: all processes have to answer alike.
+        is_finished = finished.is_file()
+        state.wait_for_everyone()
+        if not is_finished and (every_process or state.is_main_process):
             started = time.perf_counter()
             facts = make(folder)
-            write_json(finished, {"name": stage, "seconds": round(time.perf_counter() - started, 1), **facts})
-        PartialState().wait_for_everyone()
+            if state.is_main_process:
+                write_json(finished, {"name": stage, "seconds": round(time.perf_counter() - started, 1), **facts})
+        state.wait_for_everyone()
         known: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
         self.log.append(known)
         return known
@@ -530,7 +538,7 @@ def run_recipe(
                 "settings": recipe.to_dict() | {"text_model": text_model_name(context.text_model)},
                 "flags": dict(flags or {}),
                 "config": own_fields(model.config),
-                "expert_input": model.expert_input,
+                "expert_input": model.language_model_input,
                 "media": context.media_counts,
                 "parameters": {
                     "all": sum(p.numel() for p in model.parameters()),

@@ -13,7 +13,6 @@ Stages (section 3 of the paper gives the equations of the last one; the others a
 
 import functools
 import json
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -28,23 +27,23 @@ from transformers import AutoConfig, TrainerCallback, TrainerControl, TrainerSta
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
 from hf_msa.data.plan_cache import PLANS_FOLDER, PlanCache
-from hf_msa.errors import MsaError, as_msa_errors, require_package
+from hf_msa.errors import as_msa_errors, require_package
 from hf_msa.files import atomic_write, write_json
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_omg import (
-    ADAPTER_FOLDER,
     KNOWLEDGE_BASE_FOLDER,
     PLANNER_FILE,
     OmgForSentimentAnalysis,
     Perception,
 )
+from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.omg_knowledge_base import KEY, KnowledgeBase
 from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, Planner, fit_centering, planner_to_dict
 
-from .experts import check_mllm, fit_verbalizer, lora_arguments
 from .hidden_states import TextStates, compute_text_states
+from .language_models import check_language_model, fit_verbalizer, lora_arguments
 from .omg_entries import Told, knowledge_base_of
 from .omg_plans import Available, CompleteObservations, PlannedRows, is_partial, left, patterns
 from .stages import RunContext
@@ -222,13 +221,7 @@ def check_packages(config: OmgConfig) -> None:
     """
     for package in ("diffusers", "faiss"):
         require_package(package, "omg")
-    if config.planner == "mllm":
-        if config.planner_model is None:
-            raise MsaError(
-                "The planner is to be a multimodal language model, but the recipe names none; pass --set "
-                "model.planner_model=NAME, or --set model.planner=light for the planner that needs none."
-            )
-        check_mllm(config.planner_model, config.planner_lora, "planner_model", "--set model.planner=light")
+    check_language_model(config)
 
 
 # --- Texts ---
@@ -292,8 +285,8 @@ def plan_cache(context: RunContext) -> PlanCache:
     return PlanCache(context.runs_folder / PLANS_FOLDER)
 
 
-def fit_planner(context: RunContext, model: OmgForSentimentAnalysis) -> Planner:
-    """Fit the planner that the configuration names to the training split."""
+def fit_planner(context: RunContext, model: OmgForSentimentAnalysis, adapted: bool = True) -> Planner:
+    """Fit the planner that the configuration names to the training split; `adapted` as in `load_language_model`."""
     observations = CompleteObservations(model, context.rows["train"], context.processor)
     settings, store = model.planner_settings(), plan_cache(context)
     verbalizer = fit_verbalizer(context) if model.config.use_verbalizer and len(model.config.modalities) > 1 else None
@@ -305,7 +298,7 @@ def fit_planner(context: RunContext, model: OmgForSentimentAnalysis) -> Planner:
             observations, labels, encode, settings, verbalizer, label_range=model.config.label_range, store=store
         )
     else:
-        planner = MllmPlanner(model.load_mllm(), settings, verbalizer, store=store)
+        planner = MllmPlanner(model.load_language_model(adapted), settings, verbalizer, store=store)
     fit_centering(planner, observations, context.seed)
     return planner
 
@@ -314,28 +307,21 @@ def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
     """Train the language model's adapter on plans of its own with the label's sentiment, or find it where that is done."""
     from .omg_planner_training import PlannerTrainingArguments, train_planner_adapter
 
-    folder = context.stage_folder("planner")
-    finished = folder / "stage.json"
-    if finished.is_file():
-        facts = json.loads(finished.read_text(encoding="utf-8"))
-    else:
-        started = time.perf_counter()
-        planner = cast(MllmPlanner, fit_planner(context, model))
+    folder = context.stage_folder("planner") / ADAPTER_FOLDER
+
+    def learn(_: Path) -> dict[str, Any]:
         rows = context.rows["train"]
-        facts = train_planner_adapter(
-            planner,
+        return train_planner_adapter(
+            cast(MllmPlanner, fit_planner(context, model, adapted=False)),
             CompleteObservations(model, rows, context.processor),
             rows.labels.tolist(),
             lora_arguments(context, "planner", PlannerTrainingArguments),
-            folder / ADAPTER_FOLDER,
+            folder,
             label_range=model.config.label_range,
         )
-        facts = {"name": "planner", "seconds": round(time.perf_counter() - started, 1), **facts}
-        if PartialState().is_main_process:
-            write_json(finished, facts)
-        PartialState().wait_for_everyone()
-    context.log.append(facts)
-    model.set_planner(None, adapter=folder / ADAPTER_FOLDER)
+
+    context.made_stage("planner", learn, every_process=True)
+    model.set_planner(None, adapter=folder)
 
 
 def make_plans(context: RunContext, model: OmgForSentimentAnalysis, planned: dict[str, PlannedRows]) -> dict[str, Any]:

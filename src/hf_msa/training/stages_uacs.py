@@ -8,36 +8,28 @@ import dataclasses
 import json
 import math
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from accelerate import PartialState
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import MsaError, as_msa_errors
+from hf_msa.errors import as_msa_errors
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.evaluation.uncertainty import AgreementFit, fit_agreement, require_tau
-from hf_msa.files import write_json
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
-from hf_msa.models.modeling_uacs import (
-    ADAPTER_FOLDER,
-    ExpertAnswer,
-    UacsForSentimentAnalysis,
-    ask_expert,
-    load_expert,
-)
+from hf_msa.models.modeling_uacs import ExpertAnswer, UacsForSentimentAnalysis, ask_expert
+from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.uacs_prompts import answer_text
 
 from .calibration import fit_temperature
-from .experts import check_mllm, fit_verbalizer, lora_arguments
+from .language_models import check_language_model, fit_verbalizer, lora_arguments
 from .stages import RunContext
 from .stages_ubm import UbmTrainer, validation_logits
 
@@ -52,7 +44,7 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     """Train the small model, the adapter where the recipe wants one, and calibrate."""
     config = cast(UacsConfig, context.config)
     if not (context.stage_folder("calibration") / "stage.json").is_file():
-        check_expert(config)
+        check_language_model(config)
     model = context.train_stage("ubm", UacsForSentimentAnalysis, final=True, trainer_class=UbmTrainer)
     model.media = None if context.media is None else context.media.load
     if config.use_verbalizer and len(config.modalities) > 1:
@@ -61,24 +53,6 @@ def run(context: RunContext) -> MsaPreTrainedModel:
         train_adapter(context, model)
     calibrate(context, model)
     return model
-
-
-def check_expert(config: UacsConfig) -> None:
-    """Check, before hours of training, that there is an expert if one is needed.
-
-    Raises:
-        MsaError: If none is named, it is not to be had, or a package that it needs is not installed.
-    """
-    if config.route == "fast":
-        return
-    if config.expert_model is None:
-        raise MsaError(
-            f"The route {config.route!r} needs an expert, but the recipe names none; pass --set model.expert_model=NAME "
-            "(a multimodal language model), or --set model.route=fast for the small model alone."
-        )
-    if config.expert_kind == "endpoint":
-        return
-    check_mllm(config.expert_model, config.expert_adapter, "expert_model", "--set model.route=fast")
 
 
 def validation_requests(context: RunContext, model: UacsForSentimentAnalysis) -> Iterator[MllmRequest]:
@@ -134,32 +108,22 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     """
     from .lora import LoraTrainer, LoraTrainingArguments, save_adapter
 
-    folder = context.stage_folder("lora")
-    finished = folder / "stage.json"
-    if finished.is_file():
-        context.log.append(json.loads(finished.read_text(encoding="utf-8")))
-        model.set_expert_adapter(folder / ADAPTER_FOLDER)
-        return
-    started = time.perf_counter()
-    with as_msa_errors():
-        expert = cast(LocalMllm, load_expert(model.config))
-        examples = AnsweredRows(model, context.rows["train"])
-        arguments = lora_arguments(context, "lora", LoraTrainingArguments)
-        trainer = LoraTrainer(expert, arguments, examples, str(model.config.expert_model))
-    state = trainer.fit()
-    facts = {
-        "name": "lora",
-        "seconds": round(time.perf_counter() - started, 1),
-        "epochs": state.epoch,
-        "history": [entry for entry in state.log_history if "loss" in entry],
-    }
-    if trainer.is_world_process_zero():
-        save_adapter(trainer.adapted, folder / ADAPTER_FOLDER)
-        write_json(finished, facts)
-    PartialState().wait_for_everyone()
-    context.log.append(facts)
-    model.set_expert_adapter(folder / ADAPTER_FOLDER)
-    model.set_expert(expert)
+    folder = context.stage_folder("lora") / ADAPTER_FOLDER
+
+    def learn(_: Path) -> dict[str, Any]:
+        with as_msa_errors():
+            expert = cast(LocalMllm, model.load_language_model(adapted=False))
+            examples = AnsweredRows(model, context.rows["train"])
+            arguments = lora_arguments(context, "lora", LoraTrainingArguments)
+            trainer = LoraTrainer(expert, arguments, examples, str(model.config.expert_model))
+        state = trainer.fit()
+        if trainer.is_world_process_zero():
+            save_adapter(trainer.adapted, folder)
+        model.set_expert(expert)
+        return {"epochs": state.epoch, "history": [entry for entry in state.log_history if "loss" in entry]}
+
+    context.made_stage("lora", learn, every_process=True)
+    model.set_adapter_folder(folder)
 
 
 # --- The thresholds ---

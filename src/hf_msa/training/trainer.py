@@ -34,7 +34,25 @@ def row_costs(rows: MsaRows) -> np.ndarray:
     return costs
 
 
-class MsaTrainer(Trainer):
+class CompleteCheckpoints(Trainer):
+    """Marks each checkpoint that was written to its end: one of a process that was killed while saving has no mark."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.save_state(folder)
+            write_json(folder / _COMPLETE, {"global_step": self.state.global_step})
+
+    def save_state(self, folder: Path) -> None:
+        """Write what training carries along beside model and optimizer, e.g. tables or teachers; with every checkpoint.
+
+        Args:
+            folder: The checkpoint's folder, which counts as complete only after this.
+        """
+
+
+class MsaTrainer(CompleteCheckpoints):
     """Trains any hf_msa model under a missing-data protocol.
 
     A subclass for a method with a training procedure of its own overrides `model_inputs` (what the model gets beside the
@@ -248,21 +266,6 @@ class MsaTrainer(Trainer):
             if component not in components and component.partition("_")[0] not in lacking:
                 raise unknown_name(f"component of {type(self.model).__name__}", component, components)
         return numbers
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        # A process killed while saving leaves a folder without this mark: resuming passes it over.
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self.save_state(folder)
-            write_json(folder / _COMPLETE, {"global_step": self.state.global_step})
-
-    def save_state(self, folder: Path) -> None:
-        """Write what training carries along beside model and optimizer, e.g. tables or teachers; with every checkpoint.
-
-        Args:
-            folder: The checkpoint's folder, which counts as complete only after this.
-        """
 
     def load_state(self, folder: Path) -> None:
         """Restore what `save_state` wrote; called before training goes on.

@@ -1,4 +1,4 @@
-"""What the stages of methods share that ask a multimodal language model, as an expert or a planner."""
+"""Stages of methods that ask a language model: checks before training, statistics for words, arguments of an adapter."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import numpy as np
 from transformers import AutoConfig
 
 from hf_msa.errors import MsaError, reason, require_package
+from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 
@@ -15,27 +16,32 @@ from .recipes import as_known
 from .stages import RunContext
 
 
-def check_mllm(name: str, adapter: bool, field: str, instead: str) -> None:
-    """Check, before hours of training, that a local language model is to be had.
-
-    Args:
-        name: Folder or Hub name.
-        adapter: Whether it is to be adapted.
-        field: The configuration's field that names it.
-        instead: Flags that do without it.
+def check_language_model(config: MsaConfig) -> None:
+    """Check, before hours of training, that the language model can be loaded that a method is going to ask.
 
     Raises:
-        MsaError: If it is not there, or a package that it needs is not installed.
+        MsaError: If none is named, it is not there, or a package that it needs is not installed.
     """
+    settings = config.language_model
+    if settings is None or not config.asks_language_model:
+        return
+    without = f"--set model.{settings.without.replace(chr(34), '')}"
+    if settings.name is None:
+        raise MsaError(
+            f"The {settings.role} is a language model, but the recipe names none; pass --set model.{settings.field}=NAME, "
+            f"or do without one: {without}."
+        )
+    if settings.kind == "endpoint":
+        return
     require_package("PIL", "mllm")
-    if adapter:
+    if settings.has_adapter:
         require_package("peft", "lora")
     try:
-        AutoConfig.from_pretrained(name)
+        AutoConfig.from_pretrained(settings.name)
     except (OSError, ValueError) as error:
         raise MsaError(
-            f"The language model {name!r} is not to be had ({reason(error)}); download it and pass its folder with "
-            f"--set model.{field}=FOLDER, or do without it: {instead}."
+            f"The language model {settings.name!r} cannot be loaded ({reason(error)}); download it and pass its folder with "
+            f"--set model.{settings.field}=FOLDER, or do without it: {without}."
         ) from error
 
 

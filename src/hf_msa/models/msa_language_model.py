@@ -1,0 +1,101 @@
+"""What the methods share that ask a language model: which one it is, its LoRA adapter, and what it is given of a sample."""
+
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+from .modeling_msa import MsaPreTrainedModel, SideFile
+from .msa_mllm import LocalMllm, Mllm
+
+ADAPTER_FOLDER = "adapter"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class AsksLanguageModel(MsaPreTrainedModel):
+    """A model that asks a language model, which is no part of its weights and is loaded when it is first needed.
+
+    The configuration gives `language_model`, its `LanguageModelSettings`, and `asks_language_model`. Beside the weights the
+    checkpoint's folder holds the language model's adapter, if it has one.
+    """
+
+    SIDE_FILES: ClassVar[tuple[SideFile, ...]] = tuple(
+        SideFile(f"{ADAPTER_FOLDER}/{name}", names_models=name.endswith(".json")) for name in ADAPTER_FILES
+    )
+    _adapter: Path | None = None
+
+    @property
+    def language_model_input(self) -> str | None:
+        """See `MsaPreTrainedModel.language_model_input`; features are in words also where a sample's media are absent."""
+        if not self.config.asks_language_model:
+            return None
+        if self.media is not None:
+            return "media"
+        return "words" if self.config.use_verbalizer else "transcript"
+
+    def set_adapter_folder(self, folder: str | Path) -> None:
+        """Say where the language model's adapter lies; it is copied into the checkpoint when the model is saved.
+
+        Args:
+            folder: What `hf_msa.training.lora.save_adapter` wrote.
+        """
+        self._adapter = Path(folder)
+
+    def adapter_folder(self) -> Path | None:
+        """Folder of the language model's adapter, fetched where the checkpoint is on the Hub; None without one."""
+        settings = self.config.language_model
+        if settings is None or not settings.has_adapter:
+            return None
+        if self._adapter is None:
+            files = [self.stored_file(name, ADAPTER_FOLDER) for name in ADAPTER_FILES]
+            if files[0] is not None and files[1] is not None:
+                self._adapter = files[0].parent
+        return self._adapter
+
+    def load_language_model(self, adapted: bool = True) -> Mllm:
+        """Make the language model that the configuration names; its weights are read when it is first asked.
+
+        Args:
+            adapted: With its adapter, where it has one.
+
+        Raises:
+            ValueError: If none is named, or its adapter is not there.
+            ImportError: If a package that it needs is not installed.
+        """
+        settings = self.config.language_model
+        if settings is None or settings.name is None:
+            raise ValueError(self._no_language_model())
+        adapter = self.adapter_folder() if adapted else None
+        if adapted and settings.has_adapter and adapter is None:
+            raise ValueError(
+                f"The checkpoint's {settings.role} has an adapter, but none can be read from its folder {ADAPTER_FOLDER!r}; "
+                f"copy it there, or load the checkpoint with {settings.adapter_field}=False to ask the model as it is."
+            )
+        if settings.kind == "endpoint":
+            from .msa_mllm_endpoint import EndpointMllm
+
+            return EndpointMllm(settings.name)
+        return LocalMllm.from_pretrained(
+            settings.name,
+            quantization=settings.quantization,
+            adapter=None if adapter is None else str(adapter),
+            batch_size=settings.batch_size,
+        )
+
+    def _no_language_model(self) -> str:
+        """The sentence about a configuration that names none."""
+        settings = self.config.language_model
+        if settings is None:
+            return "This checkpoint asks no language model, so there is none to load."
+        return (
+            f"This checkpoint names no {settings.role}; load it with {settings.field}=... (a language model or, where one "
+            f"is taken, the URL of a server that has it), or with {settings.without} to do without one."
+        )
+
+    def save_side_files(self, folder: Path) -> None:
+        """Copy the adapter, where there is one; see `MsaPreTrainedModel.save_side_files`."""
+        super().save_side_files(folder)
+        adapter = self.adapter_folder()
+        if adapter is not None and adapter.resolve() != (folder / ADAPTER_FOLDER).resolve():
+            (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
+            for name in ADAPTER_FILES:
+                shutil.copyfile(adapter / name, folder / ADAPTER_FOLDER / name)
