@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from transformers.trainer_callback import PrinterCallback
 
+from hf_msa.data.missing import conditions
 from hf_msa.data.rows import MsaRows
-from hf_msa.evaluation.sweep import conditions, sweep
+from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmAnswer, MllmRequest

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers.trainer_callback import PrinterCallback
 
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.missing import FrameMissing
-from hf_msa.evaluation.sweep import conditions, sweep
+from hf_msa.data.missing import FrameMissing, conditions
+from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.configuration_cmc import CmcConfig
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.configuration_pglh import PglhConfig
@@ -26,11 +26,11 @@ from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
 from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis
 from hf_msa.training.arguments import MsaTrainingArguments
-from hf_msa.training.pseudo_labels import PseudoLabels
-from hf_msa.training.stages_cmc import CmcTrainer, CmcUnimodalTrainer
-from hf_msa.training.stages_pglh import PglhTrainer
-from hf_msa.training.stages_ubm import UbmTrainer
+from hf_msa.training.cmc.pseudo_labels import PseudoLabels
+from hf_msa.training.cmc.stages import CmcTrainer, CmcUnimodalTrainer
+from hf_msa.training.pglh import PglhTrainer
 from hf_msa.training.trainer import MsaTrainer
+from hf_msa.training.ubm import UbmTrainer
 
 from .report import write_both
 from .shapes import MOSI, TOY, generated_rows, processor, shape_fields, text_model

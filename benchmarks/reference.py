@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_msa.data.collator import MsaCollator
+from hf_msa.data.missing import Condition
 from hf_msa.data.rows import MsaRows
-from hf_msa.evaluation.sweep import Condition
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
 from hf_msa.models.msa_encoders import TokenTransformer

@@ -32,12 +32,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback
 
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.missing import FrameMissing
+from hf_msa.data.missing import FrameMissing, conditions
 from hf_msa.data.rows import MsaRows
-from hf_msa.evaluation.sweep import conditions, sweep
+from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier
 from hf_msa.training.arguments import MsaTrainingArguments
-from hf_msa.training.stages_tcmr import AlternatingTcmrTrainer
+from hf_msa.training.tcmr import AlternatingTcmrTrainer
 from hf_msa.training.trainer import row_costs
 
 from .reference import ReferenceTcmr, reference_sweep

@@ -33,10 +33,11 @@ from hf_msa.data.sample_corpus import read_planted
 from hf_msa.evaluation.analysis import run_tool
 from hf_msa.evaluation.analysis.accuracy_cost import ACCURACY
 from hf_msa.evaluation.analysis.writing import format_number, format_spread, rows_table, write_markdown
+from hf_msa.evaluation.checkpoints import load_checkpoint, own_fields
 from hf_msa.evaluation.metrics import regression_metrics, resampled_metrics
-from hf_msa.evaluation.results import build_results, predictions_table, write_results
+from hf_msa.evaluation.results import EvaluationFacts, build_results, predictions_table, write_results
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
-from hf_msa.evaluation.sweep import load_checkpoint, own_fields, sweep
+from hf_msa.evaluation.sweep import sweep
 from hf_msa.evaluation.uncertainty import auroc, fit_agreement, polarity_errors, require_tau
 from hf_msa.files import write_json
 from hf_msa.models.configuration_uacs import UacsConfig
@@ -390,15 +391,14 @@ def write_route(
     ]
     facts = dataset_facts(data)
     table = predictions_table(parts)
-    results = build_results(
-        table,
+    told = EvaluationFacts(
         method="uacs",
         dataset={"name": facts.name, "split": rows.split, "label_family": facts.label_family},
         protocol={"name": "complete"},
         config=own_fields(systems[-1][1][0].config) | {"route": route},
         ablation=None if route == "cascade" else f"{route}_only",
     )
-    write_results(folder, results, table)
+    write_results(folder, build_results(table, told), table)
 
 
 # --- The summary ---

@@ -79,9 +79,22 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", help="folder for the results (default: the run itself; for a subset subset-<name> in it)"
     )
-    parser.add_argument("--protocol", default="frame", help="frame, modality, fixed or complete (default: frame)")
+    parser.add_argument(
+        "--protocol",
+        default="frame",
+        help="frame, block, modality, pattern, fixed, user, legacy_lnln or complete (default: frame)",
+    )
+    parser.add_argument(
+        "--protocol-set",
+        dest="protocol_assignments",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="settings of the protocol, e.g. blocks=2 for block, source=masks.json for user, audio_width=9 for legacy_lnln",
+    )
     parser.add_argument("--rates", type=float, nargs="+", help="missing rates (default: the protocol's own)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1111], help="seeds of the masks (default: 1111)")
+    parser.add_argument("--mask-seeds", type=int, nargs="+", default=[1111], help="seeds of the masks (default: 1111)")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument(
         "--subset", help="consistent or inconsistent: samples whose modalities agree or not, by their unimodal labels"
@@ -180,7 +193,7 @@ def _impute(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rate", type=float, help="missing rate of the protocol modality")
     parser.add_argument("--available", nargs="+", help="modalities that the protocol fixed leaves")
-    parser.add_argument("--seed", type=int, help="seed of the masks (default: 1111)")
+    parser.add_argument("--mask-seed", type=int, help="seed of the masks (default: 1111)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: 64)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     _media(parser)

@@ -12,9 +12,8 @@ from benchmarks.shapes import MOSI, TOY, generated_rows, processor, tcmr_config,
 from benchmarks.throughput import Setting, all_peaks, main, measure, summarise
 
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.missing import FrameMissing
+from hf_msa.data.missing import FrameMissing, conditions
 from hf_msa.data.rows import DrawnRows
-from hf_msa.evaluation.sweep import conditions
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
 
 SETTING = Setting(rows=8, batch_size=8, repeats=1, threads=1, toy=True)

@@ -19,8 +19,9 @@ import pytest
 from safetensors import SafetensorError
 
 from hf_msa.cli import training_flags
+from hf_msa.data.loading import load_msa
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.results import read_results
+from hf_msa.evaluation.results import read_predictions, read_results
 from hf_msa_cli import build_parser, main
 
 QUICK = ["--num_train_epochs", "1", "--use_cpu", "--disable_tqdm", "true", "--set", "missing.selection_repeats=1"]
@@ -185,11 +186,51 @@ def test_evaluate_puts_the_seeds_together(
 @pytest.mark.usefixtures("quick_figures")
 def test_evaluate_takes_rates_seeds_and_split(work: Path, tmp_path: Path) -> None:
     command = ["evaluate", str(work / "tcmr"), "--data", str(work / "corpus"), "--output", str(tmp_path)]
-    assert main([*command, "--rates", "0", "0.5", "--seeds", "3", "4", "--split", "validation"]) == 0
+    assert main([*command, "--rates", "0", "0.5", "--mask-seeds", "3", "4", "--split", "validation"]) == 0
     results = read_results(tmp_path)
     assert results["protocol"]["mask_seeds"] == [3, 4] and results["dataset"]["split"] == "validation"
     assert len(results["runs"]) == 4
     assert "confidence" in pq.read_schema(tmp_path / "predictions.parquet").names
+
+
+@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.parametrize(
+    ("protocol", "settings", "tested"),
+    [
+        ("block", ["blocks=2"], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+        ("pattern", [], ["pattern"]),
+        ("fixed", ["available=[audio]"], ["audio"]),
+        ("legacy_lnln", ["text_width=400", "audio_width=400", "vision_width=400"], [0.1 * n for n in range(10)]),
+    ],
+)
+def test_evaluate_under_every_protocol(
+    work: Path, tmp_path: Path, protocol: str, settings: list[str], tested: list[Any]
+) -> None:
+    command = ["evaluate", str(work / "text" / "seed-1"), "--data", str(work / "corpus"), "--output", str(tmp_path)]
+    options = ["--protocol-set", *settings] if settings else []
+    assert main([*command, "--protocol", protocol, *options]) == 0
+    results = read_results(tmp_path)
+    assert [entry["rate"] for entry in results["per_rate"]] == pytest.approx(tested)
+    assert results["protocol"]["name"] == protocol
+    if protocol == "block":
+        assert results["protocol"]["blocks"] == 2
+        shares = {run["rate"]: run["realised"]["audio"] for run in results["runs"]}
+        assert shares[0.0] == 0 and shares[0.9] == pytest.approx(0.9, abs=0.03)
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_evaluate_under_masks_of_ones_own(work: Path, tmp_path: Path) -> None:
+    rows = load_msa(work / "corpus", "test")
+    masks = [{"id": row["id"], "audio": [1] * len(row["audio"])} for row in rows]
+    (tmp_path / "masks.json").write_text(json.dumps(masks))
+    command = ["evaluate", str(work / "tcmr" / "seed-1"), "--data", str(work / "corpus"), "--protocol"]
+    source = f"source={tmp_path / 'masks.json'}"
+    assert main([*command, "user", "--protocol-set", source, "--output", str(tmp_path / "own")]) == 0
+    assert main([*command, "fixed", "--output", str(tmp_path / "fixed")]) == 0
+    own, fixed = read_predictions(tmp_path / "own"), read_predictions(tmp_path / "fixed")
+    assert own.rates == ("user",)
+    expected = fixed.scores[0, 0, fixed.rates.index("text+vision")]
+    np.testing.assert_allclose(own.scores[0, 0, 0], expected, atol=1e-6)
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -417,9 +458,17 @@ def test_an_output_that_is_a_file_is_no_output(refused: Callable[..., str], work
         (["--protocol", "framee"], "Unknown protocol 'framee'. Did you mean 'frame'?"),
         (["--protocol", "fixed", "--rates", "0.1"], "The protocol 'fixed' has no rates; leave --rates out"),
         (["--protocol", "complete", "--rates", "0.1"], "The protocol 'complete' has no rates"),
+        (["--protocol", "pattern", "--rates", "0.1"], "The protocol 'pattern' has no rates"),
+        (["--protocol", "user"], "The missing protocol 'user' needs 'source'; add it."),
+        (
+            ["--protocol", "block", "--protocol-set", "block=2"],
+            "Unknown field of the missing protocol 'block': 'block'.",
+        ),
+        (["--protocol", "block", "--protocol-set", "blocks"], "--protocol-set takes KEY=VALUE, e.g. blocks=2"),
+        (["--protocol", "legacy_lnln", "--protocol-set", "audio_width=2"], "audio_width is 2; set audio_width"),
         (["--rates", "1.5"], "The missing rate is 1.5; give a number from 0 to 1."),
         (["--rates", "0.1", "0.1"], "each once"),
-        (["--seeds", "1", "1"], "each once"),
+        (["--mask-seeds", "1", "1"], "each once"),
         (["--split", "valid"], "Did you mean 'validation'?"),
         (["--batch-size", "0"], "--batch-size is 0; give at least 1."),
         (["--rates", "half"], "invalid float value: 'half'"),
@@ -592,7 +641,7 @@ def test_a_full_disk_while_preparing(
     "writer",
     [
         "hf_msa.evaluation.results.write_json",
-        "hf_msa.evaluation.sweep.write_results",
+        "hf_msa.evaluation.evaluate.write_results",
         "matplotlib.figure.Figure.savefig",
     ],
 )
@@ -603,7 +652,7 @@ def test_a_full_disk_while_evaluating(
     main([str(argument) for argument in [*command, "--output", tmp_path / "out"]])
     monkeypatch.setattr(writer, no_space)
     for name in ("out", "new"):
-        sentence = refused(*command, "--seeds", "5", "--output", tmp_path / name)
+        sentence = refused(*command, "--mask-seeds", "5", "--output", tmp_path / name)
         assert f"There is no space left to write '{tmp_path / name}'" in sentence
     assert {path.name for path in (tmp_path / "out").iterdir()} == RESULT_FILES and not (tmp_path / "new").exists()
 
@@ -631,7 +680,7 @@ def test_a_bug_is_not_hidden(work: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def bug(*_: object, **__: object) -> None:
         raise KeyError("a name that the code got wrong")
 
-    monkeypatch.setattr("hf_msa.evaluation.sweep.evaluate_runs", bug)
+    monkeypatch.setattr("hf_msa.evaluation.evaluate.evaluate_runs", bug)
     with pytest.raises(KeyError):
         main(["evaluate", str(work / "text"), "--data", str(work / "corpus")])
 
@@ -642,6 +691,6 @@ def test_interrupting_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_msa.evaluation.sweep.evaluate_runs", interrupted)
+    monkeypatch.setattr("hf_msa.evaluation.evaluate.evaluate_runs", interrupted)
     assert main(["evaluate", str(work / "text"), "--data", str(work / "corpus")]) == 130
     assert "interrupted; the same command continues where it can." in capsys.readouterr().err

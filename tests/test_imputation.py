@@ -14,12 +14,13 @@ from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.missing import ModalityMissing
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.sweep import evaluate_runs, load_checkpoint
+from hf_msa.evaluation.checkpoints import attach_answers, load_checkpoint
+from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.imputation import IMPUTATION_FILE, impute
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.modeling_text import TextForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KEY, OBSERVATION, PLAN, KnowledgeBase
-from hf_msa.training.omg_entries import build_knowledge_base, keep_plans
+from hf_msa.training.omg.entries import build_knowledge_base
 from made_omg import SIZES, write_checkpoint, write_clips
 from tiny import tiny_omg_config, tiny_processor, tiny_text_config
 
@@ -167,7 +168,7 @@ class TestUnits:
 class TestProtocols:
     def test_what_a_protocol_drops_is_generated(self, work: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        impute(str(work / "model"), str(work / "clips"), str(out), protocol="modality", rate=0.5, seed=3)
+        impute(str(work / "model"), str(work / "clips"), str(out), protocol="modality", rate=0.5, mask_seed=3)
         ids = [f"test$_${number}" for number in range(SIZES["test"])]
         protocol = ModalityMissing(0.5, seed=3).bind(ids)
         rows, clips = table(out, "test"), table(work / "clips", "test")
@@ -210,7 +211,7 @@ class TestRefusals:
             ({"rate": 0.5}, "--rate belongs to a --protocol"),
             ({"protocol": "modality"}, "needs 'rate'"),
             ({"protocol": "modality", "rate": 0.55}, "use 0.0, 0.1"),
-            ({"protocol": "fixed", "available": ["audio"], "seed": 1}, "'seed'"),
+            ({"protocol": "fixed", "available": ["audio"], "mask_seed": 1}, "'seed'"),
             ({"batch_size": 0}, "--batch-size is 0"),
             ({"splits": ["tset"]}, "Did you mean 'test'"),
             ({"media": "nowhere"}, "There is no folder 'nowhere'"),
@@ -276,10 +277,8 @@ def test_where_plans_are_kept(tmp_path: Path, planner: Any, is_run: bool, is_kep
     if is_run:
         (tmp_path / "seed-1" / "run.json").touch()
     network = OmgForSentimentAnalysis(tiny_omg_config(planner=planner))
-    keep_plans(network, str(tmp_path / "seed-1"))
-    assert (network.open_store is not None) == is_kept
-    if network.open_store is not None:
-        assert network.open_store().folder == tmp_path / "plan_cache"
+    attach_answers(network, str(tmp_path / "seed-1"))
+    assert network.answers_folder == (tmp_path / "answers" if is_kept else None)
 
 
 class TestKnowledgeBases:

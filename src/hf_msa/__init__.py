@@ -8,15 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .models.auto import METHODS, register
+from .methods import METHODS, register_method
 
 if TYPE_CHECKING:
     from .data.collator import MsaCollator
     from .data.loading import load_msa
     from .evaluation.metrics import regression_metrics
     from .models.processing_msa import MsaProcessor
-
-register()
 
 _LAZY = {
     "MsaCollator": "hf_msa.data.collator",
@@ -25,10 +23,22 @@ _LAZY = {
     "regression_metrics": "hf_msa.evaluation.metrics",
 }
 
-__all__ = ["METHODS", "MsaCollator", "MsaProcessor", "__version__", "load_msa", "regression_metrics"]
+__all__ = [
+    "METHODS",
+    "MsaCollator",
+    "MsaProcessor",
+    "__version__",
+    "load_msa",
+    "register_method",
+    "regression_metrics",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# Methods of other packages, so that the Auto classes know them too.
+list(METHODS)

@@ -82,17 +82,13 @@ def _sample_corpus(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _recipes(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from .models.auto import METHODS
-    from .training.recipes import recipe_names
+    from .methods import METHODS
 
-    if arguments.method is not None and arguments.method not in METHODS:
-        raise unknown_name("method", arguments.method, METHODS)
-    for method in METHODS.values():
-        if arguments.method in (None, method.name):
-            print(f"{method.name}: {method.title}")
-            print(f"  recipes:   {', '.join(name for name in recipe_names() if name.startswith(method.name + '/'))}")
-            if method.config_class.ABLATIONS:
-                print(f"  ablations: {', '.join(method.config_class.ABLATIONS)}")
+    for method in METHODS.values() if arguments.method is None else (METHODS.find(arguments.method),):
+        print(f"{method.name}: {method.title}")
+        print(f"  recipes:   {', '.join(method.recipe_names())}")
+        if method.config_class.ABLATIONS:
+            print(f"  ablations: {', '.join(method.config_class.ABLATIONS)}")
 
 
 def training_flags(rest: Sequence[str]) -> dict[str, Any]:
@@ -132,7 +128,7 @@ def training_flags(rest: Sequence[str]) -> dict[str, Any]:
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from accelerate import PartialState
 
-    from .evaluation.sweep import rate_folder
+    from .evaluation.checkpoints import rate_folder
     from .hub.cards import write_card
     from .training.recipes import load_recipe, train_rates
     from .training.stages import run_recipe
@@ -167,20 +163,23 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from .evaluation.evaluate import evaluate_runs
     from .evaluation.report import print_results
-    from .evaluation.sweep import evaluate_runs
     from .hub.cards import write_card
     from .training.recipes import set_value
 
     changes: dict[str, Any] = {}
     for assignment in arguments.assignments:
         set_value(changes, assignment)
+    fields: dict[str, Any] = {}
+    for assignment in arguments.protocol_assignments:
+        set_value(fields, assignment, option="--protocol-set", example="blocks=2")
     results = evaluate_runs(
         arguments.model,
         arguments.data,
         protocol=arguments.protocol,
         rates=arguments.rates,
-        mask_seeds=arguments.seeds,
+        mask_seeds=arguments.mask_seeds,
         split=arguments.split,
         batch_size=arguments.batch_size,
         output=arguments.output,
@@ -188,6 +187,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         subset_rule=arguments.subset_rule,
         changes=changes,
         media=arguments.media,
+        protocol_fields=fields,
     )
     print_results(results.content)
     for run in results.runs:
@@ -246,7 +246,7 @@ def _kb(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _build_kb(arguments: argparse.Namespace) -> None:
-    from .training.omg_entries import build_knowledge_base
+    from .training.omg.entries import build_knowledge_base
 
     options = {k: v for k, v in vars(arguments).items() if k not in ("command", "version", "action")}
     _describe(build_knowledge_base(**options), Path(arguments.output))

@@ -19,23 +19,29 @@ from torch import Tensor
 
 from ._version import __version__
 from .data.collator import MsaCollator
-from .data.loading import dataset_facts, load_msa
-from .data.media import MediaFolder
+from .data.loading import dataset_facts, load_msa, load_split
 from .data.missing import CompleteProtocol, MissingProtocol, protocol_from_dict
 from .data.prepare import check_output, write_dataset
 from .data.rows import MsaRows
 from .data.schema import ANNOTATION, PRESENCE, TEXT, DatasetFacts, msa_features
 from .data.validation import ValidationReport
 from .errors import MsaError, as_msa_errors
-from .evaluation.sweep import check_media_use, check_widths, find_model, load_checkpoint, load_split, own_fields
+from .evaluation.checkpoints import (
+    attach_answers,
+    attach_media,
+    check_widths,
+    find_model,
+    load_checkpoint,
+    method_of,
+    own_fields,
+)
 from .files import write_json
-from .models.auto import METHODS
+from .methods import METHODS
 from .models.modeling_msa import MsaPreTrainedModel
 from .models.modeling_omg import GeneratedBatch
 from .models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
 from .models.omg_retriever import NO_ENTRY
 from .models.processing_msa import MsaProcessor
-from .training.omg_entries import keep_plans
 
 IMPUTATION_FILE = "imputation.json"
 GENERATED = {modality: f"{modality}_generated" for modality in FEATURE_MODALITIES}
@@ -68,7 +74,7 @@ def impute(
     protocol: str | None = None,
     rate: float | None = None,
     available: Sequence[str] | None = None,
-    seed: int | None = None,
+    mask_seed: int | None = None,
     batch_size: int = 64,
     media: str | None = None,
     overwrite: bool = False,
@@ -88,7 +94,7 @@ def impute(
             (with `available`) or ``"pattern"``. A transcript that is dropped is empty afterwards. None drops nothing.
         rate: Missing rate.
         available: Modalities that stay.
-        seed: Of the masks.
+        mask_seed: Of the masks.
         batch_size: Samples that are completed together.
         media: Folder with the clips' recordings, see `MediaFolder`; for a language model that plans.
         overwrite: Whether an existing folder may be replaced, which happens only once the new one is complete.
@@ -104,15 +110,14 @@ def impute(
         raise MsaError(f"{output} is the data that is to be completed; give another --output.")
     if batch_size < 1:
         raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
-    dropping = _protocol(protocol, rate, available, seed)
-    recordings = None if media is None else MediaFolder(Path(media))
+    dropping = _protocol(protocol, rate, available, mask_seed)
     facts = dataset_facts(data)
     name = find_model(model)
     network, processor = load_checkpoint(name)
     if not isinstance(network, Generator):
         able = [method.name for method in METHODS.values() if issubclass(method.model_class, Generator)]
         raise MsaError(
-            f"{model!r} is a model of the method {_method(network)!r}, which generates no features; give one of "
+            f"{model!r} is a model of the method {method_of(network)!r}, which generates no features; give one of "
             f"{', '.join(able)}."
         )
     rows = {}
@@ -122,15 +127,12 @@ def impute(
             raise MsaError(f"{data!r} was itself made by imputation; give the data that it was made from.")
         rows[split] = part = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)
         check_widths(network, part, name, may_lack=True)
-        if recordings is not None:
-            check_media_use(network.config, name)
-            recordings.check((part[index] for index in range(len(part))), split)
-            network.media = recordings.load
-    keep_plans(network, name)
+        attach_media(network, media, part, name)
+    attach_answers(network, name)
     source = _Completed(network, processor, rows, facts, dropping, batch_size)
     about = {
         "model": Path(name).name if Path(name).is_dir() else name,
-        "method": _method(network),
+        "method": method_of(network),
         **_identity(name, network),
         "protocol": None if dropping is None else dropping.to_dict(),
         "dataset": facts.name,
@@ -166,10 +168,6 @@ def _protocol(
     return protocol_from_dict({"name": name, **given})
 
 
-def _method(network: MsaPreTrainedModel) -> str:
-    return network.config.model_type.removeprefix("hf_msa_")
-
-
 def _identity(name: str, network: MsaPreTrainedModel) -> dict[str, str]:
     """The commit of a model on the Hub; a hash of the weights of one in a folder."""
     if not Path(name).is_dir():
@@ -203,7 +201,7 @@ class _Completed:
         self._batch_size = batch_size
         self._generated = {split: Counter[str]() for split in rows}
         self.notes: list[str] = []
-        self.description = f"{facts.source}, completed by {_method(network)}"
+        self.description = f"{facts.source}, completed by {method_of(network)}"
         self.splits = list(rows)
         first = next(iter(rows.values()))
         example = first[0]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .errors import MsaError, reason
-from .evaluation.sweep import find_model, load_checkpoint
+from .evaluation.checkpoints import find_model, load_checkpoint
 from .models.msa_schema import FEATURE_MODALITIES
 
 

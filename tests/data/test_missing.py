@@ -442,7 +442,6 @@ def test_every_protocol_has_a_round_trip_example():
         (lambda: FixedPattern(("text", "text")), "each once"),
         (lambda: BlockMissing(0.1, blocks=0), "at least 1"),
         (lambda: LegacyLnln(0.5, seed=-1), "RandomState"),
-        (lambda: CompleteProtocol().with_rate(0.5), "no rate to sweep"),
         (lambda: ModalityMissing(0.3).bind(["a", "a"]), "comes twice"),
         (lambda: masks(ModalityMissing(0.3)), "bind"),
         (lambda: masks(ModalityMissing(0.3).bind(["a$_$1"])), "not in the split of 1"),
@@ -456,17 +455,6 @@ def test_every_protocol_has_a_round_trip_example():
 def test_wrong_input_gets_one_clear_sentence(make, message):
     with pytest.raises(MsaError, match=message):
         make()
-
-
-def test_with_rate():
-    assert FrameMissing(rate_range=(0, 1), rate_sampler="lnln_half_clean", seed=5).with_rate(0.3) == FrameMissing(
-        rate=0.3, seed=5
-    )
-    bound = ModalityMissing(0.1).bind(IDS)
-    assert bound.with_rate(0.7) == ModalityMissing(0.7)
-    assert masks(bound.with_rate(0.7)).rates.sum() == 4.0  # still bound
-    assert BlockMissing(0.1, blocks=2).with_rate(0.6) == BlockMissing(0.6, blocks=2)
-    assert LegacyLnln().bind(IDS).with_rate(0.4).rate == 0.4
 
 
 # Realised rates

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_msa.evaluation.results import SCALE_COLUMNS, Results, build_results, predictions_table
+from hf_msa.evaluation.results import SCALE_COLUMNS, EvaluationFacts, Results, build_results, predictions_table
 
 RATES = (0.0, 0.3, 0.6, 0.9)
 
@@ -58,11 +58,10 @@ def make_table(
     return predictions_table(parts)
 
 
-def make_results(table: pa.Table, *, family: str = "mosi", **changes: Any) -> Results:
+def make_results(table: pa.Table, *, family: str = "mosi", resamples: int = 200, **changes: Any) -> Results:
     facts: dict[str, Any] = {
         "method": "tcmr",
         "dataset": {"name": family, "split": "test", "label_family": family},
         "protocol": {"name": "frame", "seed": 1},
-        "resamples": 200,
     }
-    return build_results(table, **(facts | changes))
+    return build_results(table, EvaluationFacts(**(facts | changes)), resamples=resamples)

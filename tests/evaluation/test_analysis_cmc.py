@@ -25,9 +25,9 @@ from hf_msa.evaluation.analysis.pseudo_labels import (
 from hf_msa.evaluation.analysis.router import RouterWeights, lie_row, weight_rows
 from hf_msa.evaluation.analysis.runs import TrainedRun
 from hf_msa.evaluation.analysis.unimodal import SplitLabels, planted_liars, read_labels
+from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.results import Predictions, predictions_table, write_results
 from hf_msa.evaluation.statistics import resample_counts
-from hf_msa.evaluation.sweep import evaluate_runs
 from hf_msa.models.msa_schema import MODALITIES, SENTIMENT_CLASSES
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe

@@ -36,7 +36,7 @@ from hf_msa.evaluation.analysis.latency import PARTS, Stopwatch, latency_summary
 from hf_msa.evaluation.analysis.runs import find_runs, load_split
 from hf_msa.evaluation.analysis.settings import SettingScores, parse_settings, setting_summary
 from hf_msa.evaluation.analysis.trace import plan_trace, readable, utility_trace, without_data
-from hf_msa.evaluation.sweep import evaluate_runs
+from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan
 from hf_msa.models.omg_planner import Candidate, PlanChoice
 from hf_msa.training.recipes import load_recipe

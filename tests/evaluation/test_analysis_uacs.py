@@ -22,7 +22,7 @@ from hf_msa.evaluation.analysis.accuracy_cost import (
 )
 from hf_msa.evaluation.analysis.columns import calibrations, read_numbers, seed_configs, uncertainties
 from hf_msa.evaluation.analysis.routes import case_rows, route_rows
-from hf_msa.evaluation.results import build_results, predictions_table, write_results
+from hf_msa.evaluation.results import EvaluationFacts, build_results, predictions_table, write_results
 from hf_msa.evaluation.uncertainty import auroc, coverage_risks, polarity_errors
 from hf_msa.models.uacs_rules import FAST, MLLM, ROUTES, VERIFY, WEIGHTED
 
@@ -89,15 +89,13 @@ def write(
     table = predictions_table(
         [{k: np.asarray(v, dtype=np.float32) if k in values else v for k, v in part.items()} for part in parts]
     )
-    results = build_results(
-        table,
+    facts = EvaluationFacts(
         method=method,
         dataset={"name": "made", "split": split, "label_family": "mosi"},
         protocol={"name": "complete"},
         config=CONFIG if config is None else config,
-        resamples=20,
     )
-    write_results(folder, results, table)
+    write_results(folder, build_results(table, facts, resamples=20), table)
     return str(folder)
 
 

@@ -1,5 +1,6 @@
 """results.json: what it says, that it survives the disk, and how it refuses what it cannot read."""
 
+import dataclasses
 import json
 import math
 from io import StringIO
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import CLASS_METRICS, FAMILY_METRICS, class_metrics, regression_metrics
+from hf_msa.evaluation.metrics import CLASS_METRICS, FAMILY_METRICS, METRICS, class_metrics, regression_metrics
 from hf_msa.evaluation.report import (
     format_estimate,
     format_value,
@@ -27,6 +28,7 @@ from hf_msa.evaluation.results import (
     PREDICTIONS_FILE,
     RESULTS_FILE,
     SCALE_COLUMNS,
+    SCHEMA_VERSION,
     Predictions,
     predictions_table,
     read_predictions,
@@ -210,10 +212,11 @@ def test_files_that_are_no_results(tmp_path):
         read_results(tmp_path)
     good = make_results(make_table())
     for change, message in (
-        ({"schema_version": 2}, "schema_version 2"),
+        ({"schema_version": 3}, "schema_version 3, and this version of hf_msa reads up to 2"),
+        ({"schema_version": "1"}, "schema_version '1'"),
         ({"runs": None}, "'runs' is absent"),
         ({"dataset": {"name": "mosi"}}, "'dataset' lacks 'split'"),
-        ({"mean_over_rates": {}}, "mean_over_rates lacks the metric 'acc7'"),
+        ({"mean_over_rates": {}}, "holds no metric that is known"),
         ({"per_rate": [{"rate": 0.3, "metrics": {}}]}, "per_rate 0.3 lacks the metric 'acc7'"),
     ):
         file.write_text(json.dumps(good | change))
@@ -399,3 +402,33 @@ def test_a_table_of_patterns_reads_well():
     starts = [line.split()[0] for line in lines if len(line.split()) == 9 and "." in line]
     assert starts == ["a", "v", "t", "a+v", "t+a", "t+v", "t+a+v", "mean"], stream.getvalue()
     assert "a: audio, v: vision, t: text; mosi, test split" in stream.getvalue()
+
+
+OLD = Path(__file__).parents[1] / "fixtures" / "results"
+
+
+def test_results_of_every_version_are_read() -> None:
+    files = sorted(OLD.glob("version-*.json"))
+    assert [file.stem for file in files] == [f"version-{number}" for number in range(1, SCHEMA_VERSION + 1)]
+    for file in files:
+        results = read_results(file)
+        assert results["schema_version"] == SCHEMA_VERSION and "expert_input" not in results
+        assert results["language_model_input"] == "words" and results["trained_on"] == "mosi"
+        assert result_metrics(results) == FAMILY_METRICS["mosi"]
+        assert "the language model was given the transcript with a description" in results_markdown(results)
+
+
+def test_a_metric_more_or_less_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results that an earlier or a later version wrote hold other metrics than this one computes."""
+    results = make_results(make_table())
+    for block in (results["mean_over_rates"], *(entry["metrics"] for entry in results["per_rate"])):
+        block["rmse"] = block.pop("acc7")
+    (tmp_path / RESULTS_FILE).write_text(json.dumps(results))
+    found = read_results(tmp_path)
+    assert result_metrics(found) == FAMILY_METRICS["mosi"][1:]
+    assert "Acc-7" not in results_markdown(found) and "Acc-5" in results_markdown(found)
+    with pytest.raises(MsaError, match="metric 'acc7'"):
+        results_markdown(found, ["acc7"])
+    monkeypatch.setitem(METRICS, "rmse", dataclasses.replace(METRICS["mae"], name="rmse", pretty="RMSE"))
+    assert result_metrics(read_results(tmp_path)) == (*FAMILY_METRICS["mosi"][1:], "rmse")
+    assert "RMSE" in results_markdown(read_results(tmp_path))

@@ -15,25 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from hf_msa.data import load_msa
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.missing import CompleteProtocol, FixedPattern, FrameMissing, ModalityMissing
+from hf_msa.data.loading import load_split
+from hf_msa.data.missing import CompleteProtocol, Condition, FixedPattern, FrameMissing, ModalityMissing, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.checkpoints import check_widths, find_matched, find_models, load_checkpoint, rate_folder
+from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.report import results_markdown, run_name
 from hf_msa.evaluation.results import read_predictions, read_results
-from hf_msa.evaluation.sweep import (
-    Condition,
-    check_widths,
-    conditions,
-    evaluate_runs,
-    find_matched,
-    find_models,
-    load_checkpoint,
-    load_split,
-    rate_folder,
-    sweep,
-)
-from hf_msa.models.auto import METHODS
+from hf_msa.evaluation.sweep import sweep
+from hf_msa.methods import METHODS
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.processing_msa import MsaProcessor
 from hf_msa.training.recipes import load_recipe
@@ -135,8 +127,8 @@ def test_complete_is_one_condition_whatever_the_seeds() -> None:
         ("frame", [1.1], [1], "rate is 1.1; give a number from 0 to 1"),
         ("frame", [0.1, 0.1], [1], "--rates is 0.1 0.1; .* each once"),
         ("frame", [], [1], "--rates is empty; give at least one"),
-        ("frame", None, [1, 2, 1], "--seeds is 1 2 1; .* each once"),
-        ("complete", None, [], "--seeds is empty"),
+        ("frame", None, [1, 2, 1], "--mask-seeds is 1 2 1; .* each once"),
+        ("complete", None, [], "--mask-seeds is empty"),
     ],
 )
 def test_impossible_conditions_are_refused(

@@ -27,7 +27,7 @@ from hf_msa.hub.cards import (
     without_local_paths,
     write_card,
 )
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.configuration_text import TextConfig
 from loopback_hub import LoopbackHub
@@ -72,7 +72,8 @@ def block(mae: float, share: float | None, **spread: float | None) -> dict[str, 
 
 
 RESULTS: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
+    "language_model_input": None,
     "method": "text",
     "ablation": None,
     "model": "/home/someone/runs/text",

@@ -18,7 +18,7 @@ from hf_msa.errors import MsaError
 from hf_msa.hub.cards import write_card
 from hf_msa.hub.push import push_run
 from hf_msa.hub.verify import check_side_files, probe_logits
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
 from loopback_hub import ORGANISATION, OWNER, READ_TOKEN, STRANGER, STRANGER_TOKEN, WRITE_TOKEN, LoopbackHub

@@ -16,7 +16,7 @@ from transformers import (
 
 import hf_msa  # noqa: F401  (registers the methods with the Auto classes)
 from hf_msa.data.missing import apply_missing
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.processing_msa import MsaProcessor
 from tiny import TINY_CONFIGS, UNK, tiny_batch, tiny_labels, tiny_processor, tiny_rows

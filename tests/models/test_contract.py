@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from hf_msa.data.collator import MsaCollator
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS
 from hf_msa.models.configuration_text import TextConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel, build_text_encoder, masked_mean
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_msa.data.plan_cache import PlanCache
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest, adapter_digest
 from hf_msa.models.msa_schema import SENTIMENT_SCALE
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import (
     FALLBACK_PLAN,
     MAX_PHRASE,
@@ -22,7 +22,6 @@ from hf_msa.models.omg_planner import (
     Centering,
     Lexicon,
     LightPlanner,
-    MemoryStore,
     MllmPlanner,
     Observation,
     Plan,
@@ -315,7 +314,7 @@ class TestMemory:
         assert not np.array_equal(vector, normalize(exact)[0])
 
     def test_centring_and_choice_are_not_remembered(self) -> None:
-        store = MemoryStore()
+        store = PlanStore()
         mllm = self.mllm()
         plain = MllmPlanner(mllm, store=store)
         asked = [Observation("a film")]
@@ -331,7 +330,7 @@ class TestMemory:
 
     def test_what_answers_depend_on_is_not_mixed_up(self) -> None:
         """Neither settings of draws, nor models, nor adapters, nor words for features share answers."""
-        store = MemoryStore()
+        store = PlanStore()
         mllm, named = self.mllm(), self.mllm()
         named.name = "another"
         verbalizer = TestMllmPlanner.verbalizer
@@ -357,11 +356,10 @@ class TestMemory:
     def test_a_persistent_store_serves_another_planner(self, tmp_path: Path) -> None:
         mllm = self.mllm()
         asked = [Observation("a film", tiny_audio()), Observation("a play")]
-        store = PlanCache(tmp_path)
+        store = PlanStore(tmp_path)
         fresh = MllmPlanner(mllm, store=store).plan(asked, constraints=True)
-        store.flush()
         count = len(mllm.asked) + len(mllm.embedded)
-        cached = MllmPlanner(mllm, store=PlanCache(tmp_path)).plan(asked, constraints=True)
+        cached = MllmPlanner(mllm, store=PlanStore(tmp_path)).plan(asked, constraints=True)
         assert len(mllm.asked) + len(mllm.embedded) == count
         for one, other in zip(fresh, cached, strict=True):
             assert one.candidates == other.candidates and one.plan == other.plan
@@ -369,8 +367,12 @@ class TestMemory:
                 assert np.array_equal(getattr(one, name), getattr(other, name))
 
     def test_a_store_that_forgets_everything_changes_nothing(self) -> None:
+        class ForgetfulStore(PlanStore):
+            def _write(self, values: Any) -> None:
+                pass
+
         asked = [Observation("a film"), Observation("a play")]
-        kept, forgotten = (MllmPlanner(self.mllm(), store=store).plan(asked) for store in (None, MemoryStore(0)))
+        kept, forgotten = (MllmPlanner(self.mllm(), store=store).plan(asked) for store in (None, ForgetfulStore()))
         assert [choice.candidates for choice in kept] == [choice.candidates for choice in forgotten]
 
     def test_a_model_on_this_machine_is_known_by_what_it_is_and_not_where(self, tmp_path: Path) -> None:

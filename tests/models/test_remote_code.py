@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS
 from tiny import TINY_CONFIGS, tiny_batch, tiny_processor, tiny_rows
 
 CHILD = Path(__file__).with_name("remote_code_child.py")

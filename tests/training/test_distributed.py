@@ -77,8 +77,8 @@ import sys, torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 import hf_msa.training.stages as stages
-from hf_msa.training.pseudo_labels import PseudoLabels
-from hf_msa.training.stages_cmc import CmcUnimodalTrainer
+from hf_msa.training.cmc.pseudo_labels import PseudoLabels
+from hf_msa.training.cmc.stages import CmcUnimodalTrainer
 from hf_msa_cli import main
 
 load_split, fit, update = stages.load_split, CmcUnimodalTrainer.fit, PseudoLabels.update
@@ -144,9 +144,9 @@ from pathlib import Path
 from accelerate import PartialState
 from safetensors.torch import save_file
 import hf_msa.training.stages as stages
-import hf_msa.training.stages_omg as stages_omg
-from hf_msa.training.omg_plans import PlannedRows
-from hf_msa.training.stages_omg import OmgTrainer
+import hf_msa.training.omg.stages as stages_omg
+from hf_msa.training.omg.plans import PlannedRows
+from hf_msa.training.omg.stages import OmgTrainer
 from hf_msa_cli import main
 
 load_split, fit, fit_planner, fill = stages.load_split, OmgTrainer.fit, stages_omg.fit_planner, PlannedRows.fill

@@ -21,7 +21,7 @@ from hf_msa.models.omg_planner import (
     planner_to_dict,
 )
 from hf_msa.training.lora import AnswerCollator, load_adapter
-from hf_msa.training.omg_planner_training import (
+from hf_msa.training.omg.planner_adapter import (
     TARGETS_FILE,
     PlanExamples,
     PlannerTrainingArguments,

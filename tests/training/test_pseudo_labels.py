@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_msa.training.pseudo_labels import PseudoLabels, guide, momentum_at, updated_labels
+from hf_msa.training.cmc.pseudo_labels import PseudoLabels, guide, momentum_at, updated_labels
 
 
 def doubles(*values: object) -> torch.Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_msa.errors import MsaError
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS
 from hf_msa.training.recipes import load_recipe, recipe_names, train_rates
 
 

@@ -13,19 +13,18 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_msa.data.missing import ModalityMissing
 from hf_msa.errors import MsaError
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import (
     RunContext,
     feature_statistics,
-    method_stages,
     prepare_run,
     run_recipe,
     split_flags,
     take_over_stages,
 )
-from hf_msa.training.stages_tcmr import AlternatingTcmrTrainer, complete_text_features
+from hf_msa.training.tcmr import AlternatingTcmrTrainer, complete_text_features
 from hf_msa.training.trainer import MsaTrainer
 
 SHORT = [f"stages.{stage}.num_train_epochs=1" for stage in ("main", "polarity", "regressor", "confidence")] + [
@@ -277,9 +276,9 @@ def test_without_selection_the_last_checkpoint_is_kept_and_said_to_be(tiny_corpu
 
 @pytest.mark.parametrize("method", METHODS)
 def test_rate_free_stages_are_stages_and_not_the_one_that_predicts(method: str) -> None:
-    module = method_stages(method)
-    free = getattr(module, "RATE_FREE_STAGES", ())
-    assert set(free) <= set(module.STAGES) - {module.FINAL_STAGE}
+    stages = METHODS[method].stages
+    assert stages.final in stages.names
+    assert set(stages.rate_free) <= set(stages.names) - {stages.final}
 
 
 def test_only_finished_stages_are_taken_over_and_none_twice(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.models.modeling_cmc import CmcForSentimentAnalysis, CmcUnimodalModels
 from hf_msa.models.modeling_msa import sentiment_classes
-from hf_msa.training.hidden_states import TextStates, compute_text_states
-from hf_msa.training.pseudo_labels import updated_labels
+from hf_msa.training.cmc.pseudo_labels import updated_labels
+from hf_msa.training.cmc.stages import CmcTrainer, CmcUnimodalTrainer, first_labels
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
-from hf_msa.training.stages_cmc import CmcTrainer, CmcUnimodalTrainer, first_labels
+from hf_msa.training.text_states import TextStates, compute_text_states
 
 QUIET = {"disable_tqdm": True, "use_cpu": True}
 MODALITIES = ("text", "audio", "vision")

@@ -13,20 +13,20 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModel
 
+import hf_msa.training.omg.stages as stages_omg
+from hf_msa.data.loading import load_split
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.sweep import load_split
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_light_planner import _ENCODER_TEXTS
 from hf_msa.models.omg_planner import LightPlanner, fit_centering, observe_rows, planner_to_dict, tokenize
-from hf_msa.training import stages_omg
-from hf_msa.training.omg_plans import PlannedRows, is_partial, left, patterns
+from hf_msa.training.omg.plans import PlannedRows, is_partial, left, patterns
+from hf_msa.training.omg.stages import OmgTrainer
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
-from hf_msa.training.stages_omg import OmgTrainer
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
@@ -169,7 +169,7 @@ class TestWhatARunGives:
         facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
         names = ["plans", "vae", "semantics", "knowledge_base", "classifier", "main", "classifier_after"]
         assert [stage["name"] for stage in facts["stages"]] == names
-        assert facts["selection"]["stage"] == "main" and facts["expert_input"] is None
+        assert facts["selection"]["stage"] == "main" and facts["language_model_input"] is None
         plans = facts["stages"][0]
         assert plans["planner"] == "light planner"
         counts = {split: len(names) for split, names in plans["patterns"].items()}
@@ -325,7 +325,7 @@ class TestPlanner:
         monkeypatch.setattr(OmgForSentimentAnalysis, "embed_texts", counted)
         second = whole_run(corpus, run.folder.parent, few, "stages.main.num_train_epochs=2", seed=2)
         assert not asked
-        assert second.folder.parent == run.folder.parent and (run.folder.parent / "plan_cache").is_dir()
+        assert second.folder.parent == run.folder.parent and (run.folder.parent / "answers").is_dir()
         assert changed(weights(run, "main"), weights(second, "main"))
 
     def test_rows_are_planned_for_as_they_are_when_the_model_predicts(self, run: RunContext) -> None:
@@ -422,7 +422,7 @@ def test_the_main_stage_goes_on_where_it_broke_off(
     flags = dict.fromkeys(("save_strategy", "eval_strategy"), "steps") | {"save_steps": 1, "eval_steps": 1}
     contexts = []
     for name, breaks in (("whole", ()), ("broken", (1, 3, 5))):
-        shutil.copytree(run.folder.parent / "plan_cache", tmp_path / name / "plan_cache")
+        shutil.copytree(run.folder.parent / "answers", tmp_path / name / "answers")
 
         def whole(folder: Path = tmp_path / name) -> RunContext:
             epochs = "stages.main.num_train_epochs=2"
@@ -566,7 +566,7 @@ class TestAblations:
 def test_a_planner_that_is_not_there_is_missed_before_training(
     corpus: Path, few: dict[str, MsaRows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_msa.training.stages_omg.compute_text_states", None)
+    monkeypatch.setattr("hf_msa.training.omg.stages.compute_text_states", None)
     for options, words in (
         (["model.planner=mllm"], "names none; pass --set model.planner_model=NAME"),
         (["model.planner=mllm", "model.planner_model=./nowhere"], "'./nowhere' cannot be loaded"),

@@ -12,9 +12,9 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_msa.models.configuration_pglh import PglhConfig
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
+from hf_msa.training.pglh import PglhTrainer
 from hf_msa.training.recipes import load_recipe, recipe_names
 from hf_msa.training.stages import RunContext, run_recipe
-from hf_msa.training.stages_pglh import PglhTrainer
 
 QUIET = {"disable_tqdm": True, "use_cpu": True}
 SHORT = ["stages.main.num_train_epochs=2", "missing.selection_repeats=1"]

@@ -16,8 +16,9 @@ from hf_msa.data.media import MediaFolder
 from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.report import caption
-from hf_msa.evaluation.sweep import evaluate_runs, sweep
+from hf_msa.evaluation.sweep import sweep
 from hf_msa.evaluation.uncertainty import fit_agreement
 from hf_msa.hub.cards import card_of
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis, ask_expert
@@ -26,7 +27,7 @@ from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.uacs_prompts import answer_text
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, run_recipe
-from hf_msa.training.stages_uacs import AnsweredRows, validation_requests
+from hf_msa.training.uacs import AnsweredRows, validation_requests
 from stub_expert import Says, StubExpert
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
@@ -257,7 +258,7 @@ class TestMedia:
         ]
         assert all("Voice:" not in request.prompt for request in requests[1:]) and "Voice:" in requests[0].prompt
         facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
-        assert facts["expert_input"] == "media"
+        assert facts["language_model_input"] == "media"
         assert facts["media"]["validation"] == {"clips": len(rows), "without_file": 1}
         with pytest.raises(MsaError, match=r"a run with other settings \(media differ\)"):
             run_recipe(recipe, str(corpus), tmp_path, 1, QUIET)
@@ -265,7 +266,7 @@ class TestMedia:
         options: dict[str, Any] = {"protocol": "complete", "split": "validation"}
         expert.asked.clear()
         made = evaluate_runs(str(run.folder), str(corpus), output=str(tmp_path / "a"), media=str(media), **options)
-        assert made.content["expert_input"] == "media"
+        assert made.content["language_model_input"] == "media"
         assert made.content["media"] == {"clips": len(rows), "without_file": 1}
         without_sound = sum(request.audio is None for asked in expert.asked for request in asked)
         assert expert.calls > without_sound <= 2, "the one clip without a file, asked about twice at most"
@@ -273,7 +274,7 @@ class TestMedia:
 
         caplog.clear()
         made = evaluate_runs(str(run.folder), str(corpus), output=str(tmp_path / "b"), **options)
-        assert made.content["expert_input"] == "words" and made.content["media"] is None
+        assert made.content["language_model_input"] == "words" and made.content["media"] is None
         assert ["its thresholds may not fit" in record.getMessage() for record in caplog.records] == [True]
         assert "given the transcript with sound and pictures; given" in card_of(run.folder)
 

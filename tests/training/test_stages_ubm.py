@@ -14,7 +14,7 @@ from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis
 from hf_msa.training.calibration import fit_temperature
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
-from hf_msa.training.stages_ubm import UbmTrainer, ensemble_members, validation_logits
+from hf_msa.training.ubm import UbmTrainer, ensemble_members, validation_logits
 
 QUIET = {"disable_tqdm": True, "use_cpu": True}
 SMALL = ["model.fusion_dim=16", "model.head_dim=8", "stages.main.num_train_epochs=1"]

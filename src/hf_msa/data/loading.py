@@ -71,6 +71,28 @@ def load_msa(
     return loaded[split]
 
 
+def load_split(data: str, split: str) -> datasets.Dataset:
+    """Load one split, which must have rows.
+
+    Args:
+        data: Folder or Hub name of a prepared data set.
+        split: Its name.
+
+    Raises:
+        MsaError: If there is no such data or split, a file of it is damaged, or it has no rows.
+    """
+    from datasets.exceptions import DatasetGenerationError
+
+    empty = f"The split {split!r} of {data!r} is empty, or one of its files is damaged; prepare the data set again."
+    try:
+        dataset = load_msa(data, split)
+    except DatasetGenerationError as error:
+        raise MsaError(empty) from error
+    if not len(dataset):
+        raise MsaError(empty)
+    return dataset
+
+
 def _from_raw(
     name: str, raw: Path, label_family: str | None, features: str | Path | None, cache_dir: str | Path | None
 ) -> datasets.DatasetDict:

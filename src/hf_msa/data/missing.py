@@ -9,6 +9,7 @@ Mask polarity everywhere: True = dropped. Masks are never True on padding, nor o
 """
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,14 +22,19 @@ import torch
 from numpy.typing import NDArray
 
 from hf_msa.data.missing_base import (
+    FRAME_RATES,
+    MODALITY_RATES,
     BoolArray,
+    Condition,
     FloatArray,
     IntArray,
     MissingMasks,
     MissingProtocol,
+    Rate,
     RealisedRates,
     Samples,
     bound_rows,
+    build_protocol,
     check_range,
     check_rate,
     check_seed,
@@ -39,11 +45,15 @@ from hf_msa.data.missing_base import (
 from hf_msa.data.missing_legacy import LegacyLnln
 from hf_msa.errors import MsaError, nearest, unknown_name
 from hf_msa.models.msa_schema import MISSING_MASK_KEYS, MODALITIES, VALUE_KEYS
+from hf_msa.registry import Registry
 
 __all__ = [
     "PROTOCOLS",
+    "FRAME_RATES",
+    "MODALITY_RATES",
     "BlockMissing",
     "CompleteProtocol",
+    "Condition",
     "FixedPattern",
     "FrameMissing",
     "LegacyLnln",
@@ -54,9 +64,12 @@ __all__ = [
     "RandomPattern",
     "RealisedRates",
     "UserMasks",
+    "Rate",
     "apply_missing",
+    "conditions",
     "protocol_from_dict",
     "pad_rows",
+    "register_protocol",
     "tokenize",
 ]
 
@@ -66,6 +79,14 @@ class CompleteProtocol(MissingProtocol):
     """Nothing is dropped (P3)."""
 
     name: ClassVar[str] = "complete"
+
+    @classmethod
+    def conditions(
+        cls, modalities: Sequence[str], rates: Sequence[float] | None, mask_seeds: Sequence[int], **fields: Any
+    ) -> list[Condition]:
+        """The complete data, as rate 0; see `MissingProtocol.conditions`."""
+        cls.check_rates(rates)
+        return [Condition(mask_seeds[0], 0.0, build_protocol(cls, fields))]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -91,6 +112,7 @@ class FrameMissing(MissingProtocol):
     """
 
     name: ClassVar[str] = "frame"
+    RATES: ClassVar[tuple[float, ...]] = FRAME_RATES
 
     rate: float | None = None
     rate_range: tuple[float, float] | None = None
@@ -136,10 +158,6 @@ class FrameMissing(MissingProtocol):
         rate = low + (high - low) * draw[:, 0]
         return np.where(draw[:, 1] < 0.5, 0.0, rate) if self.rate_sampler == "lnln_half_clean" else rate
 
-    def with_rate(self, rate: float) -> "FrameMissing":
-        """Return this protocol at one fixed rate."""
-        return dataclasses.replace(self, rate=rate, rate_range=None, rate_sampler="uniform")
-
 
 @dataclass(frozen=True)
 class ModalityMissing(MissingProtocol):
@@ -157,6 +175,7 @@ class ModalityMissing(MissingProtocol):
     """
 
     name: ClassVar[str] = "modality"
+    RATES: ClassVar[tuple[float, ...]] = MODALITY_RATES
     SHARES: ClassVar[dict[int, tuple[int, int]]] = {
         0: (0, 0),
         1: (1, 1),
@@ -196,13 +215,6 @@ class ModalityMissing(MissingProtocol):
         bound = dataclasses.replace(self)
         object.__setattr__(bound, "_rows", numbered(sorted(ids)))
         return bound
-
-    def with_rate(self, rate: float) -> "ModalityMissing":
-        """Return this protocol at another rate, bound to the same split."""
-        other = dataclasses.replace(self, rate=rate)
-        object.__setattr__(other, "_rows", self._rows)
-        object.__setattr__(other, "_ranks", self._ranks)
-        return other
 
     def _rank(self, split: str, draw: int) -> IntArray:
         """The place of each sample of the split in the permutation of this draw, shape (N,)."""
@@ -249,6 +261,19 @@ class FixedPattern(MissingProtocol):
     name: ClassVar[str] = "fixed"
 
     available: tuple[str, ...]
+
+    @classmethod
+    def conditions(
+        cls, modalities: Sequence[str], rates: Sequence[float] | None, mask_seeds: Sequence[int], **fields: Any
+    ) -> list[Condition]:
+        """Every availability pattern, or the one that `available` names; see `MissingProtocol.conditions`."""
+        cls.check_rates(rates)
+        patterns = [p for size in range(1, len(modalities) + 1) for p in itertools.combinations(modalities, size)]
+        # As OMG-Agent's tables have them: those without text first.
+        patterns.sort(key=lambda pattern: (len(pattern), "text" in pattern))
+        chosen = [fields.pop("available")] if "available" in fields else patterns
+        protocols = [build_protocol(cls, {**fields, "available": modality_names("available", p)}) for p in chosen]
+        return [Condition(mask_seeds[0], "+".join(p.to_dict()["available"]), p) for p in protocols]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "available", modality_names("available", self.available))
@@ -321,6 +346,7 @@ class BlockMissing(MissingProtocol):
     """
 
     name: ClassVar[str] = "block"
+    RATES: ClassVar[tuple[float, ...]] = FRAME_RATES
 
     rate: float
     blocks: int = 1
@@ -352,10 +378,6 @@ class BlockMissing(MissingProtocol):
             masks[modality] = mask
             rates[:, MODALITIES.index(modality)] = self.rate
         return masks, rates
-
-    def with_rate(self, rate: float) -> "BlockMissing":
-        """Return this protocol at another rate."""
-        return dataclasses.replace(self, rate=rate)
 
 
 @dataclass(frozen=True)
@@ -459,20 +481,59 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-PROTOCOLS: dict[str, type[MissingProtocol]] = {
-    protocol.name: protocol
-    for protocol in (
-        CompleteProtocol,
-        FrameMissing,
-        ModalityMissing,
-        FixedPattern,
-        RandomPattern,
-        BlockMissing,
-        UserMasks,
-        LegacyLnln,
-    )
-}
+PROTOCOLS: Registry[type[MissingProtocol]] = Registry("protocol", "hf_msa.protocols")
 """Every protocol by the name that `to_dict`, recipes and the command line use."""
+
+
+def register_protocol(protocol: type[MissingProtocol]) -> type[MissingProtocol]:
+    """Add a missing-data protocol: recipes and `hf-msa evaluate --protocol` then know it; also a decorator.
+
+    Args:
+        protocol: A frozen dataclass made of `MissingProtocol`, with a name of its own.
+
+    Raises:
+        MsaError: If the name will not do or is taken.
+    """
+    return PROTOCOLS.register(protocol.name, protocol)
+
+
+for _protocol in (
+    CompleteProtocol,
+    FrameMissing,
+    ModalityMissing,
+    FixedPattern,
+    RandomPattern,
+    BlockMissing,
+    UserMasks,
+    LegacyLnln,
+):
+    register_protocol(_protocol)
+
+
+def conditions(
+    protocol: str,
+    modalities: Sequence[str],
+    rates: Sequence[float] | None = None,
+    mask_seeds: Sequence[int] = (1111,),
+    **fields: Any,
+) -> list[Condition]:
+    """List what a protocol is tested under; see `MissingProtocol.conditions`.
+
+    Args:
+        protocol: Its name, e.g. ``"frame"`` (P1: rates 0 to 0.9), ``"modality"`` (P2: rates 0 to 0.7), ``"fixed"`` (P2:
+            every availability pattern) or ``"complete"``.
+        modalities: Modalities of the data.
+        rates: Missing rates instead of the protocol's own.
+        mask_seeds: Seeds of the masks.
+        **fields: The protocol's other fields.
+
+    Raises:
+        MsaError: For an unknown protocol, rates where the protocol has none, or a rate or seed that is given twice.
+    """
+    for option, values in (("--mask-seeds", mask_seeds), ("--rates", rates)):
+        if values is not None and (not values or len(set(values)) != len(values)):
+            raise MsaError(f"{option} is {' '.join(map(str, values)) or 'empty'}; give at least one, and each once.")
+    return PROTOCOLS.find(protocol).conditions(modalities, rates, mask_seeds, **fields)
 
 
 def protocol_from_dict(values: Mapping[str, Any]) -> MissingProtocol:
@@ -485,20 +546,7 @@ def protocol_from_dict(values: Mapping[str, Any]) -> MissingProtocol:
         MsaError: For an unknown name or field (the nearest valid one is named), or a value that is not allowed.
     """
     rest = dict(values)
-    name = rest.pop("name", None)
-    if not isinstance(name, str) or name not in PROTOCOLS:
-        raise unknown_name("missing protocol", str(name), PROTOCOLS)
-    protocol = PROTOCOLS[name]
-    fields = {f.name: f for f in dataclasses.fields(protocol) if f.init}  # type: ignore[arg-type]
-    for key, value in rest.items():
-        if key not in fields:
-            raise unknown_name(f"field of the missing protocol {name!r}:", key, fields)
-        if isinstance(value, list):
-            rest[key] = tuple(value)
-    for key, entry in fields.items():
-        if key not in rest and entry.default is dataclasses.MISSING:
-            raise MsaError(f"The missing protocol {name!r} needs {key!r}; add it.")
-    return protocol(**rest)
+    return build_protocol(PROTOCOLS.find(rest.pop("name", None)), rest)
 
 
 # Applying masks

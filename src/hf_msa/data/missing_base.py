@@ -11,7 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,10 +178,78 @@ def maskable_positions(lengths: Mapping[str, IntArray], special: NDArray[Any] | 
 # The protocols
 
 
+FRAME_RATES = tuple(round(0.1 * step, 1) for step in range(10))
+"""Missing rates of tokens and frames that models are tested at."""
+
+MODALITY_RATES = tuple(round(0.1 * step, 1) for step in range(8))
+"""Missing rates of whole modalities that models are tested at."""
+
+Rate = float | str
+"""A missing rate, or the name of an availability pattern such as ``"text+audio"``."""
+
+
+class Condition(NamedTuple):
+    """One of the settings that a protocol is tested at.
+
+    Attributes:
+        mask_seed: Seed of the masks.
+        rate: What the result calls the rate or pattern.
+        protocol: What makes it.
+    """
+
+    mask_seed: int
+    rate: Rate
+    protocol: "MissingProtocol"
+
+
 class MissingProtocol(ABC):
-    """What every missing-data protocol offers; subclasses are frozen dataclasses with a `name`."""
+    """What every missing-data protocol offers; subclasses are frozen dataclasses with a `name`.
+
+    Attributes:
+        name: As recipes, results and the command line call it.
+        RATES: The missing rates that it is tested at; none for a protocol that has no rate.
+    """
 
     name: ClassVar[str]
+    RATES: ClassVar[tuple[float, ...]] = ()
+
+    @classmethod
+    def conditions(
+        cls, modalities: Sequence[str], rates: Sequence[float] | None, mask_seeds: Sequence[int], **fields: Any
+    ) -> list[Condition]:
+        """List what a model is tested under.
+
+        Here: every mask seed at every rate, as far as the protocol has seeds and rates.
+
+        Args:
+            modalities: Modalities of the data.
+            rates: Missing rates in place of `RATES`; None: those.
+            mask_seeds: Seeds of the masks; a protocol without randomness takes the first.
+            **fields: The protocol's other fields.
+
+        Raises:
+            MsaError: For rates where the protocol has none, or a field or value that it does not take.
+        """
+        cls.check_rates(rates)
+        known = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+        seeds = tuple(mask_seeds) if "seed" in known else tuple(mask_seeds)[:1]
+        swept: Sequence[float | None] = (cls.RATES if rates is None else tuple(rates)) or (None,)
+        found = []
+        for seed in seeds:
+            for rate in swept:
+                given = {**fields, **({"seed": seed} if "seed" in known else {})}
+                given |= {} if rate is None else {"rate": rate}
+                label: Rate = cls.name if rate is None else rate
+                found.append(Condition(seed, label, build_protocol(cls, given)))
+        return found
+
+    @classmethod
+    def check_rates(cls, rates: Sequence[float] | None) -> None:
+        """Refuse rates where the protocol has none."""
+        if rates is not None and not cls.RATES:
+            raise MsaError(
+                f"The protocol {cls.name!r} has no rates; leave --rates out, or use a protocol that is tested at rates."
+            )
 
     @property
     @abstractmethod
@@ -240,18 +308,30 @@ class MissingProtocol(ABC):
         """Return this protocol for a split with exactly these ids; most protocols need none and return themselves."""
         return self
 
-    def with_rate(self, rate: float) -> "MissingProtocol":
-        """Return this protocol at one fixed missing rate, for a sweep over rates.
-
-        Raises:
-            MsaError: If the protocol has no rate, or does not offer this one.
-        """
-        raise MsaError(f"The missing protocol {self.name!r} has no rate to sweep; use 'frame', 'modality' or 'block'.")
-
     def to_dict(self) -> dict[str, Any]:
         """Return the protocol as JSON-ready values, `name` first; `protocol_from_dict` reads them back."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
         return {"name": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+
+
+def build_protocol(kind: type[MissingProtocol], values: Mapping[str, Any]) -> MissingProtocol:
+    """Build a protocol from the values of its fields.
+
+    Args:
+        kind: The protocol's class.
+        values: By field; lists are taken for tuples.
+
+    Raises:
+        MsaError: For a field that there is not (the nearest one is named) or that is lacking, or a value that is refused.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise unknown_name(f"field of the missing protocol {kind.name!r}:", key, fields)
+    for key, entry in fields.items():
+        if key not in values and entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+            raise MsaError(f"The missing protocol {kind.name!r} needs {key!r}; add it.")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 # Checks

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_msa.data.missing_base import (
+    FRAME_RATES,
     BoolArray,
     FloatArray,
     IntArray,
@@ -84,6 +85,7 @@ class LegacyLnln(MissingProtocol):
     """
 
     name: ClassVar[str] = "legacy_lnln"
+    RATES: ClassVar[tuple[float, ...]] = FRAME_RATES
 
     rate: float | None = None
     seed: int = 1111
@@ -119,12 +121,6 @@ class LegacyLnln(MissingProtocol):
         bound = dataclasses.replace(self)
         object.__setattr__(bound, "_rows", numbered(ids))
         return bound
-
-    def with_rate(self, rate: float) -> "LegacyLnln":
-        """Return this protocol at one fixed rate, bound to the same split."""
-        other = dataclasses.replace(self, rate=rate)
-        object.__setattr__(other, "_rows", self._rows)
-        return other
 
     def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
         rows = bound_rows(self, self._rows, samples.ids)

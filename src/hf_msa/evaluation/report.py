@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.evaluation.metrics import METRICS, is_class_metric
-from hf_msa.evaluation.results import EXPERT_INPUTS, Results, result_metrics
+from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, Results, result_metrics
 from hf_msa.evaluation.subsets import subset_text
 
 if TYPE_CHECKING:
@@ -207,12 +207,12 @@ def training_text(results: Results) -> str:
 
 
 def expert_text(results: Results) -> str:
-    """What the expert was given, as a part of a sentence; empty for a model that asks none."""
-    given, media = results.get("expert_input"), results.get("media")
+    """What the language model was given, as a part of a sentence; empty for a model that asks none."""
+    given, media = results.get("language_model_input"), results.get("media")
     if given is None:
         return ""
     lacking = f" ({media['without_file']} of {media['clips']} clips have none)" if media else ""
-    return f"the expert was given {EXPERT_INPUTS.get(given, given)}{lacking}; "
+    return f"the language model was given {LANGUAGE_MODEL_INPUTS.get(given, given)}{lacking}; "
 
 
 def _counted(number: int, noun: str) -> str:

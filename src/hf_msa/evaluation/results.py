@@ -16,15 +16,18 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_msa.data.missing import Rate
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import (
+    FAMILY_METRICS,
+    METRICS,
     METRICS_BY_CLASSES,
     class_metrics,
     family_metrics,
@@ -44,8 +47,9 @@ from hf_msa.models.msa_schema import SENTIMENT_CLASSES, SENTIMENT_SCALE
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
-"""The version of ``results.json`` that is written and read."""
+SCHEMA_VERSION = 2
+"""The version of ``results.json`` that is written. All versions up to it are read: 1 called ``language_model_input``
+``expert_input``."""
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.parquet"
@@ -58,18 +62,15 @@ CLASS_COLUMNS = tuple(f"class_logits_{name}" for name in SENTIMENT_CLASSES)
 SCALE_COLUMNS = tuple(f"class_logits_{name.replace(' ', '_')}" for name in SENTIMENT_SCALE)
 """The columns of class logits, which the predictions of models with seven classes have."""
 
-EXPERT_INPUTS = {
+LANGUAGE_MODEL_INPUTS = {
     "media": "the transcript with sound and pictures",
     "words": "the transcript with a description of the features in words",
     "transcript": "the transcript alone",
 }
-"""What an expert can be given, as results call it -> in words."""
+"""What a language model can be given, as results call it -> in words."""
 
 Results = dict[str, Any]
 """The content of ``results.json``."""
-
-Rate = float | str
-"""A missing rate, or the name of an availability pattern such as ``"text+audio"``."""
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "method": str,
@@ -265,41 +266,16 @@ def predictions_table(parts: Iterable[Mapping[str, Any]]) -> "pa.Table":
     return pa.concat_tables(tables)
 
 
-def build_results(
-    predictions: "pa.Table",
-    *,
-    method: str,
-    dataset: Mapping[str, Any],
-    protocol: Mapping[str, Any],
-    ablation: str | None = None,
-    model: str | None = None,
-    recipe: str | None = None,
-    train_rate: float | str | None = None,
-    trained_on: str | None = None,
-    oracle: bool = False,
-    realised: Mapping[tuple[int | None, Rate], Mapping[str, float]] | None = None,
-    selection: Sequence[Mapping[str, Any]] = (),
-    versions: Mapping[str, str] | None = None,
-    config: Mapping[str, Any] | None = None,
-    expert_input: str | None = None,
-    media: Mapping[str, int] | None = None,
-    seconds: float | None = None,
-    resamples: int = RESAMPLES,
-    bootstrap_seed: int = 0,
-) -> Results:
-    """Score a prediction table.
+@dataclass
+class EvaluationFacts:
+    """What a result says beside its numbers.
 
-    Each number comes with its mean and standard deviation over training seeds (mask seeds are averaged first) and a
-    percentile bootstrap interval over samples: one resample draws the same rows for every rate and seed, the metric is
-    averaged over them, and the interval covers 95 % of these averages. An undefined metric is None, never a stand-in.
-
-    Args:
-        predictions: See the module's description, and `predictions_table`.
+    Attributes:
         method: E.g. ``"tcmr"``.
         dataset: ``name``, ``split`` and ``label_family`` at least; ``n`` and ``fingerprint`` come from the rows. Where
             they are not the whole split, ``subset`` says which part: its ``name``, the ``rule`` and the split's size
             ``n_of``.
-        protocol: ``name`` and the protocol's own settings; ``rates`` and ``mask_seeds`` come from the table.
+        protocol: ``name`` and the protocol's own settings; ``rates`` and ``mask_seeds`` come from the predictions.
         ablation: The ablation's name, if any.
         model: Where the checkpoint came from.
         recipe: The recipe it was trained by.
@@ -311,24 +287,93 @@ def build_results(
         selection: How each training seed's checkpoint was chosen.
         versions: Package versions.
         config: The model's config.
-        expert_input: What the expert was given, one of `EXPERT_INPUTS`; None for a model that asks none.
+        language_model_input: What a language model was given, one of `LANGUAGE_MODEL_INPUTS`; None for a model that asks
+            none.
         media: Number of ``clips``, and of those ``without_file``; None where no recordings were given.
         seconds: How long the evaluation took.
+    """
+
+    method: str
+    dataset: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    ablation: str | None = None
+    model: str | None = None
+    recipe: str | None = None
+    train_rate: float | str | None = None
+    trained_on: str | None = None
+    oracle: bool = False
+    realised: dict[tuple[int | None, Rate], Mapping[str, float]] = field(default_factory=dict)
+    selection: list[Mapping[str, Any]] = field(default_factory=list)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    language_model_input: str | None = None
+    media: Mapping[str, int] | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def of_runs(cls, runs: Sequence[Mapping[str, Any]], names: Sequence[str], *, matched: bool) -> Self:
+        """What the runs of one experiment say of themselves.
+
+        Args:
+            runs: The run.json of each checkpoint; empty where there is none.
+            names: Folders or Hub names of the checkpoints.
+            matched: Whether each was trained at the missing rate that it is tested at.
+        """
+        first = runs[0]
+        return cls(
+            method=str(first.get("method", "")),
+            ablation=first.get("ablation"),
+            model=Path(names[0]).name if Path(names[0]).is_dir() else names[0],
+            recipe=first.get("recipe"),
+            train_rate="match" if matched else first.get("train_rate"),
+            trained_on=trained_on(first),
+            selection=[
+                {
+                    "training_seed": run["seed"],
+                    **({"train_rate": run["train_rate"]} if matched else {}),
+                    **run["selection"],
+                }
+                for run in runs
+                if run
+            ],
+            versions=first.get("versions") or {},
+        )
+
+
+def trained_on(run: Mapping[str, Any]) -> str | None:
+    """The name of the data set that a model was trained on, by its run.json, where it is known."""
+    name = (run.get("dataset") or {}).get("name")
+    return None if name is None else str(name)
+
+
+def build_results(
+    predictions: "pa.Table", facts: EvaluationFacts, *, resamples: int = RESAMPLES, bootstrap_seed: int = 0
+) -> Results:
+    """Score a prediction table.
+
+    Each number comes with its mean and standard deviation over training seeds (mask seeds are averaged first) and a
+    percentile bootstrap interval over samples: one resample draws the same rows for every rate and seed, the metric is
+    averaged over them, and the interval covers 95 % of these averages. An undefined metric is None, never a stand-in.
+
+    Args:
+        predictions: See the module's description, and `predictions_table`.
+        facts: What the result says beside its numbers.
         resamples: Bootstrap resamples.
         bootstrap_seed: The same seed draws the same rows, whatever the method.
 
     Raises:
-        MsaError: If the table is no full grid, `dataset` or `protocol` lacks a key, or the label family is unknown.
+        MsaError: If the table is no full grid, the facts of the data set or the protocol lack a key, or the label family is
+            unknown.
     """
     for what, mapping, keys in (
-        ("dataset", dataset, ("name", "split", "label_family")),
-        ("protocol", protocol, ("name",)),
+        ("dataset", facts.dataset, ("name", "split", "label_family")),
+        ("protocol", facts.protocol, ("name",)),
     ):
         absent = [key for key in keys if key not in mapping]
         if absent:
             raise MsaError(f"The {what} facts of a result lack {absent[0]!r}; they need {', '.join(keys)}.")
     grid = Predictions.from_table(predictions)
-    family = str(dataset["label_family"])
+    family = str(facts.dataset["label_family"])
     values = grid.metrics(family)
     drawn = grid.resampled(family, resample_counts(len(grid.ids), resamples, bootstrap_seed))
     runs = [
@@ -337,7 +382,7 @@ def build_results(
             "mask_seed": mask_seed,
             "rate": rate,
             "metrics": {name: array[s, m, r] for name, array in values.items()},
-            "realised": (realised or {}).get((mask_seed, rate), {}),
+            "realised": facts.realised.get((mask_seed, rate), {}),
         }
         for s, training_seed in enumerate(grid.training_seeds)
         for m, mask_seed in enumerate(grid.mask_seeds)
@@ -345,15 +390,9 @@ def build_results(
     ]
     results = {
         "schema_version": SCHEMA_VERSION,
-        "method": method,
-        "ablation": ablation,
-        "model": model,
-        "recipe": recipe,
-        "train_rate": train_rate,
-        "trained_on": trained_on,
-        "oracle": oracle,
-        "dataset": {**dataset, "n": len(grid.ids), "fingerprint": grid.fingerprint},
-        "protocol": {**protocol, "rates": grid.rates, "mask_seeds": grid.mask_seeds},
+        **{name: value for name, value in vars(facts).items() if name != "realised"},
+        "dataset": {**facts.dataset, "n": len(grid.ids), "fingerprint": grid.fingerprint},
+        "protocol": {**facts.protocol, "rates": grid.rates, "mask_seeds": grid.mask_seeds},
         "runs": runs,
         "per_rate": [
             {
@@ -368,12 +407,6 @@ def build_results(
             name: _estimate(array.mean(axis=(1, 2)), drawn[name].mean(axis=0)) for name, array in values.items()
         },
         "bootstrap": {"resamples": resamples, "seed": bootstrap_seed, "confidence": CONFIDENCE},
-        "selection": list(selection),
-        "versions": versions or {},
-        "config": config or {},
-        "expert_input": expert_input,
-        "media": media,
-        "seconds": seconds,
     }
     plain = _plain(results)
     validate_results(plain, "the new result")
@@ -442,7 +475,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MsaError(f"{file} is not a JSON file ({error}); evaluate the model again.") from error
     validate_results(results, os.fspath(file))
-    return dict(results)
+    return _upgraded(results)
 
 
 def read_predictions(folder: str | os.PathLike[str]) -> Predictions:
@@ -469,18 +502,23 @@ def read_predictions(folder: str | os.PathLike[str]) -> Predictions:
     return Predictions.from_table(table)
 
 
+def _upgraded(results: Mapping[str, Any]) -> Results:
+    """A valid result of any version that is read, as this version writes it."""
+    upgraded = dict(results)
+    if upgraded["schema_version"] == 1:
+        upgraded["language_model_input"] = upgraded.pop("expert_input", None)
+    return {**upgraded, "schema_version": SCHEMA_VERSION}
+
+
 def result_metrics(results: Mapping[str, Any]) -> tuple[str, ...]:
-    """The metrics of a result, in table order: those of the label family, and of class logits where it has any.
+    """The metrics that a result holds, in table order; those that this version does not know are left out.
 
     Args:
         results: The content of ``results.json``.
-
-    Raises:
-        MsaError: If its label family is unknown.
     """
-    has = results["mean_over_rates"]
-    classes = (names for names in METRICS_BY_CLASSES.values() if any(name in has for name in names))
-    return family_metrics(results["dataset"]["label_family"]) + next(classes, ())
+    family = results["dataset"]["label_family"]
+    order = dict.fromkeys((*FAMILY_METRICS.get(family, ()), *METRICS))
+    return tuple(name for name in order if name in results["mean_over_rates"])
 
 
 def validate_results(results: Any, where: str) -> None:
@@ -495,10 +533,10 @@ def validate_results(results: Any, where: str) -> None:
     """
     if not isinstance(results, Mapping) or "schema_version" not in results:
         raise MsaError(f"{where} is not a result of `hf-msa evaluate`: it has no schema_version.")
-    if results["schema_version"] != SCHEMA_VERSION:
+    if results["schema_version"] not in range(1, SCHEMA_VERSION + 1):
         raise MsaError(
-            f"{where} has the schema_version {results['schema_version']!r}, and this version of hf_msa reads "
-            f"{SCHEMA_VERSION}; evaluate the model again or use the version that wrote it."
+            f"{where} has the schema_version {results['schema_version']!r}, and this version of hf_msa reads up to "
+            f"{SCHEMA_VERSION}; use the version that wrote it, or evaluate the model again."
         )
     for key, kind in _REQUIRED.items():
         if key not in results or not isinstance(results[key], kind):
@@ -516,6 +554,8 @@ def validate_results(results: Any, where: str) -> None:
     if subset is not None and not (isinstance(subset, Mapping) and {"name", "rule", "n_of"} <= set(subset)):
         raise MsaError(f"{where} is damaged: its 'subset' lacks a name, rule or size; evaluate the model again.")
     names = result_metrics(results)
+    if not names:
+        raise MsaError(f"{where} is damaged: it holds no metric that is known; evaluate the model again.")
     blocks = {"mean_over_rates": results["mean_over_rates"]}
     for entry in results["per_rate"]:
         blocks[f"per_rate {entry.get('rate')!r}"] = entry.get("metrics", {})

@@ -4,6 +4,7 @@ Nothing here knows a method by name. What is true of a method lies in `model_car
 from the run's own `run.json` and from `results.json`.
 """
 
+import dataclasses
 import inspect
 import json
 import os
@@ -15,14 +16,14 @@ from typing import Any
 
 import yaml
 
-from hf_msa.errors import MsaError, unknown_name
+from hf_msa.errors import MsaError, reason
+from hf_msa.evaluation.checkpoints import RATE_FOLDER
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import format_value, results_markdown
-from hf_msa.evaluation.results import EXPERT_INPUTS, RESULTS_FILE, Results, read_results
+from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, RESULTS_FILE, Results, read_results
 from hf_msa.evaluation.subsets import SUBSET_FOLDER, subset_text
-from hf_msa.evaluation.sweep import RATE_FOLDER
 from hf_msa.files import atomic_write
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS, cards_folder
 from hf_msa.models.configuration_msa import MsaConfig
 
 RUN_FILE = "run.json"
@@ -74,12 +75,6 @@ class CardFacts:
     limits: Sequence[str]
 
 
-def cards_folder() -> Path:
-    """The folder with the template and the facts: inside an installed package, else at the top of the repository."""
-    installed = Path(__file__).parents[1] / "model_cards"
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "model_cards"
-
-
 def load_facts(method: str) -> CardFacts:
     """Read the facts of one method.
 
@@ -87,12 +82,14 @@ def load_facts(method: str) -> CardFacts:
         method: The method's key, e.g. ``"tcmr"``.
 
     Raises:
-        MsaError: If there is no such facts file.
+        MsaError: If there is no such method, or its facts cannot be read.
     """
-    path = cards_folder() / f"{method}.yaml"
-    if not path.is_file():
-        raise unknown_name("model card method", method, [file.stem for file in cards_folder().glob("*.yaml")])
-    return CardFacts(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    path = METHODS.find(method).card
+    try:
+        return CardFacts(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        names = ", ".join(field.name for field in dataclasses.fields(CardFacts))
+        raise MsaError(f"The card facts {str(path)!r} cannot be read ({reason(error)}); give {names}.") from error
 
 
 def without_local_paths(value: Any) -> Any:
@@ -132,8 +129,10 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise MsaError(f"{path} cannot be read ({error!r}); train again, or restore the file.") from error
-    if method not in METHODS:
-        raise unknown_name("method", str(method), METHODS)
+    METHODS.find(method)
+    if "expert_input" in run:
+        # What the first version called it.
+        run["language_model_input"] = run.pop("expert_input")
     return run
 
 
@@ -250,7 +249,7 @@ def render_card(
         dataset=about,
         facts=facts,
         config=config,
-        expert_given=EXPERT_INPUTS.get(run.get("expert_input", "")),
+        expert_given=LANGUAGE_MODEL_INPUTS.get(run.get("language_model_input", "")),
         ablation=f"ablation `{run['ablation']}`" if run.get("ablation") else "the full method",
         label_range=[f"{bound:g}" for bound in config.label_range],
         modalities=modalities,

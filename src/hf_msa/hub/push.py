@@ -21,7 +21,7 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.results import RESULTS_FILE
 from hf_msa.hub import verify as verify_script
 from hf_msa.hub.cards import CARD_FILE, RUN_FILE, card_of, find_results, read_run, without_local_paths
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -117,8 +117,8 @@ class MsaPreTrainedModel(PreTrainedModel):
         media: Gives the sound and pictures of a row: `waveform`, `frames` and `frames_per_second`, as far as there are any.
             Of use to a model that asks a language model (`MsaConfig.asks_language_model`), which calls it for those samples
             only that that is asked about. None: rows bring their own, if any.
-        open_store: Opens what a model that asks another one may keep the answers in, e.g. a
-            `hf_msa.data.plan_cache.PlanCache`. None: they are kept in memory, if at all.
+        answers_folder: Where a model that asks another one may keep the answers, for other processes and later runs. None:
+            they are kept for this process, if at all.
     """
 
     config: MsaConfig
@@ -133,7 +133,7 @@ class MsaPreTrainedModel(PreTrainedModel):
     _auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel", "AutoModelForSequenceClassification")
     _supports_sdpa = True
     media: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
-    open_store: Callable[[], Any] | None = None
+    answers_folder: Path | None = None
     _origin: tuple[str, dict[str, Any]] | None = None
     # Without this the Trainer believes that forward divides the loss by the number of items, and multiplies it.
     accepts_loss_kwargs = False

@@ -37,6 +37,7 @@ from .omg_executor import (
 )
 from .omg_knowledge_base import DESCRIPTION_FILE, OBSERVATION, PLAN, KnowledgeBase
 from .omg_observation import Observation, observe_rows
+from .omg_plan_store import PlanStore
 from .omg_planner import PlanChoice, Planner, PlannerSettings, planner_from_dict, planner_to_dict
 from .omg_retriever import NO_ENTRY, Evidence, EvidenceRetriever, random_entries
 
@@ -354,7 +355,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 )
             asks = self.config.asks_language_model
             source = self.load_language_model() if asks else functools.partial(self.embed_texts, processor.tokenizer)
-            store = None if self.open_store is None else self.open_store()
+            store = PlanStore(self.answers_folder)
             self._planner = planner_from_dict(self.planner_values, source, self.planner_settings(), store)
         return self._planner
 

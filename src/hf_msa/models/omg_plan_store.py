@@ -1,20 +1,31 @@
-"""What OMG-Agent's planner has found before: proposals and vectors by a key of everything that they depend on.
+"""What OMG-Agent's planner has found before: a question to a large model is asked once, and every run needs the same ones.
 
-`hf_msa.data.plan_cache.PlanCache` keeps the same on disk.
+A SQLite database, in a file that several processes may use at once, or a temporary one of this process. Keys are hashes of
+everything that an answer depends on (see `Planner`), so planners, data sets, seeds and ablations may share a file, and it
+may be deleted at any time: what was in it is asked again.
 """
 
-import sys
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from typing import Protocol, TypeVar
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 Proposals = tuple[tuple[str, float], ...]
 """What was written, and its log-probability, for each candidate."""
 
-Value = TypeVar("Value")
+PLANS_FILE = "plans.sqlite3"
 _LARGEST_HALF = float(np.finfo(np.float16).max)
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS plans (key TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
+)
+_SECONDS = 60.0
+_KEYS_AT_ONCE = 500
 
 
 def to_half(vectors: np.ndarray) -> np.ndarray:
@@ -27,83 +38,104 @@ def to_half(vectors: np.ndarray) -> np.ndarray:
     return half
 
 
-class PlanStore(Protocol):
+class PlanStore:
     """Where a planner looks before it asks its model, and leaves what it was told.
 
-    What is stored says neither what is chosen nor how vectors are centred: both are worked out anew each time.
+    What is stored says neither what is chosen nor how vectors are centred: both are worked out anew each time. Of answers
+    that two processes write to one key the first stays. A file that is damaged is left alone, with a warning.
+
+    Args:
+        folder: Where the file is; created where absent. None: a temporary database of this process.
+
+    Raises:
+        OSError: If the folder cannot be made.
     """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._opened: tuple[int, sqlite3.Connection] | None = None
 
     def proposals(self, keys: Iterable[str]) -> dict[str, Proposals]:
         """Those of the proposals that are known, by key."""
+        return {
+            key: tuple((text, log_prob) for text, log_prob in json.loads(value)) for key, value in self._read(keys)
+        }
 
     def vectors(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Those of the vectors that are known, `(width,)` float16 each, by key."""
+        return {key: np.frombuffer(value, dtype="<f2").astype(np.float16) for key, value in self._read(keys)}
 
     def add_proposals(self, found: Mapping[str, Proposals]) -> None:
         """Keep proposals."""
+        self._write({key: json.dumps(value).encode() for key, value in found.items()})
 
     def add_vectors(self, found: Mapping[str, np.ndarray]) -> None:
         """Keep vectors, `(width,)` float16 each."""
+        self._write({key: value.astype("<f2").tobytes() for key, value in found.items()})
+
+    def __len__(self) -> int:
+        (count,) = self._connection().execute("SELECT COUNT(*) FROM plans").fetchone()
+        return int(count)
+
+    def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        connection = self._connection()
+        wanted = list(dict.fromkeys(keys))
+        for begin in range(0, len(wanted), _KEYS_AT_ONCE):
+            some = wanted[begin : begin + _KEYS_AT_ONCE]
+            places = ", ".join("?" * len(some))
+            rows = connection.execute(f"SELECT key, value, digest FROM plans WHERE key IN ({places})", some).fetchall()
+            for key, value, digest in rows:
+                if digest == _digest(value):
+                    yield key, value
+                else:
+                    # Not what was written: it is asked again.
+                    with connection:
+                        connection.execute("DELETE FROM plans WHERE key = ?", (key,))
+
+    def _write(self, values: Mapping[str, bytes]) -> None:
+        rows = [(key, value, _digest(value)) for key, value in values.items()]
+        with self._connection() as connection:
+            connection.executemany("INSERT OR IGNORE INTO plans VALUES (?, ?, ?)", rows)
+
+    def _connection(self) -> sqlite3.Connection:
+        """The database, opened once in each process: a forked one must not use its parent's."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), self._open())
+        return self._opened[1]
+
+    def _open(self) -> sqlite3.Connection:
+        # Without a name SQLite keeps a database in memory, and in a temporary file where it grows large.
+        file = "" if self.folder is None else str(self.folder / PLANS_FILE)
+        try:
+            return _opened(file)
+        except sqlite3.DatabaseError as error:
+            logging.getLogger(__name__).warning(
+                "The kept plans in %r cannot be used (%s); what was in them is asked again, and the file may be deleted.",
+                file,
+                error,
+            )
+            return _opened("")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
 
 
-class MemoryStore:
-    """Keeps what was asked for last, in memory.
-
-    Args:
-        max_bytes: How much; about what Python needs for it.
-    """
-
-    def __init__(self, max_bytes: int = 2**28) -> None:
-        self.max_bytes = max_bytes
-        self._proposals: OrderedDict[str, Proposals] = OrderedDict()
-        self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._bytes = 0
-
-    def proposals(self, keys: Iterable[str]) -> dict[str, Proposals]:
-        """See `PlanStore.proposals`."""
-        return _known(self._proposals, keys)
-
-    def vectors(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
-        """See `PlanStore.vectors`."""
-        return _known(self._vectors, keys)
-
-    def add_proposals(self, found: Mapping[str, Proposals]) -> None:
-        """See `PlanStore.add_proposals`."""
-        for key, value in found.items():
-            if key not in self._proposals:
-                self._proposals[key] = value
-                self._bytes += _size(value)
-        self._forget()
-
-    def add_vectors(self, found: Mapping[str, np.ndarray]) -> None:
-        """See `PlanStore.add_vectors`."""
-        for key, value in found.items():
-            if key not in self._vectors:
-                # A copy: a row of a batch would keep the whole batch in memory.
-                self._vectors[key] = value.copy()
-                self._bytes += _size(value)
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drop what was not asked for longest, of both kinds by turns, until the rest fits."""
-        while self._bytes > self.max_bytes:
-            if self._vectors:
-                self._bytes -= _size(self._vectors.popitem(last=False)[1])
-            if self._proposals and self._bytes > self.max_bytes:
-                self._bytes -= _size(self._proposals.popitem(last=False)[1])
+def _opened(file: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(file, timeout=_SECONDS, check_same_thread=False)
+    try:
+        # Readers and a writer do not wait for each other.
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        with connection:
+            connection.execute(_TABLE)
+            connection.execute("SELECT key, value, digest FROM plans LIMIT 1").fetchone()
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
+    return connection
 
 
-def _known(table: OrderedDict[str, Value], keys: Iterable[str]) -> dict[str, Value]:
-    found = {}
-    for key in keys:
-        if key in table:
-            table.move_to_end(key)
-            found[key] = table[key]
-    return found
-
-
-def _size(value: Proposals | np.ndarray) -> int:
-    """Bytes of an entry with its key and its place in the table, roughly."""
-    if isinstance(value, np.ndarray):
-        return value.nbytes + 300
-    return sum(sys.getsizeof(text) + 100 for text, _ in value) + 300
+def _digest(value: bytes) -> bytes:
+    return hashlib.blake2b(value, digest_size=8).digest()

@@ -16,7 +16,7 @@ from .msa_verbalizer import MsaVerbalizer
 from .omg_light_planner import Lexicon, LightPlanner, RidgeProbe, rule_entity_action, tokenize
 from .omg_observation import Observation, observe_rows
 from .omg_plan import FALLBACK_PLAN, MAX_PHRASE, PLAN_FIELDS, Plan, parse_plan, schema_violations, sentiment_word
-from .omg_plan_store import MemoryStore, PlanStore, Proposals
+from .omg_plan_store import PlanStore, Proposals
 from .omg_planner_base import (
     NOTHING_OBSERVED,
     Candidate,
@@ -39,7 +39,6 @@ __all__ = [
     "Centering",
     "Lexicon",
     "LightPlanner",
-    "MemoryStore",
     "MllmPlanner",
     "Observation",
     "Plan",

@@ -21,7 +21,7 @@ from .msa_schema import MODALITIES
 from .msa_verbalizer import MsaVerbalizer
 from .omg_observation import Observation
 from .omg_plan import FALLBACK_PLAN, Plan, parse_plan, schema_violations
-from .omg_plan_store import MemoryStore, PlanStore, Proposals, to_half
+from .omg_plan_store import PlanStore, Proposals, to_half
 
 LOG_PROBS = ("sum", "mean")
 KINDS = ("proposals", "text", "observation")
@@ -191,7 +191,7 @@ class Planner(ABC):
         settings: How plans are drawn and chosen.
         verbalizer: Says features in words where raw media are absent; None leaves them unsaid.
         centering: Means of the training split; None, before they are known, only scales vectors to length 1.
-        store: What was found before; by default what this planner has found, as far as a quarter of a gigabyte holds it.
+        store: What was found before; by default what this planner has found.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Planner(ABC):
         self.settings = settings or PlannerSettings()
         self.verbalizer = verbalizer
         self.centering = centering
-        self.store: PlanStore = MemoryStore() if store is None else store
+        self.store = PlanStore() if store is None else store
 
     @property
     @abstractmethod

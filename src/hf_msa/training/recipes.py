@@ -1,8 +1,6 @@
 """Recipes: everything that a run is made of, as YAML with the source of each value."""
 
 import dataclasses
-import importlib
-import importlib.resources
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,10 +9,9 @@ from typing import Any
 import yaml
 from transformers import PreTrainedConfig
 
-from hf_msa.data.missing import protocol_from_dict
+from hf_msa.data.missing import MODALITY_RATES, protocol_from_dict
 from hf_msa.errors import MsaError, unknown_name
-from hf_msa.evaluation.sweep import MODALITY_RATES
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
 
 from .arguments import MsaTrainingArguments
@@ -78,15 +75,8 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    root = importlib.resources.files("hf_msa") / "recipes"
-    return sorted(
-        f"{method.name}/{file.name.removesuffix('.yaml')}"
-        for method in root.iterdir()
-        if method.is_dir()
-        for file in method.iterdir()
-        if file.name.endswith(".yaml")
-    )
+    """Names of all recipes, method by method."""
+    return [name for method in METHODS.values() for name in method.recipe_names()]
 
 
 def _read(name: str) -> tuple[str, dict[str, Any]]:
@@ -98,13 +88,11 @@ def _read(name: str) -> tuple[str, dict[str, Any]]:
             return path.stem, _group("The recipe", yaml.safe_load(path.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise MsaError(f"The recipe file {name!r} cannot be read as YAML: {_one_line(error)}.") from error
-    method = name.partition("/")[0]
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    if name not in recipe_names():
+    key, _, dataset = name.partition("/")
+    method = METHODS.find(key)
+    if name not in method.recipe_names():
         raise unknown_name("recipe", name, recipe_names())
-    text = (importlib.resources.files("hf_msa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    return name, _group("The recipe", yaml.safe_load(text))
+    return name, _group("The recipe", yaml.safe_load((method.recipes / f"{dataset}.yaml").read_text(encoding="utf-8")))
 
 
 def _one_line(error: Exception) -> str:
@@ -133,19 +121,23 @@ def config_fields(config_class: type[MsaConfig]) -> set[str]:
     return names - {field.name for field in dataclasses.fields(PreTrainedConfig)} - {"text_config"}
 
 
-def set_value(recipe: dict[str, Any], assignment: str) -> None:
+def set_value(
+    recipe: dict[str, Any], assignment: str, option: str = "--set", example: str = "model.num_tokens=4"
+) -> None:
     """Set one value of nested groups, e.g. by ``model.num_tokens=4``; groups that are absent are made.
 
     Args:
         recipe: The groups, changed in place.
         assignment: Names joined by dots, ``=``, and the value as YAML.
+        option: What messages call the option that it was given by.
+        example: What they show as one that is right.
 
     Raises:
         MsaError: If it is no such assignment.
     """
     key, equals, text = assignment.partition("=")
     if not equals:
-        raise MsaError(f"--set takes KEY=VALUE, e.g. model.num_tokens=4; {assignment!r} has no '='.")
+        raise MsaError(f"{option} takes KEY=VALUE, e.g. {example}; {assignment!r} has no '='.")
     *parents, last = key.strip().split(".")
     place = recipe
     for parent in parents:
@@ -153,11 +145,11 @@ def set_value(recipe: dict[str, Any], assignment: str) -> None:
             place[parent] = {}
         place = place[parent]
         if not isinstance(place, dict):
-            raise MsaError(f"--set {key}: {parent!r} is a value, not a group of values.")
+            raise MsaError(f"{option} {key}: {parent!r} is a value, not a group of values.")
     try:
         place[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise MsaError(f"--set {key}: {text!r} is no YAML value ({_one_line(error)}).") from error
+        raise MsaError(f"{option} {key}: {text!r} is no YAML value ({_one_line(error)}).") from error
 
 
 def _missing_recipe(values: dict[str, Any]) -> MissingRecipe:
@@ -244,9 +236,7 @@ def load_recipe(
     known_keys = {field.name for field in dataclasses.fields(Recipe)} - {"name", "ablation", "train_rate"}
     _check_keys("recipe key", content, known_keys)
     method = str(content.get("method", ""))
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    config_class = METHODS[method].config_class
+    config_class = METHODS.find(method).config_class
     if ablation is not None and ablation not in config_class.ABLATIONS:
         raise unknown_name(f"ablation of {method}", ablation, config_class.ABLATIONS)
     model = {**_group("'model'", content.get("model")), **(config_class.ABLATIONS[ablation] if ablation else {})}
@@ -255,7 +245,7 @@ def load_recipe(
     if train_rate is not None:
         groups = {**groups, **{key: {"name": "modality", "rate": train_rate} for key in ("train", "validation")}}
     missing = _missing_recipe(groups)
-    known = (*importlib.import_module(f"{__package__}.stages_{method}").STAGES, "all")
+    known = (*METHODS[method].stages.names, "all")
     stages: dict[str, dict[str, Any]] = {}
     for stage, arguments in _group("'stages'", content.get("stages")).items():
         if stage not in known:

@@ -2,14 +2,12 @@
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,16 +19,16 @@ from transformers.trainer_callback import TrainerState
 
 from hf_msa._version import __version__
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.loading import dataset_facts
+from hf_msa.data.loading import dataset_facts, load_split
 from hf_msa.data.media import MediaFolder
 from hf_msa.data.missing import protocol_from_dict
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
+from hf_msa.evaluation.checkpoints import RATE_FOLDER, check_media_use, own_fields
 from hf_msa.evaluation.metrics import family_metrics
-from hf_msa.evaluation.sweep import RATE_FOLDER, check_media_use, load_split, own_fields
 from hf_msa.files import atomic_directory, write_json
-from hf_msa.models.auto import METHODS
+from hf_msa.methods import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
@@ -41,7 +39,7 @@ from .arguments import MsaTrainingArguments
 from .recipes import Recipe, as_known
 from .trainer import MsaTrainer
 
-RUN_SCHEMA_VERSION = 1
+RUN_SCHEMA_VERSION = 2
 
 Model = TypeVar("Model", bound=MsaPreTrainedModel)
 
@@ -419,19 +417,11 @@ def prepare_run(
         media_counts=counts,
     )
     # Before anything is written: a value that is refused in the third stage would be known hours too late.
-    method = method_stages(recipe.method)
-    for stage in method.STAGES:
-        context.arguments(stage, stage == method.FINAL_STAGE)
+    stages = METHODS[recipe.method].stages
+    for stage in stages.names:
+        context.arguments(stage, stage == stages.final)
     _check_same_run(folder / "settings.json", settings)
     return context
-
-
-def method_stages(method: str) -> ModuleType:
-    """The module that trains a method: `run`, the names of its `STAGES`, and the `FINAL_STAGE` among them.
-
-    It may name `RATE_FREE_STAGES`, in which the protocols of training and selection have no part.
-    """
-    return importlib.import_module(f"{__package__}.stages_{method}")
 
 
 def _bundled_text_model(data: str) -> str:
@@ -498,8 +488,8 @@ def run_recipe(
         flags: Training arguments from the command line.
         rows: Tokenised rows of an earlier run, to save loading them again.
         media: Folder with the clips' recordings, see `MediaFolder`; for methods that ask an expert.
-        shared: Folder of a run that differs in nothing but its training rate; its finished `RATE_FREE_STAGES` are taken
-            over.
+        shared: Folder of a run that differs in nothing but its training rate; its finished stages in which rates have no
+            part are taken over.
     """
     folder = Path(output) / f"seed-{seed}"
     # The first thing that asks which processes there are sets it for good: it has to know of flags such as --use_cpu.
@@ -507,17 +497,18 @@ def run_recipe(
     context = prepare_run(recipe, data, folder, seed, flags or {}, rows, media)
     if (folder / "run.json").is_file():
         return context
-    method = method_stages(recipe.method)
+    method = METHODS[recipe.method]
     if shared is not None:
         if PartialState().is_main_process:
-            take_over_stages(Path(shared), folder, getattr(method, "RATE_FREE_STAGES", ()))
+            take_over_stages(Path(shared), folder, method.stages.rate_free)
         PartialState().wait_for_everyone()
     started = time.perf_counter()
-    model = method.run(context)
+    run = method.stages.run
+    model = context.train_stage(method.stages.final, method.model_class, final=True) if run is None else run(context)
     if PartialState().is_main_process:
         model.save_pretrained(folder)
         context.processor.save_pretrained(folder)
-        final = next(entry for entry in reversed(context.log) if entry["name"] == method.FINAL_STAGE)
+        final = next(entry for entry in reversed(context.log) if entry["name"] == method.stages.final)
         write_json(
             folder / "run.json",
             {
@@ -538,7 +529,7 @@ def run_recipe(
                 "settings": recipe.to_dict() | {"text_model": text_model_name(context.text_model)},
                 "flags": dict(flags or {}),
                 "config": own_fields(model.config),
-                "expert_input": model.language_model_input,
+                "language_model_input": model.language_model_input,
                 "media": context.media_counts,
                 "parameters": {
                     "all": sum(p.numel() for p in model.parameters()),

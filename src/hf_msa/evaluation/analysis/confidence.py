@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from hf_msa.data.missing import FRAME_RATES
 from hf_msa.data.rows import MsaRows
 from hf_msa.evaluation.statistics import confidence_interval, mean_and_std, resample_counts
-from hf_msa.evaluation.sweep import FRAME_RATES
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
 
 from .probing import judge

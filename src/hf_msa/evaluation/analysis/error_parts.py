@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_msa.evaluation.results import Predictions, Rate, read_predictions, read_results
+from hf_msa.data.missing import Rate
+from hf_msa.evaluation.results import Predictions, read_predictions, read_results
 from hf_msa.evaluation.statistics import mean_and_std
 
 from .curves import distinct_names

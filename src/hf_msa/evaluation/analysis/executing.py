@@ -10,12 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.missing import FixedPattern, MissingProtocol, apply_missing
+from hf_msa.data.missing import FixedPattern, MissingProtocol, apply_missing, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import as_msa_errors
 from hf_msa.evaluation.metrics import family_metrics
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
-from hf_msa.evaluation.sweep import conditions
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_omg import Conditions, OmgForSentimentAnalysis, Perception
 from hf_msa.models.msa_schema import ATTENTION_MASK_KEYS, MISSING_MASK_KEYS, VALUE_KEYS

@@ -21,7 +21,7 @@ from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
-from hf_msa.models.omg_plan_store import MemoryStore
+from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .executing import incomplete_patterns, load_omg, row_batches
@@ -93,7 +93,7 @@ def time_pattern(
         planner = model.planner(processor)
         for batch in row_batches(model, processor, rows, pattern, "+".join(pattern.available), chosen, batch_size):
             # Nothing is known of the batch, nor of another that has the same plans.
-            planner.store = MemoryStore()
+            planner.store = PlanStore()
             with watch.timing(UNCACHED):
                 model.told(batch.inputs, batch.members, processor)
             with watch.timing(CACHED):

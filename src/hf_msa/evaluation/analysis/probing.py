@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hf_msa.data.missing import conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.sweep import conditions, sweep
+from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
 

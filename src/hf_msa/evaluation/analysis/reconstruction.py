@@ -19,10 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.missing import apply_missing
+from hf_msa.data.missing import FRAME_RATES, apply_missing, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.sweep import FRAME_RATES, conditions
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
 from hf_msa.models.msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_msa.data.loading import load_split
 from hf_msa.data.schema import ID
 from hf_msa.evaluation.report import split_text
 from hf_msa.evaluation.statistics import mean_and_std
-from hf_msa.evaluation.sweep import load_split
 from hf_msa.evaluation.uncertainty import polarity_errors
 from hf_msa.models.uacs_rules import ROUTES, random_choice
 

@@ -17,7 +17,7 @@ from hf_msa.data.missing import MissingProtocol, protocol_from_dict
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import SPLITS
 from hf_msa.errors import MsaError, unknown_name
-from hf_msa.evaluation.sweep import check_widths, find_models, load_checkpoint
+from hf_msa.evaluation.checkpoints import check_widths, find_models, load_checkpoint
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
 from hf_msa.models.processing_msa import MsaProcessor

@@ -14,13 +14,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hf_msa.data.loading import dataset_facts
-from hf_msa.data.missing import protocol_from_dict
+from hf_msa.data.missing import FRAME_RATES, Condition, conditions, protocol_from_dict
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import METRICS, family_metrics, regression_metrics
 from hf_msa.evaluation.report import format_value, markdown_table, metric_heading
 from hf_msa.evaluation.statistics import mean_and_std
-from hf_msa.evaluation.sweep import FRAME_RATES, conditions, sweep
+from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.processing_msa import MsaProcessor
 
@@ -143,7 +143,7 @@ def evaluate_checkpoint(
     errors = []
     for draw in range(missing["selection_repeats"]):
         rows = cast(MsaRows, RowsOfDraw(splits["validation"], draw))
-        (part,), _ = sweep(model, processor, rows, [(_MASK_SEED, 0.0, protocol)])
+        (part,), _ = sweep(model, processor, rows, [Condition(_MASK_SEED, 0.0, protocol)])
         errors.append(float(np.square(part["prediction"].astype(np.float64) - part["label"]).mean()))
     tested = conditions("frame", ("text",), rates, (_MASK_SEED,))
     parts, _ = sweep(model, processor, splits["test"], tested)

@@ -18,14 +18,16 @@ import numpy as np
 import torch
 import yaml
 
+from hf_msa.data.missing import Condition, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors, unknown_name
+from hf_msa.evaluation.checkpoints import check_widths, load_checkpoint
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.results import Predictions, predictions_table
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
-from hf_msa.evaluation.sweep import Condition, check_widths, conditions, load_checkpoint, sweep
+from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
-from hf_msa.models.omg_plan_store import MemoryStore, PlanStore
+from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .executing import Floats, row_batches, shown_metrics, with_interval
@@ -114,7 +116,7 @@ def analyze_settings(
     found = find_runs(runs, "omg")
     rows = load_split(data, split, found[0])
     tested = conditions("modality", (), rates, (_MASK_SEED,))
-    stores: list[PlanStore] = [MemoryStore() for _ in found]
+    stores = [PlanStore() for _ in found]
     scored = [score_setting(setting, found, stores, rows, tested, batch_size) for setting in settings]
     known = list(scored[0].metrics)
     for name in metrics or ():

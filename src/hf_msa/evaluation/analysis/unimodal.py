@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hf_msa.data.loading import load_split
 from hf_msa.data.schema import ID, LABEL
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.sweep import load_split
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
 
 BoolArray = NDArray[np.bool_]

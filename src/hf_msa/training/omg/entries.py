@@ -10,13 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.media import MediaFolder
-from hf_msa.data.plan_cache import PLANS_FOLDER, PlanCache
+from hf_msa.data.loading import load_split
 from hf_msa.data.prepare import check_output
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
-from hf_msa.evaluation.sweep import check_media_use, check_widths, find_model, load_checkpoint, load_split
-from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.evaluation.checkpoints import attach_answers, attach_media, check_widths, find_model, load_checkpoint
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 
@@ -72,17 +70,6 @@ def knowledge_base_of(
         )
 
 
-def keep_plans(network: MsaPreTrainedModel, name: str) -> None:
-    """Let a run's model look up what its planner has said, and keep it, where training did; others keep it in memory.
-
-    Args:
-        network: The model; nothing happens to one that asks no other.
-        name: Where it was loaded from.
-    """
-    if network.config.asks_language_model and (Path(name) / "run.json").is_file():
-        network.open_store = functools.partial(PlanCache, Path(name).resolve().parent / PLANS_FOLDER)
-
-
 def build_knowledge_base(
     model: str,
     data: str,
@@ -113,7 +100,6 @@ def build_knowledge_base(
     check_output(Path(output), overwrite=False)
     if batch_size < 1:
         raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
-    recordings = None if media is None else MediaFolder(Path(media))
     name = find_model(model)
     network, processor = load_checkpoint(name)
     if not isinstance(network, OmgForSentimentAnalysis):
@@ -123,11 +109,8 @@ def build_knowledge_base(
         )
     rows = MsaRows(load_split(data, split), split, processor.tokenizer, processor.text_max_length)
     check_widths(network, rows, name)
-    if recordings is not None:
-        check_media_use(network.config, name)
-        recordings.check((rows[index] for index in range(len(rows))), split)
-        network.media = recordings.load
-    keep_plans(network, name)
+    attach_media(network, media, rows, name)
+    attach_answers(network, name)
     collator = MsaCollator(processor, None, split=split)
 
     def batches() -> Iterator[tuple[Sequence[str], Perception, Told]]:

@@ -22,8 +22,7 @@ from hf_msa.errors import MsaError
 from hf_msa.files import write_json
 from hf_msa.models.msa_mllm import LocalMllm, adapter_digest
 from hf_msa.models.omg_planner import MllmPlanner, Observation, Plan, sentiment_word
-
-from .lora import LoraSettings, LoraTrainer, LoraTrainingArguments, MllmExample, save_adapter
+from hf_msa.training.lora import LoraSettings, LoraTrainer, LoraTrainingArguments, MllmExample, save_adapter
 
 TARGETS_FILE = "targets.json"
 _AT_ONCE = 64

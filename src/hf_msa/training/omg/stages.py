@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
-from hf_msa.data.plan_cache import PLANS_FOLDER, PlanCache
 from hf_msa.errors import as_msa_errors, require_package
+from hf_msa.evaluation.checkpoints import ANSWERS_FOLDER
 from hf_msa.files import atomic_write, write_json
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
@@ -40,14 +40,15 @@ from hf_msa.models.modeling_omg import (
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.omg_knowledge_base import KEY, KnowledgeBase
+from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, Planner, fit_centering, planner_to_dict
+from hf_msa.training.language_models import check_language_model, fit_verbalizer, lora_arguments
+from hf_msa.training.stages import RunContext
+from hf_msa.training.text_states import TextStates, compute_text_states
+from hf_msa.training.trainer import AdamTrainer
 
-from .hidden_states import TextStates, compute_text_states
-from .language_models import check_language_model, fit_verbalizer, lora_arguments
-from .omg_entries import Told, knowledge_base_of
-from .omg_plans import Available, CompleteObservations, PlannedRows, is_partial, left, patterns
-from .stages import RunContext
-from .trainer import AdamTrainer
+from .entries import Told, knowledge_base_of
+from .plans import Available, CompleteObservations, PlannedRows, is_partial, left, patterns
 
 STAGES = ("planner", "plans", "vae", "semantics", "knowledge_base", "classifier", "main", "classifier_after")
 FINAL_STAGE = "main"
@@ -172,6 +173,8 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     model = context.new_model(OmgForSentimentAnalysis)
     model.eval()
     model.media = None if context.media is None else context.media.load
+    # Kept for all seeds, ablations and training rates in one folder of runs.
+    model.answers_folder = context.runs_folder / ANSWERS_FOLDER
     prepare_texts(context, model)
     make_planner(context, model)
     planned = {split: PlannedRows(model, context.rows[split], context.processor) for split in ("train", "validation")}
@@ -271,24 +274,16 @@ def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
             adapt_planner(context, model)
         if PartialState().is_main_process and not file.is_file():
             planner = fit_planner(context, model)
-            # What was found goes first, so that a run that is taken up again here finds the same.
-            cast(PlanCache, planner.store).flush()
             write_json(file, planner_to_dict(planner))
         PartialState().wait_for_everyone()
         model.planner_values = json.loads(file.read_text(encoding="utf-8"))
         model.set_planner(None)
-        model.planner(context.processor).store = plan_cache(context)
-
-
-def plan_cache(context: RunContext) -> PlanCache:
-    """What the planner has said is kept for all seeds, ablations and training rates in one folder of runs."""
-    return PlanCache(context.runs_folder / PLANS_FOLDER)
 
 
 def fit_planner(context: RunContext, model: OmgForSentimentAnalysis, adapted: bool = True) -> Planner:
     """Fit the planner that the configuration names to the training split; `adapted` as in `load_language_model`."""
     observations = CompleteObservations(model, context.rows["train"], context.processor)
-    settings, store = model.planner_settings(), plan_cache(context)
+    settings, store = model.planner_settings(), PlanStore(model.answers_folder)
     verbalizer = fit_verbalizer(context) if model.config.use_verbalizer and len(model.config.modalities) > 1 else None
     planner: Planner
     if model.config.planner == "light":
@@ -305,7 +300,7 @@ def fit_planner(context: RunContext, model: OmgForSentimentAnalysis, adapted: bo
 
 def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
     """Train the language model's adapter on plans of its own with the label's sentiment, or find it where that is done."""
-    from .omg_planner_training import PlannerTrainingArguments, train_planner_adapter
+    from .planner_adapter import PlannerTrainingArguments, train_planner_adapter
 
     folder = context.stage_folder("planner") / ADAPTER_FOLDER
 
@@ -339,8 +334,6 @@ def make_plans(context: RunContext, model: OmgForSentimentAnalysis, planned: dic
                 wanted = everything
             rows.fill(wanted, split)
             found[split] = ["+".join(names) for names in wanted]
-    # Other processes, and a run that is taken up again, are to find the same.
-    cast(PlanCache, model.planner(context.processor).store).flush()
     return {"planner": model.planner(context.processor).name, "patterns": found}
 
 

@@ -25,12 +25,12 @@ from hf_msa.models.configuration_cmc import CmcConfig
 from hf_msa.models.modeling_cmc import CmcForSentimentAnalysis, CmcUnimodalModels
 from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
+from hf_msa.training.arguments import MsaTrainingArguments
+from hf_msa.training.stages import RunContext
+from hf_msa.training.text_states import TextStates, compute_text_states
+from hf_msa.training.trainer import AdamTrainer
 
-from .arguments import MsaTrainingArguments
-from .hidden_states import TextStates, compute_text_states
 from .pseudo_labels import PseudoLabels, momentum_at
-from .stages import RunContext
-from .trainer import AdamTrainer
 
 STAGES = ("unimodal", "main")
 FINAL_STAGE = "main"

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_msa.data.missing import Condition
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
 from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis
@@ -75,7 +76,7 @@ def validation_logits(context: RunContext, model: UbmForSentimentAnalysis) -> tu
         model: The trained model, in eval mode.
     """
     rows, protocol = context.rows["validation"], context.collator("validation").protocol
-    (found,), _ = sweep(model, context.processor, rows, [(0, "validation", protocol)])
+    (found,), _ = sweep(model, context.processor, rows, [Condition(0, "validation", protocol)])
     logits = np.stack([found[f"class_logits_{name}"] for name in SENTIMENT_CLASSES], axis=1)
     return torch.from_numpy(logits), sentiment_classes(torch.from_numpy(rows.labels))
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_msa.data.collator import MsaCollator
+from hf_msa.data.missing import Condition
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import as_msa_errors
 from hf_msa.evaluation.sweep import sweep
@@ -31,7 +32,7 @@ from hf_msa.models.uacs_prompts import answer_text
 from .calibration import fit_temperature
 from .language_models import check_language_model, fit_verbalizer, lora_arguments
 from .stages import RunContext
-from .stages_ubm import UbmTrainer, validation_logits
+from .ubm import UbmTrainer, validation_logits
 
 STAGES = ("ubm", "lora", "calibration")
 FINAL_STAGE = "ubm"
@@ -155,7 +156,7 @@ def find_thresholds(context: RunContext, model: UacsForSentimentAnalysis, answer
         if config.calibrate_temperature:
             config.temperature = fit_temperature(*validation_logits(context, model))
         protocol = context.collator("validation").protocol
-        (small,), _ = sweep(model, context.processor, rows, [(0, "validation", protocol)])
+        (small,), _ = sweep(model, context.processor, rows, [Condition(0, "validation", protocol)])
     fits: dict[str, AgreementFit] = {
         "small": fit_agreement(small["prediction"], rows.labels, small["uncertainty"]),
     }

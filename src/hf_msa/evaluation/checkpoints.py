@@ -1,0 +1,219 @@
+"""Checkpoints: finding what a name stands for, loading it, and giving a model what lies outside its weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from hf_msa.data.media import MediaFolder
+from hf_msa.data.missing import MODALITY_RATES
+from hf_msa.data.rows import MsaRows
+from hf_msa.errors import MsaError, reason, unknown_name
+from hf_msa.methods import MODEL_TYPE_PREFIX
+from hf_msa.models.configuration_msa import MsaConfig
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.processing_msa import MsaProcessor
+
+RATE_FOLDER = "rate-"
+"""What the name of a folder begins with that holds models trained at one missing rate of several."""
+
+
+def rate_folder(output: str | Path, rate: float) -> Path:
+    """Where the runs that are trained at one missing rate of several lie, in the folder of all of them."""
+    return Path(output) / f"{RATE_FOLDER}{rate:.1f}"
+
+
+def find_matched(model: str) -> dict[float, list[str]]:
+    """The checkpoints of a folder whose models were each trained at one missing rate (`--train-rate match`), by that rate.
+
+    Args:
+        model: A folder, or a name that is none.
+
+    Returns:
+        Per rate, in ascending order, the folders of its seeds; empty for everything else.
+
+    Raises:
+        MsaError: If the folder holds other checkpoints beside them.
+    """
+    found: dict[float, list[str]] = {}
+    for rate in MODALITY_RATES:
+        seeds = sorted(path.parent for path in rate_folder(model, rate).glob("seed-*/config.json"))
+        if seeds:
+            found[rate] = [str(seed) for seed in seeds]
+    other = next(
+        (path for pattern in ("config.json", "seed-*/config.json") for path in Path(model).glob(pattern)), None
+    )
+    if found and other is not None:
+        raise MsaError(
+            f"{model!r} holds models of one training rate each ({RATE_FOLDER}*) and also the checkpoint "
+            f"{str(other.parent)!r}; move one of the two to a folder of its own."
+        )
+    return found
+
+
+def find_models(model: str) -> list[str]:
+    """The checkpoints that a name stands for: the seeds of a run folder, or the folder or Hub name itself.
+
+    Raises:
+        MsaError: If a folder holds no finished checkpoint.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return [model]
+    if (folder / "config.json").is_file():
+        return [model]
+    seeds = sorted(path.parent for path in folder.glob("seed-*/config.json"))
+    if not seeds and (matched := find_matched(model)):
+        raise MsaError(
+            f"{model!r} holds models that were each trained at another missing rate; give the folder of one rate, e.g. "
+            f"{str(rate_folder(model, next(iter(matched))))!r}."
+        )
+    if not seeds:
+        raise MsaError(
+            f"{model!r} holds no finished checkpoint (no config.json, no seed-*/config.json); train one first."
+        )
+    return [str(seed) for seed in seeds]
+
+
+def find_model(model: str) -> str:
+    """The one checkpoint that a name stands for.
+
+    Raises:
+        MsaError: If a folder holds no finished checkpoint, or several.
+    """
+    found = find_models(model)
+    if len(found) > 1:
+        raise MsaError(f"{model!r} holds several training seeds; give one of them, e.g. {found[0]!r}.")
+    return found[0]
+
+
+def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tuple[MsaPreTrainedModel, MsaProcessor]:
+    """Load a model in eval mode and its processor, on the GPU where there is one.
+
+    Args:
+        name: Folder or Hub name.
+        changes: Values of its configuration to be used instead of those it was saved with.
+
+    Raises:
+        MsaError: If there is no such checkpoint, it is not one of hf_msa, or a change is not possible.
+    """
+    try:
+        if changes:
+            known = AutoConfig.from_pretrained(name).to_dict()
+            for field in changes:
+                if field not in known:
+                    raise unknown_name("configuration field", field, known)
+        model, loading = AutoModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **(changes or {})
+        )
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, RuntimeError, SafetensorError, StrictDataclassError, ValueError) as error:
+        raise MsaError(f"No checkpoint can be loaded from {name!r}: {reason(error)}.") from error
+    if not isinstance(model, MsaPreTrainedModel) or not isinstance(processor, MsaProcessor):
+        raise MsaError(f"{name!r} is no hf_msa checkpoint but a {type(model).__name__}.")
+    if loading["missing_keys"]:
+        # The library fills them with random numbers and goes on.
+        raise MsaError(
+            f"The checkpoint {name!r} lacks {len(loading['missing_keys'])} weights of its model, e.g. "
+            f"{min(loading['missing_keys'])!r}; copy or train it again."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)  # type: ignore[arg-type]  # the library wraps `to` in a way that type checkers misread
+    return model.eval(), processor
+
+
+def method_of(model: MsaPreTrainedModel) -> str:
+    """The key of the method that a model is of."""
+    return model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
+
+
+def own_fields(config: MsaConfig) -> dict[str, Any]:
+    """A configuration for a result: without the text encoder's, and without the folder that it was loaded from."""
+    return {k: v for k, v in config.to_dict().items() if k not in ("text_config", "auto_map", "_name_or_path")}
+
+
+def check_widths(model: MsaPreTrainedModel, rows: MsaRows, name: str, may_lack: bool = False) -> None:
+    """Check that the data has what the checkpoint reads.
+
+    Args:
+        model: The checkpoint.
+        rows: The data.
+        name: What messages call the checkpoint.
+        may_lack: Whether the data may do without a modality.
+
+    Raises:
+        MsaError: Naming the modality, the checkpoint's width and that of the data.
+    """
+    for modality in model.config.modalities[1:]:
+        expected = getattr(model.config, f"{modality}_dim")
+        if modality not in rows.lengths:
+            if may_lack:
+                continue
+            raise MsaError(f"The checkpoint {name!r} reads {modality}, but the data has no {modality} column.")
+        width = rows[0][modality].shape[1]
+        if width != expected:
+            raise MsaError(
+                f"The data has {modality} of width {width}, but the checkpoint {name!r} was built for {modality}_dim="
+                f"{expected}; use a data set with features of the same kind as in training."
+            )
+
+
+ANSWERS_FOLDER = "answers"
+"""Folder beside the runs that share what language models have answered."""
+
+
+def attach_media(
+    model: MsaPreTrainedModel, media: str | Path | None, rows: MsaRows, name: str
+) -> dict[str, int] | None:
+    """Let a model hear and see the clips of some rows.
+
+    Args:
+        model: One that asks a language model.
+        media: Folder with the clips' recordings, see `MediaFolder`; None: there are none.
+        rows: The rows.
+        name: What the message calls the model.
+
+    Returns:
+        Number of `clips`, and of those `without_file`; None without recordings.
+
+    Raises:
+        MsaError: If the model asks no language model, or the folder will not do.
+    """
+    if media is None:
+        return None
+    folder = MediaFolder(Path(media))
+    check_media_use(model.config, name)
+    counts = folder.check((rows[index] for index in range(len(rows))), rows.split)
+    model.media = folder.load
+    return counts
+
+
+def check_media_use(config: MsaConfig, name: str) -> None:
+    """Check that a model has a use for sound and pictures.
+
+    Args:
+        config: Its configuration.
+        name: What the message calls it.
+
+    Raises:
+        MsaError: If it asks no language model.
+    """
+    if not config.asks_language_model:
+        raise MsaError(
+            f"--media is for models that ask a multimodal language model, and {name!r} reads features only; leave it out."
+        )
+
+
+def attach_answers(model: MsaPreTrainedModel, name: str) -> None:
+    """Let a model of a run look up what its language model has answered, and keep it, where training did.
+
+    Args:
+        model: Nothing happens to one that asks none.
+        name: Where it was loaded from; nothing happens where that is no run.
+    """
+    if model.config.asks_language_model and (Path(name) / "run.json").is_file():
+        model.answers_folder = Path(name).resolve().parent / ANSWERS_FOLDER

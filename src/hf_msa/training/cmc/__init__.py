@@ -1,0 +1,1 @@
+"""Training of CMC: the stages, and the pseudo labels of the first one."""
