@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_msa.analysis import run_tool
+from hf_msa.analysis.tool_report import format_number, format_spread, rows_table, write_markdown
+from hf_msa.analysis.uacs.accuracy_cost import ACCURACY
 from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import read_planted
-from hf_msa.evaluation.analysis import run_tool
-from hf_msa.evaluation.analysis.accuracy_cost import ACCURACY
-from hf_msa.evaluation.analysis.writing import format_number, format_spread, rows_table, write_markdown
 from hf_msa.evaluation.checkpoints import load_checkpoint, own_fields
 from hf_msa.evaluation.metrics import regression_metrics, resampled_metrics
 from hf_msa.evaluation.results import EvaluationFacts, build_results, predictions_table, write_results

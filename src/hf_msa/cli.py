@@ -211,7 +211,7 @@ def _compare(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _analyze(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from .evaluation.analysis import TOOLS, run_tool
+    from .analysis import TOOLS, run_tool
 
     if arguments.tool == "list":
         for name, tool in TOOLS.items():

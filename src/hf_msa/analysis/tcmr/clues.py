@@ -1,0 +1,259 @@
+"""Sentiment-clue sensitivity: which words decide what the polarity classifier says (TCMR, section 5 and appendix C).
+
+Of the complete texts those are taken that the classifier gets right with a true-class probability above a threshold.
+Each word in turn is replaced by the unknown token; it is counted when the prediction turns to the opposite polarity.
+A turn to neutral is not counted. The paper prints counts alone, which favour words that are said often; beside each
+count stands how often the word was masked.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from hf_msa.analysis.common.trained_runs import ALL_SPLITS, find_runs, load_rows
+from hf_msa.analysis.tcmr.masked_words import Words, planted_roles, run_text, split_words
+from hf_msa.analysis.tool_report import GREY, drawn_figure, rows_table, write_csv, write_markdown
+from hf_msa.data.rows import MsaRows
+from hf_msa.errors import MsaError
+from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
+
+THRESHOLDS = (0.5, 0.7, 0.9)
+"""The paper shows three thresholds without printing them."""
+
+CLUES_FILE = "clues.csv"
+
+_NEGATIVE, _NEUTRAL, _POSITIVE = range(3)
+_IN_SUMMARY, _IN_FIGURE, _TOP = 15, 15, 10
+
+
+@dataclass(frozen=True)
+class MaskedOnce:
+    """Predictions on complete texts, and on each of them with one word masked at a time.
+
+    Attributes:
+        true: True class of each text (N,): 0 negative, 1 neutral, 2 positive.
+        probabilities: Of the three classes on the complete text (N, 3).
+        names: Per text its words.
+        masked: Per text the predicted class with each of its words masked (words,); empty for a text that cannot flip.
+    """
+
+    true: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    names: Sequence[Sequence[str]]
+    masked: Sequence[NDArray[np.int64]]
+
+
+@dataclass
+class ClueCounts:
+    """What was counted at one threshold.
+
+    Attributes:
+        texts: Texts that are right, above the threshold, and not neutral (a neutral text has no opposite).
+        flips: Per word, how often masking it turned the prediction to the opposite polarity.
+        masked: Per word, how often it was masked.
+        to_neutral: How often the prediction turned to neutral, which does not count.
+    """
+
+    texts: int
+    flips: Counter[str]
+    masked: Counter[str]
+    to_neutral: int
+
+    def __add__(self, other: "ClueCounts") -> "ClueCounts":
+        return ClueCounts(
+            self.texts + other.texts,
+            self.flips + other.flips,
+            self.masked + other.masked,
+            self.to_neutral + other.to_neutral,
+        )
+
+    def ranking(self) -> list[tuple[str, int, int]]:
+        """Words that flipped any, as (word, flips, masked): most flips first, then the higher rate, then by name."""
+        found = [(word, flips, self.masked[word]) for word, flips in self.flips.items()]
+        return sorted(found, key=lambda entry: (-entry[1], -entry[1] / entry[2], entry[0]))
+
+
+def usable_texts(true: NDArray[np.int64], probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
+    """Which texts are analysed (N,): predicted right, with more than `threshold`, and not neutral."""
+    certain = probabilities[np.arange(len(true)), true] > threshold
+    usable: NDArray[np.bool_] = (probabilities.argmax(axis=1) == true) & certain & (true != _NEUTRAL)
+    return usable
+
+
+def count_clues(texts: MaskedOnce, threshold: float) -> ClueCounts:
+    """Count the words whose masking flips the prediction to the opposite polarity.
+
+    Args:
+        texts: From `mask_each_word`, computed for this threshold or a lower one.
+        threshold: The true-class probability that a text must exceed.
+    """
+    counts = ClueCounts(0, Counter(), Counter(), 0)
+    for index in np.flatnonzero(usable_texts(texts.true, texts.probabilities, threshold)).tolist():
+        names, masked = texts.names[index], texts.masked[index]
+        opposite = _NEGATIVE if texts.true[index] == _POSITIVE else _POSITIVE
+        counts.texts += 1
+        counts.masked.update(names)
+        counts.flips.update(name for name, made in zip(names, masked, strict=True) if made == opposite)
+        counts.to_neutral += int((masked == _NEUTRAL).sum())
+    return counts
+
+
+def mask_each_word(
+    classifier: TcmrPolarityClassifier,
+    tokenizer: PreTrainedTokenizerBase,
+    words: Words,
+    labels: NDArray[np.float32],
+    threshold: float,
+) -> MaskedOnce:
+    """Run the classifier on complete texts, then on the usable ones with one word masked at a time.
+
+    Args:
+        classifier: In eval mode.
+        tokenizer: The model's.
+        words: The texts.
+        labels: Their scores (N,); the sign is the class.
+        threshold: The lowest that will be asked for.
+    """
+
+    def logits(ids: Any, mask: Any) -> Any:
+        return classifier(ids, mask).logits
+
+    device = next(classifier.parameters()).device
+    true = np.sign(labels).astype(np.int64) + 1
+    raw = run_text(
+        logits, words, np.arange(len(true)), lambda variants, numbers: numbers < -1, tokenizer, device
+    ).astype(np.float64)
+    raw = np.exp(raw - raw.max(axis=1, keepdims=True))
+    probabilities = (raw / raw.sum(axis=1, keepdims=True)).astype(np.float32)
+    counts = np.array([len(names) for names in words.names], dtype=np.int64)
+    counts[~usable_texts(true, probabilities, threshold)] = 0
+    rows = np.repeat(np.arange(len(true)), counts)
+    ends = np.cumsum(counts)
+    which = np.arange(len(rows)) - np.repeat(ends - counts, counts)
+    masked = run_text(
+        logits, words, rows, lambda variants, numbers: numbers == which[variants][:, None], tokenizer, device
+    )
+    predicted = masked.argmax(axis=1).astype(np.int64) if len(rows) else np.zeros(0, dtype=np.int64)
+    return MaskedOnce(true, probabilities, words.names, np.split(predicted, ends[:-1]))
+
+
+def analyze_clues(
+    runs: Sequence[str],
+    *,
+    data: str,
+    output: Path,
+    split: str = ALL_SPLITS,
+    thresholds: Sequence[float] = THRESHOLDS,
+    pieces: bool = False,
+) -> list[Path]:
+    """Write which words flip the polarity classifier, per threshold: clues.csv, a summary and bar charts.
+
+    Counts of several seeds, each with its own classifier, are added up.
+
+    Args:
+        runs: TCMR run folders.
+        data: Folder or Hub name of a prepared data set.
+        output: The folder to write to.
+        split: A split, or ``"all"``; the paper does not say which it used.
+        thresholds: True-class probabilities that a text must exceed.
+        pieces: Mask word pieces one at a time, as the paper does, instead of whole words.
+
+    Raises:
+        MsaError: If a run, the data or a threshold will not do.
+    """
+    for threshold in thresholds:
+        if not 0 <= threshold < 1:
+            raise MsaError(f"A threshold is {threshold:g}; give probabilities from 0 to below 1, e.g. 0.5 0.7 0.9.")
+    levels = sorted(set(thresholds))
+    found = find_runs(runs, "tcmr")
+    parts = load_rows(data, split, found[0])
+    processor = found[0].processor()
+    words = _all_words(parts, processor.tokenizer, pieces)
+    labels = np.concatenate([rows.labels for rows in parts])
+    totals = {level: ClueCounts(0, Counter(), Counter(), 0) for level in levels}
+    for run in found:
+        texts = mask_each_word(run.classifier(), processor.tokenizer, words, labels, levels[0])
+        for level in levels:
+            totals[level] += count_clues(texts, level)
+    roles = planted_roles(data)
+    table = clue_rows(totals, roles)
+    written = [write_csv(output / CLUES_FILE, table)] if table else []
+    written.append(
+        write_markdown(
+            output / "clues.md",
+            "# Sentiment-clue sensitivity",
+            f"{len(labels)} texts ({'all splits' if split == ALL_SPLITS else split}), {len(found)} trained classifier"
+            f"{'' if len(found) == 1 else 's, counts added up'}; one {'word piece' if pieces else 'word'} masked at a "
+            "time. A flip is a turn to the opposite polarity; rate is flips per masking of that word.",
+            rows_table([_summary(level, counts, roles) for level, counts in totals.items()]),
+            *(
+                f"## True-class probability above {level:g}\n\n" + rows_table(shown)
+                for level in levels
+                if (shown := [row for row in table if row["threshold"] == level][:_IN_SUMMARY])
+            ),
+        )
+    )
+    if table:
+        _draw(output / "clues", totals, roles, written)
+    return written
+
+
+def clue_rows(totals: dict[float, ClueCounts], roles: dict[str, str] | None) -> list[dict[str, Any]]:
+    """The rows of clues.csv: threshold, word, flips, masked, rate, and for a sample corpus the word's planted role."""
+    return [
+        {"threshold": level, "word": word, "flips": flips, "masked": masked, "rate": flips / masked}
+        | ({} if roles is None else {"role": roles.get(word, "none")})
+        for level, counts in totals.items()
+        for word, flips, masked in counts.ranking()
+    ]
+
+
+def _all_words(parts: Sequence[MsaRows], tokenizer: PreTrainedTokenizerBase, pieces: bool) -> Words:
+    words = Words([], [], [])
+    for rows in parts:
+        words += split_words(rows, tokenizer, pieces)
+    return words
+
+
+def _summary(level: float, counts: ClueCounts, roles: dict[str, str] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "threshold": f"{level:g}",
+        "texts": counts.texts,
+        "maskings": counts.masked.total(),
+        "flips": counts.flips.total(),
+        "turns to neutral": counts.to_neutral,
+    }
+    if roles is not None:
+        top = [word for word, _, _ in counts.ranking()[:_TOP]]
+        row["planted cues among the top words"] = f"{sum(roles.get(word) == 'cue' for word in top)} of {len(top)}"
+        cues = sum(flips for word, flips in counts.flips.items() if roles.get(word) == "cue")
+        row["flips by planted cues"] = cues
+    return row
+
+
+def _draw(stem: Path, totals: dict[float, ClueCounts], roles: dict[str, str] | None, written: list[Path]) -> None:
+    drawn = {level: counts for level, counts in totals.items() if counts.flips}
+    tallest = max(min(len(counts.flips), _IN_FIGURE) for counts in drawn.values())
+    with drawn_figure(stem, max(3.6, 2.8 * len(drawn)), 1.0 + 0.2 * tallest, written) as figure:
+        for axis, (level, counts) in zip(
+            figure.subplots(1, len(drawn), squeeze=False).flat, drawn.items(), strict=True
+        ):
+            ranking = counts.ranking()[:_IN_FIGURE][::-1]
+            bars = axis.barh(
+                [word for word, _, _ in ranking],
+                [flips for _, flips, _ in ranking],
+                color=["C0" if roles is None or roles.get(word) == "cue" else GREY for word, _, _ in ranking],
+            )
+            axis.bar_label(bars, [f" of {masked}" for _, _, masked in ranking], fontsize=6)
+            axis.margins(x=0.2)
+            axis.set_title(f"probability above {level:g}: {counts.texts} texts", fontsize=8)
+            axis.set_xlabel("flips to the opposite polarity")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        if roles is not None:
+            figure.suptitle("blue: planted cue words; grey: other words", fontsize=8)
