@@ -19,7 +19,7 @@ from hf_msa.analysis.cmc.pseudo_labels import (
     movable_mass,
     settling,
 )
-from hf_msa.analysis.cmc.router import RouterWeights, lie_row, weight_rows
+from hf_msa.analysis.cmc.router import lie_row, weight_rows
 from hf_msa.analysis.common.consistency_gap import difference_row, gap_row, subset_scores
 from hf_msa.analysis.common.split_labels import SplitLabels, planted_liars, read_labels
 from hf_msa.analysis.common.trained_runs import TrainedRun
@@ -72,8 +72,7 @@ def test_interval_of_the_difference_is_the_plain_bootstrap():
 
 def test_distribution_of_weights():
     values = np.array([[0.0, 0.25, 0.5, 0.75, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
-    found = RouterWeights(tuple("abcde"), np.zeros(5, dtype=np.float32), (1, 2), {"text": values})
-    first, second = weight_rows(found)
+    first, second = weight_rows({"text": values}, (1, 2))
     assert (first["training seed"], first["modality"], first["n"]) == (1, "text", 5)
     assert first["mean"] == 0.5 and first["sd"] == pytest.approx(math.sqrt(0.625 / 4))
     assert [first[f"q{n}"] for n in ("05", "25", "50", "75", "95")] == pytest.approx([0.05, 0.25, 0.5, 0.75, 0.95])
@@ -321,8 +320,8 @@ def test_consistency_needs_labels_and_the_same_samples(data, write_cmc, write_ru
         run_tool("consistency-gap", [run, write_cmc("masked", rate=0.5)], data=data)
     with pytest.raises(MsaError, match="--data"):
         run_tool("consistency-gap", [run])
-    assert not TOOLS["router"].needs_data and TOOLS["consistency-gap"].needs_data
-    assert TOOLS["consistency-gap"].flags == ("--data", "--subset-rule")
+    options = {option.flag: option.is_required for option in TOOLS["consistency-gap"].options}
+    assert options == {"--data": True, "--subset-rule": False}
 
 
 def test_labels_in_the_order_of_predictions():

@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from hf_msa.analysis import TOOLS, run_tool
-from hf_msa.analysis.common.selection import RowsOfDraw, audit
+from hf_msa.analysis.common.selection import audit
 from hf_msa.analysis.tcmr.confidence import (
     FILLER_DRAWS,
     calibration,
     confidence_statistics,
     correlation,
     cue_and_filler_masks,
-    paired_difference,
 )
 from hf_msa.analysis.tcmr.gradients import conflict_rows, gradient_angle
 from hf_msa.analysis.tcmr.masked_words import Words
 from hf_msa.analysis.tcmr.quadrants import cell_rows, cue_fates
 from hf_msa.analysis.tcmr.upper_bound import difference_rows
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.statistics import paired_difference
 from made_results import make_results, make_table
 
 
@@ -139,14 +139,6 @@ def test_selection_audit_by_hand():
     assert all(row["optimism"] >= 0 for row in (mae, corr, acc7))
 
 
-def test_rows_of_a_draw():
-    class Rows(list):
-        ids, labels, lengths, split = ["a"], np.zeros(1), {}, "validation"
-
-    rows = RowsOfDraw(Rows([{"id": "a", "draw": 0}]), 3)
-    assert rows[0] == {"id": "a", "draw": 3} and len(rows) == 1 and rows.split == "validation"
-
-
 def test_upper_bound_differences():
     ours, oracle = make_results(make_table()), make_results(make_table(noise=0.2), oracle=True)
     rows = difference_rows(ours, oracle)
@@ -189,7 +181,7 @@ def test_wrong_calls_say_what_is_right(tmp_path):
         run_tool("curves", [])
     with pytest.raises(MsaError, match="--data"):
         run_tool("confidence", ["x"])
-    with pytest.raises(MsaError, match="no --thresholds; it has --data, --split, --rates"):
+    with pytest.raises(MsaError, match="no --thresholds; it has --data, --split, --rates, --output"):
         run_tool("confidence", ["x"], data="d", thresholds=[0.5])
     with pytest.raises(MsaError, match="There is no result"):
         run_tool("curves", [str(tmp_path)])

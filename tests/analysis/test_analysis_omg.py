@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hf_msa.analysis import run_tool
-from hf_msa.analysis.common.trained_runs import find_runs, load_split
+from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.omg.evidence import (
     class_shares,
     entry_labels,
@@ -31,9 +31,11 @@ from hf_msa.analysis.omg.imputation import (
 )
 from hf_msa.analysis.omg.latency import PARTS, Stopwatch, latency_summary
 from hf_msa.analysis.omg.settings import SettingScores, parse_settings, setting_summary
-from hf_msa.analysis.omg.trace import plan_trace, readable, utility_trace, without_data
+from hf_msa.analysis.omg.trace import add_section, plan_trace, utility_trace, without_data
+from hf_msa.analysis.tool_report import Report
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FixedPattern
+from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.evaluate import evaluate_runs
@@ -78,8 +80,8 @@ def trained(data, tmp_path_factory):
 def loaded(data, trained):
     """Model, processor, and the rows of the validation split."""
     (run,) = find_runs([trained], "omg")
-    rows = load_split(data, "validation", run)
-    return *load_omg(run, data, rows), rows
+    rows = run.rows(data, "validation")
+    return *load_omg(run, rows), rows
 
 
 def left(loaded, available, count):
@@ -128,6 +130,7 @@ def test_tables_of_imputations_by_hand():
         made_imputations([1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0]),
         made_imputations([3.0, 3.0, 3.0, 3.0], [1.0, -1.0, -1.0, -1.0]),
     ]
+    made = Imputations.of_seeds(made)
     rows = error_rows("audio", made, [5, 6])
     generated = {row["training seed"]: row for row in rows if row["imputed"] == "generated"}
     assert (generated[5]["mse"], generated[5]["ratio"], generated[5]["spread"]) == (1.0, 0.5, 0.75)
@@ -145,7 +148,7 @@ def test_tables_of_imputations_by_hand():
 def test_training_means_are_those_of_real_positions(data, trained, loaded):
     model, processor, _ = loaded
     (run,) = find_runs([trained], "omg")
-    train = load_split(data, "train", run)
+    train = run.rows(data, "train")
     assert len(train) > BATCH_SIZE
     means = training_means(model, processor, train)
     batch = MsaCollator(processor, None, split="train")([train[index] for index in range(len(train))])
@@ -200,6 +203,8 @@ def test_imputation_of_a_run(data, trained, loaded, tmp_path):
 
 class Lacking:
     """Rows of which some have no audio."""
+
+    batches = MsaRows.batches
 
     def __init__(self, rows, lacking):
         self._rows, self._lacking = rows, lacking
@@ -268,7 +273,7 @@ def test_evidence_of_a_run(data, trained, loaded, tmp_path):
     assert len(table) == 7 * 2
     model, processor, rows = loaded
     (run,) = find_runs([trained], "omg")
-    train = load_split(data, "train", run)
+    train = run.rows(data, "train")
     labels = dict(zip(train.ids, train.labels, strict=True))
     inputs, members = left(loaded, ("audio", "vision"), len(rows))
     made = model.generate_missing(inputs, members, processor)
@@ -290,7 +295,7 @@ def test_a_training_samples_own_entry_is_never_counted(data, trained, loaded):
     """Alone in a knowledge base of itself and one other, each sample finds the other."""
     model, processor, _ = loaded
     (run,) = find_runs([trained], "omg")
-    train, whole = load_split(data, "train", run), model.knowledge_base
+    train, whole = run.rows(data, "train"), model.knowledge_base
     rows = [whole.ids.index(train.ids[index]) for index in (0, 1)]
     entries = whole.candidates(np.array([rows]))
     two = type(whole).build(
@@ -337,7 +342,7 @@ def test_table_of_settings_by_hand():
 
     first = scores(1, False, 1.0, 1.0, [0.010, 0.030])
     own = scores(10, True, 0.5, 0.7, [0.010, 0.010])
-    one, two = setting_summary([first, own], 0, ["mae", "acc7"])
+    one, two = setting_summary([first, own], 0, ["mae", "acc7"], ["mae"])
     assert (one["top_k"], two["top_k"]) == ("1", "10 *")
     assert one["MAE"] == "1.100 ± 0.141 [1.000, 1.000]" and one["Acc-7"] == "0.250 ± 0.000"
     assert one["MAE, difference"] == "+0.500 [0.300, 0.300]" and two["MAE, difference"] is None
@@ -468,16 +473,24 @@ def made_trace():
     }  # fmt: skip
 
 
-def test_the_structure_of_a_trace_holds_no_row():
+def readable(trace, folder):
+    report = Report(folder)
+    report.summary("trace.md", "Traces")
+    add_section(report, trace, 1)
+    (path,) = report.write()
+    return path.read_text()
+
+
+def test_the_structure_of_a_trace_holds_no_row(tmp_path):
     trace = made_trace()
     bare = without_data(trace)
-    for told in (json.dumps(bare), "\n".join(readable(bare, 1))):
+    for told in (json.dumps(bare), readable(bare, tmp_path)):
         assert not any(word in told for word in ("Zebra", "jump", "clip-", "runs", "eats", "-2.25", "-2.2", "1.75"))
     assert bare["plan"]["candidates"][1]["violations"] == 1 and bare["retrieval"]["entries"] == [
         {"weight": 1.0, "cosine": 0.9}
     ]
     assert trace == made_trace()
-    told = "\n".join(readable(trace, 1))
+    told = readable(trace, tmp_path)
     assert "## Sample 1: clip-5" in told and "hidden from the model" in told and "Zebra \\| eats" in told
     assert "Root mean square of some of 20 steps: 0.000 2.000" in told and "17.000 19.000." in told
     assert "| * | Zebra; jumps | positive | -1.000 | 0.400 | -1.100 | - |" in told
@@ -496,7 +509,7 @@ def test_trace_of_a_run(data, trained, loaded, tmp_path):
     truth = model.encode_observed(model.perceive(left(loaded, MODALITIES, 4)[0]))["audio"]
     mask = model.executors_by_name["audio"].vae.latent_mask(made.masks["audio"])
     (run,) = find_runs([trained], "omg")
-    train = load_split(data, "train", run)
+    train = run.rows(data, "train")
     known = dict(zip(train.ids, train.labels.tolist(), strict=True))
     for sample, row in zip(trace["samples"], (3, 0), strict=True):
         choice = made.plans[row]
@@ -541,6 +554,8 @@ def test_traces_of_complete_samples_and_without_words(data, trained, loaded, tmp
 
 class Pair:
     """The first two rows, with other labels."""
+
+    batches = MsaRows.batches
 
     def __init__(self, rows, labels):
         self._rows, self._labels = rows, labels

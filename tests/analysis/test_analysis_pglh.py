@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_msa.analysis import run_tool
-from hf_msa.analysis.common.trained_runs import find_runs, load_split
+from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.pglh.reconstruction import ErrorSums, error_rows
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FrameMissing
@@ -85,7 +85,7 @@ def test_prompt_weights_of_a_log(tmp_path):
         tuple(pair) for pair in ("11", "12", "13", "21", "22")
     ]
     assert [float(row["alpha_text"]) for row in rows] == [0.5, 0.6, 0.7, 0.5, 0.8]
-    summary = paths[1].read_text()
+    summary = (tmp_path / "run" / "analysis" / "prompts" / "prompts.md").read_text()
     # Chosen: 0.6 and 0.8; last: 0.7 and 0.8; moved: 0.1 and 0.3.
     assert "| alpha_text | 0.500 ± 0.000 | 0.700 ± 0.141 | 0.750 ± 0.071 | 0.200 ± 0.141 |" in summary
     assert "| beta_audio | 0.500 ± 0.000 | 0.300 ± 0.141 | 0.250 ± 0.071 | -0.200 ± 0.141 |" in summary
@@ -116,8 +116,8 @@ def test_reconstruction_of_a_run(data, trained, tmp_path):
     rows = {(r["modality"], r["rate"], r["positions"]): r for r in read(tmp_path / "reconstruction.csv")}
     assert len(rows) == 3 * 2 * 2
     (run,) = find_runs([trained], "pglh")
-    validation = load_split(data, "validation", run)
-    model, processor = run.load(data, validation)
+    validation = run.rows(data, "validation")
+    model, processor = run.load(validation)
     collator = MsaCollator(processor, FrameMissing(rate=0.5, seed=1111), split="validation", return_complete=True)
     batch = collator([validation[index] for index in range(len(validation))])
     inputs = {k: v for k, v in batch.items() if "values" in k or "mask" in k or k in ("complete_input_ids", "labels")}
@@ -149,7 +149,7 @@ def test_prompt_weights_of_a_run(trained, tmp_path):
 
 def test_without_a_decoder_nothing_is_reconstructed(data, trained, tmp_path):
     (run,) = find_runs([trained], "pglh")
-    model, processor = run.load(data, load_split(data, "validation", run))
+    model, processor = run.load(run.rows(data, "validation"))
     kept = type(model).from_pretrained(run.folder, drop_decoder=True)
     folder = tmp_path / "seed-5"
     kept.save_pretrained(folder)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from hf_msa.analysis import run_tool
-from hf_msa.analysis.common.trained_runs import find_runs, load_rows, load_split
+from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.tcmr.gradients import loss_gradients, training_batches
-from hf_msa.analysis.tcmr.judged_model import judge
+from hf_msa.analysis.tcmr.judged_model import judge, polarity_classifier
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.training.recipes import load_recipe
@@ -78,9 +78,9 @@ def test_confidence(data, output, tmp_path):
 def test_judged_numbers_are_the_models_own(data, output):
     """Prediction, confidence and truth of a sweep are those of a plain forward under the same masks."""
     (run,) = find_runs([output], "tcmr")
-    rows = load_split(data, "validation", run)
-    (part,) = judge(run, data, rows, [0.6], [9])
-    model, processor = run.load(data, rows)
+    rows = run.rows(data, "validation")
+    (part,) = judge(run, rows, [0.6], [9])
+    model, processor = run.load(rows)
     from hf_msa.data.collator import MsaCollator
     from hf_msa.data.missing import FrameMissing
 
@@ -88,7 +88,9 @@ def test_judged_numbers_are_the_models_own(data, output):
     inputs = {k: v for k, v in batch.items() if "mask" in k or "values" in k or k == "input_ids"}
     with torch.no_grad():
         made = model(**inputs)
-        truth = run.classifier().true_class_probability(batch["input_ids"], batch["attention_mask"], batch["labels"])
+        truth = polarity_classifier(run).true_class_probability(
+            batch["input_ids"], batch["attention_mask"], batch["labels"]
+        )
     np.testing.assert_allclose(part["prediction"][:5], made.logits[:, 0], atol=1e-5)
     np.testing.assert_allclose(part["confidence"][:5], made.confidence[:, 0], atol=1e-5)
     np.testing.assert_allclose(part["truth"][:5], truth, atol=1e-5)
@@ -144,12 +146,12 @@ def test_gradients(data, output, tmp_path):
 def test_gradients_are_those_of_the_losses(data, output):
     """A step against the confidence gradient lowers the confidence loss; the model keeps its weights."""
     (run,) = find_runs([output], "tcmr")
-    rows = load_split(data, "train", run)
-    model, processor = run.load(data, rows)
+    rows = run.rows(data, "train")
+    model, processor = run.load(rows)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch, other = training_batches(run, rows, processor, 4)[::3]
     assert not torch.equal(batch["sample_index"], other["sample_index"])
-    classifier = run.classifier()
+    classifier = polarity_classifier(run)
     for which in (0, 1):
         model.load_state_dict(before)
         gradient = loss_gradients(model, classifier, batch)[which]
@@ -217,8 +219,8 @@ def test_runs_that_a_tool_cannot_use(data, output, tmp_path):
         run_tool("confidence", [str(tmp_path)], data=data)
     (run,) = find_runs([output])
     with pytest.raises(MsaError, match="Did you mean 'validation'"):
-        load_rows(data, "validatoin", run)
-    with pytest.raises(MsaError, match="looks at one split"):
+        run.rows(data, "validatoin")
+    with pytest.raises(MsaError, match="Unknown split 'all'"):
         run_tool("confidence", [output], data=data, split="all")
     with pytest.raises(MsaError, match="a low and a high"):
         run_tool("quadrants", [output], data=data, rates=[0.5])
@@ -242,7 +244,8 @@ def test_the_upper_bound_predicts_no_confidence(data, output, tmp_path):
 def test_command_line(data, output, tmp_path, capsys):
     assert main(["analyze", "list"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"{tool}: " in listed for tool in ("clues", "upper-bound", "selection")) and "--thresholds" in listed
+    assert all(f"  {tool} " in listed for tool in ("clues", "upper-bound", "selection"))
+    assert "For runs of tcmr:" in listed and "For runs of ubm and uacs:" in listed
     assert main(["analyze", "gradients", output, "--data", data, "--steps", "1", "--output", str(tmp_path)]) == 0
     assert f"Wrote {tmp_path / 'gradients.md'}" in capsys.readouterr().out
     assert main(["analyze", "gradient", output, "--data", data]) == 2

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from hf_msa.analysis import run_tool
-from hf_msa.analysis.common.prediction_columns import calibrations, read_numbers, seed_configs, uncertainties
+from hf_msa.analysis.common.prediction_columns import read_numbers, uncertainties
 from hf_msa.analysis.uacs.accuracy_cost import (
     Recorded,
     Rules,
@@ -20,6 +20,7 @@ from hf_msa.analysis.uacs.accuracy_cost import (
     sweep_rows,
     tau_for,
 )
+from hf_msa.analysis.uacs.calibrations import calibrations, seed_configs
 from hf_msa.analysis.uacs.routes import case_rows, route_rows
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.results import EvaluationFacts, build_results, predictions_table, write_results

@@ -1,12 +1,14 @@
 """Rows as numpy views straight out of Arrow's memory, which is what makes a pass over a data set cheap."""
 
+import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from hf_msa.data.schema import ID, LABEL, TEXT
@@ -226,6 +228,30 @@ class MsaRows:
             row[name] = tokens[index]
         row["index"] = index
         return row
+
+    def batches(
+        self, size: int, places: Iterable[int] | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], list[dict[str, Any]]]]:
+        """Rows in groups of `size`, each as (places, rows); the last one may be smaller.
+
+        Args:
+            size: Rows per group.
+            places: Places of the rows that are wanted, in the wanted order; default: all rows in their own order.
+        """
+        order = np.fromiter(range(len(self)) if places is None else places, dtype=np.int64)
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            yield part, [self[index] for index in part.tolist()]
+
+    def by_length(self) -> NDArray[np.int64]:
+        """Places of the rows (N,), short ones first: batches of this order need little padding."""
+        return np.argsort(np.sum(list(self.lengths.values()), axis=0), kind="stable")
+
+    def in_draw(self, draw: int) -> "MsaRows":
+        """The same rows in another draw, which is what re-draws the missing pattern of a protocol."""
+        other = copy.copy(self)
+        other._values = {**self._values, "draw": [draw] * len(self)}
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         # The views are dropped, so that a process that is started anew maps the file instead of receiving a copy.

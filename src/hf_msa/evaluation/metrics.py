@@ -125,6 +125,15 @@ _CONFUSIONS = {
 }
 
 
+MAIN_ACCURACY: dict[str, str] = {"mosi": "non0_acc2", "sims": "acc2"}
+"""The accuracy of a score that stands for all of them where one has to do, by label family."""
+
+
+def sign_classes(labels: ArrayLike) -> NDArray[np.int64]:
+    """The class of each label by its sign: 0 negative, 1 neutral, 2 positive; shape as given."""
+    return np.sign(np.asarray(labels, dtype=np.float32)).astype(np.int64) + 1
+
+
 def family_metrics(family: str) -> tuple[str, ...]:
     """Return the names of a label family's metrics of a score, in table order.
 
@@ -360,7 +369,7 @@ def _class_terms(logits: NDArray[np.float32], label: NDArray[np.float32], family
                 f"Seven classes are the scores -3 to 3 of the family 'mosi', but the labels are of {family!r}."
             )
         return {"class_acc7": _column(logits.argmax(axis=1) == np.round(np.clip(label, -3, 3)) + 3)}
-    true = np.sign(label).astype(np.int64) + 1
+    true = sign_classes(label)
     every = np.ones_like(true, dtype=bool)
     # Neutral truth counts as positive on MOSI and MOSEI (non-negative), and as negative on SIMS (non-positive).
     positive = true >= (1 if family == "mosi" else 2)

@@ -1,4 +1,4 @@
-"""What pseudo labelling did to the labels of each modality (CMC, section on PLGM).
+"""What pseudo labelling did to the labels of each modality (CMC, section on PLGM): drift over the epochs, and its use.
 
 Drift is what the training log says of each epoch: how many hard labels have left the multimodal class that they began
 with, and how far the soft labels moved. The paper's failure signature is labels that do not settle by epoch 20 to 40.
@@ -8,35 +8,30 @@ with what annotators said of the single modality than the multimodal label does,
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from hf_msa.analysis.common.split_labels import IntArray, SplitLabels, read_labels, sentiment_class
+from hf_msa.analysis.common.split_labels import SplitLabels, read_labels
 from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs
-from hf_msa.analysis.tcmr.confidence import paired_difference
-from hf_msa.analysis.tool_report import (
-    GREY,
-    counted,
-    drawn_figure,
-    format_number,
-    format_spread,
-    rows_table,
-    write_csv,
-    write_markdown,
-)
+from hf_msa.analysis.tool_report import GREY, Report, Rows, format_number, format_spread
+from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError, reason
+from hf_msa.evaluation.metrics import sign_classes
+from hf_msa.evaluation.report import counted
+from hf_msa.evaluation.statistics import paired_difference
 from hf_msa.models.msa_schema import MODALITIES, SENTIMENT_CLASSES
+from hf_msa.training.cmc.pseudo_labels import momentum_at
+from hf_msa.training.cmc.stages import PSEUDO_LABELS_FILE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STAGE = "unimodal"
 """The stage that moves the labels."""
-
-LABELS_FILE = "pseudo_labels.safetensors"
-"""Where it leaves them, in its folder."""
 
 SETTLED_BY = (20, 40)
 """The epochs by which labels should have settled."""
@@ -80,7 +75,7 @@ def _logged(entry: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name in entry]
 
 
-def settling(rows: Sequence[Mapping[str, Any]], modality: str) -> dict[str, Any]:
+def settling(rows: Rows, modality: str) -> dict[str, Any]:
     """Say whether the labels of a modality have come to rest.
 
     They are judged at the last epoch, or at the end of `SETTLED_BY` in a longer training: the alarm is raised where
@@ -105,20 +100,20 @@ def settling(rows: Sequence[Mapping[str, Any]], modality: str) -> dict[str, Any]
 
 
 def movable_mass(momentum: float, gamma: float, epochs: int) -> float:
-    """The most that can have left a label after some epochs: 1 minus the product of all momenta.
+    """The most that can have left a label after some epochs: 1 minus the product of all momenta (see `momentum_at`).
 
-    The momentum of epoch e is ``1 - (1 - momentum) / e**gamma``. While no more than half of a label has left, the class
-    that it began with remains the likeliest: its hard label cannot have changed.
+    While no more than half of a label has left, the class that it began with remains the likeliest: its hard label cannot
+    have changed.
 
     Args:
         momentum: Of the first epoch.
         gamma: How fast it grows.
         epochs: How many there were.
     """
-    return float(1 - math.prod(1 - (1 - momentum) / epoch**gamma for epoch in range(1, epochs + 1)))
+    return 1 - math.prod(momentum_at(momentum, gamma, epoch) for epoch in range(1, epochs + 1))
 
 
-def flip_limits(run: TrainedRun, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def flip_limits(run: TrainedRun, rows: Rows) -> dict[str, float]:
     """`movable_mass` of each modality over the epochs that a run trained."""
     config = run.facts["config"]
     epochs = rows[-1]["epoch"]
@@ -128,7 +123,7 @@ def flip_limits(run: TrainedRun, rows: Sequence[Mapping[str, Any]]) -> dict[str,
     }
 
 
-def read_hard_labels(run: TrainedRun, modalities: Sequence[str]) -> dict[str, IntArray]:
+def read_hard_labels(run: TrainedRun, modalities: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """The hard label of every training sample that the second stage learned from, per modality (N,).
 
     Args:
@@ -138,7 +133,7 @@ def read_hard_labels(run: TrainedRun, modalities: Sequence[str]) -> dict[str, In
     Raises:
         MsaError: If the run no longer has the table, or it is damaged.
     """
-    file = run.folder / "stages" / STAGE / LABELS_FILE
+    file = run.folder / "stages" / STAGE / PSEUDO_LABELS_FILE
     try:
         soft = load_file(file)["train"]
     except (OSError, KeyError, SafetensorError) as error:
@@ -148,13 +143,15 @@ def read_hard_labels(run: TrainedRun, modalities: Sequence[str]) -> dict[str, In
     return {name: soft[:, index].argmax(axis=-1).astype(np.int64) for index, name in enumerate(modalities)}
 
 
-def confusion(classes: IntArray, hard: IntArray) -> NDArray[np.int64]:
+def confusion(classes: NDArray[np.int64], hard: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count samples by multimodal class (rows) and hard pseudo label (columns), (3, 3)."""
     size = len(SENTIMENT_CLASSES)
     return np.bincount(classes * size + hard, minlength=size**2).reshape(size, size)
 
 
-def agreement_row(hard: Sequence[IntArray], multimodal: IntArray, own: IntArray) -> dict[str, Any]:
+def agreement_row(
+    hard: Sequence[NDArray[np.int64]], multimodal: NDArray[np.int64], own: NDArray[np.int64]
+) -> dict[str, Any]:
     """How often labels are the class that annotators gave to the modality itself.
 
     Args:
@@ -175,12 +172,17 @@ def agreement_row(hard: Sequence[IntArray], multimodal: IntArray, own: IntArray)
     } | paired_difference(ours, baseline)
 
 
-def analyze_pseudo_labels(runs: Sequence[str], *, output: Path, data: str | None = None) -> list[Path]:
-    """Write how the pseudo labels moved, and with data where they ended.
+@tool(
+    "pseudo-labels",
+    "how the labels of each modality moved, and whether they came closer to the truth",
+    methods=("cmc",),
+)
+def analyze_pseudo_labels(runs: Sequence[str], report: Report, *, data: str | None = None) -> None:
+    """Show how the pseudo labels moved, and with data where they ended.
 
     Args:
         runs: CMC run folders, their stages included.
-        output: The folder to write to.
+        report: Takes what is found.
         data: Folder or Hub name of the data set that they were trained on, for the labels.
 
     Raises:
@@ -189,154 +191,135 @@ def analyze_pseudo_labels(runs: Sequence[str], *, output: Path, data: str | None
     found = find_runs(runs, "cmc")
     tables = [drift_rows(run) for run in found]
     modalities = _modalities(tables[0])
-    written = [write_csv(output / "drift.csv", [row for rows in tables for row in rows])]
-    ends: list[str] = []
-    if data is not None:
-        labels = read_labels(data, "train")
-        hard = [read_hard_labels(run, modalities) for run in found]
-        for run, ours in zip(found, hard, strict=True):
-            if len(labels.ids) != len(ours["text"]):
-                raise MsaError(
-                    f"{run.folder} has pseudo labels of {len(ours['text'])} samples, but {data!r} has "
-                    f"{len(labels.ids)} to train on; give the data set that it was trained on."
-                )
-        counts = _confusion_rows(labels, hard)
-        written.append(write_csv(output / "confusion.csv", counts))
-        ends.append(
-            "## Multimodal class and final pseudo label\n\nRows: multimodal class; columns: pseudo label that the second "
-            "stage learned from; samples, all training seeds together.\n\n" + rows_table(counts)
-        )
-        agreements = [
-            {"modality": modality}
-            | agreement_row(
-                [ours[modality] for ours in hard],
-                sentiment_class(labels.multimodal),
-                sentiment_class(labels.unimodal[modality]),
-            )
-            for modality in modalities
-            if modality in labels.unimodal
-        ]
-        if agreements:
-            written.append(write_csv(output / "agreement.csv", agreements))
-        ends.append(_agreement_section(agreements))
-    written.append(
-        write_markdown(
-            output / "pseudo_labels.md",
-            "# Pseudo labels",
-            f"{found[0].name}; {counted(len(found), 'training seed')}, ± is the standard deviation over them. A flip is "
-            "a hard label that is no longer the multimodal class; change is the mean L1 distance that the soft labels "
-            "moved in an epoch.",
-            rows_table(_summary(tables, modalities)),
-            "\n".join(_alarms(found, tables, modalities)),
-            "\n".join(_limits(found, tables, modalities)),
-            *ends,
-        )
+    report.csv("drift.csv", [row for rows in tables for row in rows])
+    report.summary(
+        "pseudo_labels.md",
+        "Pseudo labels",
+        f"{found[0].name}; {counted(len(found), 'training seed')}, ± is the standard deviation over them. A flip is "
+        "a hard label that is no longer the multimodal class; change is the mean L1 distance that the soft labels "
+        "moved in an epoch.",
+        [_summary(tables, modality) for modality in modalities],
+        "\n".join(_alarm(run, rows, modalities) for run, rows in zip(found, tables, strict=True)),
+        "\n".join(_limit(found, tables, modality) for modality in modalities),
     )
-    _draw(output / "pseudo_labels", tables, modalities, written)
-    return written
+    if data is not None:
+        _compare_with_annotations(report, found, data, modalities)
+    report.figure("pseudo_labels", _draw, tables, modalities)
 
 
-def _modalities(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _compare_with_annotations(
+    report: Report, found: Sequence[TrainedRun], data: str, modalities: Sequence[str]
+) -> None:
+    """Set the final labels beside the multimodal ones, and both beside those that annotators gave to the modality."""
+    labels = read_labels(data, "train")
+    hard = [read_hard_labels(run, modalities) for run in found]
+    for run, ours in zip(found, hard, strict=True):
+        if len(labels.ids) != len(ours["text"]):
+            raise MsaError(
+                f"{run.folder} has pseudo labels of {len(ours['text'])} samples, but {data!r} has "
+                f"{len(labels.ids)} to train on; give the data set that it was trained on."
+            )
+    counts = _confusion_rows(labels, hard)
+    report.csv("confusion.csv", counts)
+    report.section(
+        "Multimodal class and final pseudo label",
+        "Rows: multimodal class; columns: pseudo label that the second stage learned from; samples, all training seeds "
+        "together.",
+        counts,
+    )
+    multimodal = sign_classes(labels.multimodal)
+    agreements = [
+        {"modality": modality}
+        | agreement_row([ours[modality] for ours in hard], multimodal, sign_classes(labels.unimodal[modality]))
+        for modality in modalities
+        if modality in labels.unimodal
+    ]
+    report.csv("agreement.csv", agreements)
+    text = (
+        "Share of training samples whose label is the class that annotators gave to the modality by itself. The "
+        "multimodal label is what the pseudo labels began as; the difference has its 95 % bootstrap interval over "
+        "samples (seeds averaged)."
+    )
+    report.section(
+        "Agreement with the labels of the single modality",
+        text if agreements else "The data set has none.",
+        agreements,
+    )
+
+
+def _modalities(rows: Rows) -> list[str]:
     return [modality for modality in MODALITIES if f"label_change_{modality}" in rows[0]]
 
 
-def _summary(tables: Sequence[Sequence[Mapping[str, Any]]], modalities: Sequence[str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "modality": modality,
-            "epochs": format_spread([float(rows[-1]["epoch"]) for rows in tables], 0),
-            "flip rate, first epoch": format_spread([rows[0][f"flip_rate_{modality}"] for rows in tables]),
-            "flip rate, last epoch": format_spread([rows[-1][f"flip_rate_{modality}"] for rows in tables]),
-            "largest change": format_spread([max(r[f"label_change_{modality}"] for r in rows) for rows in tables], 4),
-            "change, last epoch": format_spread([rows[-1][f"label_change_{modality}"] for rows in tables], 4),
-        }
-        for modality in modalities
-    ]
-
-
-def _alarms(
-    found: Sequence[TrainedRun], tables: Sequence[Sequence[Mapping[str, Any]]], modalities: Sequence[str]
-) -> list[str]:
-    early, late = SETTLED_BY
-    lines = []
-    for run, rows in zip(found, tables, strict=True):
-        states = {modality: settling(rows, modality) for modality in modalities}
-        moving = [name for name, state in states.items() if state["alarm"]]
-        epoch = states[modalities[0]]["epoch"]
-        short = (
-            f" (the stage ended before the {early} to {late} in which labels should settle)" if epoch < early else ""
-        )
-        shares = ", ".join(
-            f"{name} {format_number(state['change'] / state['largest change'] if state['largest change'] else 0.0, 2)}"
-            for name, state in states.items()
-        )
-        verdict = (
-            f"**Alarm, seed {run.seed}:** the labels of {', '.join(moving)} still move"
-            if moving
-            else f"Seed {run.seed}: the labels have settled"
-        )
-        lines.append(
-            f"- {verdict} at epoch {epoch}{short}: change as a share of the largest is {shares}; above {MOVING:g} is "
-            "an alarm."
-        )
-    return lines
-
-
-def _limits(
-    found: Sequence[TrainedRun], tables: Sequence[Sequence[Mapping[str, Any]]], modalities: Sequence[str]
-) -> list[str]:
-    lines = []
-    limits = [flip_limits(run, rows) for run, rows in zip(found, tables, strict=True)]
-    for modality in modalities:
-        most = max(limit[modality] for limit in limits)
-        share = f"at most {format_number(most)} of a label of {modality} could leave its first class"
-        if most <= 0.5:
-            lines.append(
-                f"- **No flips possible:** at this momentum and number of epochs {share}, so its hard labels could not "
-                "change, whatever the model predicted."
-            )
-        else:
-            lines.append(f"- At this momentum and number of epochs {share}, so its hard labels could change.")
-    return lines
-
-
-def _confusion_rows(labels: SplitLabels, hard: Sequence[Mapping[str, IntArray]]) -> list[dict[str, Any]]:
-    classes = sentiment_class(labels.multimodal)
-    return [
-        {"modality": modality, "multimodal class": name} | dict(zip(SENTIMENT_CLASSES, counts.tolist(), strict=True))
-        for modality in hard[0]
-        for name, counts in zip(
-            SENTIMENT_CLASSES, np.sum([confusion(classes, ours[modality]) for ours in hard], axis=0), strict=True
-        )
-    ]
-
-
-def _agreement_section(agreements: Sequence[Mapping[str, Any]]) -> str:
-    title = "## Agreement with the labels of the single modality\n\n"
-    if not agreements:
-        return title + "The data set has none."
-    return (
-        title
-        + "Share of training samples whose label is the class that annotators gave to the modality by itself. The "
-        "multimodal label is what the pseudo labels began as; the difference has its 95 % bootstrap interval over "
-        "samples (seeds averaged).\n\n" + rows_table([dict(row) for row in agreements])
+def _summary(tables: Sequence[Rows], modality: str) -> dict[str, str]:
+    flips, changes = (
+        [[row[f"{kind}_{modality}"] for row in rows] for rows in tables] for kind in ("flip_rate", "label_change")
     )
+    return {
+        "modality": modality,
+        "epochs": format_spread([float(rows[-1]["epoch"]) for rows in tables], 0),
+        "flip rate, first epoch": format_spread([values[0] for values in flips]),
+        "flip rate, last epoch": format_spread([values[-1] for values in flips]),
+        "largest change": format_spread([max(values) for values in changes], 4),
+        "change, last epoch": format_spread([values[-1] for values in changes], 4),
+    }
 
 
-def _draw(
-    stem: Path, tables: Sequence[Sequence[Mapping[str, Any]]], modalities: Sequence[str], written: list[Path]
-) -> None:
+def _alarm(run: TrainedRun, rows: Rows, modalities: Sequence[str]) -> str:
+    early, late = SETTLED_BY
+    states = {modality: settling(rows, modality) for modality in modalities}
+    moving = [name for name, state in states.items() if state["alarm"]]
+    epoch = states[modalities[0]]["epoch"]
+    short = f" (the stage ended before the {early} to {late} in which labels should settle)" if epoch < early else ""
+    shares = ", ".join(
+        f"{name} {format_number(state['change'] / state['largest change'] if state['largest change'] else 0.0, 2)}"
+        for name, state in states.items()
+    )
+    verdict = (
+        f"**Alarm, seed {run.seed}:** the labels of {', '.join(moving)} still move"
+        if moving
+        else f"Seed {run.seed}: the labels have settled"
+    )
+    judged = f"change as a share of the largest is {shares}; above {MOVING:g} is an alarm."
+    return f"- {verdict} at epoch {epoch}{short}: {judged}"
+
+
+def _limit(found: Sequence[TrainedRun], tables: Sequence[Rows], modality: str) -> str:
+    most = max(flip_limits(run, rows)[modality] for run, rows in zip(found, tables, strict=True))
+    share = f"at most {format_number(most)} of a label of {modality} could leave its first class"
+    if most <= 0.5:
+        return (
+            f"- **No flips possible:** at this momentum and number of epochs {share}, so its hard labels could not change, "
+            "whatever the model predicted."
+        )
+    return f"- At this momentum and number of epochs {share}, so its hard labels could change."
+
+
+def _confusion_rows(labels: SplitLabels, hard: Sequence[Mapping[str, NDArray[np.int64]]]) -> list[dict[str, Any]]:
+    classes = sign_classes(labels.multimodal)
+    counts = {
+        modality: np.sum([confusion(classes, ours[modality]) for ours in hard], axis=0).tolist()
+        for modality in hard[0]
+    }
+    return [
+        {"modality": modality, "multimodal class": name} | dict(zip(SENTIMENT_CLASSES, row, strict=True))
+        for modality, table in counts.items()
+        for name, row in zip(SENTIMENT_CLASSES, table, strict=True)
+    ]
+
+
+def _draw(figure: "Figure", tables: Sequence[Rows], modalities: Sequence[str]) -> None:
     titles = {"flip_rate": "share of flipped hard labels", "label_change": "mean change of soft labels"}
-    with drawn_figure(stem, 6.8, 2.6, written) as figure:
-        for axis, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-            for index, modality in enumerate(modalities):
-                for number, rows in enumerate(tables):
-                    values = [row[f"{kind}_{modality}"] for row in rows]
-                    label = modality if number == 0 else None
-                    axis.plot([row["epoch"] for row in rows], values, color=f"C{index}", label=label, clip_on=False)
-            if max(row["epoch"] for rows in tables for row in rows) >= SETTLED_BY[0]:
-                axis.axvspan(*SETTLED_BY, color=GREY, alpha=0.2, linewidth=0)
-            axis.set_ylim(bottom=0)
-            axis.set_xlabel("epoch")
-            axis.set_title(title, fontsize=8)
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.set_size_inches(6.8, 2.6)
+    for axis, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for index, modality in enumerate(modalities):
+            for number, rows in enumerate(tables):
+                values = [row[f"{kind}_{modality}"] for row in rows]
+                label = modality if number == 0 else None
+                axis.plot([row["epoch"] for row in rows], values, color=f"C{index}", label=label, clip_on=False)
+        if max(row["epoch"] for rows in tables for row in rows) >= SETTLED_BY[0]:
+            axis.axvspan(*SETTLED_BY, color=GREY, alpha=0.2, linewidth=0)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("epoch")
+        axis.set_title(title, fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

@@ -1,4 +1,4 @@
-"""Does a method do worse where the modalities contradict each other (CMC, results on D_msc and D_msi)?
+"""Consistency gap: how much worse a method does where the modalities contradict each other (CMC, on D_msc and D_msi).
 
 Two-class accuracy on the samples whose modalities agree and on those whose modalities do not, and the gap between the
 two, for any method with predictions on data with labels per modality. One bootstrap resample draws the rows of both
@@ -9,21 +9,24 @@ CMC's ablation mean_fusion.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_msa.analysis.common.curves import distinct_names
-from hf_msa.analysis.common.split_labels import BoolArray, read_labels
-from hf_msa.analysis.tool_report import drawn_figure, rows_table, write_csv, write_markdown
+from hf_msa.analysis.common.split_labels import read_labels
+from hf_msa.analysis.tool_report import Report, Rows
+from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import METRICS, resampled_metrics
+from hf_msa.evaluation.report import distinct_names
 from hf_msa.evaluation.results import Predictions, read_predictions, read_results
 from hf_msa.evaluation.statistics import confidence_interval, mean_and_std, paired_p_value, resample_counts
 from hf_msa.evaluation.subsets import DEFAULT_RULE, SUBSETS, Subset
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GAP_ALARM = 0.25
 """A gap above this is an alarm."""
@@ -57,7 +60,7 @@ class SubsetScores:
         return self.drawn["consistent"] - self.drawn["inconsistent"]
 
 
-def subset_scores(grid: Predictions, family: str, inconsistent: BoolArray) -> SubsetScores:
+def subset_scores(grid: Predictions, family: str, inconsistent: NDArray[np.bool_]) -> SubsetScores:
     """Score predictions on both subsets.
 
     Args:
@@ -107,16 +110,18 @@ def difference_row(first: SubsetScores, other: SubsetScores) -> dict[str, float]
     }
 
 
+@tool("consistency-gap", "accuracy where the modalities agree and where they do not, several runs in one table")
 def analyze_consistency_gap(
-    runs: Sequence[str], *, data: str, output: Path, subset_rule: str = DEFAULT_RULE
-) -> list[Path]:
-    """Write accuracy on consistent and inconsistent samples, the gap, and how the gaps of several runs differ.
+    runs: Sequence[str], report: Report, *, data: str, subset_rule: str = DEFAULT_RULE
+) -> None:
+    """Show accuracy on consistent and inconsistent samples, the gap, and how the gaps of several runs differ.
 
     Args:
-        runs: Folders with a ``results.json`` and its predictions, of any methods, evaluated on the same samples.
+        runs: Folders with a ``results.json`` and its predictions, of any methods, evaluated on the same samples; the first
+            is what the others are compared with.
+        report: Takes what is found.
         data: Folder or Hub name of the data set that they were evaluated on, with labels per modality.
-        output: The folder to write to.
-        subset_rule: What makes a sample inconsistent, see `hf_msa.evaluation.subsets.RULES`.
+        subset_rule: What is inconsistent: differs_from_M, not_all_equal or polarity_conflict.
 
     Raises:
         MsaError: If a run has no predictions, the runs differ in samples or protocol, or the data has no labels per
@@ -139,39 +144,46 @@ def analyze_consistency_gap(
     chosen = {subset: Subset(subset, subset_rule).rows(labels.multimodal, unimodal) for subset in SUBSETS}
     inconsistent = np.isin(np.arange(len(labels.ids)), chosen["inconsistent"])
     scores = [subset_scores(grid, dataset["label_family"], inconsistent) for grid in grids]
-    table = [{"run": name, **gap_row(found)} for name, found in zip(names, scores, strict=True)]
-    differences = [
-        {"run": name, **difference_row(scores[0], found)} for name, found in zip(names[1:], scores[1:], strict=True)
+    table = [{"run": name, **gap_row(own)} for name, own in zip(names, scores, strict=True)]
+    differences: list[dict[str, Any]] = [
+        {"run": name, **difference_row(scores[0], other)} for name, other in zip(names[1:], scores[1:], strict=True)
     ]
-    written = [write_csv(output / "consistency.csv", table)]
-    if differences:
-        written.append(write_csv(output / "differences.csv", differences))
-    rates = ", ".join(str(rate) for rate in grids[0].rates)
-    written.append(
-        write_markdown(
-            output / "consistency.md",
-            "# Consistent and inconsistent samples",
-            f"{dataset['name']}, {dataset['split']} split, rule {subset_rule}: {len(chosen['consistent'])} consistent and "
-            f"{len(chosen['inconsistent'])} inconsistent samples; protocol {results[0]['protocol']['name']}, mean over "
-            f"{rates}. ± is the standard deviation over training seeds, brackets hold 95 % bootstrap intervals over "
-            "samples; percent, and points for the gap.",
-            rows_table([_shown(row) for row in table]),
-            "\n".join(f"- {_alarm(row)}" for row in table),
-            _difference_section(names[0], differences),
-        )
+    report.csv("consistency.csv", table)
+    report.csv("differences.csv", differences)
+    report.summary(
+        "consistency.md",
+        "Consistent and inconsistent samples",
+        f"{dataset['name']}, {dataset['split']} split, rule {subset_rule}: {len(chosen['consistent'])} consistent and "
+        f"{len(chosen['inconsistent'])} inconsistent samples; protocol {results[0]['protocol']['name']}, mean over "
+        f"{', '.join(map(str, grids[0].rates))}. ± is the standard deviation over training seeds, brackets hold 95 % "
+        "bootstrap intervals over samples; percent, and points for the gap.",
+        [
+            {"run": row["run"], "metric": METRICS[row["metric"]].pretty}
+            | {name: _percent(row, name) for name in (*SUBSETS, "gap")}
+            for row in table
+        ],
+        "\n".join(f"- {_alarm(row)}" for row in table),
     )
-    _draw(output / "consistency", table, written)
-    return written
+    if differences:
+        report.section(
+            "Differences between gaps",
+            "Paired over samples, of these trained models; above zero, the first run's gap is the smaller one.",
+            [
+                {
+                    "run": row["run"],
+                    f"gap minus that of {names[0]}": f"{100 * row['gap minus first']:+.2f} [{100 * row['low']:.2f}, "
+                    f"{100 * row['high']:.2f}]",
+                    "p": row["p"],
+                }
+                for row in differences
+            ],
+        )
+    report.figure("consistency", _draw, table)
 
 
 def _percent(row: Mapping[str, Any], name: str) -> str:
     spread = "" if np.isnan(row[f"{name} sd"]) else f" ± {100 * row[f'{name} sd']:.2f}"
     return f"{100 * row[name]:.2f}{spread} [{100 * row[f'{name} low']:.2f}, {100 * row[f'{name} high']:.2f}]"
-
-
-def _shown(row: Mapping[str, Any]) -> dict[str, str]:
-    heading = {"run": row["run"], "metric": METRICS[row["metric"]].pretty}
-    return heading | {name: _percent(row, name) for name in (*SUBSETS, "gap")}
 
 
 def _alarm(row: Mapping[str, Any]) -> str:
@@ -180,34 +192,14 @@ def _alarm(row: Mapping[str, Any]) -> str:
     return f"{row['run']}: the gap is not above {100 * GAP_ALARM:g} points: no alarm."
 
 
-def _difference_section(first: str, differences: Sequence[Mapping[str, Any]]) -> str:
-    if not differences:
-        return ""
-    shown = [
-        {
-            "run": row["run"],
-            f"gap minus that of {first}": f"{100 * row['gap minus first']:+.2f} [{100 * row['low']:.2f}, "
-            f"{100 * row['high']:.2f}]",
-            "p": row["p"],
-        }
-        for row in differences
-    ]
-    return (
-        "## Differences between gaps\n\nPaired over samples, of these trained models; above zero, the first run's gap is "
-        "the smaller one.\n\n" + rows_table(shown)
-    )
-
-
-def _draw(stem: Path, table: Sequence[Mapping[str, Any]], written: list[Path]) -> None:
-    with drawn_figure(stem, 2.4 + 1.2 * len(table), 2.8, written) as figure:
-        axis = figure.subplots()
-        for offset, subset in zip((-0.2, 0.2), SUBSETS, strict=True):
-            values, low, high = (
-                100 * np.array([row[f"{subset}{end}"] for row in table]) for end in ("", " low", " high")
-            )
-            # A percentile interval can leave out the mean of a small sample; a bar cannot have a negative length.
-            bars = np.clip([values - low, high - values], 0, None)
-            axis.bar(np.arange(len(table)) + offset, values, width=0.36, yerr=bars, label=subset, capsize=2)
-        axis.set_xticks(range(len(table)), [f"{row['run']}\ngap {100 * row['gap']:.1f}" for row in table], fontsize=7)
-        axis.set_ylabel(" / ".join(dict.fromkeys(METRICS[row["metric"]].pretty for row in table)) + " (%)")
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+def _draw(figure: "Figure", table: Rows) -> None:
+    figure.set_size_inches(2.4 + 1.2 * len(table), 2.8)
+    axis = figure.subplots()
+    for offset, subset in zip((-0.2, 0.2), SUBSETS, strict=True):
+        values, low, high = (100 * np.array([row[f"{subset}{end}"] for row in table]) for end in ("", " low", " high"))
+        # A percentile interval can leave out the mean of a small sample; a bar cannot have a negative length.
+        bars = np.clip([values - low, high - values], 0, None)
+        axis.bar(np.arange(len(table)) + offset, values, width=0.36, yerr=bars, label=subset, capsize=2)
+    axis.set_xticks(range(len(table)), [f"{row['run']}\ngap {100 * row['gap']:.1f}" for row in table], fontsize=7)
+    axis.set_ylabel(" / ".join(dict.fromkeys(METRICS[row["metric"]].pretty for row in table)) + " (%)")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)

@@ -1,22 +1,23 @@
 """Metrics over missing rates, several runs in one figure (TCMR, Figure 3), from ``results.json`` alone."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from hf_msa.analysis.tool_report import write_csv, write_markdown
-from hf_msa.evaluation.plots import plot_curves
-from hf_msa.evaluation.report import results_markdown, run_name, shared_metrics
+from hf_msa.analysis.tool_report import Report
+from hf_msa.analysis.tools import tool
+from hf_msa.evaluation.plots import draw_curves
+from hf_msa.evaluation.report import distinct_names, results_markdown, shared_metrics
 from hf_msa.evaluation.results import Results, read_results
 
 
-def analyze_curves(runs: Sequence[str], *, output: Path, metrics: Sequence[str] | None = None) -> list[Path]:
-    """Write the curves of several runs: one figure, one long table, and a table per run.
+@tool("curves", "metrics over missing rates, several runs in one figure")
+def analyze_curves(runs: Sequence[str], report: Report, *, metrics: Sequence[str] | None = None) -> None:
+    """Draw the curves of several runs: one figure, one long table, and a table per run.
 
     Args:
         runs: Folders with a ``results.json``.
-        output: The folder to write to.
-        metrics: Names to show; all that every run has by default.
+        report: Takes what is found.
+        metrics: Metrics to show; default: all that every run has.
 
     Raises:
         MsaError: If a result is absent, the runs cannot be drawn together, or a metric is unknown.
@@ -24,10 +25,11 @@ def analyze_curves(runs: Sequence[str], *, output: Path, metrics: Sequence[str] 
     results = [read_results(run) for run in runs]
     names = distinct_names(runs, results)
     shown = shared_metrics(results, metrics)
-    figures = plot_curves(results, output / "curves", metrics=shown, names=names)
-    table = write_csv(output / "curves.csv", curve_rows(names, results, shown))
-    sections = [f"## {name}\n\n{results_markdown(result, shown)}" for name, result in zip(names, results, strict=True)]
-    return [table, write_markdown(output / "curves.md", "# Missing-rate curves", *sections), *figures]
+    report.csv("curves.csv", curve_rows(names, results, shown))
+    report.summary("curves.md", "Missing-rate curves")
+    for name, result in zip(names, results, strict=True):
+        report.section(name, results_markdown(result, shown))
+    report.figure("curves", draw_curves, results, shown, names)
 
 
 def curve_rows(names: Sequence[str], results: Sequence[Results], metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -39,10 +41,3 @@ def curve_rows(names: Sequence[str], results: Sequence[Results], metrics: Sequen
         for entry in result["per_rate"]
         for metric in metrics
     ]
-
-
-def distinct_names(runs: Sequence[str], results: Sequence[Results]) -> list[str]:
-    """Method and ablation of each run; the folder joins where these do not tell the runs apart."""
-    names = [run_name(result) for result in results]
-    places = [Path(run).parent.name if Path(run).suffix == ".json" else Path(run).name for run in runs]
-    return [f"{name}, {place}" if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]

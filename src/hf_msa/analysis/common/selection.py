@@ -1,4 +1,4 @@
-"""What choosing the checkpoint on the test split would have given (TCMR, appendix D and Table 7).
+"""Optimism of choosing the checkpoint on the test split (TCMR, appendix D and Table 7).
 
 Public code of the field keeps, for each metric, the checkpoint that is best *on the test split*, which flatters the
 numbers. Every checkpoint that a run kept is evaluated on the validation split, under the recipe's selection protocol,
@@ -7,49 +7,30 @@ oracle, shown for its optimism alone.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs, load_split, load_stage_checkpoint
-from hf_msa.analysis.tool_report import counted, drawn_figure, write_csv, write_markdown
+from hf_msa.analysis.common.trained_runs import MASK_SEED, TrainedRun, find_runs, load_stage_checkpoint
+from hf_msa.analysis.tool_report import Report, Rows
+from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import dataset_facts
 from hf_msa.data.missing import FRAME_RATES, Condition, conditions, protocol_from_dict
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import METRICS, family_metrics, regression_metrics
-from hf_msa.evaluation.report import format_value, markdown_table, metric_heading
+from hf_msa.evaluation.report import counted, format_value, metric_heading
 from hf_msa.evaluation.statistics import mean_and_std
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.processing_msa import MsaProcessor
 
-_MASK_SEED = 1111
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-class RowsOfDraw:
-    """Rows of one draw, for a sweep whose masks are another of the protocol's fixed draws.
-
-    Args:
-        rows: The rows.
-        draw: Number of the draw.
-    """
-
-    def __init__(self, rows: MsaRows, draw: int) -> None:
-        self._rows = rows
-        self._draw = draw
-        self.ids, self.labels, self.lengths, self.split = rows.ids, rows.labels, rows.lengths, rows.split
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self._rows[index], "draw": self._draw}
-
-
-def audit(checkpoints: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
+def audit(checkpoints: Rows, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """Set choosing on validation beside choosing per metric on test.
 
     Args:
@@ -81,15 +62,14 @@ def audit(checkpoints: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> l
     return rows
 
 
-def analyze_selection(
-    runs: Sequence[str], *, data: str, output: Path, rates: Sequence[float] = FRAME_RATES
-) -> list[Path]:
-    """Write how much better a run would look with its checkpoint chosen on the test split.
+@tool("selection", "what choosing the checkpoint on test instead of validation would have given")
+def analyze_selection(runs: Sequence[str], report: Report, *, data: str, rates: Sequence[float] = FRAME_RATES) -> None:
+    """Show how much better a run would look with its checkpoint chosen on the test split.
 
     Args:
         runs: Run folders of any method whose training kept its checkpoints (``--save_total_limit 1000``).
+        report: Takes what is found.
         data: Folder or Hub name of a prepared data set.
-        output: The folder to write to.
         rates: Missing rates of the test.
 
     Raises:
@@ -100,27 +80,41 @@ def analyze_selection(
     for run, checkpoints in zip(found, kept, strict=True):
         if len(checkpoints) < 2:
             raise MsaError(
-                f"{run.folder} kept {counted(len(checkpoints), 'checkpoint')} of a whole "
-                "model, so there is nothing to choose from; train with --save_total_limit 1000 to keep one per epoch."
+                f"{run.folder} kept {counted(len(checkpoints), 'checkpoint')} of a whole model, so there is nothing to "
+                "choose from; train with --save_total_limit 1000 to keep one per epoch."
             )
     family = dataset_facts(data).label_family
     metrics = family_metrics(family)
-    splits = {split: load_split(data, split, found[0]) for split in ("validation", "test")}
+    splits = {split: found[0].rows(data, split) for split in ("validation", "test")}
     table: list[dict[str, Any]] = []
     audited: list[dict[str, Any]] = []
     for run, checkpoints in zip(found, kept, strict=True):
-        _, processor = run.load(data, splits["test"])
+        _, processor = run.load(splits["test"])
         entries = [
             {"training seed": run.seed, "step": step}
             | evaluate_checkpoint(run, load_stage_checkpoint(folder), processor, splits, rates, family)
-            for step, folder in tqdm(checkpoints, desc="checkpoints", leave=False)
+            for step, folder in tqdm(checkpoints, desc="checkpoints", leave=False, disable=None)
         ]
         table += entries
         audited += [{"training seed": run.seed, **row} for row in audit(entries, metrics)]
-    written = [write_csv(output / "checkpoints.csv", table), write_csv(output / "selection.csv", audited)]
-    written.append(write_markdown(output / "selection.md", *_summary(found, kept, audited, metrics, rates)))
-    _draw(output / "selection", table, metrics, written)
-    return written
+    report.csv("checkpoints.csv", table)
+    report.csv("selection.csv", audited)
+    stage = found[0].facts["selection"]["stage"]
+    epochs = [max(one["epochs"] for one in run.facts["stages"] if one["name"] == stage) for run in found]
+    counts = ", ".join(
+        f"{len(c)} of {e:g} epochs (seed {r.seed})" for r, c, e in zip(found, kept, epochs, strict=True)
+    )
+    report.summary(
+        "selection.md",
+        "Selection audit",
+        "**Oracle:** the column *test oracle* chooses a checkpoint per metric by looking at the test labels. It shows "
+        "how optimistic that is, and must not be reported as a result.",
+        f"{found[0].name}; means over the missing rates {', '.join(f'{rate:g}' for rate in rates)} of the test split; "
+        f"{counted(len(found), 'training seed')}, ± is the standard deviation over them. "
+        f"Checkpoints that were kept: {counts}. Optimism is positive where the oracle looks better.",
+        [_summary(metric, [row for row in audited if row["metric"] == metric]) for metric in metrics],
+    )
+    report.figure("selection", _draw, table, metrics)
 
 
 def evaluate_checkpoint(
@@ -138,73 +132,43 @@ def evaluate_checkpoint(
         rates on the test split.
     """
     missing = run.facts["settings"]["missing"]
-    protocol = protocol_from_dict(missing["validation"])
+    selection = [Condition(MASK_SEED, 0.0, protocol_from_dict(missing["validation"]))]
     errors = []
     for draw in range(missing["selection_repeats"]):
-        rows = cast(MsaRows, RowsOfDraw(splits["validation"], draw))
-        (part,), _ = sweep(model, processor, rows, [Condition(_MASK_SEED, 0.0, protocol)])
+        (part,), _ = sweep(model, processor, splits["validation"].in_draw(draw), selection)
         errors.append(float(np.square(part["prediction"].astype(np.float64) - part["label"]).mean()))
-    tested = conditions("frame", ("text",), rates, (_MASK_SEED,))
-    parts, _ = sweep(model, processor, splits["test"], tested)
+    parts, _ = sweep(model, processor, splits["test"], conditions("frame", ("text",), rates, (MASK_SEED,)))
     scores = [regression_metrics(part["prediction"], part["label"], family) for part in parts]
     return {"validation": float(np.mean(errors))} | {
         metric: float(np.mean([score[metric] for score in scores])) for metric in family_metrics(family)
     }
 
 
-def _summary(
-    found: Sequence[TrainedRun],
-    kept: Sequence[Sequence[Any]],
-    audited: Sequence[Mapping[str, Any]],
-    metrics: Sequence[str],
-    rates: Sequence[float],
-) -> list[str]:
-    rows = []
-    for metric in metrics:
-        entries = [row for row in audited if row["metric"] == metric]
-        cells = []
-        for column in ("chosen on validation", "test oracle", "optimism"):
-            mean, std = mean_and_std([row[column] for row in entries])
-            cells.append(_value(metric, mean) + ("" if np.isnan(std) else f" ± {_value(metric, std)}"))
-        rows.append([metric_heading(metric), *cells])
-    epochs = [
-        max(stage["epochs"] for stage in run.facts["stages"] if stage["name"] == run.facts["selection"]["stage"])
-        for run in found
-    ]
-    counts = ", ".join(
-        f"{len(c)} of {e:g} epochs (seed {r.seed})" for r, c, e in zip(found, kept, epochs, strict=True)
-    )
-    return [
-        "# Selection audit",
-        "**Oracle:** the column *test oracle* chooses a checkpoint per metric by looking at the test labels. It shows "
-        "how optimistic that is, and must not be reported as a result.",
-        f"{found[0].name}; means over the missing rates {', '.join(f'{rate:g}' for rate in rates)} of the test split; "
-        f"{counted(len(found), 'training seed')}, ± is the standard deviation over them. "
-        f"Checkpoints that were kept: {counts}. Optimism is positive where the oracle looks better.",
-        markdown_table(["", "chosen on validation", "test oracle", "optimism"], rows),
-    ]
+def _summary(metric: str, entries: Rows) -> dict[str, str]:
+    row = {"": metric_heading(metric)}
+    for column in ("chosen on validation", "test oracle", "optimism"):
+        mean, std = mean_and_std([entry[column] for entry in entries])
+        row[column] = format_value(metric, None if np.isnan(mean) else mean)
+        row[column] += "" if np.isnan(std) else f" ± {format_value(metric, std)}"
+    return row
 
 
-def _chosen(checkpoints: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def _chosen(checkpoints: Rows) -> Mapping[str, Any]:
     """The checkpoint with the least error on validation, the earlier one of a tie."""
     return min(checkpoints, key=lambda entry: (entry["validation"], entry["step"]))
 
 
-def _value(metric: str, value: float) -> str:
-    return format_value(metric, None if np.isnan(value) else value)
-
-
-def _draw(stem: Path, table: Sequence[Mapping[str, Any]], metrics: Sequence[str], written: list[Path]) -> None:
+def _draw(figure: "Figure", table: Rows, metrics: Sequence[str]) -> None:
     shown = ("validation", *(metric for metric in metrics if metric in ("mae", "corr")))
     titles = {"validation": "validation: mean squared error"}
-    with drawn_figure(stem, 2.8 * len(shown), 2.4, written) as figure:
-        for axis, name in zip(figure.subplots(1, len(shown)), shown, strict=True):
-            for seed in dict.fromkeys(row["training seed"] for row in table):
-                line = [row for row in table if row["training seed"] == seed]
-                steps, values = [row["step"] for row in line], [row[name] for row in line]
-                (curve,) = axis.plot(steps, values, marker="o", markersize=3, label=f"seed {seed}")
-                chosen = _chosen(line)
-                axis.plot(chosen["step"], chosen[name], marker="*", markersize=10, color=curve.get_color())
-            axis.set_title(titles.get(name) or f"test: {METRICS[name].pretty}, mean over rates", fontsize=8)
-            axis.set_xlabel("step (star: chosen on validation)")
-        axis.legend(frameon=False, fontsize=6)
+    figure.set_size_inches(2.8 * len(shown), 2.4)
+    for axis, name in zip(figure.subplots(1, len(shown)), shown, strict=True):
+        for seed in dict.fromkeys(row["training seed"] for row in table):
+            line = [row for row in table if row["training seed"] == seed]
+            steps, values = [row["step"] for row in line], [row[name] for row in line]
+            (curve,) = axis.plot(steps, values, marker="o", markersize=3, label=f"seed {seed}")
+            chosen = _chosen(line)
+            axis.plot(chosen["step"], chosen[name], marker="*", markersize=10, color=curve.get_color())
+        axis.set_title(titles.get(name) or f"test: {METRICS[name].pretty}, mean over rates", fontsize=8)
+        axis.set_xlabel("step (star: chosen on validation)")
+    axis.legend(frameon=False, fontsize=6)

@@ -1,8 +1,9 @@
-"""The classes of a data set's labels by sign: the multimodal one, and each modality's own where it was annotated."""
+"""Labels of a split: the multimodal ones, each modality's own where it was annotated, and what a sample corpus planted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,10 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from hf_msa.data.loading import load_split
 from hf_msa.data.schema import ID, LABEL
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.metrics import sign_classes
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
-
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,9 @@ class SplitLabels:
             tuple(ids), self.multimodal[order], {name: values[order] for name, values in self.unimodal.items()}
         )
 
-    def disagreeing(self, modality: str) -> BoolArray:
+    def disagreeing(self, modality: str) -> NDArray[np.bool_]:
         """Where a modality's own class is not the multimodal one, (N,)."""
-        return np.not_equal(sentiment_class(self.unimodal[modality]), sentiment_class(self.multimodal))
-
-
-def sentiment_class(labels: ArrayLike) -> IntArray:
-    """The class of each label by its sign, an index into `SENTIMENT_CLASSES`."""
-    return np.sign(np.asarray(labels, dtype=np.float32)).astype(np.int64) + 1
+        return np.not_equal(sign_classes(self.unimodal[modality]), sign_classes(self.multimodal))
 
 
 def read_labels(data: str, split: str) -> SplitLabels:
@@ -85,8 +79,8 @@ def read_labels(data: str, split: str) -> SplitLabels:
     return SplitLabels(tuple(dataset[ID][:]), labels[LABEL], {modality: labels[key] for modality, key in keys.items()})
 
 
-def planted_liars(data: str, split: str) -> dict[str, str] | None:
-    """Which modality lies in each sample of a sample corpus (``"none"`` or its name), by id; None for other data.
+def planted_rows(data: str, split: str) -> list[dict[str, Any]] | None:
+    """What is planted in each sample of a sample corpus; None for other data.
 
     Args:
         data: Folder or Hub name of a prepared data set.
@@ -96,4 +90,10 @@ def planted_liars(data: str, split: str) -> dict[str, str] | None:
 
     if not (Path(data) / PLANTED_FOLDER / CONFIG_FILE).is_file():
         return None
-    return {row["id"]: row["lying_modality"] for row in read_planted(data, split).rows}
+    return list(read_planted(data, split).rows)
+
+
+def planted_liars(data: str, split: str) -> dict[str, str] | None:
+    """Which modality lies in each sample of a sample corpus (``"none"`` or its name), by id; None for other data."""
+    rows = planted_rows(data, split)
+    return None if rows is None else {row["id"]: row["lying_modality"] for row in rows}

@@ -1,4 +1,4 @@
-"""Does OMG-Agent retrieve evidence of the sample's own sentiment?
+"""Sentiment of what OMG-Agent retrieves: is the evidence of the sample's own class?
 
 For every set of observed modalities: which share of the retrieved weight, and of the retrieved entries, belongs to entries
 of the knowledge base whose label is in the sample's class, by sign and in the classes of the classifier. Beside it stand
@@ -8,34 +8,39 @@ projection. A sample's own entry is never counted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_msa.analysis.common.trained_runs import find_runs, load_split
+from hf_msa.analysis.common.prediction_columns import Floats
+from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.omg.execution import (
-    Floats,
+    bars,
     incomplete_patterns,
+    joined,
     load_omg,
+    plan_and_retrieve,
     pooled,
     row_batches,
-    tell,
-    with_interval,
+    stacked,
 )
-from hf_msa.analysis.tool_report import counted, drawn_figure, rows_table, write_csv, write_markdown
+from hf_msa.analysis.tool_report import Report, format_estimate
+from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
-from hf_msa.evaluation.statistics import confidence_interval
+from hf_msa.evaluation.report import counted
 from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import OBSERVATION, KnowledgeBase
 from hf_msa.models.omg_retriever import NO_ENTRY
 from hf_msa.models.processing_msa import MsaProcessor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KINDS = ("sign", "class")
 """How classes are made of labels: negative, neutral and positive, or those of the classifier."""
@@ -145,168 +150,135 @@ def evidence_columns(
         Shares per sample `(n,)`; and per sample `cosine` of the best entry, `effective entries` (1 over the sum of squared
         weights) and `C_evi` (eq. 9).
     """
-    base = required_base(model, "The model")
+    base, config = required_base(model, "The model"), model.config
     kinds: dict[str, Callable[[Tensor], Tensor]] = {"sign": sentiment_classes, "class": model.label_classes}
     observations = torch.from_numpy(np.array(base.numbers(OBSERVATION))).to(model.device)
     labels = labels.to(model.device)
-    shares: dict[Column, list[Tensor]] = {}
-    numbers: dict[str, list[Tensor]] = {}
+    shares: list[dict[Column, Tensor]] = []
+    numbers: list[dict[str, Tensor]] = []
     for batch in row_batches(model, processor, rows, pattern, f"evidence, {'+'.join(pattern.available)}"):
-        told = tell(model, processor, batch)
-        evidence = told.conditions.evidence
-        assert evidence is not None
-        own = model.own_entries(batch.members)
-        assert own is not None
+        _, conditions = plan_and_retrieve(model, processor, batch)
+        evidence, own = conditions.evidence, model.own_entries(batch.members)
+        assert evidence is not None and own is not None
         others = own.unsqueeze(1) != torch.arange(len(labels), device=own.device)
         content = nearest_by_content(
-            told.conditions.observation, observations, own, model.config.top_k, model.config.retrieval_temperature
+            conditions.observation, observations, own, config.top_k, config.retrieval_temperature
         )
+        found: dict[Column, Tensor] = {}
         for kind, classes in kinds.items():
-            same = (classes(batch.labels).unsqueeze(1) == classes(labels)) & others
-            found = {
-                "retrieved": class_shares(same, evidence.entries, evidence.weights),
-                "content-only": class_shares(same, *content),
-                "chance": dict.fromkeys(MEASURES, same.sum(dim=1) / others.sum(dim=1).clamp(min=1)),
-            }
-            for source, measures in found.items():
-                for measure, values in measures.items():
-                    shares.setdefault((kind, source, measure), []).append(values)
-        for name, values in (
-            ("cosine", evidence.similarities[:, 0]),
-            ("effective entries", 1 / evidence.weights.square().sum(dim=1)),
-            ("C_evi", evidence.alignment_cost),
-        ):
-            numbers.setdefault(name, []).append(values)
-    return {key: _joined(parts) for key, parts in shares.items()}, {key: _joined(p) for key, p in numbers.items()}
+            same = (classes(batch.complete["labels"]).unsqueeze(1) == classes(labels)) & others
+            chance = same.sum(dim=1) / others.sum(dim=1).clamp(min=1)
+            sources = (
+                class_shares(same, evidence.entries, evidence.weights),
+                class_shares(same, *content),
+                dict.fromkeys(MEASURES, chance),
+            )
+            for source, measures in zip(SOURCES, sources, strict=True):
+                found |= {(kind, source, measure): values for measure, values in measures.items()}
+        shares.append(found)
+        effective = 1 / evidence.weights.square().sum(dim=1)
+        cosine = evidence.similarities[:, 0]
+        numbers.append({"cosine": cosine, "effective entries": effective, "C_evi": evidence.alignment_cost})
+    return joined(shares), joined(numbers)
 
 
-def _joined(parts: Sequence[Tensor]) -> Floats:
-    values: Floats = torch.cat(list(parts)).double().cpu().numpy()
-    return values
-
-
-def analyze_evidence(runs: Sequence[str], *, data: str, output: Path, split: str = "validation") -> list[Path]:
-    """Write how much of the retrieved evidence is of the sample's class, beside chance and content-only retrieval.
+@tool("evidence", "share of the retrieved evidence with the sample's sentiment, beside chance", methods=("omg",))
+def analyze_evidence(runs: Sequence[str], report: Report, *, data: str, split: str = "validation") -> None:
+    """Show how much of the retrieved evidence is of the sample's class, beside chance and content-only retrieval.
 
     Args:
         runs: Run folders of OMG-Agent.
+        report: Takes what is found.
         data: Folder or Hub name of the data set whose training split the knowledge base was built from.
-        output: The folder to write to.
         split: The split to look at.
 
     Raises:
         MsaError: If a run or the data will not do, or a run retrieves nothing.
     """
     found = find_runs(runs, "omg")
-    rows, train = load_split(data, split, found[0]), load_split(data, "train", found[0])
-    # By pattern and column, one row per training seed.
-    shares: dict[str, dict[Column, list[Floats]]] = {}
-    numbers: dict[str, dict[str, list[Floats]]] = {}
-    top_k, entries = 0, 0
+    rows, train = found[0].rows(data, split), found[0].rows(data, "train")
+    # By pattern, one entry per training seed.
+    shares: dict[str, list[dict[Column, Floats]]] = {}
+    numbers: dict[str, list[dict[str, Floats]]] = {}
     for run in found:
-        model, processor = load_omg(run, data, rows)
+        model, processor = load_omg(run, rows)
         base = required_base(model, str(run.folder))
         labels = entry_labels(base, train)
-        top_k, entries = model.config.top_k, len(base)
         for pattern in incomplete_patterns(model.config):
             name = "+".join(pattern.available)
             per_sample, others = evidence_columns(model, processor, rows, labels, pattern)
-            for column, values in per_sample.items():
-                shares.setdefault(name, {}).setdefault(column, []).append(values)
-            for measure, values in others.items():
-                numbers.setdefault(name, {}).setdefault(measure, []).append(values)
-    tables = {name: {key: np.stack(values) for key, values in columns.items()} for name, columns in shares.items()}
+            shares.setdefault(name, []).append(per_sample)
+            numbers.setdefault(name, []).append(others)
+    tables = {name: stacked(seeds) for name, seeds in shares.items()}
     tables[ALL] = {
         key: np.mean([table[key] for table in tables.values()], axis=0) for key in next(iter(tables.values()))
     }
-    rest = {name: {key: np.stack(values) for key, values in columns.items()} for name, columns in numbers.items()}
-    written = [
-        write_csv(output / "evidence.csv", share_rows(tables, [run.seed for run in found])),
-        write_markdown(
-            output / "evidence.md",
-            "# What kind of evidence is retrieved",
-            f"{found[0].name}; {len(rows)} samples ({split}), {counted(len(found), 'training seed')}; the best {top_k} of "
-            f"{entries} entries. Share of what is retrieved that has the sample's class. Content-only: the entries with the "
-            "nearest observation, without plan and learned projection. Chance: the class's share of the knowledge base. ± "
-            "is the standard deviation over training seeds, brackets are 95 % bootstrap intervals over samples, those of "
-            "differences paired.",
-            "## By sign\n\n" + rows_table(share_summary(tables, "sign")),
-            "## By the classes of the classifier\n\n" + rows_table(share_summary(tables, "class")),
-            "## How it is weighted\n\nCosine of query and best entry; 1 over the sum of squared weights, which is the "
-            "number of entries where all weigh the same; and how far the entries' plans are from the sample's own "
-            "(eq. 9).\n\n"
-            + rows_table(
-                [
-                    {"observed": name} | {key: with_interval(*pooled(values)) for key, values in columns.items()}
-                    for name, columns in rest.items()
-                ]
-            ),
-        ),
-    ]
-    _draw(output / "evidence", tables, written)
-    return written
+    report.csv("evidence.csv", share_rows(tables, [run.seed for run in found]))
+    report.summary(
+        "evidence.md",
+        "What kind of evidence is retrieved",
+        f"{found[0].name}; {len(rows)} samples ({split}), {counted(len(found), 'training seed')}; the best "
+        f"{model.config.top_k} of {len(base)} entries. Share of what is retrieved that has the sample's class. "
+        "Content-only: the entries with the nearest observation, without plan and learned projection. Chance: the class's "
+        "share of the knowledge base. ± is the standard deviation over training seeds, brackets are 95 % bootstrap "
+        "intervals over samples, those of differences paired.",
+    )
+    report.section("By sign", share_summary(tables, "sign"))
+    report.section("By the classes of the classifier", share_summary(tables, "class"))
+    report.section(
+        "How it is weighted",
+        "Cosine of query and best entry; 1 over the sum of squared weights, which is the number of entries where all weigh "
+        "the same; and how far the entries' plans are from the sample's own (eq. 9).",
+        [
+            {"observed": name} | {key: format_estimate(*pooled(values)) for key, values in stacked(seeds).items()}
+            for name, seeds in numbers.items()
+        ],
+    )
+    report.figure("evidence", _draw, tables)
 
 
 def share_rows(tables: Mapping[str, Mapping[Column, Floats]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """One row per training seed, pattern and kind of classes, with the mean of every share."""
-    return [
-        {
-            "training seed": seed,
-            "observed": name,
-            "classes": kind,
-            "n": columns[kind, SOURCES[0], MEASURES[0]].shape[1],
-        }
-        | {
-            f"{source}, {measure}": float(columns[kind, source, measure][s].mean())
-            for source in SOURCES[:2]
-            for measure in MEASURES
-        }
-        | {"chance": float(columns[kind, "chance", MEASURES[0]][s].mean())}
-        for s, seed in enumerate(seeds)
-        for name, columns in tables.items()
-        for kind in KINDS
-    ]
+    rows = []
+    for s, seed in enumerate(seeds):
+        for name, columns in tables.items():
+            for kind in KINDS:
+                means = {key[1:]: values[s].mean() for key, values in columns.items() if key[0] == kind}
+                row = {"training seed": seed, "observed": name, "classes": kind}
+                row["n"] = columns[kind, "chance", "weight"].shape[1]
+                row |= {f"{what}, {how}": float(means[what, how]) for what in SOURCES[:2] for how in MEASURES}
+                rows.append(row | {"chance": float(means["chance", "weight"])})
+    return rows
 
 
-def share_summary(tables: Mapping[str, Mapping[Column, Floats]], kind: str) -> list[dict[str, Any]]:
+def share_summary(tables: Mapping[str, Mapping[Column, Floats]], kind: str) -> list[dict[str, str]]:
     """The table of one kind of classes, over all seeds; differences are those of the weight."""
     rows = []
     for name, columns in tables.items():
         own, content, chance = (columns[kind, source, "weight"] for source in SOURCES)
-        rows.append(
-            {
-                "observed": name,
-                "weight": with_interval(*pooled(own)),
-                "entries": with_interval(*pooled(columns[kind, "retrieved", "entries"])),
-                "content-only, weight": with_interval(*pooled(content)),
-                "content-only, entries": with_interval(*pooled(columns[kind, "content-only", "entries"])),
-                "chance": with_interval(*pooled(chance)),
-                "weight - chance": with_interval(*pooled(own - chance)),
-                "weight - content-only": with_interval(*pooled(own - content)),
-            }
-        )
+        cells = {
+            "weight": own,
+            "entries": columns[kind, "retrieved", "entries"],
+            "content-only, weight": content,
+            "content-only, entries": columns[kind, "content-only", "entries"],
+            "chance": chance,
+            "weight - chance": own - chance,
+            "weight - content-only": own - content,
+        }
+        rows.append({"observed": name} | {key: format_estimate(*pooled(values)) for key, values in cells.items()})
     return rows
 
 
-def _draw(stem: Path, tables: Mapping[str, Mapping[Column, Floats]], written: list[Path]) -> None:
-    names = list(tables)
+def _draw(figure: "Figure", tables: Mapping[str, Mapping[Column, Floats]]) -> None:
     width = 0.8 / len(SOURCES)
-    with drawn_figure(stem, 7.6, 3.2, written) as figure:
-        panels = figure.subplots(1, len(KINDS), sharey=True)
-        for panel, kind in zip(panels, KINDS, strict=True):
-            for number, source in enumerate(SOURCES):
-                shown = [pooled(tables[name][kind, source, "weight"]) for name in names]
-                means = np.array([np.mean(values) for values, _ in shown])
-                ends = np.array([confidence_interval(drawn) for _, drawn in shown])
-                panel.barh(
-                    np.arange(len(names)) + (number - 1) * width,
-                    means,
-                    width,
-                    xerr=np.maximum(np.stack([means - ends[:, 0], ends[:, 1] - means]), 0),
-                    error_kw={"linewidth": 0.7},
-                    label=source,
-                )
-            panel.set_yticks(range(len(names)), names)
-            panel.set_title(f"share of the weight, by {kind}", fontsize=8)
-        panels[0].invert_yaxis()
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.set_size_inches(7.6, 3.2)
+    panels = figure.subplots(1, len(KINDS), sharey=True)
+    for panel, kind in zip(panels, KINDS, strict=True):
+        for number, source in enumerate(SOURCES):
+            means, errors = bars([pooled(columns[kind, source, "weight"]) for columns in tables.values()])
+            places = np.arange(len(tables)) + (number - 1) * width
+            panel.barh(places, means, width, xerr=errors, error_kw={"linewidth": 0.7}, label=source)
+        panel.set_yticks(range(len(tables)), list(tables))
+        panel.set_title(f"share of the weight, by {kind}", fontsize=8)
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

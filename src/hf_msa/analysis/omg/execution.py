@@ -1,72 +1,38 @@
-"""OMG-Agent over batches of rows, and what its tools share: what is missing when, intervals, labels of what is retrieved."""
+"""OMG-Agent at work on batches of rows: what is planned and retrieved for them, and how its tools pool what they find."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from hf_msa.analysis.common.prediction_columns import Floats
 from hf_msa.analysis.common.trained_runs import TrainedRun
-from hf_msa.analysis.tool_report import format_number, format_spread
-from hf_msa.data.collator import MsaCollator
-from hf_msa.data.missing import FixedPattern, MissingProtocol, apply_missing, conditions
+from hf_msa.data.missing import CompleteProtocol, FixedPattern, MissingProtocol, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import as_msa_errors
-from hf_msa.evaluation.metrics import family_metrics
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
+from hf_msa.evaluation.sweep import MaskedBatch, masked_batches
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_omg import Conditions, OmgForSentimentAnalysis, Perception
-from hf_msa.models.msa_schema import ATTENTION_MASK_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
-
-Floats = NDArray[np.float64]
 
 BATCH_SIZE = 64
 """Rows that are looked at together; no number depends on it."""
 
-_KEYS = {*VALUE_KEYS.values(), *ATTENTION_MASK_KEYS.values(), *MISSING_MASK_KEYS.values()}
+VECTORS = ("plan_vectors", "constraint_vectors", "observation_vectors")
+"""What the planner gives, in the order in which `OmgForSentimentAnalysis.conditions` takes it."""
+
+Estimate = tuple[list[float], Floats]
+"""One value per training seed, and their mean in each bootstrap resample of the samples."""
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 
-@dataclass(frozen=True)
-class RowBatch:
-    """Some rows of a split, before and after something was dropped.
-
-    Attributes:
-        indices: Their places in the split.
-        members: The rows themselves.
-        labels: In label units `(batch,)`.
-        complete: What the model's forward takes of the complete rows.
-        inputs: What it takes of the rows as the protocol leaves them.
-    """
-
-    indices: list[int]
-    members: list[dict[str, Any]]
-    labels: Tensor
-    complete: dict[str, Tensor]
-    inputs: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a model knows of an incomplete batch, and the truth.
-
-    Attributes:
-        perception: Of what is left.
-        conditions: Plan, observation and evidence.
-        whole: Perception of the complete rows.
-    """
-
-    perception: Perception
-    conditions: Conditions
-    whole: Perception
-
-
-def load_omg(run: TrainedRun, data: str, rows: MsaRows) -> tuple[OmgForSentimentAnalysis, MsaProcessor]:
+def load_omg(run: TrainedRun, rows: MsaRows) -> tuple[OmgForSentimentAnalysis, MsaProcessor]:
     """Load the model and the processor of a run of OMG-Agent; see `TrainedRun.load`."""
-    model, processor = run.load(data, rows)
+    model, processor = run.load(rows)
     return cast(OmgForSentimentAnalysis, model), processor
 
 
@@ -76,66 +42,49 @@ def row_batches(
     rows: MsaRows,
     protocol: MissingProtocol | None,
     what: str,
-    chosen: Sequence[int] | None = None,
+    places: Iterable[int] | None = None,
     batch_size: int = BATCH_SIZE,
-) -> Iterator[RowBatch]:
-    """Collate rows on the model's device, with a progress bar.
-
-    Args:
-        model: Says where to.
-        processor: The model's.
-        rows: Tokenised rows.
-        protocol: What is dropped; None drops nothing.
-        what: Names the work, for the bar.
-        chosen: Places of the rows that are wanted; all by default.
-        batch_size: Rows per batch.
-    """
-    indices = list(range(len(rows)) if chosen is None else chosen)
-    collator = MsaCollator(processor, None, split=rows.split)
-    drops = MsaCollator(processor, None if protocol is None else protocol.bind(rows.ids), split=rows.split)
-    for start in tqdm(range(0, len(indices), batch_size), desc=what, leave=False, disable=None):
-        part = indices[start : start + batch_size]
-        members = [rows[index] for index in part]
-        complete = {key: value.to(model.device) for key, value in collator(members).items()}
-        batch = apply_missing(complete, drops.masks(members), processor.tokenizer.unk_token_id)
-        given, left = ({key: v for key, v in values.items() if key in _KEYS} for values in (complete, batch))
-        # Whether anything is dropped is what tells the two apart, so the complete rows have no masks.
-        given = {key: value for key, value in given.items() if key not in MISSING_MASK_KEYS.values()}
-        yield RowBatch(part, members, complete["labels"], given, left)
+) -> Iterator[MaskedBatch]:
+    """`masked_batches` under one protocol, None for complete rows, in the order of the rows unless `places` are given."""
+    order = range(len(rows)) if places is None else places
+    protocols = [protocol or CompleteProtocol()]
+    return masked_batches(model, processor, rows, protocols, what, places=order, batch_size=batch_size)
 
 
-def tell(model: OmgForSentimentAnalysis, processor: MsaProcessor, batch: RowBatch) -> Told:
-    """Plan and retrieve for an incomplete batch; what the knowledge base has under the samples' own ids is left out.
+def plan_and_retrieve(
+    model: OmgForSentimentAnalysis, processor: MsaProcessor, batch: MaskedBatch
+) -> tuple[Perception, Conditions]:
+    """What the executor is given of an incomplete batch; the samples' own entries in the knowledge base are left out.
 
     Raises:
-        MsaError: If the model has no planner, or its language model is not to be had.
+        MsaError: If the model has no planner, or its language model cannot be used.
     """
     with as_msa_errors():
         _, vectors = model.told(batch.inputs, batch.members, processor)
         perception = model.perceive(batch.inputs)
-        told = model.conditions(
-            perception,
-            vectors.get("plan_vectors"),
-            vectors.get("constraint_vectors"),
-            vectors.get("observation_vectors"),
-            model.own_entries(batch.members),
-        )
-    return Told(perception, told, model.perceive(batch.complete))
+        plan, constraints, observation = map(vectors.get, VECTORS)
+        own = model.own_entries(batch.members)
+        return perception, model.conditions(perception, plan, constraints, observation, own)
 
 
 def incomplete_patterns(config: OmgConfig) -> list[FixedPattern]:
-    """Every set of modalities that may be left, but for all of them, in the order of the paper's tables."""
+    """Every set of modalities that may be left, except all of them, in the order of the paper's tables."""
     tested = [protocol for _, _, protocol in conditions("fixed", config.modalities, None, (0,))]
     return [cast(FixedPattern, protocol) for protocol in tested[:-1]]
 
 
-def shown_metrics(family: str) -> tuple[str, ...]:
-    """The two metrics that summaries show, out of a label family's."""
-    return ("mae", "non0_acc2" if "non0_acc2" in family_metrics(family) else "acc2")
+def joined(batches: Sequence[Mapping[_Key, Tensor]]) -> dict[_Key, Floats]:
+    """The values of all samples, of those of batches of them."""
+    return {key: torch.cat([batch[key] for batch in batches]).double().cpu().numpy() for key in batches[0]}
 
 
-def pooled(values: Floats) -> tuple[list[float], Floats]:
-    """Means per seed, and the mean over seeds in each bootstrap resample of the samples.
+def stacked(seeds: Sequence[Mapping[_Key, Floats]]) -> dict[_Key, Floats]:
+    """The values of all training seeds (S, N), of those of each."""
+    return {key: np.stack([seed[key] for seed in seeds]) for key in seeds[0]}
+
+
+def pooled(values: Floats) -> Estimate:
+    """The mean over samples.
 
     Args:
         values: One number per training seed and sample (S, N).
@@ -144,7 +93,9 @@ def pooled(values: Floats) -> tuple[list[float], Floats]:
     return values.mean(axis=1).tolist(), counts @ values.mean(axis=0) / values.shape[1]
 
 
-def with_interval(values: Sequence[float], drawn: Floats, digits: int = 3) -> str:
-    """A mean over training seeds with its spread, and the bootstrap interval over samples."""
-    low, high = (format_number(end, digits) for end in confidence_interval(drawn))
-    return f"{format_spread(values, digits)} [{low}, {high}]"
+def bars(estimates: Sequence[Estimate]) -> tuple[Floats, Floats]:
+    """The lengths of N bars, and how far their 95 % bootstrap intervals reach to both sides (2, N)."""
+    means = np.array([np.mean(values) for values, _ in estimates])
+    low, high = np.array([confidence_interval(resampled) for _, resampled in estimates]).T
+    # A percentile interval can leave out the mean of a small sample.
+    return means, np.maximum(np.stack([means - low, high - means]), 0)

@@ -1,4 +1,4 @@
-"""Where the time of a prediction of OMG-Agent goes: planning, encoding, retrieval, execution, classification.
+"""Time of a prediction of OMG-Agent by its parts: planning, encoding, retrieval, execution, classification.
 
 For every set of observed modalities the same samples are predicted several times. Planning is measured twice: with
 nothing known of the samples, which is what a new clip costs, and with plans and vectors of these observations remembered.
@@ -11,21 +11,25 @@ with Qwen2.5-Omni as planner. It does not say how large its batches were, nor ho
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from hf_msa.analysis.common.trained_runs import find_runs, load_split
-from hf_msa.analysis.omg.execution import incomplete_patterns, load_omg, row_batches
-from hf_msa.analysis.tool_report import counted, drawn_figure, format_number, rows_table, write_csv, write_markdown
+from hf_msa.analysis.common.trained_runs import find_runs
+from hf_msa.analysis.omg.execution import VECTORS, incomplete_patterns, load_omg, row_batches
+from hf_msa.analysis.tool_report import Report, Rows, format_bounds, format_number
+from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
+from hf_msa.evaluation.report import counted
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.processing_msa import MsaProcessor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 UNCACHED, CACHED = "planning, uncached", "planning, cached"
 PARTS = (UNCACHED, CACHED, "encoding", "retrieval", "execution", "classification")
@@ -85,7 +89,7 @@ def time_pattern(
         Milliseconds per sample for each of `PARTS`.
 
     Raises:
-        MsaError: If the model has no planner, or its language model is not to be had.
+        MsaError: If the model has no planner, or its language model cannot be used.
     """
     watch = Stopwatch(model.device)
     with as_msa_errors():
@@ -100,9 +104,8 @@ def time_pattern(
             with watch.timing("encoding"):
                 perception = model.perceive(batch.inputs)
                 latents = model.encode_observed(perception)
-            names = ("plan_vectors", "constraint_vectors", "observation_vectors")
             with watch.timing("retrieval"):
-                conditions = model.conditions(perception, *map(vectors.get, names))
+                conditions = model.conditions(perception, *map(vectors.get, VECTORS))
             with watch.timing("execution"):
                 latents, _, _ = model.execute(perception, conditions, latents)
             with watch.timing("classification"):
@@ -110,21 +113,22 @@ def time_pattern(
     return {part: 1000 * seconds / len(chosen) for part, seconds in watch.seconds.items()}
 
 
+@tool("latency", "milliseconds per sample of planning, retrieval, execution and classification", methods=("omg",))
 def analyze_latency(
     runs: Sequence[str],
+    report: Report,
     *,
     data: str,
-    output: Path,
     split: str = "validation",
     samples: int = 32,
     batch_size: int = 1,
-) -> list[Path]:
-    """Write the milliseconds per sample of each part of a prediction, for every set of observed modalities.
+) -> None:
+    """Show the milliseconds per sample of each part of a prediction, for every set of observed modalities.
 
     Args:
         runs: Run folders of OMG-Agent; the first seed is timed.
+        report: Takes what is found.
         data: Folder or Hub name of a prepared data set.
-        output: The folder to write to.
         split: The split to look at.
         samples: How many of its first samples are predicted.
         batch_size: Rows per batch.
@@ -135,8 +139,8 @@ def analyze_latency(
     if samples < 1 or batch_size < 1:
         raise MsaError(f"--samples {samples} and --batch-size {batch_size}: both must be at least 1.")
     run = find_runs(runs, "omg")[0]
-    rows = load_split(data, split, run)
-    model, processor = load_omg(run, data, rows)
+    rows = run.rows(data, split)
+    model, processor = load_omg(run, rows)
     chosen = range(min(samples, len(rows)))
     table = []
     for pattern in incomplete_patterns(model.config):
@@ -145,39 +149,41 @@ def analyze_latency(
         for repeat in range(_REPEATS):
             found = time_pattern(model, processor, rows, chosen, pattern, batch_size)
             table.append({"observed": "+".join(pattern.available), "repeat": repeat + 1} | found)
-    planner = model.planner(processor).name
+    config, planner = model.config, model.planner(processor).name
     device = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else counted(torch.get_num_threads(), "CPU thread")
     )
-    config = model.config
-    written = [
-        write_csv(output / "latency.csv", table),
-        write_markdown(
-            output / "latency.md",
-            "# Milliseconds per sample",
-            f"{run.name}, training seed {run.seed}; {len(chosen)} samples ({split}) in batches of {batch_size} on {device}; "
-            f"planner: {planner}; {config.num_inference_steps} steps of {config.scheduler}; {config.top_k} entries "
-            f"retrieved. Median over {_REPEATS} repeats, in brackets the lowest and the highest. Reading files and batching "
-            "are not in it.",
-            rows_table(latency_summary(table)),
-            f"The paper reports about {PAPER_MS:g} ms per sample, {PAPER_PLANNING:.0%} planning and "
-            f"{1 - PAPER_PLANNING:.0%} retrieval and execution. The two are **not comparable**: the paper has an RTX 4090, "
-            "Qwen2.5-Omni as planner and features of other sizes, and names neither batch size nor sampler steps; here it "
-            f"is the {planner} on {device}.",
-        ),
-    ]
-    _draw(output / "latency", table, written)
-    return written
+    report.csv("latency.csv", table)
+    report.summary(
+        "latency.md",
+        "Milliseconds per sample",
+        f"{run.name}, training seed {run.seed}; {len(chosen)} samples ({split}) in batches of {batch_size} on {device}; "
+        f"planner: {planner}; {config.num_inference_steps} steps of {config.scheduler}; {config.top_k} entries "
+        f"retrieved. Median over {_REPEATS} repeats, in brackets the lowest and the highest. Reading files and batching "
+        "are not in it.",
+        latency_summary(table),
+        f"The paper reports about {PAPER_MS:g} ms per sample, {PAPER_PLANNING:.0%} planning and "
+        f"{1 - PAPER_PLANNING:.0%} retrieval and execution. The two are **not comparable**: the paper has an RTX 4090, "
+        "Qwen2.5-Omni as planner and features of other sizes, and names neither batch size nor sampler steps; here it "
+        f"is the {planner} on {device}.",
+    )
+    report.figure("latency", _draw, table)
 
 
-def latency_summary(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _by_pattern(table: Rows) -> dict[str, dict[str, Any]]:
+    """The milliseconds of each part in all repeats (repeats,), by pattern."""
+    return {
+        name: {part: np.array([row[part] for row in table if row["observed"] == name]) for part in PARTS}
+        for name in dict.fromkeys(row["observed"] for row in table)
+    }
+
+
+def latency_summary(table: Rows) -> list[dict[str, str]]:
     """Median, lowest and highest of each part by pattern, the totals with either kind of planning, and planning's shares."""
     summary = []
-    for name in dict.fromkeys(row["observed"] for row in table):
-        repeats = [row for row in table if row["observed"] == name]
-        values = {part: np.array([row[part] for row in repeats]) for part in PARTS}
+    for name, values in _by_pattern(table).items():
+        row = {"observed": name} | {part: _spread(numbers) for part, numbers in values.items()}
         rest = sum(values[part] for part in PARTS[2:])
-        row: dict[str, Any] = {"observed": name} | {part: _spread(numbers) for part, numbers in values.items()}
         for planning in (UNCACHED, CACHED):
             kind = planning.split(", ")[1]
             total = values[planning] + rest
@@ -188,21 +194,18 @@ def latency_summary(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _spread(values: Any) -> str:
-    middle, low, high = (format_number(float(number), 2) for number in (np.median(values), values.min(), values.max()))
-    return f"{middle} [{low}, {high}]"
+    return f"{format_number(float(np.median(values)), 2)} {format_bounds((values.min(), values.max()), 2)}"
 
 
-def _draw(stem: Path, table: Sequence[dict[str, Any]], written: list[Path]) -> None:
-    names = list(dict.fromkeys(row["observed"] for row in table))
-    with drawn_figure(stem, 7.0, 0.6 + 0.35 * len(names), written) as figure:
-        panel = figure.subplots()
-        starts = np.zeros(len(names))
-        for part in PARTS:
-            if part == CACHED:
-                continue
-            widths = np.array([np.median([row[part] for row in table if row["observed"] == name]) for name in names])
-            panel.barh(names, widths, left=starts, label=part)
-            starts += widths
-        panel.invert_yaxis()
-        panel.set_xlabel("ms per sample")
-        figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+def _draw(figure: "Figure", table: Rows) -> None:
+    patterns = _by_pattern(table)
+    figure.set_size_inches(7.0, 0.6 + 0.35 * len(patterns))
+    panel = figure.subplots()
+    starts = np.zeros(len(patterns))
+    for part in (part for part in PARTS if part != CACHED):
+        widths = np.array([np.median(values[part]) for values in patterns.values()])
+        panel.barh(list(patterns), widths, left=starts, label=part)
+        starts += widths
+    panel.invert_yaxis()
+    panel.set_xlabel("ms per sample")
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)

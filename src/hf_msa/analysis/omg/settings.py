@@ -1,4 +1,4 @@
-"""What settings are worth that matter only when OMG-Agent predicts: metrics and time for every value, nothing trained again.
+"""Settings that matter only when OMG-Agent predicts: metrics and time for every value, with nothing trained again.
 
 How many entries are retrieved (the paper plots K), the sampler and its steps, the temperature of the retriever, the seed of
 the noise. Several fields give the grid of all their values.
@@ -11,29 +11,23 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import yaml
 
-from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs, load_split
-from hf_msa.analysis.omg.execution import Floats, row_batches, shown_metrics, with_interval
-from hf_msa.analysis.tool_report import (
-    counted,
-    drawn_figure,
-    format_number,
-    format_spread,
-    rows_table,
-    write_csv,
-    write_markdown,
-)
+from hf_msa.analysis.common.prediction_columns import Floats
+from hf_msa.analysis.common.trained_runs import MASK_SEED, TrainedRun, find_runs
+from hf_msa.analysis.omg.execution import row_batches
+from hf_msa.analysis.tool_report import Report, format_difference, format_estimate, format_spread
+from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import Condition, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors, unknown_name
 from hf_msa.evaluation.checkpoints import check_widths, load_checkpoint
-from hf_msa.evaluation.metrics import METRICS
+from hf_msa.evaluation.metrics import MAIN_ACCURACY, METRICS
+from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.results import Predictions, predictions_table
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
 from hf_msa.evaluation.sweep import sweep
@@ -41,7 +35,8 @@ from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.processing_msa import MsaProcessor
 
-_MASK_SEED = 1111
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Setting = Mapping[str, Any]
 """Values of configuration fields by name."""
@@ -93,26 +88,27 @@ def parse_settings(assignments: Sequence[str]) -> list[Setting]:
     return [dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())]
 
 
+@tool("settings", "metrics and time for values of fields that matter at inference, e.g. top_k", methods=("omg",))
 def analyze_settings(
     runs: Sequence[str],
+    report: Report,
     *,
     data: str,
-    output: Path,
     split: str = "validation",
     vary: Sequence[str] = ("top_k=1,5,10,20,50",),
     rates: Sequence[float] = (0.7,),
     metrics: Sequence[str] | None = None,
     batch_size: int = 128,
-) -> list[Path]:
-    """Write metrics and seconds per sample for every value of some configuration fields.
+) -> None:
+    """Show metrics and seconds per sample for every value of some configuration fields.
 
     Args:
         runs: Run folders of OMG-Agent.
+        report: Takes what is found.
         data: Folder or Hub name of a prepared data set.
-        output: The folder to write to.
         split: The split to look at; a setting that is to be chosen is chosen on validation.
-        vary: ``FIELD=VALUE,VALUE,...``, one or several.
-        rates: Missing rates of the protocol ``"modality"``.
+        vary: Values to try, as ``FIELD=VALUE,VALUE``; several fields give the grid.
+        rates: Missing rates of the protocol ``modality``.
         metrics: Metrics to show; default: all.
         batch_size: Rows per batch.
 
@@ -121,8 +117,8 @@ def analyze_settings(
     """
     settings = parse_settings(vary)
     found = find_runs(runs, "omg")
-    rows = load_split(data, split, found[0])
-    tested = conditions("modality", (), rates, (_MASK_SEED,))
+    rows = found[0].rows(data, split)
+    tested = conditions("modality", (), rates, (MASK_SEED,))
     stores = [PlanStore() for _ in found]
     scored = [score_setting(setting, found, stores, rows, tested, batch_size) for setting in settings]
     known = list(scored[0].metrics)
@@ -130,25 +126,22 @@ def analyze_settings(
         if name not in known:
             raise unknown_name("metric", name, known)
     shown = list(metrics or known)
-    written = [
-        write_csv(output / "settings.csv", setting_rows(scored, [run.seed for run in found], rates)),
-        write_markdown(
-            output / "settings.md",
-            "# Settings of inference",
-            f"{found[0].name}; {len(rows)} samples ({split}), {counted(len(found), 'training seed')}, protocol modality at "
-            f"rate {', '.join(map(str, rates))}, batches of {batch_size} on "
-            f"{'a GPU' if torch.cuda.is_available() else counted(torch.get_num_threads(), 'CPU thread')}. Trained once, "
-            "then only these fields are changed; * marks what the checkpoint was saved with. Times leave planning out. ± is "
-            "the standard deviation over training seeds, brackets are 95 % bootstrap intervals over samples, those of "
-            f"differences (to {_setting_text(_reference(scored).setting)}) paired.",
-            *(
-                f"## Missing rate {rate}\n\n" + rows_table(setting_summary(scored, place, shown))
-                for place, rate in enumerate(rates)
-            ),
-        ),
-    ]
-    _draw(output / "settings", scored, shown, len(rates) // 2, rates, written)
-    return written
+    main = [name for name in ("mae", *MAIN_ACCURACY.values()) if name in shown] or shown[:1]
+    report.csv("settings.csv", setting_rows(scored, [run.seed for run in found], rates))
+    report.summary(
+        "settings.md",
+        "Settings of inference",
+        f"{found[0].name}; {len(rows)} samples ({split}), {counted(len(found), 'training seed')}, protocol modality at "
+        f"rate {', '.join(map(str, rates))}, batches of {batch_size} on "
+        f"{'a GPU' if torch.cuda.is_available() else counted(torch.get_num_threads(), 'CPU thread')}. Trained once, "
+        "then only these fields are changed; * marks what the checkpoint was saved with. Times leave planning out. ± is "
+        "the standard deviation over training seeds, brackets are 95 % bootstrap intervals over samples, those of "
+        f"differences (to {_setting_text(_reference(scored).setting)}) paired.",
+    )
+    for place, rate in enumerate(rates):
+        report.section(f"Missing rate {rate}", setting_summary(scored, place, shown, main))
+    place = len(rates) // 2
+    report.figure("settings", _draw, scored, main, place, rates[place])
 
 
 def score_setting(
@@ -173,20 +166,18 @@ def score_setting(
         MsaError: If a checkpoint cannot be loaded with it.
     """
     parts, seconds, own = [], [], True
-    family = ""
     for run, store in zip(runs, stores, strict=True):
         loaded, processor = load_checkpoint(str(run.folder), setting)
         check_widths(loaded, rows, str(run.folder))
         model = cast(OmgForSentimentAnalysis, loaded)
         saved = type(loaded.config).from_pretrained(run.folder)
         own = own and all(getattr(saved, name) == value for name, value in setting.items())
-        family = model.config.label_family
         prepare_plans(model, processor, store, rows, tested, batch_size)
         started = time.perf_counter()
         made, _ = sweep(model, processor, rows, tested, batch_size)
         seconds.append((time.perf_counter() - started) / (len(rows) * len(tested)))
         parts += [{"training_seed": run.seed, **part} for part in made]
-    predictions = Predictions.from_table(predictions_table(parts))
+    predictions, family = Predictions.from_table(predictions_table(parts)), model.config.label_family
     metrics = {name: values[:, 0] for name, values in predictions.metrics(family).items()}
     drawn = predictions.resampled(family, resample_counts(len(rows)))
     return SettingScores(setting, own, metrics, drawn, seconds)
@@ -201,7 +192,7 @@ def prepare_plans(
     tested: Sequence[Condition],
     batch_size: int,
 ) -> None:
-    """Have everything planned and loaded that the measured time is not to hold, and predict one batch."""
+    """Plan and load everything that the measured time is not to hold, and predict one batch."""
     with as_msa_errors():
         model.planner(processor).store = store
         for _, _, protocol in tested:
@@ -240,29 +231,32 @@ def setting_rows(
     ]
 
 
-def setting_summary(scored: Sequence[SettingScores], place: int, shown: Sequence[str]) -> list[dict[str, Any]]:
-    """The table of one rate, by its place among the rates: means over seeds, and differences to the reference."""
+def setting_summary(
+    scored: Sequence[SettingScores], place: int, shown: Sequence[str], main: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The table of one rate, by its place among the rates: means over seeds.
+
+    Args:
+        scored: The settings.
+        place: Of the rate.
+        shown: Metrics.
+        main: Those of them that are shown with intervals and with differences to the reference.
+    """
     reference = _reference(scored)
-    family = "mosi" if "acc7" in reference.metrics else "sims"
-    compared = [name for name in shown_metrics(family) if name in shown] or list(shown[:1])
     table = []
     for scores in scored:
-        row: dict[str, Any] = {
-            name: f"{value}{' *' if scores.own and number == len(scores.setting) - 1 else ''}"
-            for number, (name, value) in enumerate(scores.setting.items())
-        }
+        *others, last = scores.setting.items()
+        row: dict[str, Any] = {name: str(value) for name, value in others}
+        row[last[0]] = f"{last[1]}{' *' if scores.own else ''}"
         for name in shown:
             values = scores.metrics[name][:, place].tolist()
-            row[METRICS[name].pretty] = (
-                with_interval(values, scores.drawn[name][place]) if name in compared else format_spread(values)
-            )
-        for name in compared:
-            means = (one.metrics[name][:, place].mean() for one in (scores, reference))
-            low, high = confidence_interval(scores.drawn[name][place] - reference.drawn[name][place])
+            drawn = scores.drawn[name][place]
+            row[METRICS[name].pretty] = format_estimate(values, drawn) if name in main else format_spread(values)
+        for name in main:
+            change = scores.metrics[name][:, place].mean() - reference.metrics[name][:, place].mean()
+            drawn = scores.drawn[name][place] - reference.drawn[name][place]
             row[f"{METRICS[name].pretty}, difference"] = (
-                None
-                if scores is reference
-                else f"{next(means) - next(means):+.3f} [{format_number(low)}, {format_number(high)}]"
+                None if scores is reference else format_difference(change, drawn)
             )
         row["ms per sample"] = format_spread([1000 * second for second in scores.seconds], 2)
         row["samples/s"] = format_spread([1 / second for second in scores.seconds], 1)
@@ -270,40 +264,32 @@ def setting_summary(scored: Sequence[SettingScores], place: int, shown: Sequence
     return table
 
 
-def _draw(
-    stem: Path,
-    scored: Sequence[SettingScores],
-    shown: Sequence[str],
-    place: int,
-    rates: Sequence[float],
-    written: list[Path],
-) -> None:
+def _draw(figure: "Figure", scored: Sequence[SettingScores], main: Sequence[str], place: int, rate: float) -> None:
     """The last field's values along the axis, a line for each combination of the others'."""
     *others, last = scored[0].setting
     ticks = list(dict.fromkeys(str(scores.setting[last]) for scores in scored))
     lines: dict[str, list[SettingScores]] = {}
     for scores in scored:
         lines.setdefault(_setting_text({name: scores.setting[name] for name in others}), []).append(scores)
-    family = "mosi" if "acc7" in scored[0].metrics else "sims"
-    drawn = [name for name in shown_metrics(family) if name in shown] or list(shown[:1])
-    with drawn_figure(stem, 2.8 * (len(drawn) + 1), 2.6, written) as figure:
-        panels = figure.subplots(1, len(drawn) + 1)
-        for label, line in lines.items():
-            at = [ticks.index(str(scores.setting[last])) for scores in line]
-            for panel, name in zip(panels, drawn, strict=False):
-                ends = np.array([confidence_interval(scores.drawn[name][place]) for scores in line])
-                panel.plot(at, [scores.metrics[name][:, place].mean() for scores in line], "o-", ms=3.5, label=label)
-                panel.fill_between(at, ends[:, 0], ends[:, 1], alpha=0.12, linewidth=0)
-            panels[-1].plot(at, [1000 * np.mean(scores.seconds) for scores in line], "o-", ms=3.5, label=label)
-        for panel, title in zip(panels, [*(METRICS[name].pretty for name in drawn), "ms per sample"], strict=True):
-            panel.set_title(title if title == "ms per sample" else f"{title}, rate {rates[place]}", fontsize=8)
-            panel.set_xticks(range(len(ticks)), ticks)
-            panel.set_xlabel(last)
-        seconds = [np.mean(scores.seconds) for scores in scored]
-        # Samplers differ by orders of magnitude, most other settings hardly.
-        if max(seconds) > 10 * min(seconds):
-            panels[-1].set_yscale("log")
-        else:
-            panels[-1].set_ylim(bottom=0)
-        if others:
-            figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.set_size_inches(2.8 * (len(main) + 1), 2.6)
+    *panels, clock = figure.subplots(1, len(main) + 1)
+    for label, line in lines.items():
+        at = [ticks.index(str(scores.setting[last])) for scores in line]
+        for panel, name in zip(panels, main, strict=True):
+            ends = np.array([confidence_interval(scores.drawn[name][place]) for scores in line])
+            panel.plot(at, [scores.metrics[name][:, place].mean() for scores in line], "o-", ms=3.5, label=label)
+            panel.fill_between(at, ends[:, 0], ends[:, 1], alpha=0.12, linewidth=0)
+            panel.set_title(f"{METRICS[name].pretty}, rate {rate}", fontsize=8)
+        clock.plot(at, [1000 * np.mean(scores.seconds) for scores in line], "o-", ms=3.5, label=label)
+    clock.set_title("ms per sample", fontsize=8)
+    for panel in (*panels, clock):
+        panel.set_xticks(range(len(ticks)), ticks)
+        panel.set_xlabel(last)
+    seconds = [np.mean(scores.seconds) for scores in scored]
+    # Samplers differ by orders of magnitude, most other settings hardly.
+    if max(seconds) > 10 * min(seconds):
+        clock.set_yscale("log")
+    else:
+        clock.set_ylim(bottom=0)
+    if others:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)

@@ -1,4 +1,4 @@
-"""How OMG-Agent comes to a score, step by step, for single samples: the trajectory of its paper.
+"""Trace of OMG-Agent's way to a score, step by step, for single samples: the trajectory of its paper.
 
 The candidates of the planner with what eq. 5 makes of them, the retrieved entries with their weights, the size of each step
 of generation, the classes' probabilities; and the utility of eq. 3, which the paper defines and never optimises, as a
@@ -8,21 +8,21 @@ latents, mean over the modalities that are generated and whose truth is known; w
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from hf_msa.analysis.common.trained_runs import find_runs, load_split
-from hf_msa.analysis.omg.execution import RowBatch, load_omg, row_batches
+from hf_msa.analysis.common.trained_runs import find_runs
+from hf_msa.analysis.omg.execution import load_omg, row_batches
 from hf_msa.analysis.omg.imputation import squared_errors
-from hf_msa.analysis.tool_report import format_number, rows_table, write_markdown
-from hf_msa.data.loading import load_msa
+from hf_msa.analysis.tool_report import Report, format_number
+from hf_msa.analysis.tools import tool
+from hf_msa.data.loading import load_split
 from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import ID, LABEL, TEXT
 from hf_msa.errors import MsaError, as_msa_errors
-from hf_msa.files import write_json
+from hf_msa.evaluation.sweep import MaskedBatch
 from hf_msa.models.modeling_omg import GeneratedBatch, OmgForSentimentAnalysis
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_plan import PLAN_FIELDS
@@ -43,63 +43,62 @@ Known = Mapping[str, tuple[float, str]]
 """Label and transcript of entries of the knowledge base, by id."""
 
 
+@tool("trace", "plan, evidence, steps of generation and utility of single samples", methods=("omg",))
 def analyze_trace(
     runs: Sequence[str],
+    report: Report,
     *,
     data: str,
-    output: Path,
     split: str = "validation",
     available: Sequence[str] | None = None,
     ids: Sequence[str] | None = None,
     samples: int = 3,
     structure: bool = False,
-) -> list[Path]:
-    """Write what happened on the way to some samples' scores: all of it as JSON, and readable.
+) -> None:
+    """Show what happened on the way to some samples' scores: all of it as JSON, and readable.
 
     Args:
         runs: Run folders of OMG-Agent; the first seed is traced.
+        report: Takes what is found.
         data: Folder or Hub name of a prepared data set; entries of the knowledge base that are in its training split are
             shown with label and transcript.
-        output: The folder to write to.
         split: The split that the samples are in.
         available: Modalities that are left of them; default: all but text.
         ids: Ids of the samples; default: the first ones of the split.
         samples: How many of these.
-        structure: Leave out ids, words, and labels, and what plans made of them: the trace then holds no row of the data.
+        structure: Leave out ids, words, and labels, and what plans made of them: the trace then holds no row of the data,
+            and can be published.
 
     Raises:
         MsaError: If a run or the data will not do, or there is no such sample or modality.
     """
     run = find_runs(runs, "omg")[0]
-    rows = load_split(data, split, run)
-    model, processor = load_omg(run, data, rows)
+    rows = run.rows(data, split)
+    model, processor = load_omg(run, rows)
     pattern = FixedPattern(tuple(available) if available else tuple(model.config.modalities[1:]))
     traces = trace_rows(model, processor, rows, chosen_rows(rows, ids, samples), pattern, entries_of(data))
     planner = model.planner(processor).name
-    trace: dict[str, Any] = {
-        "method": run.name,
-        "training_seed": run.seed,
-        "split": split,
-        "available": list(pattern.available),
-        "planner": planner,
-        "settings": {name: getattr(model.config, name) for name in _SHOWN_SETTINGS},
-        "samples": traces,
-    }
     if structure:
-        trace["samples"] = [without_data(sample) for sample in traces]
-    file = output / "trace.json"
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(file, trace)
-    return [
-        file,
-        write_markdown(
-            output / "trace.md",
-            "# Traces",
-            f"{run.name}, training seed {run.seed}; {split} split, {' and '.join(pattern.available)} left; planner: "
-            f"{planner}.",
-            *(part for number, sample in enumerate(trace["samples"], 1) for part in readable(sample, number)),
-        ),
-    ]
+        traces = [without_data(sample) for sample in traces]
+    report.json(
+        "trace.json",
+        {
+            "method": run.name,
+            "training_seed": run.seed,
+            "split": split,
+            "available": list(pattern.available),
+            "planner": planner,
+            "settings": {name: getattr(model.config, name) for name in _SHOWN_SETTINGS},
+            "samples": traces,
+        },
+    )
+    report.summary(
+        "trace.md",
+        "Traces",
+        f"{run.name}, training seed {run.seed}; {split} split, {' and '.join(pattern.available)} left; planner: {planner}.",
+    )
+    for number, sample in enumerate(traces, 1):
+        add_section(report, sample, number)
 
 
 def chosen_rows(rows: MsaRows, ids: Sequence[str] | None, samples: int) -> list[int]:
@@ -121,7 +120,7 @@ def chosen_rows(rows: MsaRows, ids: Sequence[str] | None, samples: int) -> list[
 
 def entries_of(data: str) -> Known:
     """Label and transcript of every training row, by id."""
-    dataset = load_msa(data, "train")
+    dataset = load_split(data, "train")
     columns = (dataset[name][:] for name in (ID, LABEL, TEXT))
     return {str(sample): (float(label), str(text)) for sample, label, text in zip(*columns, strict=True)}
 
@@ -146,7 +145,7 @@ def trace_rows(
         known: Label and transcript of entries.
 
     Raises:
-        MsaError: If the model has no planner, or its language model is not to be had.
+        MsaError: If the model has no planner, or its language model cannot be used.
     """
     traces = []
     for batch in row_batches(model, processor, rows, pattern, "traces", chosen):
@@ -157,7 +156,7 @@ def trace_rows(
     return traces
 
 
-def latent_errors(model: OmgForSentimentAnalysis, batch: RowBatch, made: GeneratedBatch) -> list[dict[str, float]]:
+def latent_errors(model: OmgForSentimentAnalysis, batch: MaskedBatch, made: GeneratedBatch) -> list[dict[str, float]]:
     """Per sample the mean squared error of each generated modality's latents, where the complete row has it."""
     whole = model.perceive(batch.complete)
     truth = model.encode_observed(whole)
@@ -172,7 +171,7 @@ def latent_errors(model: OmgForSentimentAnalysis, batch: RowBatch, made: Generat
 
 def sample_trace(
     model: OmgForSentimentAnalysis,
-    batch: RowBatch,
+    batch: MaskedBatch,
     made: GeneratedBatch,
     row: int,
     errors: Mapping[str, float],
@@ -294,25 +293,20 @@ def without_data(sample: Mapping[str, Any]) -> dict[str, Any]:
     return bare
 
 
-def readable(sample: Mapping[str, Any], number: int) -> list[str]:
-    """Paragraphs and tables of one sample's trace, with or without the data's words."""
-    name = f"Sample {number}" + (f": {sample['id']}" if "id" in sample else "")
+def add_section(report: Report, sample: Mapping[str, Any], number: int) -> None:
+    """Add one sample's trace to the summary, with or without the data's words."""
     label = f", label {format_number(sample['label'], 1)}" if "label" in sample else ""
-    parts = [
-        f"## {name}",
+    parts: list[Any] = [
         f"Score **{format_number(sample['score'])}**{label}; observed: {', '.join(sample['observed'])}.",
     ]
     if "text" in sample:
         hidden = "" if "text" in sample["observed"] else " (hidden from the model)"
-        parts.append(f"Words{hidden}: {_cell(sample['text'])}")
+        parts.append(f"Words{hidden}: {' '.join(sample['text'].split())}")
     if sample["plan"] is not None:
-        parts += _readable_plan(sample["plan"])
+        parts += _plan_parts(sample["plan"])
     if sample["retrieval"] is not None:
-        cost = format_number(sample["retrieval"]["alignment_cost"])
-        entries = [{"rank": rank, **entry} for rank, entry in enumerate(sample["retrieval"]["entries"], 1)]
-        parts.append(f"**Evidence**, C_evi {cost}")
-        if entries:
-            parts.append(rows_table([{key: _cell(value) for key, value in entry.items()} for entry in entries]))
+        parts.append(f"**Evidence**, C_evi {format_number(sample['retrieval']['alignment_cost'])}")
+        parts.append([{"rank": rank, **entry} for rank, entry in enumerate(sample["retrieval"]["entries"], 1)])
     for modality, run in sample["execution"].items():
         norms = run["step_norms"]
         shown = _thinned(norms)
@@ -322,35 +316,28 @@ def readable(sample: Mapping[str, Any], number: int) -> list[str]:
             f"**Generated {modality}**: {run['latents']} latents, squared error {error}, C_path {path}. Root mean square of "
             f"{which} {len(norms)} steps: {' '.join(map(format_number, shown))}."
         )
-    parts.append(rows_table([dict(sample["class_probabilities"])]))
+    parts.append([sample["class_probabilities"]])
     utility = sample["utility"]
     known = ", ".join(f"{name} {format_number(cost)}" for name, cost in utility["costs"].items())
     parts.append(f"Utility (eq. 3, a diagnostic) {format_number(utility['value'])}; costs: {known}.")
-    return parts
+    report.section(f"Sample {number}" + (f": {sample['id']}" if "id" in sample else ""), *parts)
 
 
-def _readable_plan(plan: Mapping[str, Any]) -> list[str]:
+def _plan_parts(plan: Mapping[str, Any]) -> list[Any]:
     """The plan and its candidates; the winner is marked."""
     fields = "; ".join(f"{name}: {plan[name]}" for name in PLAN_FIELDS if name in plan)
     fallback = ", as no candidate kept to the schema" if plan["is_fallback"] else ""
-    rows = [
-        {"": "*" if number == plan["chosen"] else "", **candidate}
-        for number, candidate in enumerate(plan["candidates"])
-    ]
-    for row in rows:
-        if isinstance(row["violations"], list):
-            row["violations"] = "; ".join(row["violations"]) or None
-    table = [rows_table([{key: _cell(value) for key, value in row.items()} for row in rows])] if rows else []
-    return [f"**Plan**: {_cell(fields)} (C_sem {format_number(plan['semantic_cost'])}){fallback}", *table]
-
-
-def _cell(value: Any) -> Any:
-    """Words must not end a table's line."""
-    return " ".join(value.split()) if isinstance(value, str) else value
+    rows = []
+    for number, candidate in enumerate(plan["candidates"]):
+        broken = candidate["violations"]
+        shown = ("; ".join(broken) or None) if isinstance(broken, list) else broken
+        rows.append({"": "*" if number == plan["chosen"] else "", **candidate, "violations": shown})
+    return [f"**Plan**: {' '.join(fields.split())} (C_sem {format_number(plan['semantic_cost'])}){fallback}", rows]
 
 
 def _thinned(values: Sequence[float], most: int = 10) -> list[float]:
     """At most so many of the values, the first and the last among them."""
-    if len(values) <= most:
-        return list(values)
-    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
+    places = (
+        range(len(values)) if len(values) <= most else [round(n * (len(values) - 1) / (most - 1)) for n in range(most)]
+    )
+    return [values[place] for place in places]

@@ -1,4 +1,4 @@
-"""How far the prompts are let in: the learned mixing weights over training (PGLH, equations 7, 13 and 14).
+"""Learned mixing weights of the prompts over training (PGLH, equations 7, 13 and 14): how far the prompts are let in.
 
 beta is the share of the language-guided prompt in what the audio and vision decoders read; alpha is the share of the
 second, text-guided stage in the fusion's prompts. Both start at 0.5 and are logged each epoch, so nothing is computed
@@ -6,21 +6,17 @@ here. A weight that stays near its start says that the loss hardly depends on it
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs
-from hf_msa.analysis.tool_report import (
-    GREY,
-    counted,
-    drawn_figure,
-    format_spread,
-    rows_table,
-    write_csv,
-    write_markdown,
-)
+from hf_msa.analysis.tool_report import GREY, Report, Rows, format_spread
+from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.report import counted
 from hf_msa.models.msa_schema import MODALITIES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 START = 0.5
 """What every weight is before training."""
@@ -54,12 +50,13 @@ def prompt_rows(run: TrainedRun) -> list[dict[str, Any]]:
     return rows
 
 
-def analyze_prompts(runs: Sequence[str], *, output: Path) -> list[Path]:
-    """Write alpha and beta over the epochs, per training seed.
+@tool("prompts", "the learned shares of the prompts over training", methods=("pglh",))
+def analyze_prompts(runs: Sequence[str], report: Report) -> None:
+    """Show alpha and beta over the epochs, per training seed.
 
     Args:
         runs: PGLH run folders.
-        output: The folder to write to.
+        report: Takes what is found.
 
     Raises:
         MsaError: If a run will not do.
@@ -68,57 +65,49 @@ def analyze_prompts(runs: Sequence[str], *, output: Path) -> list[Path]:
     tables = [prompt_rows(run) for run in found]
     chosen = [chosen_row(run, rows) for run, rows in zip(found, tables, strict=True)]
     names = [name for name in tables[0][0] if name.startswith(_PREFIXES)]
-    written = [write_csv(output / "prompts.csv", [row for rows in tables for row in rows])]
-    written.append(
-        write_markdown(
-            output / "prompts.md",
-            "# Prompt weights over training",
-            f"{found[0].name}; {counted(len(found), 'training seed')}, ± is the standard deviation over them. Every "
-            f"weight starts at {START:g}; chosen is the epoch whose checkpoint was kept, moved is its distance from "
-            "the start.",
-            rows_table(
-                [
-                    {
-                        "weight": name,
-                        "first epoch": format_spread([rows[0][name] for rows in tables]),
-                        "chosen": format_spread([row[name] for row in chosen]),
-                        "last epoch": format_spread([rows[-1][name] for rows in tables]),
-                        "moved": format_spread([row[name] - START for row in chosen]),
-                    }
-                    for name in names
-                ]
-            ),
-            "## Per training seed, at the chosen epoch\n\n"
-            + rows_table([row | {key: str(int(row[key])) for key in ("training seed", "epoch")} for row in chosen]),
-        )
+    report.csv("prompts.csv", [row for rows in tables for row in rows])
+    report.summary(
+        "prompts.md",
+        "Prompt weights over training",
+        f"{found[0].name}; {counted(len(found), 'training seed')}, ± is the standard deviation over them. Every "
+        f"weight starts at {START:g}; chosen is the epoch whose checkpoint was kept, moved is its distance from "
+        "the start.",
+        [
+            {
+                "weight": name,
+                "first epoch": format_spread([rows[0][name] for rows in tables]),
+                "chosen": format_spread([row[name] for row in chosen]),
+                "last epoch": format_spread([rows[-1][name] for rows in tables]),
+                "moved": format_spread([row[name] - START for row in chosen]),
+            }
+            for name in names
+        ],
     )
-    _draw(output / "prompts", tables, chosen, names, written)
-    return written
+    report.section(
+        "Per training seed, at the chosen epoch",
+        [row | {key: str(int(row[key])) for key in ("training seed", "epoch")} for row in chosen],
+    )
+    report.figure("prompts", _draw, tables, chosen, names)
 
 
-def chosen_row(run: TrainedRun, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def chosen_row(run: TrainedRun, rows: Rows) -> dict[str, Any]:
     """The row of the epoch whose checkpoint the run kept."""
     epoch = run.facts["selection"]["epoch"]
     return dict(min(rows, key=lambda row: abs(row["epoch"] - epoch)))
 
 
-def _draw(
-    stem: Path,
-    tables: Sequence[Sequence[Mapping[str, Any]]],
-    chosen: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    written: list[Path],
-) -> None:
+def _draw(figure: "Figure", tables: Sequence[Rows], chosen: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     kinds = [prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)]
-    with drawn_figure(stem, 3.4 * len(kinds), 2.6, written) as figure:
-        for axis, prefix in zip(figure.subplots(1, len(kinds), squeeze=False).flat, kinds, strict=True):
-            for name in (name for name in names if name.startswith(prefix)):
-                index = MODALITIES.index(name.removeprefix(prefix))
-                for number, (rows, kept) in enumerate(zip(tables, chosen, strict=True)):
-                    label = name.removeprefix(prefix) if number == 0 else None
-                    axis.plot([r["epoch"] for r in rows], [r[name] for r in rows], color=f"C{index}", label=label)
-                    axis.plot(kept["epoch"], kept[name], marker="*", markersize=8, color=f"C{index}")
-            axis.axhline(START, color=GREY, linestyle=":")
-            axis.set_xlabel("epoch (star: chosen on validation)")
-            axis.set_title(f"{prefix.rstrip('_')}, a line per training seed", fontsize=8)
-            axis.legend(frameon=False, fontsize=6)
+    figure.set_size_inches(3.4 * len(kinds), 2.6)
+    for axis, prefix in zip(figure.subplots(1, len(kinds), squeeze=False).flat, kinds, strict=True):
+        for name in (name for name in names if name.startswith(prefix)):
+            modality = name.removeprefix(prefix)
+            colour = f"C{MODALITIES.index(modality)}"
+            for number, (rows, kept) in enumerate(zip(tables, chosen, strict=True)):
+                label = modality if number == 0 else None
+                axis.plot([r["epoch"] for r in rows], [r[name] for r in rows], color=colour, label=label)
+                axis.plot(kept["epoch"], kept[name], marker="*", markersize=8, color=colour)
+        axis.axhline(START, color=GREY, linestyle=":")
+        axis.set_xlabel("epoch (star: chosen on validation)")
+        axis.set_title(f"{prefix.rstrip('_')}, a line per training seed", fontsize=8)
+        axis.legend(frameon=False, fontsize=6)

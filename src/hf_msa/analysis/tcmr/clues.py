@@ -1,4 +1,4 @@
-"""Sentiment-clue sensitivity: which words decide what the polarity classifier says (TCMR, section 5 and appendix C).
+"""Sentiment-clue sensitivity: the words that decide what the polarity classifier says (TCMR, section 5 and appendix C).
 
 Of the complete texts those are taken that the classifier gets right with a true-class probability above a threshold.
 Each word in turn is replaced by the unknown token; it is counted when the prediction turns to the opposite polarity.
@@ -7,21 +7,29 @@ count stands how often the word was masked.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from hf_msa.analysis.common.trained_runs import ALL_SPLITS, find_runs, load_rows
+from hf_msa.analysis.common.trained_runs import find_runs
+from hf_msa.analysis.tcmr.judged_model import polarity_classifier
 from hf_msa.analysis.tcmr.masked_words import Words, planted_roles, run_text, split_words
-from hf_msa.analysis.tool_report import GREY, drawn_figure, rows_table, write_csv, write_markdown
-from hf_msa.data.rows import MsaRows
+from hf_msa.analysis.tool_report import GREY, Report
+from hf_msa.analysis.tools import tool
+from hf_msa.data.loading import load_msa
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.metrics import sign_classes
 from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ALL_SPLITS = "all"
+"""The name that stands for all splits together."""
 
 THRESHOLDS = (0.5, 0.7, 0.9)
 """The paper shows three thresholds without printing them."""
@@ -125,7 +133,7 @@ def mask_each_word(
         return classifier(ids, mask).logits
 
     device = next(classifier.parameters()).device
-    true = np.sign(labels).astype(np.int64) + 1
+    true = sign_classes(labels)
     raw = run_text(
         logits, words, np.arange(len(true)), lambda variants, numbers: numbers < -1, tokenizer, device
     ).astype(np.float64)
@@ -143,24 +151,25 @@ def mask_each_word(
     return MaskedOnce(true, probabilities, words.names, np.split(predicted, ends[:-1]))
 
 
+@tool("clues", "words whose masking alone flips the polarity classifier to the opposite", methods=("tcmr",))
 def analyze_clues(
     runs: Sequence[str],
+    report: Report,
     *,
     data: str,
-    output: Path,
     split: str = ALL_SPLITS,
     thresholds: Sequence[float] = THRESHOLDS,
     pieces: bool = False,
-) -> list[Path]:
-    """Write which words flip the polarity classifier, per threshold: clues.csv, a summary and bar charts.
+) -> None:
+    """Show which words flip the polarity classifier, per threshold.
 
     Counts of several seeds, each with its own classifier, are added up.
 
     Args:
         runs: TCMR run folders.
+        report: Takes what is found.
         data: Folder or Hub name of a prepared data set.
-        output: The folder to write to.
-        split: A split, or ``"all"``; the paper does not say which it used.
+        split: A split, or ``all``; the paper does not say which it used.
         thresholds: True-class probabilities that a text must exceed.
         pieces: Mask word pieces one at a time, as the paper does, instead of whole words.
 
@@ -172,39 +181,35 @@ def analyze_clues(
             raise MsaError(f"A threshold is {threshold:g}; give probabilities from 0 to below 1, e.g. 0.5 0.7 0.9.")
     levels = sorted(set(thresholds))
     found = find_runs(runs, "tcmr")
-    parts = load_rows(data, split, found[0])
-    processor = found[0].processor()
-    words = _all_words(parts, processor.tokenizer, pieces)
+    splits = [name for name, part in load_msa(data).items() if len(part)] if split == ALL_SPLITS else [split]
+    parts = [found[0].rows(data, name) for name in splits]
+    tokenizer = found[0].processor.tokenizer
+    words = sum((split_words(rows, tokenizer, pieces) for rows in parts), Words([], [], []))
     labels = np.concatenate([rows.labels for rows in parts])
     totals = {level: ClueCounts(0, Counter(), Counter(), 0) for level in levels}
     for run in found:
-        texts = mask_each_word(run.classifier(), processor.tokenizer, words, labels, levels[0])
+        texts = mask_each_word(polarity_classifier(run), tokenizer, words, labels, levels[0])
         for level in levels:
             totals[level] += count_clues(texts, level)
     roles = planted_roles(data)
     table = clue_rows(totals, roles)
-    written = [write_csv(output / CLUES_FILE, table)] if table else []
-    written.append(
-        write_markdown(
-            output / "clues.md",
-            "# Sentiment-clue sensitivity",
-            f"{len(labels)} texts ({'all splits' if split == ALL_SPLITS else split}), {len(found)} trained classifier"
-            f"{'' if len(found) == 1 else 's, counts added up'}; one {'word piece' if pieces else 'word'} masked at a "
-            "time. A flip is a turn to the opposite polarity; rate is flips per masking of that word.",
-            rows_table([_summary(level, counts, roles) for level, counts in totals.items()]),
-            *(
-                f"## True-class probability above {level:g}\n\n" + rows_table(shown)
-                for level in levels
-                if (shown := [row for row in table if row["threshold"] == level][:_IN_SUMMARY])
-            ),
-        )
+    report.csv(CLUES_FILE, table)
+    report.summary(
+        "clues.md",
+        "Sentiment-clue sensitivity",
+        f"{len(labels)} texts ({'all splits' if split == ALL_SPLITS else split}), {len(found)} trained classifier"
+        f"{'' if len(found) == 1 else 's, counts added up'}; one {'word piece' if pieces else 'word'} masked at a "
+        "time. A flip is a turn to the opposite polarity; rate is flips per masking of that word.",
+        [_summary(level, counts, roles) for level, counts in totals.items()],
     )
+    for level in levels:
+        shown = [row for row in table if row["threshold"] == level]
+        report.section(f"True-class probability above {level:g}", shown[:_IN_SUMMARY])
     if table:
-        _draw(output / "clues", totals, roles, written)
-    return written
+        report.figure("clues", _draw, totals, roles)
 
 
-def clue_rows(totals: dict[float, ClueCounts], roles: dict[str, str] | None) -> list[dict[str, Any]]:
+def clue_rows(totals: Mapping[float, ClueCounts], roles: Mapping[str, str] | None) -> list[dict[str, Any]]:
     """The rows of clues.csv: threshold, word, flips, masked, rate, and for a sample corpus the word's planted role."""
     return [
         {"threshold": level, "word": word, "flips": flips, "masked": masked, "rate": flips / masked}
@@ -214,14 +219,7 @@ def clue_rows(totals: dict[float, ClueCounts], roles: dict[str, str] | None) -> 
     ]
 
 
-def _all_words(parts: Sequence[MsaRows], tokenizer: PreTrainedTokenizerBase, pieces: bool) -> Words:
-    words = Words([], [], [])
-    for rows in parts:
-        words += split_words(rows, tokenizer, pieces)
-    return words
-
-
-def _summary(level: float, counts: ClueCounts, roles: dict[str, str] | None) -> dict[str, Any]:
+def _summary(level: float, counts: ClueCounts, roles: Mapping[str, str] | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "threshold": f"{level:g}",
         "texts": counts.texts,
@@ -237,23 +235,18 @@ def _summary(level: float, counts: ClueCounts, roles: dict[str, str] | None) -> 
     return row
 
 
-def _draw(stem: Path, totals: dict[float, ClueCounts], roles: dict[str, str] | None, written: list[Path]) -> None:
+def _draw(figure: "Figure", totals: Mapping[float, ClueCounts], roles: Mapping[str, str] | None) -> None:
     drawn = {level: counts for level, counts in totals.items() if counts.flips}
     tallest = max(min(len(counts.flips), _IN_FIGURE) for counts in drawn.values())
-    with drawn_figure(stem, max(3.6, 2.8 * len(drawn)), 1.0 + 0.2 * tallest, written) as figure:
-        for axis, (level, counts) in zip(
-            figure.subplots(1, len(drawn), squeeze=False).flat, drawn.items(), strict=True
-        ):
-            ranking = counts.ranking()[:_IN_FIGURE][::-1]
-            bars = axis.barh(
-                [word for word, _, _ in ranking],
-                [flips for _, flips, _ in ranking],
-                color=["C0" if roles is None or roles.get(word) == "cue" else GREY for word, _, _ in ranking],
-            )
-            axis.bar_label(bars, [f" of {masked}" for _, _, masked in ranking], fontsize=6)
-            axis.margins(x=0.2)
-            axis.set_title(f"probability above {level:g}: {counts.texts} texts", fontsize=8)
-            axis.set_xlabel("flips to the opposite polarity")
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        if roles is not None:
-            figure.suptitle("blue: planted cue words; grey: other words", fontsize=8)
+    figure.set_size_inches(max(3.6, 2.8 * len(drawn)), 1.0 + 0.2 * tallest)
+    panels = figure.subplots(1, len(drawn), squeeze=False).flat
+    for axis, (level, counts) in zip(panels, drawn.items(), strict=True):
+        words, flips, masked = zip(*counts.ranking()[:_IN_FIGURE][::-1], strict=True)
+        colours = ["C0" if roles is None or roles.get(word) == "cue" else GREY for word in words]
+        axis.bar_label(axis.barh(words, flips, color=colours), [f" of {number}" for number in masked], fontsize=6)
+        axis.margins(x=0.2)
+        axis.set_title(f"probability above {level:g}: {counts.texts} texts", fontsize=8)
+        axis.set_xlabel("flips to the opposite polarity")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    if roles is not None:
+        figure.suptitle("blue: planted cue words; grey: other words", fontsize=8)

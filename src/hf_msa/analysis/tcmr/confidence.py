@@ -7,37 +7,32 @@ masking the planted cue words must lower the confidence more than masking equall
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs, load_split
-from hf_msa.analysis.tcmr.judged_model import judge
+from hf_msa.analysis.common.trained_runs import MASK_SEED, TrainedRun, find_runs
+from hf_msa.analysis.tcmr.judged_model import judge, polarity_classifier
 from hf_msa.analysis.tcmr.masked_words import Words, planted_roles, run_text, split_words
-from hf_msa.analysis.tool_report import (
-    GREY,
-    counted,
-    drawn_figure,
-    format_number,
-    rows_table,
-    write_csv,
-    write_markdown,
-)
+from hf_msa.analysis.tool_report import GREY, Report, Rows, format_number
+from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FRAME_RATES
 from hf_msa.data.rows import MsaRows
-from hf_msa.evaluation.statistics import confidence_interval, mean_and_std, resample_counts
+from hf_msa.evaluation.metrics import sign_classes
+from hf_msa.evaluation.report import counted
+from hf_msa.evaluation.statistics import mean_and_std, paired_difference
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 10
 """Equal bins of the predicted confidence in the calibration table."""
 
 FILLER_DRAWS = 8
 """How often fillers are drawn anew per text; the mean is what cue words are compared with."""
-
-_MASK_SEED = 1111
 
 
 def correlation(first: ArrayLike, second: ArrayLike) -> float:
@@ -106,31 +101,24 @@ def calibration(confidence: ArrayLike, truth: ArrayLike, bins: int = BINS) -> tu
     return rows, float(gap)
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike) -> dict[str, float]:
-    """Mean of first minus second over texts, with a 95 % bootstrap interval.
-
-    Args:
-        first: One value per text, (N,) with N >= 1.
-        second: Another value of the same texts.
-    """
-    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    drawn = resample_counts(len(difference)) @ difference / len(difference)
-    low, high = confidence_interval(drawn)
-    return {"difference": float(difference.mean()), "low": low, "high": high}
-
-
+@tool("confidence", "predicted confidence against missing rate and true-class probability", methods=("tcmr",))
 def analyze_confidence(
-    runs: Sequence[str], *, data: str, output: Path, split: str = "validation", rates: Sequence[float] = FRAME_RATES
-) -> list[Path]:
-    """Write how the predicted confidence follows missing rate and true-class probability.
+    runs: Sequence[str],
+    report: Report,
+    *,
+    data: str,
+    split: str = "validation",
+    rates: Sequence[float] = FRAME_RATES,
+) -> None:
+    """Show how the predicted confidence follows missing rate and true-class probability.
 
     confidence.csv holds a row per training seed and rate, calibration.csv a row per bin (all seeds and rates
     together), and cue_masking.csv, for a sample corpus, a row per training seed.
 
     Args:
         runs: TCMR run folders.
+        report: Takes what is found.
         data: Folder or Hub name of a prepared data set.
-        output: The folder to write to.
         split: The split to look at.
         rates: Missing rates.
 
@@ -138,14 +126,14 @@ def analyze_confidence(
         MsaError: If a run or the data will not do, or the run is the upper bound.
     """
     found = find_runs(runs, "tcmr")
-    rows = load_split(data, split, found[0])
+    rows = found[0].rows(data, split)
     roles = planted_roles(data)
     parts: list[dict[str, Any]] = []
     planted: list[dict[str, Any]] = []
     for run in found:
-        parts += judge(run, data, rows, rates, [_MASK_SEED])
+        parts += judge(run, rows, rates, [MASK_SEED])
         if roles is not None:
-            planted += probe_cue_words(run, data, rows, roles)
+            planted += probe_cue_words(run, rows, roles)
     table = [
         {"training seed": part["training_seed"], "rate": part["rate"], "n": len(part["id"])}
         | confidence_statistics(part["confidence"], part["truth"], part["kept"])
@@ -156,34 +144,42 @@ def analyze_confidence(
         for name in ("confidence", "truth", "kept", "rate")
     }
     bins, gap = calibration(pooled["confidence"], pooled["truth"])
-    written = [write_csv(output / "confidence.csv", table), write_csv(output / "calibration.csv", bins)]
-    if planted:
-        written.append(write_csv(output / "cue_masking.csv", planted))
-    written.append(
-        write_markdown(
-            output / "confidence.md",
-            "# Confidence, missing rate and true-class probability",
-            f"{len(rows)} texts ({split}), {counted(len(found), 'training seed')}. Truth is the "
-            "probability that the frozen classifier gives to the true polarity of the same incomplete text; kept "
-            "share is the share of its tokens that survived.",
-            _overall(pooled, gap),
-            "## Per missing rate (mean over training seeds)\n\n" + rows_table(_per_rate(table)),
-            "## Calibration\n\n" + rows_table(bins),
-            _planted_section(planted) if planted else "",
-        )
+    report.csv("confidence.csv", table)
+    report.csv("calibration.csv", bins)
+    report.csv("cue_masking.csv", planted)
+    report.summary(
+        "confidence.md",
+        "Confidence, missing rate and true-class probability",
+        f"{len(rows)} texts ({split}), {counted(len(found), 'training seed')}. Truth is the "
+        "probability that the frozen classifier gives to the true polarity of the same incomplete text; kept "
+        "share is the share of its tokens that survived.",
+        correlation_rows(pooled),
+        f"Mean gap between predicted confidence and truth over {BINS} bins: {format_number(gap)}.",
     )
-    _draw(output / "confidence", _per_rate(table), pooled, bins, written)
-    return written
+    report.section("Per missing rate (mean over training seeds)", _per_rate(table))
+    report.section("Calibration", bins)
+    if planted:
+        report.section(
+            "Masking planted cue words against masking fillers",
+            f"All cue words of a complete text are masked, or as many fillers ({FILLER_DRAWS} draws); shown is how far the "
+            "value falls, their paired difference, and its 95 % bootstrap interval over texts.",
+            [
+                {"training seed": str(row["training seed"]), "fall of": name, "texts": row["texts"]}
+                | {key: row[f"{name}: {key}"] for key in ("cues", "fillers", "difference", "low", "high")}
+                for row in planted
+                for name in ("confidence", "truth")
+            ],
+        )
+    report.figure("confidence", _draw, _per_rate(table), pooled, bins)
 
 
-def probe_cue_words(run: TrainedRun, data: str, rows: MsaRows, roles: Mapping[str, str]) -> list[dict[str, Any]]:
+def probe_cue_words(run: TrainedRun, rows: MsaRows, roles: Mapping[str, str]) -> list[dict[str, Any]]:
     """Mask all planted cue words of each text, and as many fillers, and compare how far the confidence falls.
 
     Texts without a cue or with fewer fillers than cues are left out. The fillers are drawn `FILLER_DRAWS` times.
 
     Args:
         run: A TCMR run.
-        data: What messages call the data.
         rows: Tokenised rows of a sample corpus.
         roles: The role of every word.
 
@@ -191,9 +187,9 @@ def probe_cue_words(run: TrainedRun, data: str, rows: MsaRows, roles: Mapping[st
         One row, or none where no text qualifies: the mean fall of the confidence for cues and for fillers, their
         paired difference with a bootstrap interval over texts, and the same for the true-class probability.
     """
-    model, processor = run.load(data, rows)
+    model, processor = run.load(rows)
     tokenizer = processor.tokenizer
-    classifier = run.classifier()
+    classifier = polarity_classifier(run)
     device = next(model.parameters()).device
     words = split_words(rows, tokenizer)
     variants, owner = cue_and_filler_masks(words, roles, np.random.default_rng(run.seed))
@@ -217,7 +213,7 @@ def probe_cue_words(run: TrainedRun, data: str, rows: MsaRows, roles: Mapping[st
 
     kinds = 2 + FILLER_DRAWS
     row: dict[str, Any] = {"training seed": run.seed, "texts": len(owner) // kinds}
-    truth_of = np.sign(rows.labels[owner]).astype(np.int64) + 1
+    truth_of = sign_classes(rows.labels[owner])
     for name, model_of_text in (("confidence", confidence), ("truth", probabilities)):
         values = run_text(model_of_text, words, owner, dropped, tokenizer, device).astype(np.float64)
         single = values[:, 0] if values.shape[1] == 1 else values[np.arange(len(owner)), truth_of]
@@ -253,77 +249,50 @@ def cue_and_filler_masks(
     return variants, np.array(owner, dtype=np.int64)
 
 
-def _per_rate(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    rates = list(dict.fromkeys(row["rate"] for row in table))
+def _per_rate(table: Rows) -> list[dict[str, Any]]:
     names = [name for name in table[0] if name not in ("training seed", "rate", "n")]
     return [
         {"rate": f"{rate:g}"}
         | {name: float(np.mean([row[name] for row in table if row["rate"] == rate])) for name in names}
-        for rate in rates
+        for rate in dict.fromkeys(row["rate"] for row in table)
     ]
 
 
-def _overall(pooled: Mapping[str, NDArray[Any]], gap: float) -> str:
+def correlation_rows(pooled: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    """The correlations of confidence, truth, missing rate and kept share over all rates."""
+    complete = 1 - pooled["rate"].astype(np.float64)
     pairs = {
-        "predicted confidence and truth": ("confidence", "truth"),
-        "1 - missing rate and truth": ("rate", "truth"),
-        "predicted confidence and 1 - missing rate": ("confidence", "rate"),
-        "predicted confidence and kept share": ("confidence", "kept"),
+        "predicted confidence and truth": (pooled["confidence"], pooled["truth"]),
+        "1 - missing rate and truth": (complete, pooled["truth"]),
+        "predicted confidence and 1 - missing rate": (pooled["confidence"], complete),
+        "predicted confidence and kept share": (pooled["confidence"], pooled["kept"]),
     }
-    values = {**pooled, "rate": 1 - pooled["rate"].astype(np.float64)}
-    lines = [
-        {"over all rates": name, "correlation": correlation(values[a], values[b])} for name, (a, b) in pairs.items()
-    ]
-    return (
-        rows_table(lines)
-        + f"\n\nMean gap between predicted confidence and truth over {BINS} bins: {format_number(gap)}."
+    return [{"over all rates": name, "correlation": correlation(*pair)} for name, pair in pairs.items()]
+
+
+def _draw(figure: "Figure", per_rate: Rows, pooled: Mapping[str, NDArray[Any]], bins: Rows) -> None:
+    figure.set_size_inches(9.0, 2.8)
+    left, middle, right = figure.subplots(1, 3)
+    rates = [float(row["rate"]) for row in per_rate]
+    for name, label, marker in (
+        ("confidence", "predicted confidence", "o"),
+        ("truth", "true-class probability", "s"),
+    ):
+        mean, sd = (np.array([row[key] for row in per_rate]) for key in (name, f"{name} sd"))
+        left.plot(rates, mean, marker=marker, markersize=3.5, label=label)
+        left.fill_between(rates, mean - sd, mean + sd, alpha=0.15, linewidth=0)
+    left.plot(rates, [1 - rate for rate in rates], color=GREY, linestyle=":", label="1 - missing rate")
+    left.set_xlabel("missing rate")
+    left.set_title("mean and standard deviation over texts", fontsize=8)
+    left.legend(frameon=False, fontsize=6)
+    dots = middle.scatter(
+        pooled["kept"], pooled["confidence"], c=pooled["truth"], s=3, alpha=0.5, cmap="viridis", rasterized=True
     )
-
-
-def _planted_section(planted: Sequence[Mapping[str, Any]]) -> str:
-    shown = []
-    for row in planted:
-        for name in ("confidence", "truth"):
-            values = {key: row[f"{name}: {key}"] for key in ("cues", "fillers", "difference", "low", "high")}
-            shown.append(
-                {"training seed": str(row["training seed"]), "fall of": name, "texts": row["texts"], **values}
-            )
-    return (
-        "## Masking planted cue words against masking fillers\n\nAll cue words of a complete text are masked, or as "
-        f"many fillers ({FILLER_DRAWS} draws); shown is how far the value falls, their paired difference, and its 95 "
-        "% bootstrap interval over texts.\n\n" + rows_table(shown)
-    )
-
-
-def _draw(
-    stem: Path,
-    per_rate: Sequence[Mapping[str, Any]],
-    pooled: Mapping[str, NDArray[Any]],
-    bins: Sequence[Mapping[str, Any]],
-    written: list[Path],
-) -> None:
-    with drawn_figure(stem, 9.0, 2.8, written) as figure:
-        left, middle, right = figure.subplots(1, 3)
-        rates = [float(row["rate"]) for row in per_rate]
-        for name, label, marker in (
-            ("confidence", "predicted confidence", "o"),
-            ("truth", "true-class probability", "s"),
-        ):
-            mean, sd = (np.array([row[key] for row in per_rate]) for key in (name, f"{name} sd"))
-            left.plot(rates, mean, marker=marker, markersize=3.5, label=label)
-            left.fill_between(rates, mean - sd, mean + sd, alpha=0.15, linewidth=0)
-        left.plot(rates, [1 - rate for rate in rates], color=GREY, linestyle=":", label="1 - missing rate")
-        left.set_xlabel("missing rate")
-        left.set_title("mean and standard deviation over texts", fontsize=8)
-        left.legend(frameon=False, fontsize=6)
-        dots = middle.scatter(
-            pooled["kept"], pooled["confidence"], c=pooled["truth"], s=3, alpha=0.5, cmap="viridis", rasterized=True
-        )
-        figure.colorbar(dots, ax=middle, label="true-class probability")
-        middle.set_xlabel("share of tokens that survived")
-        middle.set_ylabel("predicted confidence")
-        right.plot([0, 1], [0, 1], color=GREY, linestyle=":")
-        right.plot([row["confidence"] for row in bins], [row["truth"] for row in bins], marker="o", markersize=3.5)
-        right.set_xlabel("predicted confidence (bin mean)")
-        right.set_ylabel("true-class probability (bin mean)")
-        right.set_title("calibration", fontsize=8)
+    figure.colorbar(dots, ax=middle, label="true-class probability")
+    middle.set_xlabel("share of tokens that survived")
+    middle.set_ylabel("predicted confidence")
+    right.plot([0, 1], [0, 1], color=GREY, linestyle=":")
+    right.plot([row["confidence"] for row in bins], [row["truth"] for row in bins], marker="o", markersize=3.5)
+    right.set_xlabel("predicted confidence (bin mean)")
+    right.set_ylabel("true-class probability (bin mean)")
+    right.set_title("calibration", fontsize=8)

@@ -1,30 +1,35 @@
-"""Do the confidence loss and the task loss pull the shared text encoder apart? See TCMR, section 3.7.
+"""Angle between the gradients of TCMR's confidence loss and of its task loss on the shared text encoder (section 3.7).
 
-The paper holds that they do within a step, and alternates between the two losses for that reason. Here the cosine
-between their gradients on the text encoder is measured, batch by batch, on training batches under training masks;
-nothing is trained. Dropout is off, so that the angle is that of the losses and not of two dropout draws.
+The paper holds that the two pull apart within a step, and alternates between the losses for that reason. Here the cosine
+between their gradients is measured, batch by batch, on training batches under training masks; nothing is trained.
+Dropout is off, so that the angle is that of the losses and not of two dropout draws.
 """
 
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs, load_split, load_stage_checkpoint
-from hf_msa.analysis.tool_report import GREY, counted, drawn_figure, rows_table, write_csv, write_markdown
+from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs, load_stage_checkpoint
+from hf_msa.analysis.tcmr.judged_model import polarity_classifier
+from hf_msa.analysis.tool_report import GREY, Report, Rows
+from hf_msa.analysis.tools import tool
 from hf_msa.data.collator import MsaCollator
+from hf_msa.data.missing import protocol_from_dict
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import mean_and_std
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
 from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STEPS = 40
 """Batches per checkpoint."""
@@ -51,7 +56,7 @@ def gradient_angle(first: Iterable[Tensor | None], second: Iterable[Tensor | Non
     return (product / scale if scale else float("nan")), float(np.sqrt(lengths)), float(np.sqrt(other))
 
 
-def conflict_rows(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def conflict_rows(table: Rows) -> list[dict[str, Any]]:
     """Summarise cosines per training step, and over the models that validation chose.
 
     Args:
@@ -72,18 +77,19 @@ def conflict_rows(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+@tool("gradients", "whether the confidence and the task pull the text encoder apart", methods=("tcmr",))
 def analyze_gradients(
-    runs: Sequence[str], *, data: str, output: Path, split: str = "train", steps: int = STEPS
-) -> list[Path]:
-    """Write the angle between the gradients of confidence and task on the text encoder, per batch and checkpoint.
+    runs: Sequence[str], report: Report, *, data: str, split: str = "train", steps: int = STEPS
+) -> None:
+    """Show the angle between the gradients of confidence and task on the text encoder, per batch and checkpoint.
 
     The checkpoints are the final model, which validation chose, and those that training kept beside it
     (``--save_total_limit``). Each sees the same batches.
 
     Args:
         runs: TCMR run folders.
+        report: Takes what is found.
         data: Folder or Hub name of a prepared data set.
-        output: The folder to write to.
         split: The split that batches are drawn from.
         steps: Batches per checkpoint.
 
@@ -93,47 +99,53 @@ def analyze_gradients(
     if steps < 1:
         raise MsaError(f"The number of steps is {steps}; give at least 1.")
     found = find_runs(runs, "tcmr")
-    rows = load_split(data, split, found[0])
+    rows = found[0].rows(data, split)
     table: list[dict[str, Any]] = []
     for run in found:
-        model, processor = run.load(data, rows)
-        if model.config.is_oracle:
+        final, processor = run.load(rows)
+        if final.config.is_oracle:
             raise MsaError(f"{run.folder} is the upper bound, which has no confidence loss; give a run of TCMR.")
-        classifier = run.classifier()
+        classifier = polarity_classifier(run)
         batches = training_batches(run, rows, processor, steps)
         chosen = int(run.facts["selection"]["step"] or 0)
-        table += _probe(run, chosen, True, model, classifier, batches)
-        for step, folder in run.checkpoints():
-            if step != chosen:
-                table += _probe(run, step, False, load_stage_checkpoint(folder), classifier, batches)
+        others = [(step, folder) for step, folder in run.checkpoints() if step != chosen]
+        for step, folder in [(chosen, None), *others]:
+            model = final if folder is None else load_stage_checkpoint(folder)
+            key = {"training seed": run.seed, "step": step, "chosen": folder is None}
+            bar = tqdm(batches, desc=f"gradients at step {step}", leave=False, disable=None)
+            for number, batch in enumerate(bar):
+                moved = {name: value.to(model.device) for name, value in batch.items()}
+                angle = gradient_angle(*loss_gradients(model, classifier, moved))
+                columns = ("cosine", "confidence gradient", "task gradient")
+                table.append({**key, "batch": number, **dict(zip(columns, angle, strict=True))})
     summary = conflict_rows(table)
-    written = [write_csv(output / "gradients.csv", table), write_csv(output / "gradients_by_checkpoint.csv", summary)]
-    written.append(
-        write_markdown(
-            output / "gradients.md",
-            "# Gradient conflict on the text encoder",
-            f"{steps} batches of {min(BATCH_SIZE, len(rows))} ({split}) under training masks, "
-            f"{counted(len(found), 'training seed')}, dropout off. Cosine between the gradients "
-            "of the confidence loss and of the task loss; negative: the share of batches in which they pull apart.",
-            rows_table(summary),
-        )
+    report.csv("gradients.csv", table)
+    report.csv("gradients_by_checkpoint.csv", summary)
+    report.summary(
+        "gradients.md",
+        "Gradient conflict on the text encoder",
+        f"{steps} batches of {min(BATCH_SIZE, len(rows))} ({split}) under training masks, "
+        f"{counted(len(found), 'training seed')}, dropout off. Cosine between the gradients "
+        "of the confidence loss and of the task loss; negative: the share of batches in which they pull apart.",
+        summary,
     )
-    _draw(output / "gradients", table, summary, written)
-    return written
+    report.figure("gradients", _draw, table, summary)
 
 
 def training_batches(run: TrainedRun, rows: MsaRows, processor: MsaProcessor, steps: int) -> list[dict[str, Tensor]]:
     """Make random batches under the run's training masks; every pass over the rows draws new masks."""
-    collator = MsaCollator(processor, run.training_protocol().bind(rows.ids), split=rows.split)
+    values = dict(run.facts["settings"]["missing"]["train"])
+    protocol = protocol_from_dict(values)
+    if hasattr(protocol, "seed") and "seed" not in values:
+        protocol = protocol_from_dict(values | {"seed": run.seed})
+    collator = MsaCollator(processor, protocol.bind(rows.ids), split=rows.split)
     generator = np.random.default_rng(run.seed)
+    size = min(BATCH_SIZE, len(rows))
     batches: list[dict[str, Tensor]] = []
     draw = 0
     while len(batches) < steps:
-        order = generator.permutation(len(rows))
-        size = min(BATCH_SIZE, len(rows))
-        for start in range(0, len(order) - size + 1, size):
-            members = [{**rows[int(index)], "draw": draw} for index in order[start : start + size]]
-            batches.append(collator(members))
+        drawn = rows.in_draw(draw).batches(size, generator.permutation(len(rows)))
+        batches += [collator(members) for _, members in drawn if len(members) == size]
         draw += 1
     return batches[:steps]
 
@@ -148,8 +160,7 @@ def loss_gradients(
         classifier: Its frozen polarity classifier, on the same device.
         batch: From the collator, on the same device.
     """
-    accepted = inspect.signature(model.forward).parameters
-    given = {name: value for name, value in batch.items() if name in accepted}
+    given = model.inputs_from(batch, predicting=False)
     if model.config.confidence_target == "completeness":
         targets = 1.0 - batch["missing_rates"][:, MODALITIES.index("text")].nan_to_num(0.0)
     else:
@@ -164,51 +175,21 @@ def loss_gradients(
     return confidence, task
 
 
-def _steps(table: Sequence[Mapping[str, Any]]) -> list[int]:
+def _steps(table: Rows) -> list[int]:
     return sorted({row["step"] for row in table})
 
 
-def _probe(
-    run: TrainedRun,
-    step: int,
-    chosen: bool,
-    model: MsaPreTrainedModel,
-    classifier: TcmrPolarityClassifier,
-    batches: Sequence[dict[str, Tensor]],
-) -> list[dict[str, Any]]:
-    device = next(model.parameters()).device
-    rows = []
-    for number, batch in enumerate(tqdm(batches, desc=f"gradients at step {step}", leave=False)):
-        moved = {key: value.to(device) for key, value in batch.items()}
-        cosine, confidence, task = gradient_angle(*loss_gradients(model, classifier, moved))
-        rows.append(
-            {
-                "training seed": run.seed,
-                "step": step,
-                "chosen": chosen,
-                "batch": number,
-                "cosine": cosine,
-                "confidence gradient": confidence,
-                "task gradient": task,
-            }
-        )
-    return rows
-
-
-def _draw(
-    stem: Path, table: Sequence[Mapping[str, Any]], summary: Sequence[Mapping[str, Any]], written: list[Path]
-) -> None:
+def _draw(figure: "Figure", table: Rows, summary: Rows) -> None:
+    figure.set_size_inches(5.6, 2.6)
+    left, right = figure.subplots(1, 2)
     final = [row["cosine"] for row in table if row["chosen"] and np.isfinite(row["cosine"])]
-    with drawn_figure(stem, 5.6, 2.6, written) as figure:
-        left, right = figure.subplots(1, 2)
-        left.hist(final, bins=20, range=(-1, 1))
-        left.axvline(0, color=GREY, linewidth=0.8)
-        left.set_xlabel("cosine of the two gradients")
-        left.set_ylabel("batches")
-        left.set_title("model chosen on validation", fontsize=8)
-        by_step = summary[:-1]
-        means, spread = ([row[key] for row in by_step] for key in ("cosine", "sd"))
-        right.errorbar(_steps(table), means, yerr=spread, marker="o", markersize=3.5)
-        right.axhline(0, color=GREY, linewidth=0.8)
-        right.set_xlabel("training step")
-        right.set_title("mean and standard deviation over batches", fontsize=8)
+    left.hist(final, bins=20, range=(-1, 1))
+    left.axvline(0, color=GREY, linewidth=0.8)
+    left.set_xlabel("cosine of the two gradients")
+    left.set_ylabel("batches")
+    left.set_title("model chosen on validation", fontsize=8)
+    means, spread = ([row[key] for row in summary[:-1]] for key in ("cosine", "sd"))
+    right.errorbar(_steps(table), means, yerr=spread, marker="o", markersize=3.5)
+    right.axhline(0, color=GREY, linewidth=0.8)
+    right.set_xlabel("training step")
+    right.set_title("mean and standard deviation over batches", fontsize=8)

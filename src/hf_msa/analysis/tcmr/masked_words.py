@@ -1,4 +1,4 @@
-"""The words of tokenised rows, what is known of them, and running a text model on changed copies of a text."""
+"""Words of tokenised texts: finding them, what is known of them, and running a text model with some of them masked."""
 
 import csv
 from collections.abc import Callable
@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from hf_msa.analysis.common.split_labels import planted_rows
 from hf_msa.data.missing import pad_rows
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import SPLITS
 from hf_msa.errors import MsaError
 
 IntArray = NDArray[np.int64]
+
+_VARIANTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,6 @@ def run_text(
     dropped: Callable[[NDArray[np.int64], IntArray], NDArray[np.bool_]],
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device | str = "cpu",
-    batch_size: int = 256,
 ) -> NDArray[np.float32]:
     """Run a model on many variants of texts, in which some words are replaced by the unknown token, in large batches.
 
@@ -103,29 +105,28 @@ def run_text(
             tokens and padding, to the tokens that are replaced, (B, L).
         tokenizer: Gives the unknown and the padding token.
         device: Where the model is.
-        batch_size: Variants at once.
 
     Returns:
         (V, K), in the order of the variants.
     """
     lengths = np.array([len(ids) for ids in words.tokens], dtype=np.int64)
     order = np.argsort(lengths[rows], kind="stable")
-    results: NDArray[np.float32] | None = None
-    steps = range(0, len(order), batch_size)
-    for start in tqdm(steps, desc="masked texts", leave=False, disable=len(steps) < 2):
-        variants = order[start : start + batch_size]
+    outputs = []
+    steps = range(0, len(order), _VARIANTS_AT_ONCE)
+    for start in tqdm(steps, desc="masked texts", leave=False, disable=len(steps) < 2 or None):
+        variants = order[start : start + _VARIANTS_AT_ONCE]
         members = rows[variants]
         ids = pad_rows([words.tokens[i] for i in members], lengths[members], int(tokenizer.pad_token_id or 0))
         numbers = pad_rows([words.word_of[i] for i in members], lengths[members], -1)
         real = np.arange(ids.shape[1]) < lengths[members][:, None]
         ids = np.where(dropped(variants, numbers) & (numbers >= 0), tokenizer.unk_token_id, ids)
         with torch.inference_mode():
-            outputs = model(torch.from_numpy(ids).to(device), torch.from_numpy(real.astype(np.int64)).to(device))
-        made = outputs.float().cpu().numpy()
-        if results is None:
-            results = np.empty((len(order), made.shape[1]), dtype=np.float32)
-        results[variants] = made
-    return np.empty((0, 0), dtype=np.float32) if results is None else results
+            made = model(torch.from_numpy(ids).to(device), torch.from_numpy(real.astype(np.int64)).to(device))
+        outputs.append(made.float().cpu().numpy())
+    if not outputs:
+        return np.empty((0, 0), dtype=np.float32)
+    results: NDArray[np.float32] = np.concatenate(outputs)[np.argsort(order)]
+    return results
 
 
 def planted_roles(data: str) -> dict[str, str] | None:
@@ -134,14 +135,13 @@ def planted_roles(data: str) -> dict[str, str] | None:
     Args:
         data: Folder or Hub name of a prepared data set.
     """
-    from hf_msa.data.sample_corpus.writing import CONFIG_FILE, PLANTED_FOLDER, read_planted
-
-    if not (Path(data) / PLANTED_FOLDER / CONFIG_FILE).is_file():
+    splits = [planted_rows(data, split) for split in SPLITS]
+    if splits[0] is None:
         return None
     return {
         token: role
-        for split in SPLITS
-        for row in read_planted(data, split).rows
+        for rows in splits
+        for row in rows or ()
         for token, role in zip(row["tokens"], row["roles"], strict=True)
     }
 

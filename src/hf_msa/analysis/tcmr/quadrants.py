@@ -8,22 +8,26 @@ same fate; texts that lose some of them, and texts without any, are left out.
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_msa.analysis.common.trained_runs import find_runs, load_split
+from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.tcmr.clues import CLUES_FILE
 from hf_msa.analysis.tcmr.judged_model import judge
 from hf_msa.analysis.tcmr.masked_words import Words, planted_roles, read_word_list, split_words
-from hf_msa.analysis.tool_report import counted, drawn_figure, rows_table, write_csv, write_markdown
+from hf_msa.analysis.tool_report import Report, Rows
+from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import dataset_facts
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import regression_metrics
+from hf_msa.evaluation.metrics import MAIN_ACCURACY, regression_metrics
+from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import mean_and_std
-from hf_msa.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RATES = (0.2, 0.7)
 """The low and the high missing rate."""
@@ -36,7 +40,6 @@ CELLS = (("low", "kept"), ("low", "dropped"), ("high", "kept"), ("high", "droppe
 
 _EXAMPLES = 3
 _CLUE_RATE = 0.1
-_ACCURACY = {"mosi": "non0_acc2", "sims": "acc2"}
 
 
 def cue_fates(words: Words, cues: frozenset[str], masks: Sequence[NDArray[np.bool_]]) -> list[str | None]:
@@ -59,7 +62,7 @@ def cue_fates(words: Words, cues: frozenset[str], masks: Sequence[NDArray[np.boo
     return fates
 
 
-def cell_rows(table: Sequence[Mapping[str, Any]], family: str) -> list[dict[str, Any]]:
+def cell_rows(table: Rows, family: str) -> list[dict[str, Any]]:
     """Score every cell.
 
     Args:
@@ -78,12 +81,12 @@ def cell_rows(table: Sequence[Mapping[str, Any]], family: str) -> list[dict[str,
             metrics = regression_metrics([r["prediction"] for r in inside], [r["label"] for r in inside], family)
             mean, std = mean_and_std([float(row["confidence"]) for row in inside])
             truth = float(np.mean([row["truth"] for row in inside]))
-            cell = dict(zip(cell, (metrics["mae"], metrics[_ACCURACY[family]], mean, std, truth), strict=True))
+            cell = dict(zip(cell, (metrics["mae"], metrics[MAIN_ACCURACY[family]], mean, std, truth), strict=True))
         rows.append({"missing rate": rate, "cue words": fate, "n": len(inside), **cell})
     return rows
 
 
-def choose_cues(data: str, runs: Sequence[str], cues: str | None) -> tuple[frozenset[str], str]:
+def choose_cues(data: str, runs: Sequence[str], cues: Path | None) -> tuple[frozenset[str], str]:
     """Find the cue words: those given, else those planted in a sample corpus, else those of the tool ``clues``.
 
     From the table of ``clues`` those words are taken that flip at least one prediction in ten at its highest
@@ -120,17 +123,18 @@ def choose_cues(data: str, runs: Sequence[str], cues: str | None) -> tuple[froze
     return frozenset(chosen), f"{CLUES_FILE}, threshold {highest:g}"
 
 
+@tool("quadrants", "low or high missing rate, key cue words kept or dropped", methods=("tcmr",))
 def analyze_quadrants(
     runs: Sequence[str],
+    report: Report,
     *,
     data: str,
-    output: Path,
     split: str = "validation",
     rates: Sequence[float] = RATES,
-    cues: str | None = None,
+    cues: Path | None = None,
     examples: bool = False,
-) -> list[Path]:
-    """Write error and confidence in the four cells, and a few utterances of each.
+) -> None:
+    """Show error and confidence in the four cells, and a few utterances of each.
 
     The utterances go to examples.csv, a file for the reader's own eyes: most data sets must not be passed on. The
     summary shows them only if asked to, or if they are of a sample corpus. The predictions of all seeds and mask draws
@@ -138,61 +142,59 @@ def analyze_quadrants(
 
     Args:
         runs: TCMR run folders.
+        report: Takes what is found.
         data: Folder or Hub name of a prepared data set.
-        output: The folder to write to.
         split: The split to look at.
         rates: The low and the high missing rate.
-        cues: A file of cue words: one per line, or a CSV table with a column ``word``. Default: see `choose_cues`.
+        cues: File of cue words: one per line, or a CSV table with a column ``word``; default: those planted in a sample
+            corpus, else those that the tool clues found.
         examples: Put the utterances into the summary, too.
 
     Raises:
         MsaError: If a run, the data, the rates or the cue words will not do.
     """
-    if len(rates) != 2 or not 0 <= rates[0] < rates[1] <= 1:
+    if len(rates) != 2 or not rates[0] < rates[1]:
         raise MsaError(
-            f"The quadrants need a low and a high missing rate, e.g. 0.2 0.7; got {' '.join(map(str, rates))}."
+            f"The four cells need a low and a high missing rate, e.g. 0.2 0.7; got {' '.join(map(str, rates))}."
         )
     found = find_runs(runs, "tcmr")
     facts = dataset_facts(data)
     chosen, source = choose_cues(data, runs, cues)
-    rows = load_split(data, split, found[0])
-    words = split_words(rows, found[0].processor().tokenizer)
+    rows = found[0].rows(data, split)
+    words = split_words(rows, found[0].processor.tokenizer)
     table: list[dict[str, Any]] = []
     for run in found:
-        for part in judge(run, data, rows, rates, MASK_SEEDS):
+        for part in judge(run, rows, rates, MASK_SEEDS):
             table += _predictions(part, cue_fates(words, chosen, part["text_masks"]), rates)
     cells = cell_rows(table, facts.label_family)
     shown = example_rows(table, words, rows)
-    written = [write_csv(output / "quadrants.csv", cells), _write_predictions(output / "quadrants.parquet", table)]
-    if shown:
-        written.append(write_csv(output / "examples.csv", shown))
+    report.csv("quadrants.csv", cells)
+    report.file("quadrants.parquet", lambda path: _write_predictions(path, table))
+    report.csv("examples.csv", shown)
     without = len(words.names) - sum(any(name in chosen for name in names) for names in words.names)
     mixed = sum(row["fate"] == "mixed" for row in table)
-    in_summary = shown and (examples or planted_roles(data) is not None)
-    written.append(
-        write_markdown(
-            output / "quadrants.md",
-            "# Missing rate and cue words",
-            f"{len(rows)} texts ({split}), missing rates {rates[0]:g} and {rates[1]:g}, {len(MASK_SEEDS)} mask draws, "
-            f"{counted(len(found), 'training seed')}. {len(chosen)} cue words ({source}). Left "
-            f"out: {without} texts without a cue word, and {mixed} predictions whose cue words are partly dropped.",
-            rows_table(cells),
-            "## Examples\n\n" + rows_table(shown) if in_summary else "",
-        )
+    report.summary(
+        "quadrants.md",
+        "Missing rate and cue words",
+        f"{len(rows)} texts ({split}), missing rates {rates[0]:g} and {rates[1]:g}, {len(MASK_SEEDS)} mask draws, "
+        f"{counted(len(found), 'training seed')}. {len(chosen)} cue words ({source}). Left "
+        f"out: {without} texts without a cue word, and {mixed} predictions whose cue words are partly dropped.",
+        cells,
     )
-    _draw(output / "quadrants", cells, rates, written)
-    return written
+    if examples or planted_roles(data) is not None:
+        report.section("Examples", shown)
+    report.figure("quadrants", _draw, cells, rates)
 
 
-def example_rows(table: Sequence[Mapping[str, Any]], words: Words, rows: MsaRows) -> list[dict[str, Any]]:
+def example_rows(table: Rows, words: Words, rows: MsaRows) -> list[dict[str, Any]]:
     """A few utterances per cell, those with the clearest sentiment first, as the model read them."""
     shown = []
     for rate, fate in CELLS:
         inside = [row for row in table if row["rate"] == rate and row["fate"] == fate]
         inside.sort(key=lambda row: (-abs(row["label"]), row["id"], row["mask_seed"]))
         first = {row["id"]: row for row in reversed(inside)}
-        ordered = [row for row in inside if first[row["id"]] is row][:_EXAMPLES]
-        for row in ordered:
+        # One row per utterance; utterances keep the order of the rows.
+        for row in [row for row in inside if first[row["id"]] is row][:_EXAMPLES]:
             word_of, mask = words.word_of[row["index"]], row["mask"]
             lost = {int(number) for number in word_of[mask] if number >= 0}
             text = " ".join("[UNK]" if i in lost else name for i, name in enumerate(words.names[row["index"]]))
@@ -211,7 +213,6 @@ def example_rows(table: Sequence[Mapping[str, Any]], words: Words, rows: MsaRows
 
 def _predictions(part: Mapping[str, Any], fates: Sequence[str | None], rates: Sequence[float]) -> list[dict[str, Any]]:
     """The predictions of one condition on texts with a cue word, one row each."""
-    names = ("id", "label", "prediction", "confidence", "truth", "kept")
     return [
         {
             "index": index,
@@ -219,38 +220,32 @@ def _predictions(part: Mapping[str, Any], fates: Sequence[str | None], rates: Se
             "fate": fate,
             "mask": part["text_masks"][index],
             **{name: part[name] for name in ("training_seed", "mask_seed")},
-            **{name: part[name][index] for name in names},
+            **{name: part[name][index] for name in ("id", "label", "prediction", "confidence", "truth", "kept")},
         }
         for index, fate in enumerate(fates)
         if fate is not None
     ]
 
 
-def _write_predictions(path: Path, table: Sequence[Mapping[str, Any]]) -> Path:
+def _write_predictions(path: Path, table: Rows) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = ("id", "training_seed", "mask_seed", "rate", "fate", "label", "prediction", "confidence", "truth", "kept")
-    with atomic_write(path) as temporary:
-        pq.write_table(pa.table({name: [row[name] for row in table] for name in names}), temporary)
-    return path
+    pq.write_table(pa.table({name: [row[name] for row in table] for name in names}), path)
 
 
-def _draw(stem: Path, cells: Sequence[Mapping[str, Any]], rates: Sequence[float], written: list[Path]) -> None:
-    with drawn_figure(stem, 5.6, 2.6, written) as figure:
-        for axis, name, title in zip(
-            figure.subplots(1, 2),
-            ("confidence", "mae"),
-            ("predicted confidence (mean, standard deviation)", "mean absolute error"),
-            strict=True,
-        ):
-            for offset, fate in ((-0.2, "kept"), (0.2, "dropped")):
-                column = [cell for cell in cells if cell["cue words"] == fate]
-                heights = [np.nan if cell[name] is None else cell[name] for cell in column]
-                spread = [cell["confidence sd"] or 0.0 for cell in column] if name == "confidence" else None
-                bars = axis.bar(np.arange(2) + offset, heights, width=0.36, yerr=spread, label=f"cue words {fate}")
-                if name == "mae":
-                    axis.bar_label(bars, [f"n = {cell['n']}" for cell in column], fontsize=6)
-            axis.set_xticks(range(2), [f"missing rate {rate:g}" for rate in rates])
-            axis.set_title(title, fontsize=8)
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+def _draw(figure: "Figure", cells: Rows, rates: Sequence[float]) -> None:
+    figure.set_size_inches(5.6, 2.6)
+    titles = {"confidence": "predicted confidence (mean, standard deviation)", "mae": "mean absolute error"}
+    for axis, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for offset, fate in ((-0.2, "kept"), (0.2, "dropped")):
+            column = [cell for cell in cells if cell["cue words"] == fate]
+            heights = [np.nan if cell[name] is None else cell[name] for cell in column]
+            spread = [cell["confidence sd"] or 0.0 for cell in column] if name == "confidence" else None
+            bars = axis.bar(np.arange(2) + offset, heights, width=0.36, yerr=spread, label=f"cue words {fate}")
+            if name == "mae":
+                axis.bar_label(bars, [f"n = {cell['n']}" for cell in column], fontsize=6)
+        axis.set_xticks(range(2), [f"missing rate {rate:g}" for rate in rates])
+        axis.set_title(title, fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

@@ -1,37 +1,37 @@
-"""A method beside its upper bound (TCMR, Table 6): the same model, told the true confidence instead of predicting it.
+"""TCMR beside its upper bound (Table 6): the same model, told the true confidence instead of predicting it.
 
-The upper bound reads the labels of what it predicts. It is an oracle: it bounds the method, it is no result.
+The upper bound reads the labels of what it predicts. It is an oracle: it bounds the method, and is no result.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from hf_msa.analysis.tool_report import write_csv, write_markdown
+from hf_msa.analysis.tool_report import Report
+from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.metrics import METRICS
-from hf_msa.evaluation.plots import plot_curves
+from hf_msa.evaluation.plots import draw_curves
 from hf_msa.evaluation.report import run_name
 from hf_msa.evaluation.results import Results, read_results
 
 
-def analyze_upper_bound(runs: Sequence[str], *, output: Path) -> list[Path]:
-    """Write the method, its upper bound and their difference, over all rates and per rate.
+@tool("upper-bound", "the method beside its upper bound, which is told the confidence", methods=("tcmr",))
+def analyze_upper_bound(runs: Sequence[str], report: Report) -> None:
+    """Show the method, its upper bound and their difference, over all rates and per rate.
 
     Args:
         runs: Two folders with a ``results.json``, one of the method and one of its upper bound, in any order.
-        output: The folder to write to.
+        report: Takes what is found.
 
     Raises:
         MsaError: If they are not such a pair, or were not evaluated alike.
     """
     results = [read_results(run) for run in runs]
     if sorted(result["oracle"] for result in results) != [False, True]:
-        given = ", ".join(run_name(result) for result in results)
+        given = ", ".join(map(run_name, results))
         raise MsaError(
-            "The upper bound needs two results, one of the method and one of its upper bound (ablation ub); got "
-            f"{given}."
+            f"The upper bound needs two results, one of the method and one of its upper bound (ablation ub); got {given}."
         )
     if results[0]["method"] != results[1]["method"]:
         raise MsaError(
@@ -41,19 +41,15 @@ def analyze_upper_bound(runs: Sequence[str], *, output: Path) -> list[Path]:
     order = sorted(range(2), key=lambda index: results[index]["oracle"])
     results = [results[index] for index in order]
     comparison = compare_runs([runs[index] for index in order], allow_oracle=True)
-    table = write_csv(output / "upper_bound.csv", difference_rows(*results))
-    summary = write_markdown(
-        output / "upper_bound.md",
-        "# Upper bound",
+    report.csv("upper_bound.csv", difference_rows(*results))
+    report.summary(
+        "upper_bound.md",
+        "Upper bound",
         "**Oracle:** the upper bound is told the true-class probability, which takes the labels of what it predicts. "
         "It says what a perfect confidence would be worth, and is not a result of the method.",
         comparison.to_markdown().strip(),
     )
-    return [
-        table,
-        summary,
-        *plot_curves(results, output / "upper_bound", names=[run_name(result) for result in results]),
-    ]
+    report.figure("upper_bound", draw_curves, results)
 
 
 def difference_rows(method: Results, bound: Results) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What accuracy costs: the cascade of U-ACS over the share of samples that it hands on, and over seconds.
+"""Accuracy against cost: the cascade of U-ACS over the share of samples that it hands on, and over seconds.
 
 The cascade is replayed from recorded numbers, nothing is asked again. That takes the expert's answer to every sample, so
 one of the runs must have been evaluated with ``--set route=mllm``. The threshold tau_1 then runs through the quantiles of
@@ -20,39 +20,26 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_msa.analysis.common.prediction_columns import (
-    Floats,
-    SampleNumbers,
-    check_same_samples,
-    read_numbers,
-    seed_configs,
-)
-from hf_msa.analysis.tool_report import (
-    GREY,
-    counted,
-    drawn_figure,
-    format_number,
-    rows_table,
-    write_csv,
-    write_markdown,
-)
+from hf_msa.analysis.common.prediction_columns import Floats, SampleNumbers, check_same_samples, read_numbers
+from hf_msa.analysis.tool_report import GREY, Report, Rows, format_number
+from hf_msa.analysis.tools import tool
+from hf_msa.analysis.uacs.calibrations import seed_configs
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import METRICS, regression_metrics, resampled_metrics
-from hf_msa.evaluation.report import format_value, metric_heading, split_text
+from hf_msa.evaluation.metrics import MAIN_ACCURACY, METRICS, resampled_metrics
+from hf_msa.evaluation.report import counted, format_value, metric_heading
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
 from hf_msa.models.uacs_rules import FAST, VERIFY, WEIGHTED, answer_routes, small_weight
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SHARES = tuple(round(0.05 * step, 2) for step in range(21))
 """Shares of escalated samples that are swept."""
-
-ACCURACY = {"mosi": "non0_acc2", "sims": "acc2"}
-"""The accuracy that is drawn, by label family."""
 
 _NEEDED = ("small_score", "uncertainty", "expert_score", "expert_uncertainty", "seconds", "route", "second_score")
 
@@ -216,12 +203,13 @@ def read_recorded(runs: Sequence[SampleNumbers]) -> list[Recorded]:
     return found
 
 
-def analyze_accuracy_cost(runs: Sequence[str], *, output: Path) -> list[Path]:
-    """Write MAE and accuracy over the share of escalated samples and over seconds, beside random routing.
+@tool("accuracy-cost", "error over the share of samples handed to the expert, and over seconds", methods=("uacs",))
+def analyze_accuracy_cost(runs: Sequence[str], report: Report) -> None:
+    """Show MAE and accuracy over the share of escalated samples and over seconds, beside random routing.
 
     Args:
         runs: Evaluations of one U-ACS run: with ``--set route=mllm``, and, for the second answers, as a cascade.
-        output: The folder to write to.
+        report: Takes what is found.
 
     Raises:
         MsaError: If there are more than two, they do not belong together, or there is no threshold.
@@ -233,24 +221,25 @@ def analyze_accuracy_cost(runs: Sequence[str], *, output: Path) -> list[Path]:
     rules = [Rules.of(config, found[0].run) for config in seed_configs(found[0])]
     labels, family = found[0].labels, found[0].family
     rows = sweep_rows(recorded, rules, labels, family)
-    metrics = ("mae", ACCURACY[family])
+    metrics = ("mae", MAIN_ACCURACY[family])
     missing = max(row["verification answers missing"] for row in rows)
-    written = [
-        write_csv(output / "accuracy_cost.csv", rows),
-        write_markdown(
-            output / "accuracy_cost.md",
-            "# Accuracy against cost",
-            f"{found[0].results['dataset']['name']}, {split_text(found[0].results)}, complete data, means over "
-            f"{counted(len(recorded), 'training seed')}. Share: samples handed to the expert; calls and seconds are per "
-            "sample. Random routing hands on equally many samples, or makes equally many calls, and believes the expert; "
-            "its numbers are means over all draws. Brackets: the cascade minus random routing at equal calls, 95 % "
-            "bootstrap interval over samples.",
-            rows_table([_shown(row, metrics) for row in rows if row["point"] != "swept" or _tenth(row["share"])]),
-            _missing_text(missing, len(labels)),
-        ),
-    ]
-    _draw(output / "accuracy_cost", rows, metrics, written)
-    return written
+    report.csv("accuracy_cost.csv", rows)
+    report.summary(
+        "accuracy_cost.md",
+        "Accuracy against cost",
+        f"{found[0].data_text}, means over "
+        f"{counted(len(recorded), 'training seed')}. Share: samples handed to the expert; calls and seconds are per "
+        "sample. Random routing hands on equally many samples, or makes equally many calls, and believes the expert; "
+        "its numbers are means over all draws. Brackets: the cascade minus random routing at equal calls, 95 % "
+        "bootstrap interval over samples.",
+        [_shown(row, metrics) for row in rows if row["point"] != "swept" or _is_tenth(row["share"])],
+        "Every second answer that a swept point needs is known."
+        if not missing
+        else f"At the point that needs most of them, {format_number(missing, 1)} of {len(labels)} samples have no second "
+        "answer on record, as they were not verified when the cascade was evaluated; there the weighted average stands in, "
+        "which the cascade would not have given.",
+    )
+    report.figure("accuracy_cost", _draw, rows, metrics)
 
 
 def sweep_rows(
@@ -268,83 +257,58 @@ def sweep_rows(
         Means over training seeds; with random routing at equal share and at equal calls, and intervals of the difference
         to the latter.
     """
-    metrics = ("mae", ACCURACY[family])
-    draws = resample_counts(len(labels))
+    metrics = ("mae", MAIN_ACCURACY[family])
+    # The first row counts every sample once.
+    counts = np.concatenate([np.ones((1, len(labels))), resample_counts(len(labels))])
 
-    def scored(scores: Floats) -> tuple[dict[str, float], dict[str, Floats]]:
-        plain, drawn = regression_metrics(scores, labels, family), resampled_metrics(scores, labels, family, draws)
-        return {name: plain[name] for name in metrics}, {name: drawn[name] for name in metrics}
+    def scored(scores: Floats) -> Floats:
+        """(metrics, 1 + resamples)."""
+        found = resampled_metrics(scores, labels, family, counts)
+        return np.stack([found[name] for name in metrics])
 
     ends = [(scored(seed.small), scored(seed.expert)) for seed in recorded]
+    pairs = list(zip(recorded, rules, strict=True))
 
     def point(name: str, replays: Sequence[Replayed]) -> dict[str, Any]:
-        n = len(replays)
-        row: dict[str, Any] = {"point": name}
-        row["share"] = float(np.mean([(made.routes != FAST).mean() for made in replays]))
-        row["calls"] = float(np.mean([made.calls.mean() for made in replays]))
+        shares = [float((made.routes != FAST).mean()) for made in replays]
+        calls = [float(made.calls.mean()) for made in replays]
+        own = np.mean([scored(made.scores) for made in replays], axis=0)
+        # Over all draws the mean of random routing lies on the line from the small model to the expert.
+        random = {
+            kind: np.mean(
+                [(1 - part) * small + part * expert for part, (small, expert) in zip(parts, ends, strict=True)], axis=0
+            )
+            for kind, parts in {"share": shares, "calls": [min(each, 1.0) for each in calls]}.items()
+        }
+        row: dict[str, Any] = {"point": name, "share": float(np.mean(shares)), "calls": float(np.mean(calls))}
         row["seconds"] = float(np.mean([made.seconds.mean() for made in replays]))
         row["verification answers missing"] = float(np.mean([made.missing.sum() for made in replays]))
-        values: dict[str, Any] = dict.fromkeys(
-            [
-                f"{metric}{kind}"
-                for kind in ("", ", random, equal share", ", random, equal calls")
-                for metric in metrics
-            ],
-            0.0,
-        )
-        differences = {metric: np.zeros(len(draws)) for metric in metrics}
-        for made, ((small, small_drawn), (expert, expert_drawn)) in zip(replays, ends, strict=True):
-            own, own_drawn = scored(made.scores)
-            share, calls = float((made.routes != FAST).mean()), min(float(made.calls.mean()), 1.0)
-            for metric in metrics:
-                values[metric] += own[metric] / n
-                for part, kind in ((share, "share"), (calls, "calls")):
-                    line = (1 - part) * small[metric] + part * expert[metric]
-                    values[f"{metric}, random, equal {kind}"] += line / n
-                line_drawn = (1 - calls) * small_drawn[metric] + calls * expert_drawn[metric]
-                differences[metric] += (own_drawn[metric] - line_drawn) / n
-        row |= values
-        for metric in metrics:
-            low, high = confidence_interval(differences[metric])
+        row |= {metric: float(values[0]) for metric, values in zip(metrics, own, strict=True)}
+        for kind, lines in random.items():
+            row |= {f"{m}, random, equal {kind}": float(line[0]) for m, line in zip(metrics, lines, strict=True)}
+        for metric, difference in zip(metrics, own - random["calls"], strict=True):
+            low, high = confidence_interval(difference[1:])
             row |= {f"{metric} minus random, low": low, f"{metric} minus random, high": high}
         return row
 
-    rows = [
-        point("small model", [replay(s, dataclasses.replace(r, tau_1=math.inf)) for s, r in _pairs(recorded, rules)])
-    ]
+    rows = [point("small model", [replay(s, dataclasses.replace(r, tau_1=math.inf)) for s, r in pairs])]
     for share in SHARES[1:]:
         made = [
             replay(s, dataclasses.replace(r, tau_1=tau_for(s.uncertainty, round(share * len(labels)))))
-            for s, r in _pairs(recorded, rules)
+            for s, r in pairs
         ]
         rows.append(point("swept", made))
-    rows.append(point("calibrated", [replay(s, r) for s, r in _pairs(recorded, rules)]))
-    believed = [dataclasses.replace(r, tau_1=-math.inf, tau_2=math.inf) for r in rules]
-    rows.append(point("expert", [replay(s, r) for s, r in _pairs(recorded, believed)]))
-    return rows
+    rows.append(point("calibrated", [replay(s, r) for s, r in pairs]))
+    believed = [replay(s, dataclasses.replace(r, tau_1=-math.inf, tau_2=math.inf)) for s, r in pairs]
+    return [*rows, point("expert", believed)]
 
 
-def _pairs(recorded: Sequence[Recorded], rules: Sequence[Rules]) -> list[tuple[Recorded, Rules]]:
-    return list(zip(recorded, rules, strict=True))
-
-
-def _tenth(share: float) -> bool:
+def _is_tenth(share: float) -> bool:
     return abs(share * 10 - round(share * 10)) < 0.1
 
 
-def _missing_text(missing: float, n: int) -> str:
-    if not missing:
-        return "Every second answer that a swept point needs is known."
-    return (
-        f"At the point that needs most of them, {format_number(missing, 1)} of {n} samples have no second answer on record, "
-        "as they were not verified when the cascade was evaluated; there the weighted average stands in, which the cascade "
-        "would not have given."
-    )
-
-
 def _shown(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
-    cells: dict[str, Any] = {"point": row["point"]}
-    cells |= {name: format_number(row[name], 3) for name in ("share", "calls")}
+    cells: dict[str, Any] = {name: row[name] for name in ("point", "share", "calls")}
     cells["seconds"] = f"{row['seconds']:.3g}"
     for metric in metrics:
         ends = [format_value(metric, row[f"{metric} minus random, {end}"]) for end in ("low", "high")]
@@ -355,30 +319,27 @@ def _shown(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
     return cells | {"second answers missing": format_number(row["verification answers missing"], 1)}
 
 
-def _draw(stem: Path, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], written: list[Path]) -> None:
+def _draw(figure: "Figure", rows: Rows, metrics: Sequence[str]) -> None:
     by_name = {row["point"]: row for row in rows}
     swept = [by_name["small model"], *(row for row in rows if row["point"] == "swept")]
+    # Over its own cost random routing is a straight line.
     ends = [by_name["small model"], by_name["expert"]]
-    with drawn_figure(stem, 7.6, 5.6, written) as figure:
-        panels = figure.subplots(len(metrics), 2, sharex="col", sharey="row")
-        for line, metric in zip(panels, metrics, strict=True):
-            scale = 100 if METRICS[metric].percent else 1
-            for panel, cost in zip(line, ("share", "seconds"), strict=True):
-                # Over its own cost random routing is a straight line.
-                panel.plot(
-                    [row[cost] for row in ends],
-                    [scale * row[metric] for row in ends],
-                    color=GREY,
-                    linestyle="--",
-                    label="random routing",
-                )
-                panel.plot(
-                    [row[cost] for row in swept], [scale * row[metric] for row in swept], marker=".", label="cascade"
-                )
-                for name, marker in (("small model", "s"), ("expert", "D"), ("calibrated", "*")):
-                    row = by_name[name]
-                    panel.plot([row[cost]], [scale * row[metric]], marker=marker, linestyle="", label=name)
-            line[0].set_ylabel(metric_heading(metric) + (" (%)" if METRICS[metric].percent else ""))
-        panels[-1][0].set_xlabel("share of samples handed to the expert")
-        panels[-1][1].set_xlabel("seconds per sample")
-        panels[0][0].legend(frameon=False, fontsize=7)
+    figure.set_size_inches(7.6, 5.6)
+    panels = figure.subplots(len(metrics), 2, sharex="col", sharey="row")
+    for line, metric in zip(panels, metrics, strict=True):
+        scale = 100 if METRICS[metric].percent else 1
+        for panel, cost in zip(line, ("share", "seconds"), strict=True):
+
+            def points(
+                of: Rows, cost: str = cost, metric: str = metric, scale: int = scale
+            ) -> tuple[list[float], ...]:
+                return [row[cost] for row in of], [scale * row[metric] for row in of]
+
+            panel.plot(*points(ends), color=GREY, linestyle="--", label="random routing")
+            panel.plot(*points(swept), marker=".", label="cascade")
+            for name, marker in (("small model", "s"), ("expert", "D"), ("calibrated", "*")):
+                panel.plot(*points([by_name[name]]), marker=marker, linestyle="", label=name)
+        line[0].set_ylabel(metric_heading(metric) + (" (%)" if METRICS[metric].percent else ""))
+    panels[-1][0].set_xlabel("share of samples handed to the expert")
+    panels[-1][1].set_xlabel("seconds per sample")
+    panels[0][0].legend(frameon=False, fontsize=7)

@@ -5,30 +5,24 @@ The four routes are those of Algorithm 1: the small model's answer (``fast``), t
 each batch that it went through.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_msa.analysis.common.curves import distinct_names
-from hf_msa.analysis.common.prediction_columns import SampleNumbers, read_numbers, seed_configs
+from hf_msa.analysis.common.prediction_columns import SampleNumbers, read_named_numbers
 from hf_msa.analysis.common.split_labels import read_labels
-from hf_msa.analysis.tool_report import (
-    counted,
-    drawn_figure,
-    format_number,
-    format_spread,
-    rows_table,
-    write_csv,
-    write_markdown,
-)
+from hf_msa.analysis.tool_report import Report, Rows, format_number, format_spread
+from hf_msa.analysis.tools import tool
+from hf_msa.analysis.uacs.calibrations import seed_configs
 from hf_msa.data.loading import load_split
 from hf_msa.data.schema import ID
-from hf_msa.evaluation.report import split_text
-from hf_msa.evaluation.statistics import mean_and_std
+from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.uncertainty import polarity_errors
 from hf_msa.models.uacs_rules import ROUTES, random_choice
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CASES_PER_ROUTE = 3
 """How many samples of each route are shown."""
@@ -49,47 +43,42 @@ _COLUMNS = (
 _ALL = "all"
 
 
-def read_routes(run: str) -> SampleNumbers:
-    """Read an evaluated run of U-ACS.
+def read_routes(runs: Sequence[str]) -> dict[str, SampleNumbers]:
+    """Read evaluated runs of U-ACS, by names that tell them apart.
 
     Raises:
-        MsaError: If it is of another method.
+        MsaError: If one is of another method.
     """
-    numbers = read_numbers(run)
-    numbers.require(*_COLUMNS, method="uacs")
-    return numbers
+    found = read_named_numbers(runs)
+    for numbers in found.values():
+        numbers.require(*_COLUMNS, method="uacs")
+    return found
 
 
-# --- Accounting ---
-
-
-def analyze_routes(runs: Sequence[str], *, output: Path) -> list[Path]:
-    """Write how many samples took each route, what that cost, and how good the answers were.
+@tool("routes", "counts, seconds, calls and errors per route", methods=("uacs",))
+def analyze_routes(runs: Sequence[str], report: Report) -> None:
+    """Show how many samples took each route, what that cost, and how good the answers were.
 
     Args:
         runs: Evaluated runs of U-ACS, e.g. the cascade and the expert alone.
-        output: The folder to write to.
+        report: Takes what is found.
 
     Raises:
         MsaError: If a run is of another method, or was not evaluated on complete data.
     """
-    found = [read_routes(run) for run in runs]
-    names = distinct_names(runs, [numbers.results for numbers in found])
-    tables = {name: route_rows(numbers) for name, numbers in zip(names, found, strict=True)}
-    written = [
-        write_csv(output / "routes.csv", [{"run": name, **row} for name, rows in tables.items() for row in rows]),
-        write_markdown(
-            output / "routes.md",
-            "# Routes and their cost",
-            f"{found[0].results['dataset']['name']}, {split_text(found[0].results)}, complete data. ± is the standard "
-            "deviation over training seeds. Calls are questions to the expert; unreadable ones had no number in their "
-            "answer. Wrong polarity leaves neutral labels out.",
-            rows_table([{"run": name, **row} for name, rows in tables.items() for row in _route_summary(rows)]),
-            "\n".join(_cost_text(name, numbers) for name, numbers in zip(names, found, strict=True)),
-        ),
-    ]
-    _draw(output / "routes", tables, written)
-    return written
+    found = read_routes(runs)
+    tables = {name: route_rows(numbers) for name, numbers in found.items()}
+    report.csv("routes.csv", [{"run": name, **row} for name, rows in tables.items() for row in rows])
+    report.summary(
+        "routes.md",
+        "Routes and their cost",
+        f"{next(iter(found.values())).data_text}. ± is the standard "
+        "deviation over training seeds. Calls are questions to the expert; unreadable ones had no number in their "
+        "answer. Wrong polarity leaves neutral labels out.",
+        [{"run": name, **row} for name, rows in tables.items() for row in _route_summary(rows)],
+        *(_cost_text(name, numbers) for name, numbers in found.items()),
+    )
+    report.figure("routes", _draw, tables)
 
 
 def route_rows(numbers: SampleNumbers) -> list[dict[str, Any]]:
@@ -97,9 +86,9 @@ def route_rows(numbers: SampleNumbers) -> list[dict[str, Any]]:
 
     A mean over no samples is NaN.
     """
-    columns, rows = numbers.columns, []
+    rows = []
     for s, seed in enumerate(numbers.seeds):
-        at = {name: values[s] for name, values in columns.items()}
+        at = {name: values[s] for name, values in numbers.columns.items()}
         judged, wrong = polarity_errors(at["prediction"], numbers.labels)
         _, wrong_before = polarity_errors(at["small_score"], numbers.labels)
         for name in (*ROUTES, _ALL):
@@ -128,8 +117,8 @@ def _ratio(total: float, n: int) -> float:
     return float(total) / n if n else float("nan")
 
 
-def _route_summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds; NaN in a seed that has no sample on a route leaves that seed out."""
+def _route_summary(rows: Rows) -> list[dict[str, Any]]:
+    """Means over seeds; a seed that has no sample on a route is left out where a number is a mean over samples."""
     summary = []
     for route in (*ROUTES, _ALL):
         mine = [row for row in rows if row["route"] == route]
@@ -143,67 +132,56 @@ def _route_summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cost_text(name: str, numbers: SampleNumbers) -> str:
-    calls = mean_and_std(numbers.columns["expert_calls"].mean(axis=1).tolist())[0]
-    seconds = mean_and_std(numbers.columns["seconds"].sum(axis=1).tolist())[0]
-    return (
-        f"{name}: {format_number(calls)} calls per sample, {format_number(seconds)} seconds for "
-        f"{counted(len(numbers.ids), 'sample')}.\n"
-    )
+    calls = format_number(float(numbers.columns["expert_calls"].mean(axis=1).mean()))
+    seconds = format_number(float(numbers.columns["seconds"].sum(axis=1).mean()))
+    return f"{name}: {calls} calls per sample, {seconds} seconds for {counted(len(numbers.ids), 'sample')}."
 
 
-def _draw(stem: Path, tables: dict[str, list[dict[str, Any]]], written: list[Path]) -> None:
-    with drawn_figure(stem, 7.0, 0.8 + 0.5 * len(tables), written) as figure:
-        panels = figure.subplots(1, 2, sharey=True)
-        for panel, key in zip(panels, ("share", "seconds"), strict=True):
-            for place, (name, rows) in enumerate(tables.items()):
-                start = 0.0
-                for colour, route in enumerate(ROUTES):
-                    width = float(np.mean([row[key] for row in rows if row["route"] == route]))
-                    panel.barh(name, width, left=start, color=f"C{colour}", label=route if not place else None)
-                    start += width
-            panel.set_xlabel("share of samples" if key == "share" else "seconds for all samples")
-        panels[0].invert_yaxis()
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+def _draw(figure: "Figure", tables: Mapping[str, Rows]) -> None:
+    figure.set_size_inches(7.0, 0.8 + 0.5 * len(tables))
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, key in zip(panels, ("share", "seconds"), strict=True):
+        for place, (name, rows) in enumerate(tables.items()):
+            start = 0.0
+            for colour, route in enumerate(ROUTES):
+                width = float(np.mean([row[key] for row in rows if row["route"] == route]))
+                panel.barh(name, width, left=start, color=f"C{colour}", label=route if not place else None)
+                start += width
+        panel.set_xlabel("share of samples" if key == "share" else "seconds for all samples")
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
 
 
-# --- Cases ---
-
-
-def analyze_cases(runs: Sequence[str], *, output: Path, data: str | None = None) -> list[Path]:
-    """Write a few samples of each route with every number on the way to their score.
+@tool("cases", "a few samples of each route with all their numbers", methods=("uacs",))
+def analyze_cases(runs: Sequence[str], report: Report, *, data: str | None = None) -> None:
+    """Show a few samples of each route with every number on the way to their score.
 
     They are drawn by chance (always the same ones), not picked, from each run's first training seed.
 
     Args:
         runs: Evaluated runs of U-ACS.
-        output: The folder to write to.
+        report: Takes what is found.
         data: Folder or Hub name of the data set that they were evaluated on: the transcripts then go into the summary.
 
     Raises:
         MsaError: If a run is of another method, was not evaluated on complete data, or on other data.
     """
-    found = [read_routes(run) for run in runs]
-    names = distinct_names(runs, [numbers.results for numbers in found])
+    found = read_routes(runs)
+    report.summary(
+        "cases.md",
+        "Cases",
+        f"{next(iter(found.values())).data_text}. Up to {CASES_PER_ROUTE} samples per route, drawn by chance.",
+    )
     rows: list[dict[str, Any]] = []
-    sections = []
-    for name, numbers in zip(names, found, strict=True):
+    for name, numbers in found.items():
         config = seed_configs(numbers)[0]
         texts = {} if data is None else transcripts(numbers, data)
         mine = [{"run": name, "training seed": numbers.seeds[0], **row} for row in case_rows(numbers)]
         rows += mine
         taus = ", ".join(f"{key} {format_number(config.get(key))}" for key in ("tau_1", "tau_2"))
-        sections += [f"## {name}", f"Training seed {numbers.seeds[0]}, thresholds: {taus}."]
-        sections += [_case_text(row, texts.get(row["id"])) for row in mine]
-    return [
-        write_csv(output / "cases.csv", rows),
-        write_markdown(
-            output / "cases.md",
-            "# Cases",
-            f"{found[0].results['dataset']['name']}, {split_text(found[0].results)}, complete data. Up to {CASES_PER_ROUTE} "
-            "samples per route, drawn by chance.",
-            *sections,
-        ),
-    ]
+        heading = f"Training seed {numbers.seeds[0]}, thresholds: {taus}."
+        report.section(name, heading, *(_case_text(row, texts.get(row["id"])) for row in mine))
+    report.csv("cases.csv", rows)
 
 
 def case_rows(numbers: SampleNumbers) -> list[dict[str, Any]]:
@@ -239,19 +217,17 @@ def _case_text(row: dict[str, Any], text: str | None) -> str:
     lines = [f"**{row['id']}**, route {row['route']}, label {format_number(row['label'], 1)}"]
     if text is not None:
         lines.append(f"- words: {text}")
-    lines.append(f"- small model: {_number(row['small_score'])}, uncertainty {_number(row['uncertainty'])}")
+    lines.append(
+        f"- small model: {format_number(row['small_score'])}, uncertainty {format_number(row['uncertainty'])}"
+    )
     if np.isfinite(row["expert_score"]):
         unsure = row["expert_uncertainty"]
-        said = f"uncertainty {_number(unsure)}" if np.isfinite(unsure) else "no number in its answer"
-        lines.append(f"- expert: {_number(row['expert_score'])}, {said}")
+        said = f"uncertainty {format_number(unsure)}" if np.isfinite(unsure) else "no number in its answer"
+        lines.append(f"- expert: {format_number(row['expert_score'])}, {said}")
     if np.isfinite(row["weight"]):
-        lines.append(f"- weight of the small model in the average: {_number(row['weight'])}")
+        lines.append(f"- weight of the small model in the average: {format_number(row['weight'])}")
     if np.isfinite(row["second_score"]):
-        lines.append(f"- expert, asked again with both predictions: {_number(row['second_score'])}")
+        lines.append(f"- expert, asked again with both predictions: {format_number(row['second_score'])}")
     calls = counted(int(row["expert_calls"]), "call")
-    lines.append(f"- final: **{_number(row['prediction'])}**, {calls}, {row['seconds']:.3g} seconds")
+    lines.append(f"- final: **{format_number(row['prediction'])}**, {calls}, {row['seconds']:.3g} seconds")
     return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return format_number(value, 3)

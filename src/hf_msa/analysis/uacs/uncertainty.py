@@ -1,4 +1,4 @@
-"""How uncertainty is spread where the polarity is right and where it is not, and how well it tells the two apart (U-ACS).
+"""Uncertainty of UBM and U-ACS against wrong polarity: how it is spread where the polarity is right and where it is not.
 
 The paper's Figure 3: histograms of the uncertainty for same and opposite polarity, with a normal curve through each and
 the threshold. The curves are of the samples that are shown; the threshold is not, it comes from validation alone, out of
@@ -11,98 +11,110 @@ the model's own uncertainty; where there is no threshold at all, the surer half.
 left out throughout.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_msa.analysis.common.curves import distinct_names
 from hf_msa.analysis.common.prediction_columns import (
     EXPERT,
     OWN,
     TRIVIAL,
-    Calibration,
     Floats,
     SampleNumbers,
     Uncertainty,
-    calibrations,
+    read_named_numbers,
     read_numbers,
     uncertainties,
 )
-from hf_msa.analysis.tool_report import (
-    GREY,
-    drawn_figure,
-    format_number,
-    format_spread,
-    rows_table,
-    write_csv,
-    write_markdown,
-)
+from hf_msa.analysis.tool_report import GREY, Report, Rows, format_bounds, format_number, format_spread
+from hf_msa.analysis.tools import tool
+from hf_msa.analysis.uacs.calibrations import Calibration, calibrations
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.report import split_text
-from hf_msa.evaluation.statistics import confidence_interval, mean_and_std, resample_counts
-from hf_msa.evaluation.uncertainty import Gaussian, auroc, fit_agreement, polarity_errors
+from hf_msa.evaluation.statistics import confidence_interval, mean_and_std, resample_counts, resampled_means
+from hf_msa.evaluation.uncertainty import auroc, polarity_errors
+from hf_msa.training.uacs.thresholds import Gaussian, fit_agreement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Flags = NDArray[np.bool_]
 
 _BINS = 25
 
 
-def analyze_uncertainty(runs: Sequence[str], *, output: Path, validation: Sequence[str] | None = None) -> list[Path]:
-    """Write histograms, fits, and what each uncertainty tells of polarity errors.
+@dataclass(frozen=True)
+class _Panel:
+    """One uncertainty of one run, as the figure shows it.
+
+    Attributes:
+        title: Run and uncertainty.
+        labels: Of the samples (N,).
+        kind: The uncertainty.
+        known: Its threshold, per training seed.
+    """
+
+    title: str
+    labels: Floats
+    kind: Uncertainty
+    known: Sequence[Calibration]
+
+
+@tool("uncertainty", "the uncertainty where polarity is right and where it is wrong", methods=("ubm", "uacs"))
+def analyze_uncertainty(runs: Sequence[str], report: Report, *, validation: Sequence[str] | None = None) -> None:
+    """Show histograms, fits, and what each uncertainty tells of polarity errors.
 
     Args:
         runs: Evaluated runs of UBM or U-ACS, e.g. one per kind of uncertainty.
-        output: The folder to write to.
+        report: Takes what is found.
         validation: Results of the same runs on the validation split, in the same order; without them thresholds are known
             only where a checkpoint's configuration has them.
 
     Raises:
         MsaError: If a run has no uncertainty, was not evaluated on complete data, or a result on validation is none.
     """
-    found = [read_numbers(run) for run in runs]
-    for numbers in found:
+    found = read_named_numbers(runs)
+    for numbers in found.values():
         numbers.require("uncertainty", method="ubm' or 'uacs")
     if validation is not None and len(validation) != len(runs):
         raise MsaError(f"--validation names {len(validation)} results for {len(runs)} runs; give one for each.")
     held_out = [None] * len(runs) if validation is None else [read_numbers(run) for run in validation]
-    names = distinct_names(runs, [numbers.results for numbers in found])
     fits, told, panels = [], [], []
-    for name, numbers, other in zip(names, found, held_out, strict=True):
+    for (name, numbers), other in zip(found.items(), held_out, strict=True):
         taus = calibrations(numbers, other)
         for kind in uncertainties(numbers):
             known = taus.get(kind.whose) or [Calibration(None, None)] * len(numbers.seeds)
             fits += [{"run": name, **row} for row in fit_rows(numbers, kind, known)]
             sure, rule = sure_samples(numbers, kind, taus)
             told.append({"run": name, "uncertainty": kind.name, "sure by": rule, **error_row(numbers, kind, sure)})
-            panels.append((f"{name}: {kind.name}", numbers, kind, known))
-    written = [
-        write_csv(output / "uncertainty.csv", list(map(_flat, told))),
-        write_csv(output / "fits.csv", fits),
-        write_markdown(
-            output / "uncertainty.md",
-            "# Uncertainty and wrong polarity",
-            f"{found[0].results['dataset']['name']}, {split_text(found[0].results)}, complete data, samples with a label "
-            "other than 0. ± is the standard deviation over training seeds, brackets are 95 % bootstrap intervals over "
-            "samples. AUROC: how likely a sample with a wrong polarity is more uncertain than one with the right one. "
-            "-|score| is the trivial uncertainty that any model has.",
-            rows_table([_shown(row) for row in told]),
-            "## Fits",
-            "Of the samples shown; the threshold tau and its two means come from the validation split.",
-            rows_table(_fit_summary(fits)),
-            _without_threshold(panels),
-        ),
-    ]
-    _draw(output / "uncertainty", panels, written)
-    return written
+            panels.append(_Panel(f"{name}: {kind.name}", numbers.labels, kind, known))
+    report.csv("uncertainty.csv", [_flat(row) for row in told])
+    report.csv("fits.csv", fits)
+    report.summary(
+        "uncertainty.md",
+        "Uncertainty and wrong polarity",
+        f"{next(iter(found.values())).data_text}, samples with a label "
+        "other than 0. ± is the standard deviation over training seeds, brackets are 95 % bootstrap intervals over "
+        "samples. AUROC: how likely a sample with a wrong polarity is more uncertain than one with the right one. "
+        "-|score| is the trivial uncertainty that any model has.",
+        [_shown(row) for row in told],
+    )
+    absent = [one.title for one in panels if one.kind.whose != TRIVIAL and _thresholds(one.known) is None]
+    report.section(
+        "Fits",
+        "Of the samples shown; the threshold tau and its two means come from the validation split.",
+        _fit_summary(fits),
+        f"No threshold is known for {'; '.join(absent)}: give the run's result on the validation split with --validation."
+        if absent
+        else "",
+    )
+    report.figure("uncertainty", _draw, panels)
 
 
-def sure_samples(
-    numbers: SampleNumbers, kind: Uncertainty, taus: dict[str, list[Calibration]]
-) -> tuple[NDArray[np.bool_], str]:
+def sure_samples(numbers: SampleNumbers, kind: Uncertainty, taus: dict[str, list[Calibration]]) -> tuple[Flags, str]:
     """Which samples count as sure (S, N), and by what rule: ``tau``, ``equal share`` or ``half``.
 
     Args:
@@ -128,7 +140,7 @@ def _thresholds(known: Sequence[Calibration] | None) -> Floats | None:
     return None if not taus or None in taus else np.array(taus, dtype=np.float64)
 
 
-def error_row(numbers: SampleNumbers, kind: Uncertainty, sure: NDArray[np.bool_]) -> dict[str, Any]:
+def error_row(numbers: SampleNumbers, kind: Uncertainty, sure: Flags) -> dict[str, Any]:
     """What an uncertainty tells of polarity errors.
 
     Args:
@@ -140,35 +152,24 @@ def error_row(numbers: SampleNumbers, kind: Uncertainty, sure: NDArray[np.bool_]
         AUROC, share of samples that are not sure, and the shares of wrong polarities among the sure and the others; each
         as (one value per training seed, bootstrap interval of their mean); and `n`, the mean number of samples that count.
     """
-    counted, wrong = polarity_errors(kind.scores, numbers.labels)
-    counted &= np.isfinite(kind.values)
-    draws = resample_counts(len(numbers.ids))
-    names = ("auroc", "share unsure", "errors sure", "errors unsure")
-    values: dict[str, list[float]] = {name: [] for name in names}
-    drawn: dict[str, Floats] = {name: np.zeros(len(draws)) for name in names}
-    for uncertainty, count, bad, inside in zip(kind.values, counted, wrong, sure, strict=True):
-        for name, weights in (("values", np.ones((1, len(count)))), ("drawn", draws)):
-            found = {
-                "auroc": auroc(uncertainty[count], bad[count], weights[:, count]),
-                "share unsure": _share(weights, ~inside, count),
-                "errors sure": _share(weights, bad, count & inside),
-                "errors unsure": _share(weights, bad, count & ~inside),
-            }
-            for key, results in found.items():
-                if name == "values":
-                    values[key].append(float(results[0]))
-                else:
-                    drawn[key] += results / len(sure)
-    row: dict[str, Any] = {"n": float(counted.sum(axis=1).mean())}
-    return row | {key: (values[key], confidence_interval(drawn[key])) for key in names}
-
-
-def _share(weights: Floats, flags: NDArray[np.bool_], among: NDArray[np.bool_]) -> Floats:
-    """The share of flagged samples among some, in each resample (R,); NaN where there are none."""
-    total = weights @ among.astype(np.float64)
-    flagged = weights @ (flags & among).astype(np.float64)
-    shares: Floats = np.divide(flagged, total, out=np.full(len(total), np.nan), where=total > 0)
-    return shares
+    judged, wrong = polarity_errors(kind.scores, numbers.labels)
+    judged &= np.isfinite(kind.values)
+    # The first row counts every sample once.
+    counts = np.concatenate([np.ones((1, len(numbers.ids))), resample_counts(len(numbers.ids))])
+    found = [
+        {
+            "auroc": auroc(values[scored], bad[scored], counts[:, scored]),
+            "share unsure": resampled_means(~inside, counts, scored),
+            "errors sure": resampled_means(bad, counts, scored & inside),
+            "errors unsure": resampled_means(bad, counts, scored & ~inside),
+        }
+        for values, scored, bad, inside in zip(kind.values, judged, wrong, sure, strict=True)
+    ]
+    row: dict[str, Any] = {"n": float(judged.sum(axis=1).mean())}
+    for name in found[0]:
+        scores = np.stack([one[name] for one in found])
+        row[name] = (scores[:, 0].tolist(), confidence_interval(scores[:, 1:].mean(axis=0)))
+    return row
 
 
 def fit_rows(numbers: SampleNumbers, kind: Uncertainty, known: Sequence[Calibration]) -> list[dict[str, Any]]:
@@ -180,15 +181,13 @@ def fit_rows(numbers: SampleNumbers, kind: Uncertainty, known: Sequence[Calibrat
         for prefix, of in (("", fit), ("validation ", calibration.fit)):
             for name in ("same", "opposite"):
                 group = None if of is None else getattr(of, name)
-                row |= {f"{prefix}{name} {key}": None if group is None else getattr(group, key) for key in _FIT_KEYS}
+                row |= {f"{prefix}{name} {key}": getattr(group, key, None) for key in ("mean", "std", "n")}
         rows.append(row | {"tau": calibration.tau})
     return rows
 
 
-_FIT_KEYS = ("mean", "std", "n")
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the CSV table: what has one value per seed and an interval becomes four columns."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, tuple):
@@ -199,76 +198,60 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    cells: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, tuple):
-            low, high = (format_number(end) for end in value[1])
-            cells[key] = f"{format_spread(value[0])} [{low}, {high}]"
-        else:
-            cells[key] = format_number(value, 0) if isinstance(value, float) else value
-    return cells
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    cells = {
+        key: f"{format_spread(value[0])} {format_bounds(value[1])}" if isinstance(value, tuple) else value
+        for key, value in row.items()
+    }
+    return cells | {"n": format_number(row["n"], 0)}
 
 
-def _fit_summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds."""
+def _fit_summary(fits: Rows) -> list[dict[str, Any]]:
+    """Means over seeds; nothing where a seed has no such number."""
     summary = []
-    for key in dict.fromkeys((row["run"], row["uncertainty"]) for row in rows):
-        mine = [row for row in rows if (row["run"], row["uncertainty"]) == key]
-        cells: dict[str, Any] = {"run": key[0], "uncertainty": key[1]}
-        for name in ("same mean", "same std", "opposite mean", "opposite std", "validation same mean"):
-            cells[name] = _spread([row[name] for row in mine])
-        cells["validation opposite mean"] = _spread([row["validation opposite mean"] for row in mine])
-        cells["tau"] = _spread([row["tau"] for row in mine])
-        summary.append(cells)
+    names = (
+        *("same mean", "same std", "opposite mean", "opposite std"),
+        *("validation same mean", "validation opposite mean", "tau"),
+    )
+    for key in dict.fromkeys((row["run"], row["uncertainty"]) for row in fits):
+        mine = [row for row in fits if (row["run"], row["uncertainty"]) == key]
+        values = {name: [row[name] for row in mine] for name in names}
+        summary.append(
+            {"run": key[0], "uncertainty": key[1]}
+            | {name: None if None in column else format_spread(column) for name, column in values.items()}
+        )
     return summary
 
 
-def _spread(values: Sequence[float | None]) -> str | None:
-    known = [value for value in values if value is not None]
-    return format_spread(known) if len(known) == len(values) else None
-
-
-_Panel = tuple[str, SampleNumbers, Uncertainty, Sequence[Calibration]]
-
-
-def _without_threshold(panels: Sequence[_Panel]) -> str:
-    absent = [name for name, _, kind, known in panels if kind.whose != TRIVIAL and _thresholds(known) is None]
-    if not absent:
-        return ""
-    return f"No threshold is known for {'; '.join(absent)}: give the run's result on the validation split with --validation."
-
-
-def _draw(stem: Path, panels: Sequence[_Panel], written: list[Path]) -> None:
+def _draw(figure: "Figure", panels: Sequence[_Panel]) -> None:
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    with drawn_figure(stem, 3.2 * columns, 0.4 + 2.3 * rows, written) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis, panel in zip(axes, panels, strict=False):
-            _draw_panel(axis, *panel)
-        for axis in axes[len(panels) :]:
-            axis.set_visible(False)
-        axes[0].legend(frameon=False, fontsize=6)
-        figure.suptitle(
-            "all training seeds; curves: normal distributions of the samples shown; dashed: tau, from validation",
-            fontsize=7,
-        )
+    figure.set_size_inches(3.2 * columns, 0.4 + 2.3 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_panel(axis, panel)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    axes[0].legend(frameon=False, fontsize=6)
+    figure.suptitle(
+        "all training seeds; curves: normal distributions of the samples shown; dashed: tau, from validation",
+        fontsize=7,
+    )
 
 
-def _draw_panel(
-    axis: "Axes", name: str, numbers: SampleNumbers, kind: Uncertainty, known: Sequence[Calibration]
-) -> None:
-    counted, wrong = polarity_errors(kind.scores, numbers.labels)
-    counted &= np.isfinite(kind.values)
-    shown = kind.values[counted]
-    axis.set_title(name, fontsize=7)
+def _draw_panel(axis: "Axes", panel: _Panel) -> None:
+    kind = panel.kind
+    judged, wrong = polarity_errors(kind.scores, panel.labels)
+    judged &= np.isfinite(kind.values)
+    shown = kind.values[judged]
+    axis.set_title(panel.title, fontsize=7)
     axis.set_xlabel("uncertainty" + (" (nats)" if kind.whose == EXPERT or "entropy" in kind.name else ""))
     axis.set_ylabel("density")
     if not shown.size:
         return
     edges = np.linspace(shown.min(), shown.max() + 1e-9, _BINS + 1)
     for place, (label, flags) in enumerate((("same polarity", ~wrong), ("opposite polarity", wrong))):
-        values = kind.values[counted & flags]
+        values = kind.values[judged & flags]
         if not values.size:
             continue
         axis.hist(values, bins=edges.tolist(), density=True, alpha=0.45, color=f"C{place}", label=label)
@@ -277,6 +260,6 @@ def _draw_panel(
             grid = np.linspace(edges[0], edges[-1], 200)
             density = np.exp(-(((grid - fit.mean) / fit.std) ** 2) / 2) / (fit.std * np.sqrt(2 * np.pi))
             axis.plot(grid, density, color=f"C{place}", linewidth=1.2)
-    for calibration in known:
+    for calibration in panel.known:
         if calibration.tau is not None and np.isfinite(calibration.tau):
             axis.axvline(calibration.tau, color=GREY, linestyle="--", linewidth=0.9)

@@ -21,24 +21,23 @@ from hf_msa.data.missing import Condition
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import as_msa_errors
 from hf_msa.evaluation.sweep import sweep
-from hf_msa.evaluation.uncertainty import AgreementFit, fit_agreement, require_tau
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_uacs import ExpertAnswer, UacsForSentimentAnalysis, ask_expert
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.uacs_prompts import answer_text
+from hf_msa.training.calibration import fit_temperature
+from hf_msa.training.language_models import check_language_model, fit_verbalizer, lora_arguments
+from hf_msa.training.stages import RunContext
+from hf_msa.training.ubm import UbmTrainer, validation_logits
 
-from .calibration import fit_temperature
-from .language_models import check_language_model, fit_verbalizer, lora_arguments
-from .stages import RunContext
-from .ubm import UbmTrainer, validation_logits
+from .thresholds import AgreementFit, fit_agreement, require_tau
 
 STAGES = ("ubm", "lora", "calibration")
 FINAL_STAGE = "ubm"
 
 ANSWERS_FILE = "answers.jsonl"
-_ROWS_AT_ONCE = 64
 
 
 def run(context: RunContext) -> MsaPreTrainedModel:
@@ -70,8 +69,7 @@ def validation_requests(context: RunContext, model: UacsForSentimentAnalysis) ->
     rows = context.rows[split]
     protocol = context.collator(split).protocol.bind(rows.ids)
     collator = MsaCollator(context.processor, protocol, split=split)
-    for begin in range(0, len(rows), _ROWS_AT_ONCE):
-        members = [rows[index] for index in range(begin, min(begin + _ROWS_AT_ONCE, len(rows)))]
+    for _, members in rows.batches(64):
         yield from model.expert_requests(members, collator(members), context.processor)
 
 
@@ -95,7 +93,7 @@ class AnsweredRows(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         """Make the example of a row."""
-        from .lora import MllmExample
+        from hf_msa.training.lora import MllmExample
 
         (request,) = self._model.expert_requests([self._rows[index]])
         return MllmExample(request, answer_text(float(self._rows.labels[index])))
@@ -107,7 +105,7 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     Raises:
         MsaError: If the expert or a training argument cannot be used.
     """
-    from .lora import LoraTrainer, LoraTrainingArguments, save_adapter
+    from hf_msa.training.lora import LoraTrainer, LoraTrainingArguments, save_adapter
 
     folder = context.stage_folder("lora") / ADAPTER_FOLDER
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.uncertainty import AgreementFit, Gaussian, fit_agreement, require_tau
+from hf_msa.training.uacs.thresholds import AgreementFit, Gaussian, fit_agreement, require_tau
 
 PREDICTIONS = np.array([1.0, -0.5, 0.2, -0.1, 0.0, 2.0, -1.0])
 LABELS = np.array([2.0, -1.0, -0.4, 0.6, 1.0, 0.0, -2.0])
@@ -23,7 +23,8 @@ def test_groups_and_their_moments() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight", "shift", "tau"), [(0.5, 0.0, 0.65), (0.0, 0.0, 0.4), (1.0, 0.0, 0.9), (0.25, -0.2, 0.325)]
+    ("weight", "shift", "tau"),
+    [(0.5, 0.0, 0.65), (0.0, 0.0, 0.4), (1.0, 0.0, 0.9), (0.25, -0.2, 0.325), (0.5, -0.2, 0.45)],
 )
 def test_thresholds(weight: float, shift: float, tau: float) -> None:
     fit = fit_agreement(PREDICTIONS, LABELS, UNCERTAINTIES)
