@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_msa.analysis import run_tool
-from hf_msa.analysis.tool_report import Report, format_bounds, format_number, format_spread
+from hf_msa.analysis.estimates import format_bounds, format_number, format_spread
+from hf_msa.analysis.tool_report import Report
 from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.rows import MsaRows

@@ -69,6 +69,12 @@ class Stub(torch.nn.Module):
         return SimpleNamespace(logits=torch.stack([-score, torch.full_like(score, 0.4), score], dim=1))
 
 
+def counted(texts, threshold):
+    counts = ClueCounts()
+    count_clues(texts, threshold, counts)
+    return counts
+
+
 def test_whole_words_and_pieces(tokenizer):
     rows = Rows(["Loving the FILM", "good"], tokenizer)
     words = split_words(rows, tokenizer)
@@ -132,7 +138,7 @@ def test_counted_by_hand(tokenizer):
     assert made.true.tolist() == [2, 2, 0, 0, 1]
     assert [row.tolist() for row in made.masked] == [[0, 2, 2], [1, 2, 2], [1], [], []]
     assert classifier.batches == [5, 7]
-    counts = count_clues(made, 0.0)
+    counts = counted(made, 0.0)
     assert (counts.texts, counts.to_neutral) == (3, 2)
     assert counts.flips == Counter(good=1)
     assert counts.masked == Counter(good=1, bad=2, film=2, so=1, the=1)
@@ -151,7 +157,7 @@ def test_counted_by_hand(tokenizer):
 def test_both_directions_and_repeated_words(tokenizer, text, label, weights, flips):
     words = split_words(Rows([text], tokenizer), tokenizer)
     made = mask_each_word(Stub(weights), tokenizer, words, np.array([label], dtype=np.float32), 0.0)
-    counts = count_clues(made, 0.0)
+    counts = counted(made, 0.0)
     assert counts.flips == Counter(flips) and counts.masked == Counter(text.split())
 
 
@@ -163,13 +169,15 @@ def test_thresholds_exclude_by_true_class_probability():
     assert usable_texts(true, probabilities, 0.5).tolist() == [True, True, True, False]
     # "exceeds": a text at the threshold itself is out.
     assert usable_texts(np.array([0]), np.array([[0.5, 0.3, 0.2]], dtype=np.float32), 0.5).tolist() == [False]
-    low, middle = count_clues(texts, 0.5), count_clues(texts, 0.8)
+    low, middle = counted(texts, 0.5), counted(texts, 0.8)
     assert (low.texts, low.flips, low.masked) == (3, Counter(a=3), Counter(a=3, b=1))
     assert (middle.texts, middle.flips, middle.to_neutral) == (1, Counter(a=1), 1)
-    assert count_clues(texts, 0.95) == ClueCounts(0, Counter(), Counter(), 0)
+    assert counted(texts, 0.95) == ClueCounts()
     rows = clue_rows({0.5: low, 0.8: middle}, {"a": "cue"})
     assert [row["rate"] for row in rows] == [1.0, 1.0] and rows[0]["role"] == "cue"
-    assert (low + middle).flips == Counter(a=4)
+    # Counts of a second classifier are added to those of the first.
+    count_clues(texts, 0.8, low)
+    assert (low.texts, low.flips, low.masked) == (4, Counter(a=4), Counter(a=4, b=2))
 
 
 def test_word_lists(tmp_path):

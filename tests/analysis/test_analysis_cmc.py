@@ -20,7 +20,7 @@ from hf_msa.analysis.cmc.pseudo_labels import (
     settling,
 )
 from hf_msa.analysis.cmc.router import lie_row, weight_rows
-from hf_msa.analysis.common.consistency_gap import difference_row, gap_row, subset_scores
+from hf_msa.analysis.common.consistency_gap import GAP_ALARM, difference_row, subset_scores
 from hf_msa.analysis.common.split_labels import SplitLabels, planted_liars, read_labels
 from hf_msa.analysis.common.trained_runs import TrainedRun
 from hf_msa.data.sample_corpus import write_sample_corpus
@@ -146,7 +146,8 @@ def test_drift_is_what_was_logged_at_the_end_of_an_epoch():
 def test_labels_have_settled_or_not(changes, epoch, alarm):
     state = settling(drift_rows(made_run("x", changes)), "text")
     assert (state["epoch"], state["alarm"]) == (epoch, alarm)
-    assert state["largest change"] == max(changes[:40])
+    judged = changes[:40]
+    assert state["share"] == pytest.approx(judged[-1] / max(judged) if max(judged) else 0.0)
 
 
 def test_confusion_and_agreement_by_hand():
@@ -182,22 +183,21 @@ def test_gap_by_hand():
     inconsistent = np.array([False, False, False, False, True, True])
     # Consistent: all right, then three of four. Inconsistent (0 is not negative): one of two, then none.
     first = subset_scores(grid_of(labels, [[1, -1, 1, -1, 1, -1], [1, -1, 1, 1, -1, -1]]), "mosi", inconsistent)
-    row = gap_row(first)
-    assert first.metric == "has0_acc2" and first.per_seed["consistent"].tolist() == [1.0, 0.75]
-    assert row["consistent"] == pytest.approx(0.875) and row["inconsistent"] == pytest.approx(0.25)
-    assert row["gap"] == pytest.approx(0.625) and row["alarm"]
-    assert row["gap sd"] == pytest.approx(0.25 / math.sqrt(2))
-    assert row["consistent low"] <= 0.875 <= row["consistent high"] <= 1.0
+    consistent, gap = first["consistent"], first["gap"]
+    assert first["metric"] == "has0_acc2" and consistent.per_seed.tolist() == [1.0, 0.75]
+    assert consistent.mean == pytest.approx(0.875) and first["inconsistent"].mean == pytest.approx(0.25)
+    assert gap.mean == pytest.approx(0.625) and gap.mean > GAP_ALARM
+    assert gap.std == pytest.approx(0.25 / math.sqrt(2))
+    assert consistent.bounds[0] <= 0.875 <= consistent.bounds[1] <= 1.0
     # Class logits come first where there are any: a neutral logit does not count.
     logits = np.zeros((1, 6, 3))
     logits[0, :, 2] = [1, -1, 1, -1, 1, 1]
     logits[0, :, 1] = 9
     other = subset_scores(grid_of(labels, [[-1, 1, -1, 1, -1, -1]], logits), "mosi", inconsistent)
-    assert other.metric == "class_has0_acc2"
-    assert gap_row(other)["gap"] == 0.0 and not gap_row(other)["alarm"]
-    difference = difference_row(first, other)
+    assert other["metric"] == "class_has0_acc2" and other["gap"].mean == 0.0
+    difference = difference_row(gap, other["gap"])
     assert difference["gap minus first"] == pytest.approx(-0.625) and difference["high"] < 0
-    same = difference_row(first, first)
+    same = difference_row(gap, gap)
     assert same == {"gap minus first": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
 
 
@@ -205,17 +205,17 @@ def test_gap_resamples_both_subsets_and_both_runs_together():
     generator = np.random.default_rng(1)
     labels, inconsistent = generator.normal(size=10), generator.random(10) < 0.4
     predictions = generator.normal(size=(2, 10))
-    scores = [subset_scores(grid_of(labels, [values]), "mosi", inconsistent) for values in predictions]
+    gaps = [subset_scores(grid_of(labels, [values]), "mosi", inconsistent)["gap"] for values in predictions]
     hits = (predictions >= 0) == (labels >= 0)
     drawn = []
     for counts in resample_counts(10).astype(int):
         index = np.repeat(np.arange(10), counts)
         lies = inconsistent[index]
         if 0 < lies.sum() < 10:
-            gaps = [hit[index][~lies].mean() - hit[index][lies].mean() for hit in hits]
-            drawn.append(gaps[1] - gaps[0])
+            first, second = (hit[index][~lies].mean() - hit[index][lies].mean() for hit in hits)
+            drawn.append(second - first)
     assert len(drawn) < 1000
-    row = difference_row(*scores)
+    row = difference_row(*gaps)
     assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
 
 

@@ -1,6 +1,7 @@
 """The tools of OMG-Agent: numbers by hand, and a tiny trained run against the model's own public parts."""
 
 import csv
+import dataclasses
 import json
 import math
 import time
@@ -12,6 +13,7 @@ import torch
 
 from hf_msa.analysis import run_tool
 from hf_msa.analysis.common.trained_runs import find_runs
+from hf_msa.analysis.estimates import Estimate
 from hf_msa.analysis.omg.evidence import (
     class_shares,
     entry_labels,
@@ -19,9 +21,8 @@ from hf_msa.analysis.omg.evidence import (
     nearest_by_content,
     share_summary,
 )
-from hf_msa.analysis.omg.execution import BATCH_SIZE, incomplete_patterns, load_omg, pooled
+from hf_msa.analysis.omg.execution import OmgOnRows, stacked
 from hf_msa.analysis.omg.imputation import (
-    Imputations,
     complete_rows,
     error_rows,
     error_summary,
@@ -78,17 +79,15 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(data, trained):
-    """Model, processor, and the rows of the validation split."""
+    """A model and the rows of the validation split."""
     (run,) = find_runs([trained], "omg")
-    rows = run.rows(data, "validation")
-    return *load_omg(run, rows), rows
+    return OmgOnRows.load(run, run.rows(data, "validation"))
 
 
 def left(loaded, available, count):
     """Inputs of the first rows under a pattern, and the rows."""
-    _, processor, rows = loaded
-    members = [rows[index] for index in range(count)]
-    batch = MsaCollator(processor, FixedPattern(available=available), split="validation")(members)
+    members = [loaded.rows[index] for index in range(count)]
+    batch = MsaCollator(loaded.processor, FixedPattern(available=available), split="validation")(members)
     keys = [key for key in batch if "values" in key or "mask" in key or key == "input_ids"]
     return {key: batch[key] for key in keys}, members
 
@@ -96,15 +95,8 @@ def left(loaded, available, count):
 # --- What the tools share ---
 
 
-def test_pooled_over_seeds_by_hand():
-    means, drawn = pooled(np.array([[1.0, 3.0], [5.0, 7.0]]))
-    assert means == [2.0, 6.0]
-    # Means over seeds are 3 and 5: a resample holds the one or the other twice, or both.
-    assert set(drawn.tolist()) == {3.0, 4.0, 5.0}
-
-
 def test_patterns_are_all_but_the_complete_one(loaded):
-    names = ["+".join(protocol.available) for protocol in incomplete_patterns(loaded[0].config)]
+    names = ["+".join(protocol.available) for protocol in loaded.incomplete_patterns()]
     assert names == ["audio", "vision", "text", "audio+vision", "text+audio", "text+vision"]
 
 
@@ -120,9 +112,15 @@ def test_squared_errors_by_hand():
 
 
 def made_imputations(error, scores):
-    errors = {("generated", "features"): error, ("training mean", "features"): [2.0, 2.0, 2.0, 2.0]}
-    spreads = {("generated", "features"): [1.0, 1.0, 1.0, 3.0], ("training mean", "features"): [0.0] * 4}
-    return Imputations(errors, spreads, {"generated": scores, "training mean": [0.5] * 4})
+    mean = "training mean"
+    return {
+        ("error", "generated", "features"): error,
+        ("error", mean, "features"): [2.0, 2.0, 2.0, 2.0],
+        ("spread", "generated", "features"): [1.0, 1.0, 1.0, 3.0],
+        ("spread", mean, "features"): [0.0] * 4,
+        ("score", "generated", ""): scores,
+        ("score", mean, ""): [0.5] * 4,
+    }
 
 
 def test_tables_of_imputations_by_hand():
@@ -130,28 +128,30 @@ def test_tables_of_imputations_by_hand():
         made_imputations([1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0]),
         made_imputations([3.0, 3.0, 3.0, 3.0], [1.0, -1.0, -1.0, -1.0]),
     ]
-    made = Imputations.of_seeds(made)
-    rows = error_rows("audio", made, [5, 6])
+    made = stacked(made)
+    rows = error_rows({"audio": made}, [5, 6])
     generated = {row["training seed"]: row for row in rows if row["imputed"] == "generated"}
     assert (generated[5]["mse"], generated[5]["ratio"], generated[5]["spread"]) == (1.0, 0.5, 0.75)
     assert (generated[6]["mse"], generated[6]["ratio"], generated[6]["n"]) == (3.0, 1.5, 4)
     own, mean = error_summary({"audio": made}, "features")
-    assert own["ratio"] == "1.000 ± 0.707 [1.000, 1.000]" and mean["spread"] == "0.000 ± 0.000 [0.000, 0.000]"
+    assert own["ratio"].text() == "1.000 ± 0.707 [1.000, 1.000]"
+    assert mean["spread"].text() == "0.000 ± 0.000 [0.000, 0.000]"
     labels = np.array([1.0, -1.0, 1.0, -1.0], dtype=np.float32)
     own, mean = score_summary({"audio": made}, labels, "mosi")
     # Absolute errors 0, 0, 0, 2 in the one seed and 0, 0, 2, 0 in the other; 0.5, 1.5, 0.5, 1.5 with the mean.
-    assert own["MAE"].startswith("0.500 ± 0.000 [") and own["MAE, difference"].startswith("-0.500 [")
-    assert own["Non0 Acc-2"].startswith("0.750 ± 0.000") and mean["Non0 Acc-2"].startswith("0.500 ± 0.000")
+    assert own["MAE"].text().startswith("0.500 ± 0.000 [") and own["MAE, difference"].startswith("-0.500 [")
+    assert [row["Non0 Acc-2"].text()[:13] for row in (own, mean)] == ["0.750 ± 0.000", "0.500 ± 0.000"]
     assert own["Non0 Acc-2, difference"].startswith("+0.250 [") and mean["MAE, difference"] is None
 
 
 def test_training_means_are_those_of_real_positions(data, trained, loaded):
-    model, processor, _ = loaded
+    model = loaded.model
     (run,) = find_runs([trained], "omg")
     train = run.rows(data, "train")
-    assert len(train) > BATCH_SIZE
-    means = training_means(model, processor, train)
-    batch = MsaCollator(processor, None, split="train")([train[index] for index in range(len(train))])
+    omg = dataclasses.replace(loaded, rows=train)
+    assert len(list(omg.batches(None, "rows"))) > 1
+    means = training_means(omg)
+    batch = MsaCollator(loaded.processor, None, split="train")([train[index] for index in range(len(train))])
     labels = batch.pop("labels")
     perception = model.perceive(batch)
     for name in MODALITIES:
@@ -173,7 +173,7 @@ def test_imputation_of_a_run(data, trained, loaded, tmp_path):
     errors = {(r["modality"], r["imputed"], r["space"]): r for r in read(tmp_path / "imputation.csv")}
     scores = {(r["modality"], r["imputed"]): r for r in read(tmp_path / "imputation_scores.csv")}
     assert len(errors) == 3 * 5 * 3 and len(scores) == 3 * 5
-    model, processor, rows = loaded
+    model, processor, rows = loaded.model, loaded.processor, loaded.rows
     whole = model.perceive(left(loaded, MODALITIES, len(rows))[0])
     truth = model.encode_observed(whole)
     for name in MODALITIES:
@@ -218,12 +218,13 @@ class Lacking:
 
 
 def test_rows_that_lack_a_modality_are_no_truth(loaded):
-    model, processor, rows = loaded
-    assert complete_rows(model, processor, Lacking(rows, {0, 3})) == [
-        index for index in range(len(rows)) if index not in (0, 3)
-    ]
+    rows = loaded.rows
+    some, none = (
+        dataclasses.replace(loaded, rows=Lacking(rows, places)) for places in ({0, 3}, set(range(len(rows))))
+    )
+    assert complete_rows(some) == [index for index in range(len(rows)) if index not in (0, 3)]
     with pytest.raises(MsaError, match="has all of text, audio, vision"):
-        complete_rows(model, processor, Lacking(rows, set(range(len(rows)))))
+        complete_rows(none)
 
 
 # --- evidence ---
@@ -257,13 +258,12 @@ def test_differences_of_shares_are_paired():
     }
     columns |= {("sign", "retrieved", measure): own for measure in ("weight", "entries")}
     (row,) = share_summary({"text": columns}, "sign")
-    assert row["weight - chance"] == "0.100 [0.100, 0.100]" and row["weight"].startswith("0.500 [")
+    assert row["weight - chance"].text() == "0.100 [0.100, 0.100]" and row["weight"].text().startswith("0.500 [")
 
 
 def test_entries_without_a_label(loaded):
-    model, _, rows = loaded
     with pytest.raises(MsaError, match="is no row of the training split"):
-        entry_labels(model.knowledge_base, rows)
+        entry_labels(loaded.model.knowledge_base, loaded.rows)
 
 
 def test_evidence_of_a_run(data, trained, loaded, tmp_path):
@@ -271,7 +271,7 @@ def test_evidence_of_a_run(data, trained, loaded, tmp_path):
     assert {path.name for path in paths} == {f"evidence.{kind}" for kind in ("csv", "md", "png", "svg")}
     table = {(row["observed"], row["classes"]): row for row in read(tmp_path / "evidence.csv")}
     assert len(table) == 7 * 2
-    model, processor, rows = loaded
+    model, processor, rows = loaded.model, loaded.processor, loaded.rows
     (run,) = find_runs([trained], "omg")
     train = run.rows(data, "train")
     labels = dict(zip(train.ids, train.labels, strict=True))
@@ -293,7 +293,7 @@ def test_evidence_of_a_run(data, trained, loaded, tmp_path):
 
 def test_a_training_samples_own_entry_is_never_counted(data, trained, loaded):
     """Alone in a knowledge base of itself and one other, each sample finds the other."""
-    model, processor, _ = loaded
+    model = loaded.model
     (run,) = find_runs([trained], "omg")
     train, whole = run.rows(data, "train"), model.knowledge_base
     rows = [whole.ids.index(train.ids[index]) for index in (0, 1)]
@@ -306,12 +306,12 @@ def test_a_training_samples_own_entry_is_never_counted(data, trained, loaded):
     model.knowledge_base = two
     try:
         labels = torch.tensor([-1.0, 1.0])
-        pair = Pair(train, labels)
-        shares, numbers = evidence_columns(model, processor, pair, labels, FixedPattern(available=("text",)))
+        pair = dataclasses.replace(loaded, rows=Pair(train, labels))
+        columns = evidence_columns(pair, labels, FixedPattern(available=("text",)))
     finally:
         model.knowledge_base = whole
-    assert all((values == 0).all() for values in shares.values())
-    np.testing.assert_allclose(numbers["effective entries"], 1.0)
+    assert all((values == 0).all() for (kind, *_), values in columns.items() if kind in ("sign", "class"))
+    np.testing.assert_allclose(columns["effective entries", "", ""], 1.0)
 
 
 # --- settings ---
@@ -332,19 +332,15 @@ def test_grid_of_settings():
 
 def test_table_of_settings_by_hand():
     def scores(value, own, mae, drawn, seconds):
-        metrics = {
-            "mae": np.array([[mae], [mae + 0.2]]),
-            "non0_acc2": np.full((2, 1), 0.5),
-            "acc7": np.full((2, 1), 0.25),
-        }
-        resampled = {name: np.array([[drawn, drawn]]) for name in metrics}
-        return SettingScores({"top_k": value}, own, metrics, resampled, seconds)
+        values = {"mae": [mae, mae + 0.2], "non0_acc2": [0.5, 0.5], "acc7": [0.25, 0.25]}
+        metrics = {name: [Estimate(np.array(seeds), np.array([drawn, drawn]))] for name, seeds in values.items()}
+        return SettingScores({"top_k": value}, own, metrics, seconds)
 
     first = scores(1, False, 1.0, 1.0, [0.010, 0.030])
     own = scores(10, True, 0.5, 0.7, [0.010, 0.010])
     one, two = setting_summary([first, own], 0, ["mae", "acc7"], ["mae"])
     assert (one["top_k"], two["top_k"]) == ("1", "10 *")
-    assert one["MAE"] == "1.100 ± 0.141 [1.000, 1.000]" and one["Acc-7"] == "0.250 ± 0.000"
+    assert one["MAE"].text() == "1.100 ± 0.141 [1.000, 1.000]" and one["Acc-7"] == "0.250 ± 0.000"
     assert one["MAE, difference"] == "+0.500 [0.300, 0.300]" and two["MAE, difference"] is None
     assert one["ms per sample"] == "20.00 ± 14.14" and two["samples/s"] == "100.0 ± 0.0"
 
@@ -445,7 +441,7 @@ def test_trace_of_plans():
     assert (found["entity"], found["score"], found["chosen"], found["is_fallback"]) == ("Zebra", 2, 1, False)
     assert found["semantic_cost"] == pytest.approx(0.4)
     broken, winner = found["candidates"]
-    assert broken["violations"] and broken["utility"] is None and broken["semantic_cost"] is None
+    assert broken["violations"] and not math.isfinite(broken["utility"]) and not math.isfinite(broken["semantic_cost"])
     assert winner["utility"] == -1.12 and winner["sentiment"] == "positive"
     fallback = plan_trace(PlanChoice(FALLBACK_PLAN, candidates[:1], None, vector, across))
     assert fallback["is_fallback"] and fallback["chosen"] is None
@@ -497,7 +493,7 @@ def test_the_structure_of_a_trace_holds_no_row(tmp_path):
 
 
 def test_trace_of_a_run(data, trained, loaded, tmp_path):
-    model, processor, rows = loaded
+    model, processor, rows = loaded.model, loaded.processor, loaded.rows
     options = {"data": data, "available": ["text", "vision"], "ids": [rows.ids[3], rows.ids[0]]}
     paths = run_tool("trace", [trained], output=str(tmp_path), **options)
     assert [path.name for path in paths] == ["trace.json", "trace.md"]
@@ -540,7 +536,7 @@ def test_traces_of_complete_samples_and_without_words(data, trained, loaded, tmp
     paths = run_tool("trace", [trained], data=data, output=str(tmp_path / "a"), available=MODALITIES, samples=1)
     (sample,) = json.loads(paths[0].read_text())["samples"]
     assert sample["execution"] == {} and sample["utility"]["value"] is None and sample["observed"] == list(MODALITIES)
-    rows = loaded[2]
+    rows = loaded.rows
     paths = run_tool("trace", [trained], data=data, output=str(tmp_path / "b"), structure=True)
     trace = json.loads(paths[0].read_text())
     assert len(trace["samples"]) == 3 and all(s["observed"] == ["audio", "vision"] for s in trace["samples"])

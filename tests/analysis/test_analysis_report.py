@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 
 from hf_msa.analysis import tool_report
-from hf_msa.analysis.tool_report import (
-    Report,
-    format_bounds,
-    format_difference,
-    format_estimate,
-    format_number,
-    format_spread,
-    rows_table,
-    seed_means,
-)
+from hf_msa.analysis.estimates import Estimate, bars, format_bounds, format_number, format_spread, seed_means
+from hf_msa.analysis.tool_report import Report, rows_table
+from hf_msa.evaluation.statistics import all_and_resampled, resample_counts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,10 +99,50 @@ def test_numbers_as_tables_show_them() -> None:
     assert shown == ["0.123", "2.000", "7", "x", "-", "-"]
     assert format_spread([1.0]) == "1.000" and format_spread([1.0, 3.0], 1) == "2.0 ± 1.4"
     assert format_bounds((0.1, math.nan), 2) == "[0.10, -]"
-    # All resamples are 2: so is the interval.
-    assert format_estimate([1.0, 3.0], np.full(10, 2.0)) == "2.000 ± 1.414 [2.000, 2.000]"
-    assert format_difference(-0.5, np.full(10, -0.25)) == "-0.500 [-0.250, -0.250]"
     assert rows_table([{"a|b": "c|d"}]).splitlines()[-1] == "| c\\|d |"
+
+
+class TestEstimate:
+    def test_by_hand(self) -> None:
+        estimate = Estimate(np.array([1.0, 3.0]), np.full(10, 2.0))
+        assert (estimate.mean, estimate.std, estimate.bounds) == (2.0, pytest.approx(math.sqrt(2)), (2.0, 2.0))
+        assert estimate.text() == format_number(estimate) == "2.000 ± 1.414 [2.000, 2.000]"
+        assert estimate.cells("x") == {"x": 2.0, "x sd": estimate.std, "x low": 2.0, "x high": 2.0}
+        assert math.isnan(Estimate(np.array([1.0]), np.ones(3)).std)
+
+    def test_arithmetic_is_seed_by_seed_and_resample_by_resample(self) -> None:
+        first, second = (Estimate(np.array([1.0, 3.0]) + by, np.array([2.0, 4.0, 6.0]) + by) for by in (0.0, 1.0))
+        assert (second - first).difference_text() == "+1.000 [1.000, 1.000]"
+        assert (first * 100).per_seed.tolist() == [100.0, 300.0]
+        ratio = first / second
+        assert ratio.per_seed.tolist() == [0.5, 0.75] and ratio.resampled == pytest.approx([2 / 3, 4 / 5, 6 / 7])
+
+    def test_means_over_samples(self) -> None:
+        estimate = Estimate.mean_of([[1.0, 3.0], [5.0, 7.0]])
+        assert estimate.per_seed.tolist() == [2.0, 6.0]
+        # Means over seeds are 3 and 5: a resample holds the one or the other twice, or both.
+        assert set(estimate.resampled.tolist()) == {3.0, 4.0, 5.0}
+        assert estimate.resampled == pytest.approx(resample_counts(2) @ [3.0, 5.0] / 2)
+
+    def test_the_first_line_of_counts_is_every_sample_once(self) -> None:
+        counts = all_and_resampled(4)
+        assert counts[0].tolist() == [1.0] * 4 and (counts[1:] == resample_counts(4)).all()
+        values = np.array([[1.0, 2.0, 3.0, 6.0]])
+        assert Estimate.of(values @ counts.T / 4).mean == 3.0
+
+    def test_in_a_report(self, tmp_path: Path) -> None:
+        report = Report(tmp_path)
+        rows = [{"run": "a", "mae": Estimate(np.array([1.0]), np.array([0.5, 0.5])), "n": 3}]
+        report.csv("a.csv", rows)
+        report.summary("a.md", "A", rows)
+        table, summary = report.write()
+        assert table.read_text().split() == ["run,mae,mae", "sd,mae", "low,mae", "high,n", "a,1,,0.5,0.5,3"]
+        assert "| a | 1.000 [0.500, 0.500] | 3 |" in summary.read_text()
+
+    def test_bars(self) -> None:
+        lengths, reach = bars([Estimate(np.array([2.0]), np.array([1.0, 1.0])), Estimate(np.ones(1), np.ones(2))])
+        # An interval that leaves out the mean reaches to one side only.
+        assert lengths.tolist() == [2.0, 1.0] and reach.tolist() == [[1.0, 0.0], [0.0, 0.0]]
 
 
 def test_means_of_seeds_leave_out_what_is_not_defined() -> None:
@@ -123,6 +156,6 @@ def test_means_of_seeds_leave_out_what_is_not_defined() -> None:
 
 def test_json_is_read_back(tmp_path: Path) -> None:
     report = Report(str(tmp_path))
-    report.json("a.json", {"b": [None, 1.5]})
+    report.json("a.json", {"b": [None, 1.5, math.inf], "c": np.array([1, 2])})
     (path,) = report.write()
-    assert json.loads(path.read_text()) == {"b": [None, 1.5]}
+    assert json.loads(path.read_text()) == {"b": [None, 1.5, None], "c": [1, 2]}

@@ -1,4 +1,4 @@
-"""Looking into trained models: the analyses of the papers, each a tool that writes tables, a summary and figures.
+"""Analyses of trained models: those of the papers and more, each a tool that writes tables, a summary and figures.
 
 `hf-msa analyze TOOL RUN...` and `run_tool` are the same. A tool is a function under the decorator `tool`; its module says
 what it measures and how. Every file of this folder is imported, so that its tools register.

@@ -1,26 +1,28 @@
-"""Report of an analysis: tables, figures and a summary, written together or not at all; and how its tables show numbers."""
+"""Report of an analysis: tables, figures and a summary, written together or not at all."""
 
 import csv
 import importlib.util
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
+from hf_msa.analysis.estimates import Estimate, Rows, format_number
 from hf_msa.evaluation.plots import write_figure
-from hf_msa.evaluation.report import UNDEFINED, markdown_table
-from hf_msa.evaluation.statistics import confidence_interval, mean_and_std
+from hf_msa.evaluation.report import markdown_table
+from hf_msa.evaluation.results import plain
 from hf_msa.files import atomic_files, write_json
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+Figure: TypeAlias = "matplotlib.figure.Figure"
+"""What is drawn on; a name for annotations, so that matplotlib is imported where it is needed alone."""
 
 GREY = "0.6"
 """The colour of what a figure is not about: reference lines, other words."""
-
-Rows = Sequence[Mapping[str, Any]]
-"""A table: rows of equal keys, which are its headings."""
 
 
 class Report:
@@ -53,13 +55,13 @@ class Report:
         self._writers.append(make)
 
     def csv(self, name: str, rows: Rows) -> None:
-        """Add a table; what is not defined becomes an empty cell. Without rows there is no file."""
+        """Add a table; what is not defined becomes an empty cell, an `Estimate` four. Without rows there is no file."""
         if rows:
             self.file(name, lambda path: _write_csv(path, rows))
 
     def json(self, name: str, value: Any) -> None:
-        """Add a JSON file."""
-        self.file(name, lambda path: write_json(path, value))
+        """Add a JSON file; numbers that are not finite become null."""
+        self.file(name, lambda path: write_json(path, plain(value)))
 
     def figure(self, name: str, draw: Callable[..., None], *given: Any) -> None:
         """Add a figure as PNG and SVG. Without matplotlib it is left out, with a warning in the log.
@@ -111,11 +113,18 @@ class Report:
 
 
 def _write_csv(path: Path, rows: Rows) -> None:
+    table = [
+        {
+            key: cell
+            for name, value in row.items()
+            for key, cell in (value.cells(name) if isinstance(value, Estimate) else {name: value}).items()
+        }
+        for row in rows
+    ]
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(table[0]))
         writer.writeheader()
-        for row in rows:
-            writer.writerow({key: _cell(value) for key, value in row.items()})
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in table)
 
 
 def _cell(value: Any) -> Any:
@@ -132,52 +141,3 @@ def rows_table(rows: Rows) -> str:
     """Render rows as a Markdown table; a line break in a cell would end the table, and becomes a blank."""
     cells = [[" ".join(format_number(value).split()) for value in row.values()] for row in rows]
     return markdown_table(list(rows[0]), cells)
-
-
-def format_number(value: Any, digits: int = 3) -> str:
-    """Format a table cell: floats with `digits` decimals, what is not defined as ``-``, the rest as it is."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return UNDEFINED
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def format_spread(values: Sequence[float], digits: int = 3) -> str:
-    """Format the mean of one value per training seed, with ± their standard deviation where there are several."""
-    mean, std = mean_and_std(values)
-    shown = format_number(mean, digits)
-    return f"{shown} ± {std:.{digits}f}" if math.isfinite(std) else shown
-
-
-def format_bounds(bounds: Sequence[float], digits: int = 3) -> str:
-    """Format the two ends of an interval, in brackets."""
-    return f"[{', '.join(format_number(end, digits) for end in bounds)}]"
-
-
-def format_estimate(values: Sequence[float], resampled: Any, digits: int = 3) -> str:
-    """Format a mean over training seeds with its spread and its 95 % bootstrap interval over samples.
-
-    Args:
-        values: One value per training seed.
-        resampled: Their mean in each resample of the samples.
-        digits: Decimals.
-    """
-    return f"{format_spread(values, digits)} {format_bounds(confidence_interval(resampled), digits)}"
-
-
-def format_difference(difference: float, resampled: Any) -> str:
-    """Format a difference, with its sign and its 95 % bootstrap interval."""
-    return f"{difference:+.3f} {format_bounds(confidence_interval(resampled))}"
-
-
-def seed_means(rows: Rows, column: str) -> list[float]:
-    """The mean of a column over the rows of each training seed; NaN is left out where there are other values.
-
-    Args:
-        rows: With the column `training seed`.
-        column: Which one.
-    """
-    values = [
-        np.array([row[column] for row in rows if row["training seed"] == seed], dtype=np.float64)
-        for seed in dict.fromkeys(row["training seed"] for row in rows)
-    ]
-    return [float(own[np.isfinite(own)].mean()) if np.isfinite(own).any() else math.nan for own in values]

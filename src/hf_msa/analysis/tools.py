@@ -8,6 +8,7 @@ A tool of another package looks like those of hf_msa, and the package names its 
 
 import argparse
 import inspect
+import itertools
 import re
 import typing
 from collections.abc import Callable, Sequence
@@ -54,14 +55,14 @@ class Option:
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add the flag to a parser, which leaves out of its result what is not given."""
+        kinds: dict[str, Any] = {"action": "store_true"} if self.kind is bool else {"type": self.kind}
+        if self.many:
+            kinds["nargs"] = "+"
         text = self.help
         if self.is_required:
             text += " (required)"
-        elif self.default not in (None, False):
+        elif self.default not in (None, ()) and self.kind is not bool:
             text += f" (default: {' '.join(map(str, self.default)) if self.many else self.default})"
-        kinds: dict[str, Any] = {"type": self.kind} | ({"nargs": "+"} if self.many else {})
-        if self.kind is bool:
-            kinds = {"action": "store_true"}
         parser.add_argument(self.flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **kinds)
 
 
@@ -85,12 +86,9 @@ class Tool:
 
     def parser(self) -> argparse.ArgumentParser:
         """The parser of its command line."""
-        text, arguments = _documented(self.function)
-        parser = _Parser(
-            prog=f"hf-msa analyze {self.name}",
-            description=f"{self.title[0].upper()}{self.title[1:]}. {text}",
-        )
-        parser.add_argument("runs", nargs="*", help=arguments["runs"])
+        text, described = _documented(self.function)
+        parser = _Parser(prog=f"hf-msa analyze {self.name}", description=text)
+        parser.add_argument("runs", nargs="*", help=described["runs"].replace("%", "%%"))
         for option in self.options:
             option.add_to(parser)
         where = f"folder for tables and figures (default: analysis/{self.name} in the first run)"
@@ -140,7 +138,7 @@ def tool(name: str, title: str, methods: Sequence[str] = ()) -> Callable[[_Funct
         A decorator, which gives the function back as it is. The function takes `runs` (folders, as the user names them)
         and `report` (a `Report`, to be filled), then options by keyword alone. An option is annotated as int, float, str,
         bool (a switch), `Path`, a sequence, list or tuple of one kind of them, or one of these `| None`, and is described
-        under `Args:` of the docstring.
+        under `Args:` of the docstring. It raises MsaError for runs, data and options that it cannot use.
 
     Raises:
         MsaError: If the name will not do or is taken, or the function is not of this form.
@@ -188,19 +186,13 @@ def run_tool(name: str, runs: Sequence[str], *, output: str | None = None, **opt
 
 def tool_list() -> str:
     """All tools with their titles, by the methods whose runs they take."""
-    groups: dict[tuple[str, ...], list[Tool]] = {}
-    for known in sorted(TOOLS.values(), key=lambda known: (known.methods, known.name)):
-        groups.setdefault(known.methods, []).append(known)
     width = max(map(len, TOOLS))
-    parts = [
-        "\n".join(
-            [f"For runs of {' and '.join(methods) or 'any method'}:"]
-            + [f"  {known.name:<{width}}  {known.title}" for known in group]
-        )
-        for methods, group in groups.items()
-    ]
-    ends = ("usage: hf-msa analyze TOOL RUN... [OPTIONS]", "`hf-msa analyze TOOL --help` shows the options of a tool.")
-    return "\n\n".join([ends[0], *parts, ends[1]])
+    lines = ["usage: hf-msa analyze TOOL RUN... [OPTIONS]"]
+    ordered = sorted(TOOLS.values(), key=lambda known: (known.methods, known.name))
+    for methods, group in itertools.groupby(ordered, key=lambda known: known.methods):
+        lines += ["", f"For runs of {' and '.join(methods) or 'any method'}:"]
+        lines += [f"  {known.name:<{width}}  {known.title}" for known in group]
+    return "\n".join([*lines, "", "`hf-msa analyze TOOL --help` shows the options of a tool."])
 
 
 def _options(name: str, function: Callable[..., None]) -> tuple[Option, ...]:
@@ -249,7 +241,7 @@ def _documented(function: Callable[..., None]) -> tuple[str, dict[str, str]]:
         elif name:
             described[name] = f"{described[name]} {line.strip()}".rstrip()
     for name, words in described.items():
-        # As help texts begin and end, but for names such as U-ACS.
+        # A help text begins with a small letter, unless its first word is a name such as U-ACS.
         first = words.partition(" ")[0]
         start = words[0].lower() if first[1:] == first[1:].lower() else words[0]
         described[name] = (start + words[1:]).removesuffix(".").replace("``", "")

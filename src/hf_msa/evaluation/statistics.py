@@ -61,6 +61,11 @@ def resample_counts(n: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArra
     return np.bincount(flat, minlength=resamples * n).reshape(resamples, n).astype(np.float64)
 
 
+def all_and_resampled(n: int) -> NDArray[np.float64]:
+    """How often each of n rows counts: once in the first line, then as in the lines of `resample_counts`."""
+    return np.concatenate([np.ones((1, n)), resample_counts(n)])
+
+
 def confidence_interval(resampled: ArrayLike, level: float = CONFIDENCE) -> tuple[float, float]:
     """Percentile bootstrap interval.
 

@@ -1,4 +1,4 @@
-"""What pseudo labelling did to the labels of each modality (CMC, section on PLGM): drift over the epochs, and its use.
+"""Effect of pseudo labelling on the labels of each modality (CMC, section on PLGM): drift over the epochs, and its use.
 
 Drift is what the training log says of each epoch: how many hard labels have left the multimodal class that they began
 with, and how far the soft labels moved. The paper's failure signature is labels that do not settle by epoch 20 to 40.
@@ -8,7 +8,7 @@ with what annotators said of the single modality than the multimodal label does,
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from hf_msa.analysis.common.split_labels import SplitLabels, read_labels
 from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs
-from hf_msa.analysis.tool_report import GREY, Report, Rows, format_number, format_spread
+from hf_msa.analysis.estimates import Rows, format_number, format_spread
+from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError, reason
 from hf_msa.evaluation.metrics import sign_classes
@@ -26,9 +27,6 @@ from hf_msa.evaluation.statistics import paired_difference
 from hf_msa.models.msa_schema import MODALITIES, SENTIMENT_CLASSES
 from hf_msa.training.cmc.pseudo_labels import momentum_at
 from hf_msa.training.cmc.stages import PSEUDO_LABELS_FILE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STAGE = "unimodal"
 """The stage that moves the labels."""
@@ -41,13 +39,7 @@ MOVING = 0.1
 
 
 def drift_rows(run: TrainedRun) -> list[dict[str, Any]]:
-    """One row per epoch of the stage that moves the labels.
-
-    Args:
-        run: A CMC run.
-
-    Returns:
-        training seed, epoch, and per modality ``flip_rate_*`` and ``label_change_*`` as logged.
+    """One row per epoch of the stage that moves the labels: what was logged of them, see `_logged`.
 
     Raises:
         MsaError: If the run has no such stage, or it logged nothing of labels.
@@ -86,15 +78,14 @@ def settling(rows: Rows, modality: str) -> dict[str, Any]:
         modality: The modality.
 
     Returns:
-        The epoch that was judged, the change in it, the largest change, and the alarm.
+        The epoch that was judged, the change in it as a share of the largest, and the alarm.
     """
     judged = [row for row in rows if row["epoch"] <= SETTLED_BY[1]]
     changes = [row[f"label_change_{modality}"] for row in judged]
     last, largest = changes[-1], max(changes)
     return {
         "epoch": judged[-1]["epoch"],
-        "change": last,
-        "largest change": largest,
+        "share": last / largest if largest else 0.0,
         "alarm": last > MOVING * largest,
     }
 
@@ -125,10 +116,6 @@ def flip_limits(run: TrainedRun, rows: Rows) -> dict[str, float]:
 
 def read_hard_labels(run: TrainedRun, modalities: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """The hard label of every training sample that the second stage learned from, per modality (N,).
-
-    Args:
-        run: A CMC run.
-        modalities: In the order of the table.
 
     Raises:
         MsaError: If the run no longer has the table, or it is damaged.
@@ -271,10 +258,7 @@ def _alarm(run: TrainedRun, rows: Rows, modalities: Sequence[str]) -> str:
     moving = [name for name, state in states.items() if state["alarm"]]
     epoch = states[modalities[0]]["epoch"]
     short = f" (the stage ended before the {early} to {late} in which labels should settle)" if epoch < early else ""
-    shares = ", ".join(
-        f"{name} {format_number(state['change'] / state['largest change'] if state['largest change'] else 0.0, 2)}"
-        for name, state in states.items()
-    )
+    shares = ", ".join(f"{name} {format_number(state['share'], 2)}" for name, state in states.items())
     verdict = (
         f"**Alarm, seed {run.seed}:** the labels of {', '.join(moving)} still move"
         if moving
@@ -308,7 +292,7 @@ def _confusion_rows(labels: SplitLabels, hard: Sequence[Mapping[str, NDArray[np.
     ]
 
 
-def _draw(figure: "Figure", tables: Sequence[Rows], modalities: Sequence[str]) -> None:
+def _draw(figure: Figure, tables: Sequence[Rows], modalities: Sequence[str]) -> None:
     titles = {"flip_rate": "share of flipped hard labels", "label_change": "mean change of soft labels"}
     figure.set_size_inches(6.8, 2.6)
     for axis, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):

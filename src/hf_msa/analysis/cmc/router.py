@@ -7,20 +7,18 @@ annotators' noise on weak sentiment, so there the planted lies themselves are lo
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_msa.analysis.common.prediction_columns import Floats, SampleNumbers, read_named_numbers
+from hf_msa.analysis.common.prediction_columns import SampleNumbers, read_named_numbers
 from hf_msa.analysis.common.split_labels import planted_liars, read_labels
-from hf_msa.analysis.tool_report import GREY, Report, format_number, format_spread
+from hf_msa.analysis.estimates import Estimate, Floats, format_number, format_spread
+from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.statistics import confidence_interval, mean_and_std, resample_counts, resampled_means
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from hf_msa.evaluation.statistics import all_and_resampled, mean_and_std, resampled_means
 
 TEXT_ALARM = 0.7
 """A mean text weight above this is an alarm."""
@@ -58,34 +56,28 @@ def weight_rows(weights: Weights, seeds: Sequence[int | None]) -> list[dict[str,
 
 
 def lie_row(weights: Floats, lies: NDArray[np.bool_]) -> dict[str, Any]:
-    """Compare a modality's weight where it lies with its weight elsewhere.
-
-    Args:
-        weights: (S, N) for S training seeds.
-        lies: Where it lies, (N,).
+    """Compare a modality's weight (S, N) where it lies (N,) with its weight elsewhere.
 
     Returns:
         Numbers of samples, both means, and their difference (lying minus others), which is negative where the router
-        does what it is for, with a 95 % bootstrap interval over samples of the seeds' mean weight and its standard
-        deviation over seeds; NaN where one side is empty.
+        does what it is for, with its 95 % bootstrap interval over samples and its standard deviation over seeds; NaN where
+        a side is empty.
     """
-    sides = {"lying": lies, "others": ~lies}
-    row: dict[str, Any] = {f"n {name}": int(inside.sum()) for name, inside in sides.items()}
-    if not lies.any() or lies.all():
-        return row | dict.fromkeys(
-            ("weight lying", "weight others", "difference", "low", "high", "sd over seeds"), float("nan")
-        )
-    means = {name: weights[:, inside].mean(axis=1) for name, inside in sides.items()}
-    counts = resample_counts(weights.shape[1])
-    lying, others = (resampled_means(weights.mean(axis=0), counts, inside) for inside in sides.values())
-    low, high = confidence_interval(lying - others)
-    difference, spread = mean_and_std((means["lying"] - means["others"]).tolist())
-    return row | {
-        **{f"weight {name}": float(values.mean()) for name, values in means.items()},
-        "difference": difference,
+    counts = all_and_resampled(len(lies))
+    lying, others = (
+        Estimate.of([resampled_means(own, counts, inside) for own in weights]) for inside in (lies, ~lies)
+    )
+    difference = lying - others
+    low, high = difference.bounds
+    return {
+        "n lying": int(lies.sum()),
+        "n others": int((~lies).sum()),
+        "weight lying": lying.mean,
+        "weight others": others.mean,
+        "difference": difference.mean,
         "low": low,
         "high": high,
-        "sd over seeds": spread,
+        "sd over seeds": difference.std,
     }
 
 
@@ -186,7 +178,7 @@ def _alarm(name: str, weights: Weights) -> str:
     return f"{name}: the mean text weight is {format_number(mean)}, not above {TEXT_ALARM:g}: no alarm."
 
 
-def _draw(figure: "Figure", found: Mapping[str, Weights]) -> None:
+def _draw(figure: Figure, found: Mapping[str, Weights]) -> None:
     modalities = list(dict.fromkeys(name for weights in found.values() for name in weights))
     edges = np.linspace(0, 1, _BINS + 1)
     figure.set_size_inches(2.4 * len(modalities), 0.4 + 1.9 * len(found))

@@ -8,25 +8,22 @@ CMC's ablation mean_fusion.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_msa.analysis.common.split_labels import read_labels
-from hf_msa.analysis.tool_report import Report, Rows
+from hf_msa.analysis.estimates import Estimate, Rows, bars
+from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import METRICS, resampled_metrics
 from hf_msa.evaluation.report import distinct_names
 from hf_msa.evaluation.results import Predictions, read_predictions, read_results
-from hf_msa.evaluation.statistics import confidence_interval, mean_and_std, paired_p_value, resample_counts
+from hf_msa.evaluation.statistics import all_and_resampled, paired_p_value
 from hf_msa.evaluation.subsets import DEFAULT_RULE, SUBSETS, Subset
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 GAP_ALARM = 0.25
 """A gap above this is an alarm."""
@@ -35,79 +32,41 @@ _CLASS_METRIC = "class_has0_acc2"
 _METRIC = {"mosi": "has0_acc2", "sims": "acc2"}
 
 
-@dataclass(frozen=True)
-class SubsetScores:
-    """A run's accuracy on both subsets.
-
-    Attributes:
-        metric: Which accuracy.
-        per_seed: Per subset the S training seeds' values, averaged over mask seeds and rates (S,).
-        drawn: Per subset its value in every resample, averaged over seeds, too (resamples,).
-    """
-
-    metric: str
-    per_seed: dict[str, NDArray[np.float64]]
-    drawn: dict[str, NDArray[np.float64]]
-
-    @property
-    def gaps(self) -> NDArray[np.float64]:
-        """Consistent minus inconsistent, per training seed (S,)."""
-        return self.per_seed["consistent"] - self.per_seed["inconsistent"]
-
-    @property
-    def drawn_gaps(self) -> NDArray[np.float64]:
-        """Consistent minus inconsistent, per resample."""
-        return self.drawn["consistent"] - self.drawn["inconsistent"]
-
-
-def subset_scores(grid: Predictions, family: str, inconsistent: NDArray[np.bool_]) -> SubsetScores:
+def subset_scores(grid: Predictions, family: str, inconsistent: NDArray[np.bool_]) -> dict[str, Any]:
     """Score predictions on both subsets.
 
     Args:
         grid: Predictions of N samples.
         family: Label family; it decides the accuracy where there are no three class logits.
         inconsistent: Which samples are, (N,).
+
+    Returns:
+        ``metric``, which accuracy; it of each of `SUBSETS`, averaged over mask seeds and rates; and the ``gap``,
+        consistent minus inconsistent.
     """
     metric = _CLASS_METRIC if _CLASS_METRIC in grid.metric_names(family) else _METRIC[family]
-    # The first row counts every sample once; to leave out a subset is to draw none of it.
-    counts = np.concatenate([np.ones((1, len(grid.ids))), resample_counts(len(grid.ids))])
-    per_seed, drawn = {}, {}
+    counts = all_and_resampled(len(grid.ids))
+    row: dict[str, Any] = {"metric": metric}
     for subset, inside in zip(SUBSETS, (~inconsistent, inconsistent), strict=True):
         cells = np.empty((*grid.scores.shape[:3], len(counts)))
         for cell in np.ndindex(*cells.shape[:3]):
             logits = None if grid.class_logits is None else grid.class_logits[cell][inside]
-            # A resample without any sample of a small subset has no value in it.
+            # To leave out a subset is to draw none of it; a resample without any sample of a small one has no value in it.
             with np.errstate(invalid="ignore", divide="ignore"):
                 scored = resampled_metrics(
                     grid.scores[cell][inside], grid.labels[inside], family, counts[:, inside], logits
                 )
             cells[cell] = scored[metric]
-        means = cells.mean(axis=(1, 2))
-        per_seed[subset], drawn[subset] = means[:, 0], means[:, 1:].mean(axis=0)
-    return SubsetScores(metric, per_seed, drawn)
+        row[subset] = Estimate.of(cells.mean(axis=(1, 2)))
+    return row | {"gap": row["consistent"] - row["inconsistent"]}
 
 
-def gap_row(scores: SubsetScores) -> dict[str, Any]:
-    """Both accuracies and their gap: mean and standard deviation over seeds, 95 % bootstrap interval over samples."""
-    row: dict[str, Any] = {"metric": scores.metric}
-    for name, values, drawn in (
-        *((subset, scores.per_seed[subset], scores.drawn[subset]) for subset in SUBSETS),
-        ("gap", scores.gaps, scores.drawn_gaps),
-    ):
-        row[name], row[f"{name} sd"] = mean_and_std(values.tolist())
-        row[f"{name} low"], row[f"{name} high"] = confidence_interval(drawn)
-    return row | {"alarm": bool(row["gap"] > GAP_ALARM)}
-
-
-def difference_row(first: SubsetScores, other: SubsetScores) -> dict[str, float]:
+def difference_row(first: Estimate, other: Estimate) -> dict[str, float]:
     """How much wider another run's gap is than the first's, with a paired 95 % bootstrap interval and p-value."""
-    low, high = confidence_interval(other.drawn_gaps - first.drawn_gaps)
-    return {
-        "gap minus first": float(other.gaps.mean() - first.gaps.mean()),
-        "low": low,
-        "high": high,
-        "p": paired_p_value(first.drawn_gaps, other.drawn_gaps),
-    }
+    difference = other - first
+    low, high = difference.bounds
+    p = paired_p_value(first.resampled, other.resampled)
+    return {"gap minus first": difference.mean, "low": low, "high": high, "p": p}
 
 
 @tool("consistency-gap", "accuracy where the modalities agree and where they do not, several runs in one table")
@@ -144,9 +103,11 @@ def analyze_consistency_gap(
     chosen = {subset: Subset(subset, subset_rule).rows(labels.multimodal, unimodal) for subset in SUBSETS}
     inconsistent = np.isin(np.arange(len(labels.ids)), chosen["inconsistent"])
     scores = [subset_scores(grid, dataset["label_family"], inconsistent) for grid in grids]
-    table = [{"run": name, **gap_row(own)} for name, own in zip(names, scores, strict=True)]
+    table = [
+        {"run": name, **own, "alarm": own["gap"].mean > GAP_ALARM} for name, own in zip(names, scores, strict=True)
+    ]
     differences: list[dict[str, Any]] = [
-        {"run": name, **difference_row(scores[0], other)} for name, other in zip(names[1:], scores[1:], strict=True)
+        {"run": row["run"], **difference_row(table[0]["gap"], row["gap"])} for row in table[1:]
     ]
     report.csv("consistency.csv", table)
     report.csv("differences.csv", differences)
@@ -159,7 +120,7 @@ def analyze_consistency_gap(
         "bootstrap intervals over samples; percent, and points for the gap.",
         [
             {"run": row["run"], "metric": METRICS[row["metric"]].pretty}
-            | {name: _percent(row, name) for name in (*SUBSETS, "gap")}
+            | {name: (row[name] * 100).text(2) for name in (*SUBSETS, "gap")}
             for row in table
         ],
         "\n".join(f"- {_alarm(row)}" for row in table),
@@ -181,25 +142,18 @@ def analyze_consistency_gap(
     report.figure("consistency", _draw, table)
 
 
-def _percent(row: Mapping[str, Any], name: str) -> str:
-    spread = "" if np.isnan(row[f"{name} sd"]) else f" ± {100 * row[f'{name} sd']:.2f}"
-    return f"{100 * row[name]:.2f}{spread} [{100 * row[f'{name} low']:.2f}, {100 * row[f'{name} high']:.2f}]"
-
-
 def _alarm(row: Mapping[str, Any]) -> str:
     if row["alarm"]:
         return f"**Alarm, {row['run']}:** the gap is above {100 * GAP_ALARM:g} points."
     return f"{row['run']}: the gap is not above {100 * GAP_ALARM:g} points: no alarm."
 
 
-def _draw(figure: "Figure", table: Rows) -> None:
+def _draw(figure: Figure, table: Rows) -> None:
     figure.set_size_inches(2.4 + 1.2 * len(table), 2.8)
     axis = figure.subplots()
     for offset, subset in zip((-0.2, 0.2), SUBSETS, strict=True):
-        values, low, high = (100 * np.array([row[f"{subset}{end}"] for row in table]) for end in ("", " low", " high"))
-        # A percentile interval can leave out the mean of a small sample; a bar cannot have a negative length.
-        bars = np.clip([values - low, high - values], 0, None)
-        axis.bar(np.arange(len(table)) + offset, values, width=0.36, yerr=bars, label=subset, capsize=2)
-    axis.set_xticks(range(len(table)), [f"{row['run']}\ngap {100 * row['gap']:.1f}" for row in table], fontsize=7)
+        values, errors = bars([row[subset] * 100 for row in table])
+        axis.bar(np.arange(len(table)) + offset, values, width=0.36, yerr=errors, label=subset, capsize=2)
+    axis.set_xticks(range(len(table)), [f"{row['run']}\ngap {100 * row['gap'].mean:.1f}" for row in table], fontsize=7)
     axis.set_ylabel(" / ".join(dict.fromkeys(METRICS[row["metric"]].pretty for row in table)) + " (%)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)

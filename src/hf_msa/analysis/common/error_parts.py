@@ -7,29 +7,23 @@ best line from predictions to labels were known. Both look at test labels: they 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_msa.analysis.tool_report import GREY, Report, Rows, format_spread, seed_means
+from hf_msa.analysis.estimates import Rows, format_spread, seed_means
+from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.evaluation.report import distinct_names
 from hf_msa.evaluation.results import Predictions, read_predictions, read_results
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PARTS = ("mae", "bias", "spread", "mae without bias", "mae on the best line")
 """The numbers per run, seed and rate; all in label units."""
 
 
 def error_parts(predictions: NDArray[np.float32], labels: NDArray[np.float32]) -> dict[str, float]:
-    """Take the error of N predictions apart.
-
-    Args:
-        predictions: Scores, (N,).
-        labels: Labels, (N,).
+    """Take the error of N predictions (N,) of N labels (N,) apart.
 
     Returns:
         `PARTS`: the mean absolute error, the mean error, the standard deviation of the predictions, and the mean absolute
@@ -93,7 +87,7 @@ def analyze_error_parts(runs: Sequence[str], report: Report) -> None:
     report.figure("error_parts", _draw, tables)
 
 
-def _draw(figure: "Figure", tables: Mapping[str, Rows]) -> None:
+def _draw(figure: Figure, tables: Mapping[str, Rows]) -> None:
     figure.set_size_inches(9.0, 3.6)
     panels = figure.subplots(1, 2)
     for panel, part in zip(panels, ("bias", "mae without bias"), strict=True):

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hf_msa.analysis.estimates import Floats
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.report import distinct_names, split_text
 from hf_msa.evaluation.results import PREDICTION_COLUMNS, PREDICTIONS_FILE, Predictions, Results, read_results
-
-Floats = NDArray[np.float64]
 
 OWN, TRIVIAL, EXPERT = "own", "trivial", "expert"
 """Whose uncertainty: the model's, minus the size of its score, and that of the expert which it hands samples to."""
@@ -75,9 +73,6 @@ class SampleNumbers:
 
 def read_numbers(run: str) -> SampleNumbers:
     """Read the predictions beside a result, on complete data.
-
-    Args:
-        run: Folder with a ``results.json`` and its predictions.
 
     Raises:
         MsaError: If there is no result, no predictions, or none of complete data.

@@ -8,26 +8,23 @@ where it answered all samples (route ``"mllm"``); a curve of those that it was h
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hf_msa.analysis.common.prediction_columns import (
-    Floats,
     SampleNumbers,
     Uncertainty,
     check_same_samples,
     read_named_numbers,
     uncertainties,
 )
-from hf_msa.analysis.tool_report import Report, format_estimate, format_spread
+from hf_msa.analysis.estimates import Estimate, Floats, format_spread
+from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.statistics import resample_counts
+from hf_msa.evaluation.statistics import all_and_resampled
 from hf_msa.evaluation.uncertainty import auroc, coverage_risks, polarity_errors
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COVERAGES = tuple(round(0.05 * step, 2) for step in range(1, 21))
 """Where the curve is written down."""
@@ -75,13 +72,7 @@ def analyze_risk_coverage(runs: Sequence[str], report: Report) -> None:
 
 
 def losses(numbers: SampleNumbers, scores: Floats, risk: str) -> tuple[Floats, np.ndarray]:
-    """The loss of each sample and whether it counts, both (S, N).
-
-    Args:
-        numbers: The run.
-        scores: What is judged (S, N).
-        risk: ``"mae"`` or ``"polarity"``.
-    """
+    """The loss of each sample's score (S, N), by one of `_RISKS`, and whether it counts, both (S, N)."""
     if risk == "polarity":
         judged, wrong = polarity_errors(scores, numbers.labels)
         return wrong.astype(np.float64), judged
@@ -108,25 +99,25 @@ def curve_rows(curves: Mapping[str, Floats]) -> list[dict[str, Any]]:
     ]
 
 
-def area_row(numbers: SampleNumbers, kind: Uncertainty, curves: Mapping[str, Floats]) -> dict[str, str]:
-    """Risk of all samples, area under the curve with its interval, and AUROC, as table cells."""
-    draws = resample_counts(len(numbers.ids))
-    row = {}
+def area_row(numbers: SampleNumbers, kind: Uncertainty, curves: Mapping[str, Floats]) -> dict[str, Any]:
+    """Risk of all samples, area under the curve, and AUROC, as table cells."""
+    counts = all_and_resampled(len(numbers.ids))
+    row: dict[str, Any] = {}
     for risk, values in curves.items():
         loss, judged = losses(numbers, kind.scores, risk)
-        drawn = np.zeros(len(draws))
-        for u, v, j in zip(kind.values, loss, judged, strict=True):
-            drawn += [coverage_risks(u[j], v[j], counts[j]).mean() / len(loss) for counts in draws]
         row[f"{risk}, all"] = format_spread(values[:, -1].tolist())
-        row[f"{risk}, area"] = format_estimate(values.mean(axis=1).tolist(), drawn)
+        row[f"{risk}, area"] = Estimate.of(
+            [
+                [coverage_risks(u[j], v[j], times[j]).mean() for times in counts]
+                for u, v, j in zip(kind.values, loss, judged, strict=True)
+            ]
+        )
     judged, wrong = polarity_errors(kind.scores, numbers.labels)
-    triples = list(zip(kind.values, wrong, judged, strict=True))
-    ranked = [float(auroc(u[j], w[j])[0]) for u, w, j in triples]
-    drawn = np.mean([auroc(u[j], w[j], draws[:, j]) for u, w, j in triples], axis=0)
-    return row | {"AUROC": format_estimate(ranked, drawn)}
+    triples = zip(kind.values, wrong, judged, strict=True)
+    return row | {"AUROC": Estimate.of([auroc(u[j], w[j], counts[:, j]) for u, w, j in triples])}
 
 
-def _draw(figure: "Figure", curves: Mapping[str, Mapping[str, Floats]]) -> None:
+def _draw(figure: Figure, curves: Mapping[str, Mapping[str, Floats]]) -> None:
     figure.set_size_inches(8.0, 3.4)
     panels = figure.subplots(1, len(_RISKS))
     for panel, (risk, title) in zip(panels, _RISKS.items(), strict=True):

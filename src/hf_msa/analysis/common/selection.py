@@ -7,13 +7,14 @@ oracle, shown for its optimism alone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from hf_msa.analysis.common.trained_runs import MASK_SEED, TrainedRun, find_runs, load_stage_checkpoint
-from hf_msa.analysis.tool_report import Report, Rows
+from hf_msa.analysis.estimates import Rows
+from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import dataset_facts
 from hf_msa.data.missing import FRAME_RATES, Condition, conditions, protocol_from_dict
@@ -25,9 +26,6 @@ from hf_msa.evaluation.statistics import mean_and_std
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.processing_msa import MsaProcessor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def audit(checkpoints: Rows, metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -158,7 +156,7 @@ def _chosen(checkpoints: Rows) -> Mapping[str, Any]:
     return min(checkpoints, key=lambda entry: (entry["validation"], entry["step"]))
 
 
-def _draw(figure: "Figure", table: Rows, metrics: Sequence[str]) -> None:
+def _draw(figure: Figure, table: Rows, metrics: Sequence[str]) -> None:
     shown = ("validation", *(metric for metric in metrics if metric in ("mae", "corr")))
     titles = {"validation": "validation: mean squared error"}
     figure.set_size_inches(2.8 * len(shown), 2.4)

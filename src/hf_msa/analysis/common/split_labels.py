@@ -58,11 +58,7 @@ class SplitLabels:
 
 
 def read_labels(data: str, split: str) -> SplitLabels:
-    """Read the labels of one split.
-
-    Args:
-        data: Folder or Hub name of a prepared data set.
-        split: Its name.
+    """Read the labels of one split of a prepared data set.
 
     Raises:
         MsaError: If there is no such data or split, it is empty, or a sample lacks a label.
@@ -80,12 +76,7 @@ def read_labels(data: str, split: str) -> SplitLabels:
 
 
 def planted_rows(data: str, split: str) -> list[dict[str, Any]] | None:
-    """What is planted in each sample of a sample corpus; None for other data.
-
-    Args:
-        data: Folder or Hub name of a prepared data set.
-        split: Its name.
-    """
+    """What is planted in each sample of a split of a sample corpus; None for other data."""
     from hf_msa.data.sample_corpus.writing import CONFIG_FILE, PLANTED_FOLDER, read_planted
 
     if not (Path(data) / PLANTED_FOLDER / CONFIG_FILE).is_file():

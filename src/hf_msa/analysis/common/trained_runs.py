@@ -49,11 +49,7 @@ class TrainedRun:
         return MsaProcessor.from_pretrained(self.folder)
 
     def rows(self, data: str, split: str) -> MsaRows:
-        """Load one split, tokenised as the model reads it.
-
-        Args:
-            data: Folder or Hub name of a prepared data set.
-            split: Its name.
+        """Load one split of a prepared data set, tokenised as the model reads it.
 
         Raises:
             MsaError: If there is no such split, or it is empty.
@@ -61,9 +57,14 @@ class TrainedRun:
         processor = self.processor
         return MsaRows(load_split(data, split), split, processor.tokenizer, processor.text_max_length)
 
-    def load(self, rows: MsaRows) -> tuple[MsaPreTrainedModel, MsaProcessor]:
-        """Load the final model, in eval mode, and its processor, and check that they fit the rows."""
-        model, processor = load_checkpoint(str(self.folder))
+    def load(self, rows: MsaRows, changes: Mapping[str, Any] | None = None) -> tuple[MsaPreTrainedModel, MsaProcessor]:
+        """Load the final model, in eval mode, and its processor, and check that they fit the rows.
+
+        Args:
+            rows: What the model is to be run on.
+            changes: Configuration fields with other values than those that were saved.
+        """
+        model, processor = load_checkpoint(str(self.folder), changes)
         check_widths(model, rows, str(self.folder))
         return model, processor
 

@@ -1,4 +1,4 @@
-"""Sentiment of what OMG-Agent retrieves: is the evidence of the sample's own class?
+"""Sentiment of what OMG-Agent retrieves: how much of the evidence is of the sample's own class.
 
 For every set of observed modalities: which share of the retrieved weight, and of the retrieved entries, belongs to entries
 of the knowledge base whose label is in the sample's class, by sign and in the classes of the classifier. Beside it stand
@@ -8,26 +8,17 @@ projection. A sample's own entry is never counted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_msa.analysis.common.prediction_columns import Floats
 from hf_msa.analysis.common.trained_runs import find_runs
-from hf_msa.analysis.omg.execution import (
-    bars,
-    incomplete_patterns,
-    joined,
-    load_omg,
-    plan_and_retrieve,
-    pooled,
-    row_batches,
-    stacked,
-)
-from hf_msa.analysis.tool_report import Report, format_estimate
+from hf_msa.analysis.estimates import Estimate, Floats, bars
+from hf_msa.analysis.omg.execution import OmgOnRows, joined, stacked
+from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
@@ -37,21 +28,20 @@ from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import OBSERVATION, KnowledgeBase
 from hf_msa.models.omg_retriever import NO_ENTRY
-from hf_msa.models.processing_msa import MsaProcessor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 KINDS = ("sign", "class")
 """How classes are made of labels: negative, neutral and positive, or those of the classifier."""
 
 SOURCES = ("retrieved", "content-only", "chance")
 MEASURES = ("weight", "entries")
+_CHANCE = ("chance", "weight")
 
 ALL = "mean over the patterns"
 
+NUMBERS = ("cosine", "effective entries", "C_evi")
+
 Column = tuple[str, str, str]
-"""One of `KINDS`, of `SOURCES` and of `MEASURES`."""
+"""One of `KINDS`, of `SOURCES` and of `MEASURES`; or one of `NUMBERS`, and nothing."""
 
 
 def required_base(model: OmgForSentimentAnalysis, where: str) -> KnowledgeBase:
@@ -70,11 +60,7 @@ def required_base(model: OmgForSentimentAnalysis, where: str) -> KnowledgeBase:
 
 
 def entry_labels(base: KnowledgeBase, train: MsaRows) -> Tensor:
-    """Labels of the entries `(N,)`, which the knowledge base itself does not hold.
-
-    Args:
-        base: The knowledge base.
-        train: The rows that it was built from.
+    """Labels of the entries `(N,)`, which stand in the training rows alone.
 
     Raises:
         MsaError: If it has an entry that is none of these rows.
@@ -130,41 +116,30 @@ def nearest_by_content(
 
 
 @torch.inference_mode()
-def evidence_columns(
-    model: OmgForSentimentAnalysis,
-    processor: MsaProcessor,
-    rows: MsaRows,
-    labels: Tensor,
-    pattern: FixedPattern,
-) -> tuple[dict[Column, Floats], dict[str, Floats]]:
-    """Retrieve for all rows under one pattern.
-
-    Args:
-        model: In eval mode, with a knowledge base.
-        processor: The model's.
-        rows: Tokenised rows.
-        labels: Of the entries of the knowledge base.
-        pattern: What is left of each sample.
+def evidence_columns(omg: OmgOnRows, labels: Tensor, pattern: FixedPattern) -> dict[Column, Floats]:
+    """Retrieve for all rows as one pattern leaves them, out of entries with these labels.
 
     Returns:
-        Shares per sample `(n,)`; and per sample `cosine` of the best entry, `effective entries` (1 over the sum of squared
-        weights) and `C_evi` (eq. 9).
+        Per sample `(n,)` the shares, and the cosine of the best entry, the effective number of entries (1 over the sum of
+        squared weights) and C_evi (eq. 9).
     """
-    base, config = required_base(model, "The model"), model.config
+    model, config = omg.model, omg.model.config
     kinds: dict[str, Callable[[Tensor], Tensor]] = {"sign": sentiment_classes, "class": model.label_classes}
+    base = required_base(model, "The model")
     observations = torch.from_numpy(np.array(base.numbers(OBSERVATION))).to(model.device)
     labels = labels.to(model.device)
-    shares: list[dict[Column, Tensor]] = []
-    numbers: list[dict[str, Tensor]] = []
-    for batch in row_batches(model, processor, rows, pattern, f"evidence, {'+'.join(pattern.available)}"):
-        _, conditions = plan_and_retrieve(model, processor, batch)
+    batches: list[dict[Column, Tensor]] = []
+    for batch in omg.batches(pattern, f"evidence, {'+'.join(pattern.available)}"):
+        _, conditions = omg.plan_and_retrieve(batch)
         evidence, own = conditions.evidence, model.own_entries(batch.members)
         assert evidence is not None and own is not None
         others = own.unsqueeze(1) != torch.arange(len(labels), device=own.device)
         content = nearest_by_content(
             conditions.observation, observations, own, config.top_k, config.retrieval_temperature
         )
-        found: dict[Column, Tensor] = {}
+        effective = 1 / evidence.weights.square().sum(dim=1)
+        numbers = (evidence.similarities[:, 0], effective, evidence.alignment_cost)
+        found: dict[Column, Tensor] = {(name, "", ""): values for name, values in zip(NUMBERS, numbers, strict=True)}
         for kind, classes in kinds.items():
             same = (classes(batch.complete["labels"]).unsqueeze(1) == classes(labels)) & others
             chance = same.sum(dim=1) / others.sum(dim=1).clamp(min=1)
@@ -175,11 +150,8 @@ def evidence_columns(
             )
             for source, measures in zip(SOURCES, sources, strict=True):
                 found |= {(kind, source, measure): values for measure, values in measures.items()}
-        shares.append(found)
-        effective = 1 / evidence.weights.square().sum(dim=1)
-        cosine = evidence.similarities[:, 0]
-        numbers.append({"cosine": cosine, "effective entries": effective, "C_evi": evidence.alignment_cost})
-    return joined(shares), joined(numbers)
+        batches.append(found)
+    return joined(batches)
 
 
 @tool("evidence", "share of the retrieved evidence with the sample's sentiment, beside chance", methods=("omg",))
@@ -191,34 +163,27 @@ def analyze_evidence(runs: Sequence[str], report: Report, *, data: str, split: s
         report: Takes what is found.
         data: Folder or Hub name of the data set whose training split the knowledge base was built from.
         split: The split to look at.
-
-    Raises:
-        MsaError: If a run or the data will not do, or a run retrieves nothing.
     """
     found = find_runs(runs, "omg")
     rows, train = found[0].rows(data, split), found[0].rows(data, "train")
-    # By pattern, one entry per training seed.
-    shares: dict[str, list[dict[Column, Floats]]] = {}
-    numbers: dict[str, list[dict[str, Floats]]] = {}
+    by_seed: dict[str, list[dict[Column, Floats]]] = {}
     for run in found:
-        model, processor = load_omg(run, rows)
-        base = required_base(model, str(run.folder))
+        omg = OmgOnRows.load(run, rows)
+        base = required_base(omg.model, str(run.folder))
         labels = entry_labels(base, train)
-        for pattern in incomplete_patterns(model.config):
-            name = "+".join(pattern.available)
-            per_sample, others = evidence_columns(model, processor, rows, labels, pattern)
-            shares.setdefault(name, []).append(per_sample)
-            numbers.setdefault(name, []).append(others)
-    tables = {name: stacked(seeds) for name, seeds in shares.items()}
-    tables[ALL] = {
-        key: np.mean([table[key] for table in tables.values()], axis=0) for key in next(iter(tables.values()))
+        for pattern in omg.incomplete_patterns():
+            by_seed.setdefault("+".join(pattern.available), []).append(evidence_columns(omg, labels, pattern))
+    patterns = {name: stacked(seeds) for name, seeds in by_seed.items()}
+    mean = {
+        key: np.mean([columns[key] for columns in patterns.values()], axis=0) for key in next(iter(patterns.values()))
     }
+    tables = {**patterns, ALL: mean}
     report.csv("evidence.csv", share_rows(tables, [run.seed for run in found]))
     report.summary(
         "evidence.md",
         "What kind of evidence is retrieved",
         f"{found[0].name}; {len(rows)} samples ({split}), {counted(len(found), 'training seed')}; the best "
-        f"{model.config.top_k} of {len(base)} entries. Share of what is retrieved that has the sample's class. "
+        f"{omg.model.config.top_k} of {len(base)} entries. Share of what is retrieved that has the sample's class. "
         "Content-only: the entries with the nearest observation, without plan and learned projection. Chance: the class's "
         "share of the knowledge base. ± is the standard deviation over training seeds, brackets are 95 % bootstrap "
         "intervals over samples, those of differences paired.",
@@ -230,8 +195,8 @@ def analyze_evidence(runs: Sequence[str], report: Report, *, data: str, split: s
         "Cosine of query and best entry; 1 over the sum of squared weights, which is the number of entries where all weigh "
         "the same; and how far the entries' plans are from the sample's own (eq. 9).",
         [
-            {"observed": name} | {key: format_estimate(*pooled(values)) for key, values in stacked(seeds).items()}
-            for name, seeds in numbers.items()
+            {"observed": name} | {number: Estimate.mean_of(columns[number, "", ""]) for number in NUMBERS}
+            for name, columns in patterns.items()
         ],
     )
     report.figure("evidence", _draw, tables)
@@ -239,43 +204,45 @@ def analyze_evidence(runs: Sequence[str], report: Report, *, data: str, split: s
 
 def share_rows(tables: Mapping[str, Mapping[Column, Floats]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """One row per training seed, pattern and kind of classes, with the mean of every share."""
-    rows = []
-    for s, seed in enumerate(seeds):
-        for name, columns in tables.items():
-            for kind in KINDS:
-                means = {key[1:]: values[s].mean() for key, values in columns.items() if key[0] == kind}
-                row = {"training seed": seed, "observed": name, "classes": kind}
-                row["n"] = columns[kind, "chance", "weight"].shape[1]
-                row |= {f"{what}, {how}": float(means[what, how]) for what in SOURCES[:2] for how in MEASURES}
-                rows.append(row | {"chance": float(means["chance", "weight"])})
-    return rows
+    return [
+        {"training seed": seed, "observed": name, "classes": kind, "n": columns[kind, *_CHANCE].shape[1]}
+        | {f"{what}, {how}": float(columns[kind, what, how][s].mean()) for what in SOURCES[:2] for how in MEASURES}
+        | {"chance": float(columns[kind, *_CHANCE][s].mean())}
+        for s, seed in enumerate(seeds)
+        for name, columns in tables.items()
+        for kind in KINDS
+    ]
 
 
-def share_summary(tables: Mapping[str, Mapping[Column, Floats]], kind: str) -> list[dict[str, str]]:
+def share_summary(tables: Mapping[str, Mapping[Column, Floats]], kind: str) -> list[dict[str, Any]]:
     """The table of one kind of classes, over all seeds; differences are those of the weight."""
     rows = []
     for name, columns in tables.items():
-        own, content, chance = (columns[kind, source, "weight"] for source in SOURCES)
-        cells = {
-            "weight": own,
-            "entries": columns[kind, "retrieved", "entries"],
-            "content-only, weight": content,
-            "content-only, entries": columns[kind, "content-only", "entries"],
-            "chance": chance,
-            "weight - chance": own - chance,
-            "weight - content-only": own - content,
-        }
-        rows.append({"observed": name} | {key: format_estimate(*pooled(values)) for key, values in cells.items()})
+        found = {key[1:]: Estimate.mean_of(values) for key, values in columns.items() if key[0] == kind}
+        own, content, chance = (found[source, "weight"] for source in SOURCES)
+        rows.append(
+            {
+                "observed": name,
+                "weight": own,
+                "entries": found["retrieved", "entries"],
+                "content-only, weight": content,
+                "content-only, entries": found["content-only", "entries"],
+                "chance": chance,
+                "weight - chance": own - chance,
+                "weight - content-only": own - content,
+            }
+        )
     return rows
 
 
-def _draw(figure: "Figure", tables: Mapping[str, Mapping[Column, Floats]]) -> None:
+def _draw(figure: Figure, tables: Mapping[str, Mapping[Column, Floats]]) -> None:
     width = 0.8 / len(SOURCES)
     figure.set_size_inches(7.6, 3.2)
     panels = figure.subplots(1, len(KINDS), sharey=True)
     for panel, kind in zip(panels, KINDS, strict=True):
         for number, source in enumerate(SOURCES):
-            means, errors = bars([pooled(columns[kind, source, "weight"]) for columns in tables.values()])
+            shares = [columns[kind, source, "weight"] for columns in tables.values()]
+            means, errors = bars([Estimate.mean_of(values) for values in shares])
             places = np.arange(len(tables)) + (number - 1) * width
             panel.barh(places, means, width, xerr=errors, error_kw={"linewidth": 0.7}, label=source)
         panel.set_yticks(range(len(tables)), list(tables))

@@ -11,25 +11,20 @@ with Qwen2.5-Omni as planner. It does not say how large its batches were, nor ho
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from hf_msa.analysis.common.trained_runs import find_runs
-from hf_msa.analysis.omg.execution import VECTORS, incomplete_patterns, load_omg, row_batches
-from hf_msa.analysis.tool_report import Report, Rows, format_bounds, format_number
+from hf_msa.analysis.estimates import Rows, format_bounds, format_number
+from hf_msa.analysis.omg.execution import VECTORS, OmgOnRows
+from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FixedPattern
-from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.report import counted
-from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_plan_store import PlanStore
-from hf_msa.models.processing_msa import MsaProcessor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 UNCACHED, CACHED = "planning, uncached", "planning, cached"
 PARTS = (UNCACHED, CACHED, "encoding", "retrieval", "execution", "classification")
@@ -67,34 +62,17 @@ class Stopwatch:
 
 
 @torch.inference_mode()
-def time_pattern(
-    model: OmgForSentimentAnalysis,
-    processor: MsaProcessor,
-    rows: MsaRows,
-    chosen: Sequence[int],
-    pattern: FixedPattern,
-    batch_size: int,
-) -> dict[str, float]:
-    """Predict some rows once.
-
-    Args:
-        model: In eval mode.
-        processor: The model's.
-        rows: Tokenised rows.
-        chosen: Places of the rows.
-        pattern: What is left of each.
-        batch_size: Rows per batch.
-
-    Returns:
-        Milliseconds per sample for each of `PARTS`.
+def time_pattern(omg: OmgOnRows, chosen: Sequence[int], pattern: FixedPattern, batch_size: int) -> dict[str, float]:
+    """Predict the rows at some places once, as a pattern leaves them: milliseconds per sample for each of `PARTS`.
 
     Raises:
         MsaError: If the model has no planner, or its language model cannot be used.
     """
+    model, processor = omg.model, omg.processor
     watch = Stopwatch(model.device)
     with as_msa_errors():
         planner = model.planner(processor)
-        for batch in row_batches(model, processor, rows, pattern, "+".join(pattern.available), chosen, batch_size):
+        for batch in omg.batches(pattern, "+".join(pattern.available), chosen, batch_size):
             # Nothing is known of the batch, nor of another that has the same plans.
             planner.store = PlanStore()
             with watch.timing(UNCACHED):
@@ -132,24 +110,21 @@ def analyze_latency(
         split: The split to look at.
         samples: How many of its first samples are predicted.
         batch_size: Rows per batch.
-
-    Raises:
-        MsaError: If a run or the data will not do, or a number is below 1.
     """
     if samples < 1 or batch_size < 1:
         raise MsaError(f"--samples {samples} and --batch-size {batch_size}: both must be at least 1.")
     run = find_runs(runs, "omg")[0]
     rows = run.rows(data, split)
-    model, processor = load_omg(run, rows)
+    omg = OmgOnRows.load(run, rows)
     chosen = range(min(samples, len(rows)))
     table = []
-    for pattern in incomplete_patterns(model.config):
+    for pattern in omg.incomplete_patterns():
         # The first batch of a process waits for memory and libraries.
-        time_pattern(model, processor, rows, chosen[:batch_size], pattern, batch_size)
+        time_pattern(omg, chosen[:batch_size], pattern, batch_size)
         for repeat in range(_REPEATS):
-            found = time_pattern(model, processor, rows, chosen, pattern, batch_size)
+            found = time_pattern(omg, chosen, pattern, batch_size)
             table.append({"observed": "+".join(pattern.available), "repeat": repeat + 1} | found)
-    config, planner = model.config, model.planner(processor).name
+    config, planner = omg.model.config, omg.model.planner(omg.processor).name
     device = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else counted(torch.get_num_threads(), "CPU thread")
     )
@@ -197,7 +172,7 @@ def _spread(values: Any) -> str:
     return f"{format_number(float(np.median(values)), 2)} {format_bounds((values.min(), values.max()), 2)}"
 
 
-def _draw(figure: "Figure", table: Rows) -> None:
+def _draw(figure: Figure, table: Rows) -> None:
     patterns = _by_pattern(table)
     figure.set_size_inches(7.0, 0.6 + 0.35 * len(patterns))
     panel = figure.subplots()

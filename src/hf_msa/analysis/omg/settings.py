@@ -11,32 +11,26 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
-from hf_msa.analysis.common.prediction_columns import Floats
 from hf_msa.analysis.common.trained_runs import MASK_SEED, TrainedRun, find_runs
-from hf_msa.analysis.omg.execution import row_batches
-from hf_msa.analysis.tool_report import Report, format_difference, format_estimate, format_spread
+from hf_msa.analysis.estimates import Estimate, format_spread
+from hf_msa.analysis.omg.execution import OmgOnRows
+from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import Condition, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors, unknown_name
-from hf_msa.evaluation.checkpoints import check_widths, load_checkpoint
 from hf_msa.evaluation.metrics import MAIN_ACCURACY, METRICS
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.results import Predictions, predictions_table
-from hf_msa.evaluation.statistics import confidence_interval, resample_counts
+from hf_msa.evaluation.statistics import resample_counts
 from hf_msa.evaluation.sweep import sweep
-from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_plan_store import PlanStore
-from hf_msa.models.processing_msa import MsaProcessor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Setting = Mapping[str, Any]
 """Values of configuration fields by name."""
@@ -49,16 +43,19 @@ class SettingScores:
     Attributes:
         setting: The values that were set.
         own: Whether they are those that the checkpoints were saved with.
-        metrics: By metric, one per training seed and rate (S, R).
-        drawn: By metric, the mean over seeds in each bootstrap resample (R, resamples).
+        metrics: By metric, one estimate per missing rate.
         seconds: Per sample, one per training seed (S,).
     """
 
     setting: Setting
     own: bool
-    metrics: dict[str, Floats]
-    drawn: dict[str, Floats]
+    metrics: dict[str, list[Estimate]]
     seconds: list[float]
+
+    @property
+    def text(self) -> str:
+        """The setting, as headings and legends show it."""
+        return ", ".join(f"{name} {value}" for name, value in self.setting.items())
 
 
 def parse_settings(assignments: Sequence[str]) -> list[Setting]:
@@ -111,9 +108,6 @@ def analyze_settings(
         rates: Missing rates of the protocol ``modality``.
         metrics: Metrics to show; default: all.
         batch_size: Rows per batch.
-
-    Raises:
-        MsaError: If a run, the data, a field or a value will not do.
     """
     settings = parse_settings(vary)
     found = find_runs(runs, "omg")
@@ -121,11 +115,10 @@ def analyze_settings(
     tested = conditions("modality", (), rates, (MASK_SEED,))
     stores = [PlanStore() for _ in found]
     scored = [score_setting(setting, found, stores, rows, tested, batch_size) for setting in settings]
-    known = list(scored[0].metrics)
     for name in metrics or ():
-        if name not in known:
-            raise unknown_name("metric", name, known)
-    shown = list(metrics or known)
+        if name not in scored[0].metrics:
+            raise unknown_name("metric", name, scored[0].metrics)
+    shown = list(metrics or scored[0].metrics)
     main = [name for name in ("mae", *MAIN_ACCURACY.values()) if name in shown] or shown[:1]
     report.csv("settings.csv", setting_rows(scored, [run.seed for run in found], rates))
     report.summary(
@@ -136,7 +129,7 @@ def analyze_settings(
         f"{'a GPU' if torch.cuda.is_available() else counted(torch.get_num_threads(), 'CPU thread')}. Trained once, "
         "then only these fields are changed; * marks what the checkpoint was saved with. Times leave planning out. ± is "
         "the standard deviation over training seeds, brackets are 95 % bootstrap intervals over samples, those of "
-        f"differences (to {_setting_text(_reference(scored).setting)}) paired.",
+        f"differences (to {_reference(scored).text}) paired.",
     )
     for place, rate in enumerate(rates):
         report.section(f"Missing rate {rate}", setting_summary(scored, place, shown, main))
@@ -152,52 +145,39 @@ def score_setting(
     tested: Sequence[Condition],
     batch_size: int,
 ) -> SettingScores:
-    """Predict with one setting by all checkpoints.
-
-    Args:
-        setting: The values to set.
-        runs: Of OMG-Agent.
-        stores: Of each run what its planner has said before; added to.
-        rows: Tokenised rows.
-        tested: Rates, with one mask seed.
-        batch_size: Rows per batch.
+    """Predict with one setting by the checkpoints of all runs, each with a store of what its planner has said before.
 
     Raises:
         MsaError: If a checkpoint cannot be loaded with it.
     """
     parts, seconds, own = [], [], True
     for run, store in zip(runs, stores, strict=True):
-        loaded, processor = load_checkpoint(str(run.folder), setting)
-        check_widths(loaded, rows, str(run.folder))
-        model = cast(OmgForSentimentAnalysis, loaded)
-        saved = type(loaded.config).from_pretrained(run.folder)
+        omg = OmgOnRows.load(run, rows, setting)
+        saved = type(omg.model.config).from_pretrained(run.folder)
         own = own and all(getattr(saved, name) == value for name, value in setting.items())
-        prepare_plans(model, processor, store, rows, tested, batch_size)
+        prepare_plans(omg, store, tested, batch_size)
         started = time.perf_counter()
-        made, _ = sweep(model, processor, rows, tested, batch_size)
+        made, _ = sweep(omg.model, omg.processor, rows, tested, batch_size)
         seconds.append((time.perf_counter() - started) / (len(rows) * len(tested)))
         parts += [{"training_seed": run.seed, **part} for part in made]
-    predictions, family = Predictions.from_table(predictions_table(parts)), model.config.label_family
-    metrics = {name: values[:, 0] for name, values in predictions.metrics(family).items()}
-    drawn = predictions.resampled(family, resample_counts(len(rows)))
-    return SettingScores(setting, own, metrics, drawn, seconds)
+    predictions, family = Predictions.from_table(predictions_table(parts)), omg.model.config.label_family
+    values, drawn = predictions.metrics(family), predictions.resampled(family, resample_counts(len(rows)))
+    metrics = {
+        name: [Estimate(values[name][:, 0, place], drawn[name][place]) for place in range(len(tested))]
+        for name in values
+    }
+    return SettingScores(setting, own, metrics, seconds)
 
 
 @torch.inference_mode()
-def prepare_plans(
-    model: OmgForSentimentAnalysis,
-    processor: MsaProcessor,
-    store: PlanStore,
-    rows: MsaRows,
-    tested: Sequence[Condition],
-    batch_size: int,
-) -> None:
+def prepare_plans(omg: OmgOnRows, store: PlanStore, tested: Sequence[Condition], batch_size: int) -> None:
     """Plan and load everything that the measured time is not to hold, and predict one batch."""
+    model = omg.model
     with as_msa_errors():
-        model.planner(processor).store = store
+        model.planner(omg.processor).store = store
         for _, _, protocol in tested:
-            for number, batch in enumerate(row_batches(model, processor, rows, protocol, "plans", None, batch_size)):
-                _, vectors = model.told(batch.inputs, batch.members, processor)
+            for number, batch in enumerate(omg.batches(protocol, "plans", batch_size=batch_size)):
+                _, vectors = model.told(batch.inputs, batch.members, omg.processor)
                 if not number:
                     model(**batch.inputs, **vectors)
 
@@ -205,10 +185,6 @@ def prepare_plans(
 def _reference(scored: Sequence[SettingScores]) -> SettingScores:
     """What the others are compared with: the checkpoint's own setting if it is one of them, else the first."""
     return next((scores for scores in scored if scores.own), scored[0])
-
-
-def _setting_text(setting: Setting) -> str:
-    return ", ".join(f"{name} {value}" for name, value in setting.items())
 
 
 def setting_rows(
@@ -224,7 +200,7 @@ def setting_rows(
             "seconds per sample": scores.seconds[s],
             "samples per second": 1 / scores.seconds[s],
         }
-        | {name: float(values[s, place]) for name, values in scores.metrics.items()}
+        | {name: float(estimates[place].per_seed[s]) for name, estimates in scores.metrics.items()}
         for scores in scored
         for place, rate in enumerate(rates)
         for s, seed in enumerate(seeds)
@@ -249,36 +225,34 @@ def setting_summary(
         row: dict[str, Any] = {name: str(value) for name, value in others}
         row[last[0]] = f"{last[1]}{' *' if scores.own else ''}"
         for name in shown:
-            values = scores.metrics[name][:, place].tolist()
-            drawn = scores.drawn[name][place]
-            row[METRICS[name].pretty] = format_estimate(values, drawn) if name in main else format_spread(values)
+            estimate = scores.metrics[name][place]
+            row[METRICS[name].pretty] = estimate if name in main else format_spread(estimate.per_seed.tolist())
         for name in main:
-            change = scores.metrics[name][:, place].mean() - reference.metrics[name][:, place].mean()
-            drawn = scores.drawn[name][place] - reference.drawn[name][place]
-            row[f"{METRICS[name].pretty}, difference"] = (
-                None if scores is reference else format_difference(change, drawn)
-            )
+            difference = scores.metrics[name][place] - reference.metrics[name][place]
+            row[f"{METRICS[name].pretty}, difference"] = None if scores is reference else difference.difference_text()
         row["ms per sample"] = format_spread([1000 * second for second in scores.seconds], 2)
         row["samples/s"] = format_spread([1 / second for second in scores.seconds], 1)
         table.append(row)
     return table
 
 
-def _draw(figure: "Figure", scored: Sequence[SettingScores], main: Sequence[str], place: int, rate: float) -> None:
+def _draw(figure: Figure, scored: Sequence[SettingScores], main: Sequence[str], place: int, rate: float) -> None:
     """The last field's values along the axis, a line for each combination of the others'."""
     *others, last = scored[0].setting
     ticks = list(dict.fromkeys(str(scores.setting[last]) for scores in scored))
     lines: dict[str, list[SettingScores]] = {}
     for scores in scored:
-        lines.setdefault(_setting_text({name: scores.setting[name] for name in others}), []).append(scores)
+        lines.setdefault(", ".join(f"{name} {scores.setting[name]}" for name in others), []).append(scores)
     figure.set_size_inches(2.8 * (len(main) + 1), 2.6)
     *panels, clock = figure.subplots(1, len(main) + 1)
     for label, line in lines.items():
         at = [ticks.index(str(scores.setting[last])) for scores in line]
         for panel, name in zip(panels, main, strict=True):
-            ends = np.array([confidence_interval(scores.drawn[name][place]) for scores in line])
-            panel.plot(at, [scores.metrics[name][:, place].mean() for scores in line], "o-", ms=3.5, label=label)
-            panel.fill_between(at, ends[:, 0], ends[:, 1], alpha=0.12, linewidth=0)
+            estimates = [scores.metrics[name][place] for scores in line]
+            panel.plot(at, [estimate.mean for estimate in estimates], "o-", ms=3.5, label=label)
+            panel.fill_between(
+                at, *zip(*(estimate.bounds for estimate in estimates), strict=True), alpha=0.12, linewidth=0
+            )
             panel.set_title(f"{METRICS[name].pretty}, rate {rate}", fontsize=8)
         clock.plot(at, [1000 * np.mean(scores.seconds) for scores in line], "o-", ms=3.5, label=label)
     clock.set_title("ms per sample", fontsize=8)

@@ -10,12 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from hf_msa.analysis.common.trained_runs import find_runs
-from hf_msa.analysis.omg.execution import load_omg, row_batches
+from hf_msa.analysis.estimates import format_number
+from hf_msa.analysis.omg.execution import OmgOnRows
 from hf_msa.analysis.omg.imputation import squared_errors
-from hf_msa.analysis.tool_report import Report, format_number
+from hf_msa.analysis.tool_report import Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import load_split
 from hf_msa.data.missing import FixedPattern
@@ -28,7 +30,6 @@ from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_plan import PLAN_FIELDS
 from hf_msa.models.omg_planner import PlanChoice, semantic_cost
 from hf_msa.models.omg_retriever import NO_ENTRY
-from hf_msa.models.processing_msa import MsaProcessor
 
 EVIDENCE_WEIGHT, PATH_WEIGHT = 0.1, 0.1
 """lambda_e and lambda_p of eq. 3 (appendix A); lambda_s is the configuration's."""
@@ -68,16 +69,14 @@ def analyze_trace(
         samples: How many of these.
         structure: Leave out ids, words, and labels, and what plans made of them: the trace then holds no row of the data,
             and can be published.
-
-    Raises:
-        MsaError: If a run or the data will not do, or there is no such sample or modality.
     """
     run = find_runs(runs, "omg")[0]
     rows = run.rows(data, split)
-    model, processor = load_omg(run, rows)
-    pattern = FixedPattern(tuple(available) if available else tuple(model.config.modalities[1:]))
-    traces = trace_rows(model, processor, rows, chosen_rows(rows, ids, samples), pattern, entries_of(data))
-    planner = model.planner(processor).name
+    omg = OmgOnRows.load(run, rows)
+    config = omg.model.config
+    pattern = FixedPattern(tuple(available) if available else tuple(config.modalities[1:]))
+    traces = trace_rows(omg, chosen_rows(rows, ids, samples), pattern, entries_of(data))
+    planner = omg.model.planner(omg.processor).name
     if structure:
         traces = [without_data(sample) for sample in traces]
     report.json(
@@ -88,7 +87,7 @@ def analyze_trace(
             "split": split,
             "available": list(pattern.available),
             "planner": planner,
-            "settings": {name: getattr(model.config, name) for name in _SHOWN_SETTINGS},
+            "settings": {name: getattr(config, name) for name in _SHOWN_SETTINGS},
             "samples": traces,
         },
     )
@@ -126,33 +125,20 @@ def entries_of(data: str) -> Known:
 
 
 @torch.inference_mode()
-def trace_rows(
-    model: OmgForSentimentAnalysis,
-    processor: MsaProcessor,
-    rows: MsaRows,
-    chosen: Sequence[int],
-    pattern: FixedPattern,
-    known: Known,
-) -> list[dict[str, Any]]:
-    """Generate what is missing of some rows, and say how.
-
-    Args:
-        model: In eval mode.
-        processor: The model's.
-        rows: Tokenised rows.
-        chosen: Their places.
-        pattern: What is left of them.
-        known: Label and transcript of entries.
+def trace_rows(omg: OmgOnRows, chosen: Sequence[int], pattern: FixedPattern, known: Known) -> list[dict[str, Any]]:
+    """Generate what a pattern drops of the rows at some places, and say how.
 
     Raises:
         MsaError: If the model has no planner, or its language model cannot be used.
     """
     traces = []
-    for batch in row_batches(model, processor, rows, pattern, "traces", chosen):
+    for batch in omg.batches(pattern, "traces", chosen):
         with as_msa_errors():
-            made = model.generate_missing(batch.inputs, batch.members, processor)
-        errors = latent_errors(model, batch, made)
-        traces += [sample_trace(model, batch, made, row, errors[row], known) for row in range(len(batch.members))]
+            made = omg.model.generate_missing(batch.inputs, batch.members, omg.processor)
+        errors = latent_errors(omg.model, batch, made)
+        traces += [
+            sample_trace(omg.model, member, made, row, errors[row], known) for row, member in enumerate(batch.members)
+        ]
     return traces
 
 
@@ -171,14 +157,14 @@ def latent_errors(model: OmgForSentimentAnalysis, batch: MaskedBatch, made: Gene
 
 def sample_trace(
     model: OmgForSentimentAnalysis,
-    batch: MaskedBatch,
+    member: Mapping[str, Any],
     made: GeneratedBatch,
     row: int,
     errors: Mapping[str, float],
     known: Known,
 ) -> dict[str, Any]:
     """All that happened to one sample, as plain JSON values; None where a step was not taken."""
-    config, member = model.config, batch.members[row]
+    config = model.config
     generated = [name for name, mask in made.masks.items() if bool(mask[row].any())]
     steps = {name: made.step_costs[name][row].double().tolist() for name in generated}
     path = [sum(costs) / len(costs) for costs in steps.values()]
@@ -215,7 +201,7 @@ def sample_trace(
 
 
 def plan_trace(choice: PlanChoice) -> dict[str, Any]:
-    """The winner, what it cost, and every candidate; numbers that are not finite are None."""
+    """The winner, what it cost, and every candidate."""
     return {
         **choice.plan.to_dict(),
         "score": choice.plan.score,
@@ -227,17 +213,13 @@ def plan_trace(choice: PlanChoice) -> dict[str, Any]:
                 "text": candidate.text,
                 "sentiment": None if candidate.plan is None else candidate.plan.sentiment,
                 "log_prob": candidate.log_prob,
-                "semantic_cost": _finite(candidate.cost),
-                "utility": _finite(candidate.utility),
+                "semantic_cost": candidate.cost,
+                "utility": candidate.utility,
                 "violations": list(candidate.violations),
             }
             for candidate in choice.candidates
         ],
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def retrieval_trace(made: GeneratedBatch, row: int, known: Known) -> dict[str, Any] | None:
@@ -262,12 +244,7 @@ def utility_trace(costs: Mapping[str, float | None], semantic_weight: float) -> 
         costs: `reconstruction`, `semantic`, `evidence` and `path`.
         semantic_weight: lambda_s.
     """
-    weights = {
-        "reconstruction": 1.0,
-        "semantic": semantic_weight,
-        "evidence": EVIDENCE_WEIGHT,
-        "path": PATH_WEIGHT,
-    }
+    weights = {"reconstruction": 1.0, "semantic": semantic_weight, "evidence": EVIDENCE_WEIGHT, "path": PATH_WEIGHT}
     total = -sum(weight * (costs[name] or 0.0) for name, weight in weights.items())
     return {"value": None if costs["reconstruction"] is None else total, "costs": dict(costs), "weights": weights}
 
@@ -337,7 +314,5 @@ def _plan_parts(plan: Mapping[str, Any]) -> list[Any]:
 
 def _thinned(values: Sequence[float], most: int = 10) -> list[float]:
     """At most so many of the values, the first and the last among them."""
-    places = (
-        range(len(values)) if len(values) <= most else [round(n * (len(values) - 1) / (most - 1)) for n in range(most)]
-    )
+    places = np.linspace(0, len(values) - 1, min(len(values), most)).round().astype(int)
     return [values[place] for place in places]

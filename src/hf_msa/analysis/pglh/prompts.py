@@ -6,17 +6,15 @@ here. A weight that stays near its start says that the loss hardly depends on it
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs
-from hf_msa.analysis.tool_report import GREY, Report, Rows, format_spread
+from hf_msa.analysis.estimates import Rows, format_spread
+from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.report import counted
 from hf_msa.models.msa_schema import MODALITIES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 START = 0.5
 """What every weight is before training."""
@@ -25,13 +23,7 @@ _PREFIXES = ("beta_", "alpha_")
 
 
 def prompt_rows(run: TrainedRun) -> list[dict[str, Any]]:
-    """One row per logged epoch of the final stage.
-
-    Args:
-        run: A PGLH run.
-
-    Returns:
-        training seed, epoch, and every logged weight, in the order of the log.
+    """One row per logged epoch of the final stage, with every logged weight.
 
     Raises:
         MsaError: If the run logged none, e.g. because both kinds of prompts were off.
@@ -57,9 +49,6 @@ def analyze_prompts(runs: Sequence[str], report: Report) -> None:
     Args:
         runs: PGLH run folders.
         report: Takes what is found.
-
-    Raises:
-        MsaError: If a run will not do.
     """
     found = find_runs(runs, "pglh")
     tables = [prompt_rows(run) for run in found]
@@ -96,7 +85,7 @@ def chosen_row(run: TrainedRun, rows: Rows) -> dict[str, Any]:
     return dict(min(rows, key=lambda row: abs(row["epoch"] - epoch)))
 
 
-def _draw(figure: "Figure", tables: Sequence[Rows], chosen: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+def _draw(figure: Figure, tables: Sequence[Rows], chosen: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     kinds = [prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)]
     figure.set_size_inches(3.4 * len(kinds), 2.6)
     for axis, prefix in zip(figure.subplots(1, len(kinds), squeeze=False).flat, kinds, strict=True):

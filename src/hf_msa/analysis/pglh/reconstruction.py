@@ -9,7 +9,7 @@ of the evaluated rows. A decoder that has learnt nothing beyond the mean has a r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_msa.analysis.common.trained_runs import MASK_SEED, find_runs
-from hf_msa.analysis.tool_report import GREY, Report, Rows, format_spread, seed_means
+from hf_msa.analysis.estimates import Rows, format_spread, seed_means
+from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FRAME_RATES, conditions
 from hf_msa.data.rows import MsaRows
@@ -27,9 +28,6 @@ from hf_msa.evaluation.sweep import masked_batches
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
 from hf_msa.models.msa_schema import ATTENTION_MASK_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 POSITIONS = ("masked", "visible")
 """The two kinds of positions; padding is neither."""
@@ -83,12 +81,6 @@ def reconstruction_sums(
     model: PglhForSentimentAnalysis, processor: MsaProcessor, rows: MsaRows, rates: Sequence[float]
 ) -> dict[tuple[str, float, str], ErrorSums]:
     """Reconstruct all rows at all missing rates, the same rate for every modality.
-
-    Args:
-        model: In eval mode.
-        processor: The model's.
-        rows: Tokenised rows.
-        rates: Missing rates.
 
     Returns:
         Sums by modality, rate, and one of `POSITIONS`, for the modalities that the model reconstructs.
@@ -147,12 +139,7 @@ def error_rows(
 
 @tool("reconstruction", "error of what is rebuilt, masked and visible, beside that of the mean", methods=("pglh",))
 def analyze_reconstruction(
-    runs: Sequence[str],
-    report: Report,
-    *,
-    data: str,
-    split: str = "validation",
-    rates: Sequence[float] = FRAME_RATES,
+    runs: Sequence[str], report: Report, *, data: str, split: str = "validation", rates: Sequence[float] = FRAME_RATES
 ) -> None:
     """Show the reconstruction's error by modality, missing rate, and masked or visible positions.
 
@@ -225,7 +212,7 @@ def _better(table: Rows, modality: str) -> dict[str, str]:
     return {"better than trivial where masked": f"{sum(r < 1 for r in ratios)} of {counted(len(ratios), 'seed')}"}
 
 
-def _draw(figure: "Figure", table: Rows, modalities: Sequence[str], rates: Sequence[float]) -> None:
+def _draw(figure: Figure, table: Rows, modalities: Sequence[str], rates: Sequence[float]) -> None:
     def values(column: str, modality: str, kind: str) -> NDArray[np.float64]:
         """(rates, seeds)."""
         return np.array(

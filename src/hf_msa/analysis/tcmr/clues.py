@@ -8,8 +8,8 @@ count stands how often the word was masked.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.tcmr.judged_model import polarity_classifier
 from hf_msa.analysis.tcmr.masked_words import Words, planted_roles, run_text, split_words
-from hf_msa.analysis.tool_report import GREY, Report
+from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import load_msa
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import sign_classes
 from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ALL_SPLITS = "all"
 """The name that stands for all splits together."""
@@ -68,18 +65,10 @@ class ClueCounts:
         to_neutral: How often the prediction turned to neutral, which does not count.
     """
 
-    texts: int
-    flips: Counter[str]
-    masked: Counter[str]
-    to_neutral: int
-
-    def __add__(self, other: "ClueCounts") -> "ClueCounts":
-        return ClueCounts(
-            self.texts + other.texts,
-            self.flips + other.flips,
-            self.masked + other.masked,
-            self.to_neutral + other.to_neutral,
-        )
+    texts: int = 0
+    flips: Counter[str] = field(default_factory=Counter)
+    masked: Counter[str] = field(default_factory=Counter)
+    to_neutral: int = 0
 
     def ranking(self) -> list[tuple[str, int, int]]:
         """Words that flipped any, as (word, flips, masked): most flips first, then the higher rate, then by name."""
@@ -94,14 +83,14 @@ def usable_texts(true: NDArray[np.int64], probabilities: NDArray[np.float32], th
     return usable
 
 
-def count_clues(texts: MaskedOnce, threshold: float) -> ClueCounts:
+def count_clues(texts: MaskedOnce, threshold: float, counts: ClueCounts) -> None:
     """Count the words whose masking flips the prediction to the opposite polarity.
 
     Args:
         texts: From `mask_each_word`, computed for this threshold or a lower one.
         threshold: The true-class probability that a text must exceed.
+        counts: Added to.
     """
-    counts = ClueCounts(0, Counter(), Counter(), 0)
     for index in np.flatnonzero(usable_texts(texts.true, texts.probabilities, threshold)).tolist():
         names, masked = texts.names[index], texts.masked[index]
         opposite = _NEGATIVE if texts.true[index] == _POSITIVE else _POSITIVE
@@ -109,7 +98,6 @@ def count_clues(texts: MaskedOnce, threshold: float) -> ClueCounts:
         counts.masked.update(names)
         counts.flips.update(name for name, made in zip(names, masked, strict=True) if made == opposite)
         counts.to_neutral += int((masked == _NEUTRAL).sum())
-    return counts
 
 
 def mask_each_word(
@@ -172,9 +160,6 @@ def analyze_clues(
         split: A split, or ``all``; the paper does not say which it used.
         thresholds: True-class probabilities that a text must exceed.
         pieces: Mask word pieces one at a time, as the paper does, instead of whole words.
-
-    Raises:
-        MsaError: If a run, the data or a threshold will not do.
     """
     for threshold in thresholds:
         if not 0 <= threshold < 1:
@@ -186,11 +171,11 @@ def analyze_clues(
     tokenizer = found[0].processor.tokenizer
     words = sum((split_words(rows, tokenizer, pieces) for rows in parts), Words([], [], []))
     labels = np.concatenate([rows.labels for rows in parts])
-    totals = {level: ClueCounts(0, Counter(), Counter(), 0) for level in levels}
+    totals = {level: ClueCounts() for level in levels}
     for run in found:
         texts = mask_each_word(polarity_classifier(run), tokenizer, words, labels, levels[0])
         for level in levels:
-            totals[level] += count_clues(texts, level)
+            count_clues(texts, level, totals[level])
     roles = planted_roles(data)
     table = clue_rows(totals, roles)
     report.csv(CLUES_FILE, table)
@@ -235,7 +220,7 @@ def _summary(level: float, counts: ClueCounts, roles: Mapping[str, str] | None) 
     return row
 
 
-def _draw(figure: "Figure", totals: Mapping[float, ClueCounts], roles: Mapping[str, str] | None) -> None:
+def _draw(figure: Figure, totals: Mapping[float, ClueCounts], roles: Mapping[str, str] | None) -> None:
     drawn = {level: counts for level, counts in totals.items() if counts.flips}
     tallest = max(min(len(counts.flips), _IN_FIGURE) for counts in drawn.values())
     figure.set_size_inches(max(3.6, 2.8 * len(drawn)), 1.0 + 0.2 * tallest)

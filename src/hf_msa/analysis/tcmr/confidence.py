@@ -7,26 +7,23 @@ masking the planted cue words must lower the confidence more than masking equall
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hf_msa.analysis.common.trained_runs import MASK_SEED, TrainedRun, find_runs
-from hf_msa.analysis.tcmr.judged_model import judge, polarity_classifier
+from hf_msa.analysis.estimates import Rows, format_number
+from hf_msa.analysis.tcmr.judged_model import judge, load_judged
 from hf_msa.analysis.tcmr.masked_words import Words, planted_roles, run_text, split_words
-from hf_msa.analysis.tool_report import GREY, Report, Rows, format_number
+from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FRAME_RATES
 from hf_msa.data.rows import MsaRows
 from hf_msa.evaluation.metrics import sign_classes
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import mean_and_std, paired_difference
-from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BINS = 10
 """Equal bins of the predicted confidence in the calibration table."""
@@ -44,12 +41,7 @@ def correlation(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def confidence_statistics(confidence: ArrayLike, truth: ArrayLike, kept: ArrayLike) -> dict[str, float]:
-    """Say how predicted confidence, true-class probability and surviving share go together.
-
-    Args:
-        confidence: Predicted, (N,).
-        truth: True-class probabilities, (N,).
-        kept: Share of tokens that survived, (N,).
+    """Say how predicted confidence, true-class probability and kept share of tokens, each (N,), go together.
 
     Returns:
         Means, standard deviations over samples (divisor n - 1), the mean squared error of the prediction (eq. 6) and
@@ -103,12 +95,7 @@ def calibration(confidence: ArrayLike, truth: ArrayLike, bins: int = BINS) -> tu
 
 @tool("confidence", "predicted confidence against missing rate and true-class probability", methods=("tcmr",))
 def analyze_confidence(
-    runs: Sequence[str],
-    report: Report,
-    *,
-    data: str,
-    split: str = "validation",
-    rates: Sequence[float] = FRAME_RATES,
+    runs: Sequence[str], report: Report, *, data: str, split: str = "validation", rates: Sequence[float] = FRAME_RATES
 ) -> None:
     """Show how the predicted confidence follows missing rate and true-class probability.
 
@@ -121,9 +108,6 @@ def analyze_confidence(
         data: Folder or Hub name of a prepared data set.
         split: The split to look at.
         rates: Missing rates.
-
-    Raises:
-        MsaError: If a run or the data will not do, or the run is the upper bound.
     """
     found = find_runs(runs, "tcmr")
     rows = found[0].rows(data, split)
@@ -178,18 +162,12 @@ def probe_cue_words(run: TrainedRun, rows: MsaRows, roles: Mapping[str, str]) ->
 
     Texts without a cue or with fewer fillers than cues are left out. The fillers are drawn `FILLER_DRAWS` times.
 
-    Args:
-        run: A TCMR run.
-        rows: Tokenised rows of a sample corpus.
-        roles: The role of every word.
-
     Returns:
         One row, or none where no text qualifies: the mean fall of the confidence for cues and for fillers, their
         paired difference with a bootstrap interval over texts, and the same for the true-class probability.
     """
-    model, processor = run.load(rows)
+    model, processor, classifier = load_judged(run, rows)
     tokenizer = processor.tokenizer
-    classifier = polarity_classifier(run)
     device = next(model.parameters()).device
     words = split_words(rows, tokenizer)
     variants, owner = cue_and_filler_masks(words, roles, np.random.default_rng(run.seed))
@@ -205,7 +183,7 @@ def probe_cue_words(run: TrainedRun, rows: MsaRows, roles: Mapping[str, str]) ->
         return np.take_along_axis(chosen[numbers], np.where(word_of < 0, widest, word_of), axis=1)
 
     def confidence(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return cast(TcmrForSentimentAnalysis, model).estimate_confidence(model.encode_text(ids, mask)[:, 0])
+        return model.estimate_confidence(model.encode_text(ids, mask)[:, 0])
 
     def probabilities(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         predicted: torch.Tensor = classifier(ids, mask).logits.softmax(dim=-1)
@@ -228,11 +206,6 @@ def cue_and_filler_masks(
     words: Words, roles: Mapping[str, str], generator: np.random.Generator
 ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
     """Choose what to mask: per text nothing, all its cue words, and `FILLER_DRAWS` times as many random fillers.
-
-    Args:
-        words: The texts.
-        roles: The role of every word.
-        generator: Draws the fillers.
 
     Returns:
         The numbers of the masked words per variant, and the text of each variant (V,).
@@ -270,7 +243,7 @@ def correlation_rows(pooled: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]
     return [{"over all rates": name, "correlation": correlation(*pair)} for name, pair in pairs.items()]
 
 
-def _draw(figure: "Figure", per_rate: Rows, pooled: Mapping[str, NDArray[Any]], bins: Rows) -> None:
+def _draw(figure: Figure, per_rate: Rows, pooled: Mapping[str, NDArray[Any]], bins: Rows) -> None:
     figure.set_size_inches(9.0, 2.8)
     left, middle, right = figure.subplots(1, 3)
     rates = [float(row["rate"]) for row in per_rate]

@@ -6,7 +6,7 @@ Dropout is off, so that the angle is that of the losses and not of two dropout d
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs, load_stage_checkpoint
-from hf_msa.analysis.tcmr.judged_model import polarity_classifier
-from hf_msa.analysis.tool_report import GREY, Report, Rows
+from hf_msa.analysis.estimates import Rows
+from hf_msa.analysis.tcmr.judged_model import load_judged
+from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import protocol_from_dict
@@ -27,9 +28,6 @@ from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
 from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STEPS = 40
 """Batches per checkpoint."""
@@ -92,9 +90,6 @@ def analyze_gradients(
         data: Folder or Hub name of a prepared data set.
         split: The split that batches are drawn from.
         steps: Batches per checkpoint.
-
-    Raises:
-        MsaError: If a run or the data will not do, or the run is the upper bound.
     """
     if steps < 1:
         raise MsaError(f"The number of steps is {steps}; give at least 1.")
@@ -102,10 +97,7 @@ def analyze_gradients(
     rows = found[0].rows(data, split)
     table: list[dict[str, Any]] = []
     for run in found:
-        final, processor = run.load(rows)
-        if final.config.is_oracle:
-            raise MsaError(f"{run.folder} is the upper bound, which has no confidence loss; give a run of TCMR.")
-        classifier = polarity_classifier(run)
+        final, processor, classifier = load_judged(run, rows)
         batches = training_batches(run, rows, processor, steps)
         chosen = int(run.facts["selection"]["step"] or 0)
         others = [(step, folder) for step, folder in run.checkpoints() if step != chosen]
@@ -153,13 +145,7 @@ def training_batches(run: TrainedRun, rows: MsaRows, processor: MsaProcessor, st
 def loss_gradients(
     model: MsaPreTrainedModel, classifier: TcmrPolarityClassifier, batch: dict[str, Tensor]
 ) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    """Gradients of the confidence loss and of the task loss on the parameters of the text encoder.
-
-    Args:
-        model: TCMR in eval mode.
-        classifier: Its frozen polarity classifier, on the same device.
-        batch: From the collator, on the same device.
-    """
+    """Gradients of the confidence loss and of the task loss on the parameters of the text encoder, for one batch."""
     given = model.inputs_from(batch, predicting=False)
     if model.config.confidence_target == "completeness":
         targets = 1.0 - batch["missing_rates"][:, MODALITIES.index("text")].nan_to_num(0.0)
@@ -179,7 +165,7 @@ def _steps(table: Rows) -> list[int]:
     return sorted({row["step"] for row in table})
 
 
-def _draw(figure: "Figure", table: Rows, summary: Rows) -> None:
+def _draw(figure: Figure, table: Rows, summary: Rows) -> None:
     figure.set_size_inches(5.6, 2.6)
     left, right = figure.subplots(1, 2)
     final = [row["cosine"] for row in table if row["chosen"] and np.isfinite(row["cosine"])]

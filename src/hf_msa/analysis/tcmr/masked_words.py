@@ -130,11 +130,7 @@ def run_text(
 
 
 def planted_roles(data: str) -> dict[str, str] | None:
-    """The role of every word of a sample corpus (cue, negator, filler ...); None for data with nothing planted.
-
-    Args:
-        data: Folder or Hub name of a prepared data set.
-    """
+    """The role of every word of a sample corpus (cue, negator, filler ...); None for other data."""
     splits = [planted_rows(data, split) for split in SPLITS]
     if splits[0] is None:
         return None

@@ -1,4 +1,4 @@
-"""Low or high missing rate, key cue words kept or dropped (TCMR, Figure 5): four cells, counted instead of picked.
+"""Quadrants of missing rate and cue words (TCMR, Figure 5): low or high, kept or dropped, counted instead of picked.
 
 A method that goes by the missing rate treats the two cells of a column alike; one that knows what a text still means
 should be less confident where the cue words are gone. A text falls into a cell only when all its cue words have the
@@ -8,16 +8,17 @@ same fate; texts that lose some of them, and texts without any, are left out.
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_msa.analysis.common.trained_runs import find_runs
+from hf_msa.analysis.estimates import Rows
 from hf_msa.analysis.tcmr.clues import CLUES_FILE
 from hf_msa.analysis.tcmr.judged_model import judge
 from hf_msa.analysis.tcmr.masked_words import Words, planted_roles, read_word_list, split_words
-from hf_msa.analysis.tool_report import Report, Rows
+from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import dataset_facts
 from hf_msa.data.rows import MsaRows
@@ -25,9 +26,6 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import MAIN_ACCURACY, regression_metrics
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import mean_and_std
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RATES = (0.2, 0.7)
 """The low and the high missing rate."""
@@ -67,7 +65,7 @@ def cell_rows(table: Rows, family: str) -> list[dict[str, Any]]:
 
     Args:
         table: One row per prediction: rate (``"low"`` or ``"high"``), fate, label, prediction, confidence, truth.
-        family: Label family, which decides the accuracy.
+        family: Of the labels; it decides the accuracy.
 
     Returns:
         One row per cell of `CELLS`: n, mae, acc2, mean and standard deviation of the confidence, mean truth; None
@@ -89,13 +87,8 @@ def cell_rows(table: Rows, family: str) -> list[dict[str, Any]]:
 def choose_cues(data: str, runs: Sequence[str], cues: Path | None) -> tuple[frozenset[str], str]:
     """Find the cue words: those given, else those planted in a sample corpus, else those of the tool ``clues``.
 
-    From the table of ``clues`` those words are taken that flip at least one prediction in ten at its highest
-    threshold.
-
-    Args:
-        data: The data set.
-        runs: The run folders; ``analysis/clues/clues.csv`` is looked for in the first.
-        cues: A word list, if one was given.
+    The table of ``clues`` is looked for in the first run; those words are taken that flip at least one prediction in ten
+    at its highest threshold.
 
     Returns:
         The words, and where they came from.
@@ -149,9 +142,6 @@ def analyze_quadrants(
         cues: File of cue words: one per line, or a CSV table with a column ``word``; default: those planted in a sample
             corpus, else those that the tool clues found.
         examples: Put the utterances into the summary, too.
-
-    Raises:
-        MsaError: If a run, the data, the rates or the cue words will not do.
     """
     if len(rates) != 2 or not rates[0] < rates[1]:
         raise MsaError(
@@ -235,7 +225,7 @@ def _write_predictions(path: Path, table: Rows) -> None:
     pq.write_table(pa.table({name: [row[name] for row in table] for name in names}), path)
 
 
-def _draw(figure: "Figure", cells: Rows, rates: Sequence[float]) -> None:
+def _draw(figure: Figure, cells: Rows, rates: Sequence[float]) -> None:
     figure.set_size_inches(5.6, 2.6)
     titles = {"confidence": "predicted confidence (mean, standard deviation)", "mae": "mean absolute error"}
     for axis, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):

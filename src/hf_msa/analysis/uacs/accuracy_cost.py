@@ -20,23 +20,21 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_msa.analysis.common.prediction_columns import Floats, SampleNumbers, check_same_samples, read_numbers
-from hf_msa.analysis.tool_report import GREY, Report, Rows, format_number
+from hf_msa.analysis.common.prediction_columns import SampleNumbers, check_same_samples, read_numbers
+from hf_msa.analysis.estimates import Floats, Rows, format_number
+from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.analysis.uacs.calibrations import seed_configs
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import MAIN_ACCURACY, METRICS, resampled_metrics
 from hf_msa.evaluation.report import counted, format_value, metric_heading
-from hf_msa.evaluation.statistics import confidence_interval, resample_counts
+from hf_msa.evaluation.statistics import all_and_resampled, confidence_interval
 from hf_msa.models.uacs_rules import FAST, VERIFY, WEIGHTED, answer_routes, small_weight
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SHARES = tuple(round(0.05 * step, 2) for step in range(21))
 """Shares of escalated samples that are swept."""
@@ -121,12 +119,7 @@ class Replayed:
 
 
 def replay(recorded: Recorded, rules: Rules) -> Replayed:
-    """Run the cascade on recorded answers.
-
-    Args:
-        recorded: Both models' answers to every sample.
-        rules: Those of the cascade.
-    """
+    """Run the cascade on recorded answers."""
     routes = answer_routes(
         recorded.small,
         recorded.expert,
@@ -251,15 +244,14 @@ def sweep_rows(
         recorded: Per training seed.
         rules: Per training seed, with the calibrated thresholds.
         labels: (N,).
-        family: The label family.
+        family: Of the labels.
 
     Returns:
         Means over training seeds; with random routing at equal share and at equal calls, and intervals of the difference
         to the latter.
     """
     metrics = ("mae", MAIN_ACCURACY[family])
-    # The first row counts every sample once.
-    counts = np.concatenate([np.ones((1, len(labels))), resample_counts(len(labels))])
+    counts = all_and_resampled(len(labels))
 
     def scored(scores: Floats) -> Floats:
         """(metrics, 1 + resamples)."""
@@ -319,26 +311,24 @@ def _shown(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
     return cells | {"second answers missing": format_number(row["verification answers missing"], 1)}
 
 
-def _draw(figure: "Figure", rows: Rows, metrics: Sequence[str]) -> None:
+def _draw(figure: Figure, rows: Rows, metrics: Sequence[str]) -> None:
     by_name = {row["point"]: row for row in rows}
-    swept = [by_name["small model"], *(row for row in rows if row["point"] == "swept")]
-    # Over its own cost random routing is a straight line.
-    ends = [by_name["small model"], by_name["expert"]]
+    lines: list[tuple[list[Mapping[str, Any]], dict[str, Any]]] = [
+        # Over its own cost random routing is a straight line.
+        ([by_name["small model"], by_name["expert"]], {"color": GREY, "linestyle": "--", "label": "random routing"}),
+        ([row for row in rows if row["point"] in ("small model", "swept")], {"marker": ".", "label": "cascade"}),
+        *(
+            ([by_name[name]], {"marker": marker, "linestyle": "", "label": name})
+            for name, marker in (("small model", "s"), ("expert", "D"), ("calibrated", "*"))
+        ),
+    ]
     figure.set_size_inches(7.6, 5.6)
     panels = figure.subplots(len(metrics), 2, sharex="col", sharey="row")
     for line, metric in zip(panels, metrics, strict=True):
         scale = 100 if METRICS[metric].percent else 1
         for panel, cost in zip(line, ("share", "seconds"), strict=True):
-
-            def points(
-                of: Rows, cost: str = cost, metric: str = metric, scale: int = scale
-            ) -> tuple[list[float], ...]:
-                return [row[cost] for row in of], [scale * row[metric] for row in of]
-
-            panel.plot(*points(ends), color=GREY, linestyle="--", label="random routing")
-            panel.plot(*points(swept), marker=".", label="cascade")
-            for name, marker in (("small model", "s"), ("expert", "D"), ("calibrated", "*")):
-                panel.plot(*points([by_name[name]]), marker=marker, linestyle="", label=name)
+            for of, style in lines:
+                panel.plot([row[cost] for row in of], [scale * row[metric] for row in of], **style)
         line[0].set_ylabel(metric_heading(metric) + (" (%)" if METRICS[metric].percent else ""))
     panels[-1][0].set_xlabel("share of samples handed to the expert")
     panels[-1][1].set_xlabel("seconds per sample")

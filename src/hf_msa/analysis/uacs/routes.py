@@ -1,4 +1,4 @@
-"""Who answered what in U-ACS: counts, seconds and calls per route, and single cases with all their numbers.
+"""Routes of U-ACS: counts, seconds, calls and errors of each, and single cases with all their numbers.
 
 The four routes are those of Algorithm 1: the small model's answer (``fast``), the expert's (``mllm``), the average of both
 (``weighted``), and the expert's second one (``verify``), which cost 0, 1, 1 and 2 calls. Seconds are a sample's share of
@@ -6,13 +6,14 @@ each batch that it went through.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hf_msa.analysis.common.prediction_columns import SampleNumbers, read_named_numbers
 from hf_msa.analysis.common.split_labels import read_labels
-from hf_msa.analysis.tool_report import Report, Rows, format_number, format_spread
+from hf_msa.analysis.estimates import Rows, format_number, format_spread
+from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.analysis.uacs.calibrations import seed_configs
 from hf_msa.data.loading import load_split
@@ -20,9 +21,6 @@ from hf_msa.data.schema import ID
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.uncertainty import polarity_errors
 from hf_msa.models.uacs_rules import ROUTES, random_choice
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CASES_PER_ROUTE = 3
 """How many samples of each route are shown."""
@@ -137,7 +135,7 @@ def _cost_text(name: str, numbers: SampleNumbers) -> str:
     return f"{name}: {calls} calls per sample, {seconds} seconds for {counted(len(numbers.ids), 'sample')}."
 
 
-def _draw(figure: "Figure", tables: Mapping[str, Rows]) -> None:
+def _draw(figure: Figure, tables: Mapping[str, Rows]) -> None:
     figure.set_size_inches(7.0, 0.8 + 0.5 * len(tables))
     panels = figure.subplots(1, 2, sharey=True)
     for panel, key in zip(panels, ("share", "seconds"), strict=True):
@@ -199,10 +197,6 @@ def case_rows(numbers: SampleNumbers) -> list[dict[str, Any]]:
 
 def transcripts(numbers: SampleNumbers, data: str) -> dict[str, str]:
     """The transcripts of a run's samples by id.
-
-    Args:
-        numbers: The run.
-        data: Folder or Hub name of the data set.
 
     Raises:
         MsaError: If it is not the data that the run was evaluated on.

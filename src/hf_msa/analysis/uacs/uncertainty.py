@@ -11,8 +11,7 @@ the model's own uncertainty; where there is no threshold at all, the surer half.
 left out throughout.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,45 +21,31 @@ from hf_msa.analysis.common.prediction_columns import (
     EXPERT,
     OWN,
     TRIVIAL,
-    Floats,
     SampleNumbers,
     Uncertainty,
     read_named_numbers,
     read_numbers,
     uncertainties,
 )
-from hf_msa.analysis.tool_report import GREY, Report, Rows, format_bounds, format_number, format_spread
+from hf_msa.analysis.estimates import Estimate, Floats, Rows, format_number, format_spread
+from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.analysis.uacs.calibrations import Calibration, calibrations
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.statistics import confidence_interval, mean_and_std, resample_counts, resampled_means
+from hf_msa.evaluation.statistics import all_and_resampled, resampled_means
 from hf_msa.evaluation.uncertainty import auroc, polarity_errors
 from hf_msa.training.uacs.thresholds import Gaussian, fit_agreement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Flags = NDArray[np.bool_]
 
 _BINS = 25
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """One uncertainty of one run, as the figure shows it.
-
-    Attributes:
-        title: Run and uncertainty.
-        labels: Of the samples (N,).
-        kind: The uncertainty.
-        known: Its threshold, per training seed.
-    """
-
-    title: str
-    labels: Floats
-    kind: Uncertainty
-    known: Sequence[Calibration]
+_Panel = tuple[str, Floats, Uncertainty, Sequence[Calibration]]
+"""A panel of the figure: its title, the labels of the samples (N,), the uncertainty, and its threshold per seed."""
 
 
 @tool("uncertainty", "the uncertainty where polarity is right and where it is wrong", methods=("ubm", "uacs"))
@@ -90,8 +75,8 @@ def analyze_uncertainty(runs: Sequence[str], report: Report, *, validation: Sequ
             fits += [{"run": name, **row} for row in fit_rows(numbers, kind, known)]
             sure, rule = sure_samples(numbers, kind, taus)
             told.append({"run": name, "uncertainty": kind.name, "sure by": rule, **error_row(numbers, kind, sure)})
-            panels.append(_Panel(f"{name}: {kind.name}", numbers.labels, kind, known))
-    report.csv("uncertainty.csv", [_flat(row) for row in told])
+            panels.append((f"{name}: {kind.name}", numbers.labels, kind, known))
+    report.csv("uncertainty.csv", told)
     report.csv("fits.csv", fits)
     report.summary(
         "uncertainty.md",
@@ -100,9 +85,9 @@ def analyze_uncertainty(runs: Sequence[str], report: Report, *, validation: Sequ
         "other than 0. ± is the standard deviation over training seeds, brackets are 95 % bootstrap intervals over "
         "samples. AUROC: how likely a sample with a wrong polarity is more uncertain than one with the right one. "
         "-|score| is the trivial uncertainty that any model has.",
-        [_shown(row) for row in told],
+        [row | {"n": format_number(row["n"], 0)} for row in told],
     )
-    absent = [one.title for one in panels if one.kind.whose != TRIVIAL and _thresholds(one.known) is None]
+    absent = [title for title, _, kind, known in panels if kind.whose != TRIVIAL and _thresholds(known) is None]
     report.section(
         "Fits",
         "Of the samples shown; the threshold tau and its two means come from the validation split.",
@@ -145,31 +130,27 @@ def error_row(numbers: SampleNumbers, kind: Uncertainty, sure: Flags) -> dict[st
 
     Args:
         numbers: The run.
-        kind: The uncertainty.
+        kind: Its uncertainty.
         sure: Which samples count as sure (S, N).
 
     Returns:
-        AUROC, share of samples that are not sure, and the shares of wrong polarities among the sure and the others; each
-        as (one value per training seed, bootstrap interval of their mean); and `n`, the mean number of samples that count.
+        `n`, the mean number of samples that count; estimates of AUROC, share of samples that are not sure, and the shares
+        of wrong polarities among the sure and the others.
     """
     judged, wrong = polarity_errors(kind.scores, numbers.labels)
     judged &= np.isfinite(kind.values)
-    # The first row counts every sample once.
-    counts = np.concatenate([np.ones((1, len(numbers.ids))), resample_counts(len(numbers.ids))])
+    counts = all_and_resampled(len(numbers.ids))
     found = [
         {
-            "auroc": auroc(values[scored], bad[scored], counts[:, scored]),
-            "share unsure": resampled_means(~inside, counts, scored),
-            "errors sure": resampled_means(bad, counts, scored & inside),
-            "errors unsure": resampled_means(bad, counts, scored & ~inside),
+            "auroc": auroc(values[inside], bad[inside], counts[:, inside]),
+            "share unsure": resampled_means(~certain, counts, inside),
+            "errors sure": resampled_means(bad, counts, inside & certain),
+            "errors unsure": resampled_means(bad, counts, inside & ~certain),
         }
-        for values, scored, bad, inside in zip(kind.values, judged, wrong, sure, strict=True)
+        for values, inside, bad, certain in zip(kind.values, judged, wrong, sure, strict=True)
     ]
-    row: dict[str, Any] = {"n": float(judged.sum(axis=1).mean())}
-    for name in found[0]:
-        scores = np.stack([one[name] for one in found])
-        row[name] = (scores[:, 0].tolist(), confidence_interval(scores[:, 1:].mean(axis=0)))
-    return row
+    estimates = {name: Estimate.of([seed[name] for seed in found]) for name in found[0]}
+    return {"n": float(judged.sum(axis=1).mean()), **estimates}
 
 
 def fit_rows(numbers: SampleNumbers, kind: Uncertainty, known: Sequence[Calibration]) -> list[dict[str, Any]]:
@@ -184,26 +165,6 @@ def fit_rows(numbers: SampleNumbers, kind: Uncertainty, known: Sequence[Calibrat
                 row |= {f"{prefix}{name} {key}": getattr(group, key, None) for key in ("mean", "std", "n")}
         rows.append(row | {"tau": calibration.tau})
     return rows
-
-
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the CSV table: what has one value per seed and an interval becomes four columns."""
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, tuple):
-            mean, std = mean_and_std(value[0])
-            flat |= {key: mean, f"{key} sd": std, f"{key} low": value[1][0], f"{key} high": value[1][1]}
-        else:
-            flat[key] = value
-    return flat
-
-
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    cells = {
-        key: f"{format_spread(value[0])} {format_bounds(value[1])}" if isinstance(value, tuple) else value
-        for key, value in row.items()
-    }
-    return cells | {"n": format_number(row["n"], 0)}
 
 
 def _fit_summary(fits: Rows) -> list[dict[str, Any]]:
@@ -223,13 +184,13 @@ def _fit_summary(fits: Rows) -> list[dict[str, Any]]:
     return summary
 
 
-def _draw(figure: "Figure", panels: Sequence[_Panel]) -> None:
+def _draw(figure: Figure, panels: Sequence[_Panel]) -> None:
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure.set_size_inches(3.2 * columns, 0.4 + 2.3 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, panel in zip(axes, panels, strict=False):
-        _draw_panel(axis, panel)
+        _draw_panel(axis, *panel)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     axes[0].legend(frameon=False, fontsize=6)
@@ -239,12 +200,11 @@ def _draw(figure: "Figure", panels: Sequence[_Panel]) -> None:
     )
 
 
-def _draw_panel(axis: "Axes", panel: _Panel) -> None:
-    kind = panel.kind
-    judged, wrong = polarity_errors(kind.scores, panel.labels)
+def _draw_panel(axis: "Axes", title: str, labels: Floats, kind: Uncertainty, known: Sequence[Calibration]) -> None:
+    judged, wrong = polarity_errors(kind.scores, labels)
     judged &= np.isfinite(kind.values)
     shown = kind.values[judged]
-    axis.set_title(panel.title, fontsize=7)
+    axis.set_title(title, fontsize=7)
     axis.set_xlabel("uncertainty" + (" (nats)" if kind.whose == EXPERT or "entropy" in kind.name else ""))
     axis.set_ylabel("density")
     if not shown.size:
@@ -260,6 +220,6 @@ def _draw_panel(axis: "Axes", panel: _Panel) -> None:
             grid = np.linspace(edges[0], edges[-1], 200)
             density = np.exp(-(((grid - fit.mean) / fit.std) ** 2) / 2) / (fit.std * np.sqrt(2 * np.pi))
             axis.plot(grid, density, color=f"C{place}", linewidth=1.2)
-    for calibration in panel.known:
+    for calibration in known:
         if calibration.tau is not None and np.isfinite(calibration.tau):
             axis.axvline(calibration.tau, color=GREY, linestyle="--", linewidth=0.9)
