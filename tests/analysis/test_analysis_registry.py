@@ -238,7 +238,16 @@ class TestRegistering:
                 steps: Steps.
             """
 
+        def with_output(runs: Sequence[str], report: Report, *, output: str = "x") -> None:
+            """Look.
+
+            Args:
+                runs: Runs.
+                output: Where.
+            """
+
         cases: list[tuple[Callable[..., None], str]] = [
+            (with_output, "Every tool has --output"),
             (without_report, "has to take runs and report first"),
             (with_mapping, "'sizes' .* can be no flag"),
             (always, "'loud' .* can be no flag"),

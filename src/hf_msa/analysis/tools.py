@@ -170,7 +170,7 @@ def run_tool(name: str, runs: Sequence[str], *, output: str | None = None, **opt
     """
     chosen = TOOLS.find(name)
     given = {option: value for option, value in options.items() if value is not None}
-    for option in given.keys() - {known.name for known in chosen.options}:
+    for option in sorted(given.keys() - {known.name for known in chosen.options}):
         raise chosen.unknown_option("--" + option.replace("_", "-"))
     if not runs:
         raise MsaError(f"The tool {name!r} needs a run; give a folder that `hf-msa train` or `hf-msa evaluate` wrote.")
@@ -216,6 +216,8 @@ def _options(name: str, function: Callable[..., None]) -> tuple[Option, ...]:
                 f"The option {parameter.name!r} of the tool {name!r} has to be taken by keyword alone and described in the "
                 "docstring's Args."
             )
+        if parameter.name in ("output", "help"):
+            raise MsaError(f"Every tool has --{parameter.name}; give that option of {name!r} another name.")
         options.append(Option(parameter.name, kind, many, parameter.default, described[parameter.name]))
     return tuple(options)
 
@@ -243,6 +245,6 @@ def _documented(function: Callable[..., None]) -> tuple[str, dict[str, str]]:
     for name, words in described.items():
         # A help text begins with a small letter, unless its first word is a name such as U-ACS.
         first = words.partition(" ")[0]
-        start = words[0].lower() if first[1:] == first[1:].lower() else words[0]
+        start = words[:1].lower() if first[1:] == first[1:].lower() else words[:1]
         described[name] = (start + words[1:]).removesuffix(".").replace("``", "")
     return text, described
