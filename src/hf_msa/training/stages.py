@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import platform
 import shutil
 import time
@@ -35,7 +36,7 @@ from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_schema import COMPLETE_KEYS, FEATURE_MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
 
-from .arguments import MsaTrainingArguments
+from .arguments import MsaTrainingArguments, stage_of
 from .recipes import Recipe, as_known
 from .trainer import MsaTrainer
 
@@ -85,6 +86,7 @@ class RunContext:
             **self.flags.get("all", {}),
             **(self.flags.get("final", {}) if final else {}),
         }
+        self._keep_batch(stage, values, final)
         if "bf16" not in values and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
             values["bf16"] = True
         arguments = training_arguments(self.stage_folder(stage), values)
@@ -93,6 +95,23 @@ class RunContext:
         if metric not in measured:
             raise unknown_name(f"metric_for_best_model of stage {stage!r}:", metric, measured)
         return arguments
+
+    def _keep_batch(self, stage: str, values: dict[str, Any], final: bool) -> None:
+        """Part the recipe's batch over processes and accumulation steps, unless the batch per device was asked for."""
+        flags = {**self.flags.get("all", {}), **(self.flags.get("final", {}) if final else {})}
+        if "per_device_train_batch_size" in flags:
+            return
+        recipe = as_known(self.recipe.stage_arguments(stage))
+        rows = int(recipe.get("per_device_train_batch_size", MsaTrainingArguments.per_device_train_batch_size))
+        batch = rows * int(recipe.get("gradient_accumulation_steps", 1))
+        parts = PartialState().num_processes * int(values.get("gradient_accumulation_steps", 1))
+        if batch % parts:
+            raise MsaError(
+                f"The recipe's batch of {batch} rows in stage {stage!r} cannot be parted evenly over {parts} processes and "
+                f"accumulation steps; use a number that divides it, or another batch, e.g. --set stages.{stage}."
+                f"per_device_train_batch_size={parts}."
+            )
+        values["per_device_train_batch_size"] = batch // parts
 
     def collator(self, split: str, return_complete: bool = False) -> MsaCollator:
         """The collator of a split, under the recipe's protocol for it."""
@@ -190,6 +209,7 @@ class RunContext:
             "name": stage,
             "seconds": round(time.perf_counter() - started, 1),
             "epochs": state.epoch,
+            "batch": batch_facts(trainer.args),
             "selection": {
                 "split": "validation",
                 "metric": trainer.args.metric_for_best_model,
@@ -250,6 +270,19 @@ def training_arguments(folder: Path, values: Mapping[str, Any]) -> MsaTrainingAr
         raise MsaError(f"The training arguments of {folder.name!r} cannot be used: {reason(error)}.") from error
 
 
+def batch_facts(args: MsaTrainingArguments) -> dict[str, int]:
+    """How large a batch is: rows per `device` and step, `accumulation` steps, `processes`, and rows in all, `global`."""
+    device, steps, processes = args.train_batch_size, args.gradient_accumulation_steps, PartialState().num_processes
+    return {"device": device, "accumulation": steps, "processes": processes, "global": device * steps * processes}
+
+
+def devices() -> dict[str, Any]:
+    """What trains: the number of `processes`, and the `type` and `name` of the device of the main one."""
+    state = PartialState()
+    name = torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else platform.machine()
+    return {"processes": state.num_processes, "type": state.device.type, "name": name}
+
+
 def chosen_checkpoint(state: TrainerState, args: MsaTrainingArguments) -> dict[str, Any]:
     """Which checkpoint a stage gives, by which rule, and its value of the selection metric.
 
@@ -267,34 +300,10 @@ def chosen_checkpoint(state: TrainerState, args: MsaTrainingArguments) -> dict[s
     }
 
 
-# Flags on how the optimiser works and which checkpoint is best concern the final stage; the rest (devices, precision,
-# logging, saving) every stage.
-_FINAL_FLAGS = {
-    "component_learning_rates",
-    "component_weight_decays",
-    "early_stopping_patience",
-    "gradient_accumulation_steps",
-    "greater_is_better",
-    "learning_rate",
-    "lr_scheduler_kwargs",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "max_steps",
-    "metric_for_best_model",
-    "num_train_epochs",
-    "optim",
-    "per_device_train_batch_size",
-    "text_learning_rate",
-    "warmup_steps",
-    "weight_decay",
-}
-
-
 def split_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Sort command-line training arguments into those for every stage (`all`) and those for the last one (`final`)."""
     return {
-        "all": {name: value for name, value in flags.items() if name not in _FINAL_FLAGS},
-        "final": {name: value for name, value in flags.items() if name in _FINAL_FLAGS},
+        kind: {name: value for name, value in flags.items() if stage_of(name) == kind} for kind in ("all", "final")
     }
 
 
@@ -418,8 +427,8 @@ def prepare_run(
     )
     # Before anything is written: a value that is refused in the third stage would be known hours too late.
     stages = METHODS[recipe.method].stages
-    for stage in stages.names:
-        context.arguments(stage, stage == stages.final)
+    arguments = {stage: context.arguments(stage, stage == stages.final) for stage in stages.names}
+    settings["batch"] = {stage: batch_facts(args)["global"] for stage, args in arguments.items()}
     _check_same_run(folder / "settings.json", settings)
     return context
 
@@ -441,17 +450,31 @@ def _fingerprint(rows: Mapping[str, MsaRows]) -> str:
 
 
 def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
+    """Check that a folder holds no run with other settings, and note those of this one.
+
+    The number of processes may change: the batch is the same then, unless the settings say otherwise.
+    """
+    processes = PartialState().num_processes
     settings = json.loads(json.dumps(settings))
     # A folder in which no stage has come as far as a checkpoint holds no run yet.
     if PartialState().is_main_process and not (path.is_file() and any(path.parent.glob("stages/*/*"))):
-        write_json(path, settings)
+        write_json(path, {**settings, "processes": processes})
     PartialState().wait_for_everyone()
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    if earlier != settings:
-        changed = sorted(key for key in {*settings, *earlier} if earlier.get(key) != settings.get(key))
+    before = earlier.pop("processes", processes)
+    # What an earlier version did not note is taken to be the same.
+    changed = sorted(key for key in earlier if earlier[key] != settings.get(key))
+    if changed:
         raise MsaError(
             f"{path.parent} holds a run with other settings ({', '.join(changed)} differ); choose another --output, or "
             "delete that folder to start anew."
+        )
+    if before != processes and PartialState().is_main_process:
+        logging.getLogger(__name__).warning(
+            "%s was begun with %d processes and goes on with %d: batches stay the same, sums are rounded otherwise.",
+            path.parent,
+            before,
+            processes,
         )
 
 
@@ -537,6 +560,7 @@ def run_recipe(
                         p.numel() for n, p in model.named_parameters() if not n.startswith("text_encoder.")
                     ),
                 },
+                "devices": devices(),
                 "versions": versions(),
                 "seconds": round(time.perf_counter() - started, 1),
             },
