@@ -1,39 +1,12 @@
 """Training arguments: those of transformers, and the few that multimodal sentiment analysis needs beside them."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
 from hf_msa.evaluation.metrics import METRICS
-
-# Flags on how the optimiser works and which checkpoint is best concern the final stage alone; the rest (devices, precision,
-# logging, saving, loading) every stage. Each field's metadata says which, see `stage_of`.
-_FINAL = (
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "gradient_accumulation_steps",
-    "greater_is_better",
-    "label_smoothing_factor",
-    "learning_rate",
-    "lr_scheduler_kwargs",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "max_steps",
-    "metric_for_best_model",
-    "neftune_noise_alpha",
-    "num_train_epochs",
-    "optim",
-    "optim_args",
-    "optim_target_modules",
-    "per_device_train_batch_size",
-    "warmup_steps",
-    "weight_decay",
-)
 
 
 @dataclass
@@ -47,25 +20,56 @@ class MsaTrainingArguments(TrainingArguments):
     # Read as JSON where they come as text, from the command line.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "component_learning_rates", "component_weight_decays"]
 
+    # What concerns the final stage alone when it is given on the command line: how the optimiser works, and which
+    # checkpoint is best. All else (devices, precision, logging, saving, loading) concerns every stage. This is not in the
+    # fields' metadata because `HfArgumentParser` hands that to argparse.
+    FINAL_STAGE_ONLY: ClassVar[frozenset[str]] = frozenset(
+        {
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
+            "component_learning_rates",
+            "component_weight_decays",
+            "early_stopping_patience",
+            "gradient_accumulation_steps",
+            "greater_is_better",
+            "label_smoothing_factor",
+            "learning_rate",
+            "lr_scheduler_kwargs",
+            "lr_scheduler_type",
+            "max_grad_norm",
+            "max_steps",
+            "metric_for_best_model",
+            "neftune_noise_alpha",
+            "num_train_epochs",
+            "optim",
+            "optim_args",
+            "optim_target_modules",
+            "per_device_train_batch_size",
+            "text_learning_rate",
+            "warmup_steps",
+            "weight_decay",
+        }
+    )
+
     text_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Learning rate of the text encoder; default: that of everything else.", "stage": "final"},
+        metadata={"help": "Learning rate of the text encoder; default: that of everything else."},
     )
     component_learning_rates: dict[str, Any] | str | None = field(
         default=None,
         metadata={
             "help": 'Learning rates by component, the first part of a parameter\'s name, e.g. {"audio_encoder": 1e-3}; '
             "default: that of everything else.",
-            "stage": "final",
         },
     )
     component_weight_decays: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Weight decays by component, likewise; biases and norms have none.", "stage": "final"},
+        metadata={"help": "Weight decays by component, likewise; biases and norms have none."},
     )
     early_stopping_patience: int | None = field(
         default=None,
-        metadata={"help": "Stop after this many evaluations without a better one; default: never.", "stage": "final"},
+        metadata={"help": "Stop after this many evaluations without a better one; default: never."},
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on the validation split."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint to resume from."})
@@ -107,18 +111,6 @@ class MsaTrainingArguments(TrainingArguments):
     def n_gpu(self) -> int:
         """GPUs that this process uses: at most one. Several are for `accelerate launch`, not for `nn.DataParallel`."""
         return min(1, int(super().n_gpu))
-
-
-for _name in _FINAL:
-    # A copy: the library's own fields stay as they are.
-    _field = copy.copy(MsaTrainingArguments.__dataclass_fields__[_name])
-    _field.metadata = MappingProxyType({**_field.metadata, "stage": "final"})
-    MsaTrainingArguments.__dataclass_fields__[_name] = _field
-
-
-def stage_of(flag: str) -> str:
-    """Which stages a training argument from the command line concerns: the ``"final"`` one, or ``"all"``."""
-    return str(MsaTrainingArguments.__dataclass_fields__[flag].metadata.get("stage", "all"))
 
 
 def _component_numbers(name: str, given: Any) -> dict[str, Any] | None:

@@ -5,9 +5,8 @@ import hashlib
 import json
 import logging
 import platform
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +27,7 @@ from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.evaluation.checkpoints import RATE_FOLDER, check_media_use, own_fields
 from hf_msa.evaluation.metrics import family_metrics
-from hf_msa.files import atomic_directory, write_json
+from hf_msa.files import write_json
 from hf_msa.methods import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
@@ -36,8 +35,9 @@ from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_schema import COMPLETE_KEYS, FEATURE_MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
 
-from .arguments import MsaTrainingArguments, stage_of
+from .arguments import MsaTrainingArguments
 from .recipes import Recipe, as_known
+from .run_folder import STAGE_FILE, STAGES_FOLDER, take_over_stages, tidy_run, tidy_stage
 from .trainer import MsaTrainer
 
 RUN_SCHEMA_VERSION = 2
@@ -148,9 +148,14 @@ class RunContext:
         above = self.folder.parent
         return above.parent if above.name.startswith(RATE_FOLDER) else above
 
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether the user asked how many checkpoints are kept: their weights then stay when a stage is finished."""
+        return "save_total_limit" in self.flags.get("all", {})
+
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints, its model and its mark of completion."""
-        return self.folder / "stages" / stage
+        return self.folder / STAGES_FOLDER / stage
 
     def train_stage(
         self,
@@ -182,8 +187,9 @@ class RunContext:
             The model with the weights of the checkpoint that is best on the validation split, in eval mode.
         """
         folder = self.stage_folder(stage)
-        finished = folder / "stage.json"
-        if finished.is_file():
+        finished = folder / STAGE_FILE
+        # Without its model the stage belongs to a run that was finished once, and is no use to another one.
+        if finished.is_file() and (folder / "model").is_dir():
             self.log.append(json.loads(finished.read_text(encoding="utf-8")))
             trained: Model = model_class.from_pretrained(folder / "model")
             trained.eval()
@@ -223,6 +229,7 @@ class RunContext:
             model.save_pretrained(folder / "model")
             trainer.save_products(folder)
             write_json(finished, facts)
+            tidy_stage(folder, self.keeps_checkpoints)
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.free_memory()
         self.log.append(facts)
@@ -242,7 +249,7 @@ class RunContext:
             The stage's facts as they are in the log, `name` and `seconds` among them.
         """
         folder = self.stage_folder(stage)
-        finished = folder / "stage.json"
+        finished = folder / STAGE_FILE
         state = PartialState()
         # Asked before anybody writes: all processes have to answer alike.
         is_finished = finished.is_file()
@@ -303,7 +310,8 @@ def chosen_checkpoint(state: TrainerState, args: MsaTrainingArguments) -> dict[s
 def split_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Sort command-line training arguments into those for every stage (`all`) and those for the last one (`final`)."""
     return {
-        kind: {name: value for name, value in flags.items() if stage_of(name) == kind} for kind in ("all", "final")
+        "all": {name: value for name, value in flags.items() if name not in MsaTrainingArguments.FINAL_STAGE_ONLY},
+        "final": {name: value for name, value in flags.items() if name in MsaTrainingArguments.FINAL_STAGE_ONLY},
     }
 
 
@@ -498,6 +506,7 @@ def run_recipe(
     rows: dict[str, MsaRows] | None = None,
     media: str | Path | None = None,
     shared: str | Path | None = None,
+    tidy: bool = True,
 ) -> RunContext:
     """Run all stages of a recipe for one seed and write the final checkpoint with its run.json.
 
@@ -513,6 +522,8 @@ def run_recipe(
         media: Folder with the clips' recordings, see `MediaFolder`; for methods that ask an expert.
         shared: Folder of a run that differs in nothing but its training rate; its finished stages in which rates have no
             part are taken over.
+        tidy: Whether what a finished run no longer needs of its stages is deleted, see `tidy_run`. False where another run
+            is to take over stages of this one.
     """
     folder = Path(output) / f"seed-{seed}"
     # The first thing that asks which processes there are sets it for good: it has to know of flags such as --use_cpu.
@@ -565,23 +576,15 @@ def run_recipe(
                 "seconds": round(time.perf_counter() - started, 1),
             },
         )
+        if tidy:
+            tidy_context(context)
     PartialState().wait_for_everyone()
     return context
 
 
-def take_over_stages(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy stages that another run has finished and this one has not, each as a whole, without their checkpoints.
-
-    Args:
-        source: The other run's folder.
-        target: This run's folder.
-        names: The stages.
-    """
-    for name in names:
-        made, wanted = source / "stages" / name, target / "stages" / name
-        if (made / "stage.json").is_file() and not (wanted / "stage.json").is_file():
-            with atomic_directory(wanted) as work:
-                shutil.copytree(made, work, ignore=shutil.ignore_patterns("checkpoint-*"), dirs_exist_ok=True)
+def tidy_context(context: RunContext) -> None:
+    """Delete what a finished run no longer needs of its stages; see `tidy_run`."""
+    tidy_run(context.folder, METHODS[context.recipe.method].stages.kept, context.keeps_checkpoints)
 
 
 def text_model_name(text_model: str) -> str:

@@ -37,6 +37,7 @@ FINAL_STAGE = "main"
 
 # What the first stage gives beside its models.
 PSEUDO_LABELS_FILE = "pseudo_labels.safetensors"
+KEPT = (f"unimodal/{PSEUDO_LABELS_FILE}",)
 _STATE_FILE = "cmc_state.safetensors"
 _SPLITS = ("train", "validation")
 
