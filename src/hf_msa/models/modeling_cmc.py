@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .configuration_cmc import CmcConfig
 from .modeling_msa import MsaPreTrainedModel, build_text_encoder, masked_mean, sentiment_classes
-from .msa_encoders import encode_by_length
+from .msa_encoders import encode_by_length, padding_mask
 from .msa_inputs import MsaInputs
 from .msa_outputs import MsaOutput
 from .msa_schema import SENTIMENT_CLASSES
@@ -256,7 +256,7 @@ class CmcBranch(nn.Module):
     def _encode_valid(self, hidden: Tensor, valid: Tensor) -> Tensor:
         there = valid.any(dim=1, keepdim=True)
         # Attention over nothing is not a number, so a row without a valid position attends to its padding, for nothing.
-        hidden = self.encoder(hidden, src_key_padding_mask=~(valid | ~there))
+        hidden = self.encoder(hidden, src_key_padding_mask=padding_mask(valid | ~there))
         return F.normalize(masked_mean(hidden, valid), dim=-1).masked_fill(~there, 0.0)
 
     def classify(self, vectors: Tensor) -> Tensor:
