@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hf_msa.models.msa_encoders import CrossTransformer, SequenceEncoder, TokenTransformer, perceptron
+from hf_msa.models.msa_encoders import CrossTransformer, SequenceEncoder, TokenTransformer, padding_mask, perceptron
 
 
 def transformer(seed: int = 0, **overrides: int | None) -> TokenTransformer:

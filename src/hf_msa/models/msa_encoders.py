@@ -45,8 +45,8 @@ def padding_mask(attend: Tensor) -> Tensor | None:
         attend (`torch.BoolTensor` of shape `(batch, length)`): True = attend.
 
     Returns:
-        True = padding; None where a CPU finds that there is none, as its attention is much faster without a mask. A GPU would
-        have to be waited for to know.
+        True = padding; None where a CPU finds that there is none, as its attention is much faster without a mask. To know
+        it of a GPU would mean to wait for it.
     """
     return None if attend.device.type == "cpu" and bool(attend.all()) else ~attend
 
