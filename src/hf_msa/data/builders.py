@@ -4,6 +4,7 @@
 remote files, so whatever touches files is in `sources.py`.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +15,7 @@ from hf_msa.data.schema import DATASETS, SCHEMA_VERSION, DatasetFacts, facts_for
 from hf_msa.data.sources import RowSource, open_source, source_identity
 from hf_msa.data.validation import ValidationReport, Validator
 from hf_msa.errors import MsaError
+from hf_msa.label_families import AnyFamily, find_label_family
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -68,7 +70,7 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
         source: "str | PathLike[str] | RowSource",
         *,
         features_folder: "str | PathLike[str] | None" = None,
-        label_family: str | None = None,
+        label_family: AnyFamily | None = None,
         label_range: tuple[float, float] | None = None,
         facts: DatasetFacts | None = None,
         cache_dir: "str | PathLike[str] | None" = None,
@@ -80,7 +82,8 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
         if isinstance(source, RowSource):
             self._source = source
         else:
-            settings = {"label_family": label_family, "label_range": label_range}
+            family = None if label_family is None else json.dumps(find_label_family(label_family).to_value())
+            settings = {"label_family": family, "label_range": label_range}
             settings |= source_identity(source, features_folder)
         super().__init__(
             cache_dir=None if cache_dir is None else str(cache_dir), dataset_name=self.facts.name, **settings

@@ -9,6 +9,7 @@ from hf_msa.data.builders import BUILDERS
 from hf_msa.data.schema import DATASET_NAMES, DATASETS, FACTS_FILE, SPLITS, DatasetFacts, facts_for, read_facts
 from hf_msa.data.sources import parquet_files
 from hf_msa.errors import MsaError, nearest, unknown_name
+from hf_msa.label_families import AnyFamily
 
 
 @overload
@@ -17,7 +18,7 @@ def load_msa(
     split: str,
     data_dir: str | Path | None = None,
     *,
-    label_family: str | None = None,
+    label_family: AnyFamily | None = None,
     features: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> datasets.Dataset: ...
@@ -29,7 +30,7 @@ def load_msa(
     split: None = None,
     data_dir: str | Path | None = None,
     *,
-    label_family: str | None = None,
+    label_family: AnyFamily | None = None,
     features: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> datasets.DatasetDict: ...
@@ -40,7 +41,7 @@ def load_msa(
     split: str | None = None,
     data_dir: str | Path | None = None,
     *,
-    label_family: str | None = None,
+    label_family: AnyFamily | None = None,
     features: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> datasets.Dataset | datasets.DatasetDict:
@@ -51,7 +52,7 @@ def load_msa(
             ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"``, ``"custom"``.
         split: ``"train"``, ``"validation"`` or ``"test"``; None gives all of them.
         data_dir: The raw pickle, label.csv or folder of the named data set; it is read once and kept in the cache.
-        label_family: With `data_dir` and ``"custom"``: ``"mosi"`` or ``"sims"``.
+        label_family: With `data_dir` and ``"custom"``: the label family, see `find_label_family`.
         features: With `data_dir` and a label.csv: the folder that holds ``audio`` and ``vision``.
         cache_dir: Where Arrow files are kept; by default the cache of `datasets`.
 
@@ -94,7 +95,7 @@ def load_split(data: str, split: str) -> datasets.Dataset:
 
 
 def _from_raw(
-    name: str, raw: Path, label_family: str | None, features: str | Path | None, cache_dir: str | Path | None
+    name: str, raw: Path, label_family: AnyFamily | None, features: str | Path | None, cache_dir: str | Path | None
 ) -> datasets.DatasetDict:
     from hf_msa.data.prepare import clear_errors
 
@@ -152,7 +153,7 @@ def _not_found(name: str) -> str:
     )
 
 
-def dataset_facts(name_or_path: str | Path, label_family: str | None = None) -> DatasetFacts:
+def dataset_facts(name_or_path: str | Path, label_family: AnyFamily | None = None) -> DatasetFacts:
     """Return what is known about a data set beyond its columns.
 
     Args:
@@ -174,7 +175,7 @@ def dataset_facts(name_or_path: str | Path, label_family: str | None = None) -> 
         return read_facts(file)
     if label_family is None:
         raise MsaError(
-            f"{name_or_path} has no {FACTS_FILE}, so nothing says which metrics apply; give the label family, 'mosi' "
+            f"{name_or_path} has no {FACTS_FILE}, so nothing says which metrics apply; give the label family, e.g. 'mosi' "
             "or 'sims', or prepare the data set with `hf-msa prepare`."
         )
     return facts_for("custom", label_family)

@@ -17,6 +17,7 @@ from hf_msa.data.validation import ValidationReport
 from hf_msa.data.video_split import VideoSplitSource
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.files import atomic_directory
+from hf_msa.label_families import AnyFamily
 
 _SHARD_SIZE = "400MB"
 _SIZE_CATEGORIES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -27,7 +28,7 @@ def prepare_dataset(
     source: str | Path,
     output: str | Path,
     *,
-    label_family: str | None = None,
+    label_family: AnyFamily | None = None,
     features: str | Path | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
@@ -41,7 +42,7 @@ def prepare_dataset(
         name: ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"`` or ``"custom"``.
         source: An MMSA pickle, a label.csv, or a folder with a label.csv or Parquet files.
         output: The folder to write.
-        label_family: ``"mosi"`` or ``"sims"``: which metrics apply; needed for ``"custom"``.
+        label_family: Which labels there can be and which metrics apply, see `find_label_family`; needed for ``"custom"``.
         features: For a label.csv: the folder that holds ``audio`` and ``vision``, if it is another one.
         push_to_hub: ``"org/name"`` of a data set repository to upload the folder to.
         private: Whether a repository that is created by the upload is private.
@@ -216,7 +217,7 @@ def _card_text(title: str, facts: DatasetFacts, report: ValidationReport) -> str
     }
     lines = [
         f"# {title}",
-        f"Rows for multimodal sentiment analysis, made from: {facts.source}. Metrics: the `{facts.label_family}` "
+        f"Rows for multimodal sentiment analysis, made from: {facts.source}. Metrics: the `{facts.family.name}` "
         f"family. Audio and vision frames are {'' if facts.aligned else 'not '}aligned to the words.",
         "## Use",
         '```python\nfrom hf_msa.data import load_msa\n\ntrain = load_msa("PATH_OR_ORG/NAME", "train")\n```',

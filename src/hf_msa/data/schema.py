@@ -11,7 +11,9 @@ import datasets
 
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.files import write_json
-from hf_msa.models.msa_schema import FEATURE_MODALITIES, LABEL_FAMILIES, UNIMODAL_LABEL_KEYS
+from hf_msa.label_families import AnyFamily, find_label_family
+from hf_msa.models.msa_label_families import LabelFamily
+from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
 
 ID = "id"
 VIDEO_ID = "video_id"
@@ -79,7 +81,7 @@ class DatasetFacts:
 
     Attributes:
         name: Short name, e.g. ``"mosi"``.
-        label_family: ``"mosi"`` or ``"sims"``: which metrics apply.
+        label_family: ``"mosi"``, ``"sims"``, or the description of another family: which metrics apply.
         label_low: Lowest label that can occur.
         label_high: Highest label that can occur.
         language: ISO 639-1 code of the transcripts.
@@ -93,7 +95,7 @@ class DatasetFacts:
     """
 
     name: str
-    label_family: str
+    label_family: str | Mapping[str, Any]
     label_low: float
     label_high: float
     language: str = "en"
@@ -106,12 +108,17 @@ class DatasetFacts:
     citation: str = ""
 
     def __post_init__(self) -> None:
-        if self.label_family not in LABEL_FAMILIES:
-            raise unknown_name("label family", self.label_family, LABEL_FAMILIES)
+        # As files hold it, whatever name it was found by here.
+        object.__setattr__(self, "label_family", find_label_family(self.label_family).to_value())
         if not self.label_low < self.label_high:
             raise MsaError(
                 f"The label range [{self.label_low}, {self.label_high}] is empty; give the lower bound first."
             )
+
+    @property
+    def family(self) -> LabelFamily:
+        """The label family."""
+        return find_label_family(self.label_family)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON values."""
@@ -275,13 +282,13 @@ DATASET_NAMES = (*DATASETS, "custom")
 
 
 def facts_for(
-    name: str, label_family: str | None = None, label_range: tuple[float, float] | None = None
+    name: str, label_family: AnyFamily | None = None, label_range: tuple[float, float] | None = None
 ) -> DatasetFacts:
     """Return the facts of a data set by name, before its file is read.
 
     Args:
         name: One of `DATASET_NAMES`.
-        label_family: ``"mosi"`` or ``"sims"``; needed for ``"custom"``, otherwise it overrides the benchmark's.
+        label_family: See `find_label_family`; needed for ``"custom"``, otherwise it overrides the benchmark's.
         label_range: Lowest and highest label; by default the benchmark's, or the family's.
 
     Raises:
@@ -289,14 +296,16 @@ def facts_for(
     """
     if name not in DATASET_NAMES:
         raise unknown_name("data set", name, DATASET_NAMES)
-    if label_family is not None and label_family not in LABEL_FAMILIES:
-        raise unknown_name("label family", label_family, LABEL_FAMILIES)
+    family = None if label_family is None else find_label_family(label_family)
     if name in DATASETS:
         facts = DATASETS[name].facts
-        family = label_family or facts.label_family
-        low, high = label_range or LABEL_FAMILIES[family]
-        return dataclasses.replace(facts, label_family=family, label_low=low, label_high=high)
-    if label_family is None:
-        raise MsaError("A custom data set needs a label family, which decides the metrics: 'mosi' or 'sims'.")
-    low, high = label_range or LABEL_FAMILIES[label_family]
-    return DatasetFacts(name=name, label_family=label_family, label_low=low, label_high=high)
+        family = family or facts.family
+        low, high = label_range or (family.low, family.high)
+        return dataclasses.replace(facts, label_family=family.to_value(), label_low=low, label_high=high)
+    if family is None:
+        raise MsaError(
+            "A custom data set needs a label family, which says what labels there can be and which metrics apply: 'mosi', "
+            "'sims', or a YAML file that describes another."
+        )
+    low, high = label_range or (family.low, family.high)
+    return DatasetFacts(name=name, label_family=family.to_value(), label_low=low, label_high=high)

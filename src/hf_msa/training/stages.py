@@ -91,7 +91,7 @@ class RunContext:
             values["bf16"] = True
         arguments = training_arguments(self.stage_folder(stage), values)
         metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
-        measured = ("loss", *family_metrics(self.facts.label_family))
+        measured = ("loss", *family_metrics(self.facts.family))
         if metric not in measured:
             raise unknown_name(f"metric_for_best_model of stage {stage!r}:", metric, measured)
         return arguments
@@ -387,7 +387,7 @@ def prepare_run(
         }
     shapes = {**model_shapes(rows), **{k: v for k, v in recipe.model.items() if k.endswith("_max_length")}}
     try:
-        config = config_class(**{**shapes, "label_family": facts.label_family, **recipe.model})
+        config = config_class(**{**shapes, "label_family": facts.family.to_value(), **recipe.model})
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise MsaError(f"The recipe {recipe.name!r} gives no model for this data: {reason(error)}.") from error
     if not config.mask_padding and not recipe.pad_to_fixed:
