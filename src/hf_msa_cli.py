@@ -11,7 +11,11 @@ from typing import NoReturn
 
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="{mosi,mosei,sims,simsv2,custom}", help="which data set the source holds")
+    parser.add_argument(
+        "dataset",
+        metavar="{mosi,mosei,sims,simsv2,custom}",
+        help="what the source holds; also a name that an installed package adds",
+    )
     parser.add_argument("--source", required=True, help="MMSA pickle, folder with label.csv and features, or Parquet")
     parser.add_argument("--output", required=True, help="folder to write the prepared data set to")
     parser.add_argument("--features", help="folder of feature files (.npy/.csv) beside a label.csv")

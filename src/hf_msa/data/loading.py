@@ -5,8 +5,17 @@ from typing import overload
 
 import datasets
 
-from hf_msa.data.builders import BUILDERS
-from hf_msa.data.schema import DATASET_NAMES, DATASETS, FACTS_FILE, SPLITS, DatasetFacts, facts_for, read_facts
+from hf_msa.data.builders import MsaBuilder
+from hf_msa.data.schema import (
+    CUSTOM,
+    DATASETS,
+    FACTS_FILE,
+    SPLITS,
+    DatasetFacts,
+    check_dataset_name,
+    facts_for,
+    read_facts,
+)
 from hf_msa.data.sources import parquet_files
 from hf_msa.errors import MsaError, nearest, unknown_name
 from hf_msa.label_families import AnyFamily
@@ -49,7 +58,7 @@ def load_msa(
 
     Args:
         name_or_path: A prepared folder, a data set on the Hub (``"org/name"``), or, with `data_dir`, one of
-            ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"``, ``"custom"``.
+            ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"``, that of a registered data set, or ``"custom"``.
         split: ``"train"``, ``"validation"`` or ``"test"``; None gives all of them.
         data_dir: The raw pickle, label.csv or folder of the named data set; it is read once and kept in the cache.
         label_family: With `data_dir` and ``"custom"``: the label family, see `find_label_family`.
@@ -99,9 +108,8 @@ def _from_raw(
 ) -> datasets.DatasetDict:
     from hf_msa.data.prepare import clear_errors
 
-    if name not in BUILDERS:
-        raise unknown_name("data set", name, DATASET_NAMES)
-    builder = BUILDERS[name](raw, label_family=label_family, features_folder=features, cache_dir=cache_dir)
+    check_dataset_name(name)
+    builder = MsaBuilder(name, raw, label_family=label_family, features_folder=features, cache_dir=cache_dir)
     with clear_errors(Path(builder.cache_dir)):
         builder.download_and_prepare()
     loaded = builder.as_dataset()
@@ -137,12 +145,12 @@ def _from_parquet(name_or_path: str | Path, cache_dir: str | Path | None) -> dat
 
 def _check_hub_name(name_or_path: str | Path) -> None:
     name = str(name_or_path)
-    if name in DATASET_NAMES:
+    if name == CUSTOM or name in DATASETS:
         raise MsaError(f"The data set {name!r} cannot be downloaded: give the file that you have as data_dir.")
     if isinstance(name_or_path, Path) or name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise MsaError(
             f"There is no folder {name!r}, and it is no Hub name (org/name) nor a known data set."
-            f"{nearest(name, DATASET_NAMES)}"
+            f"{nearest(name, (*DATASETS, CUSTOM))}"
         )
 
 
@@ -178,7 +186,7 @@ def dataset_facts(name_or_path: str | Path, label_family: AnyFamily | None = Non
             f"{name_or_path} has no {FACTS_FILE}, so nothing says which metrics apply; give the label family, e.g. 'mosi' "
             "or 'sims', or prepare the data set with `hf-msa prepare`."
         )
-    return facts_for("custom", label_family)
+    return facts_for(CUSTOM, label_family)
 
 
 def _download_facts(name: str) -> Path | None:

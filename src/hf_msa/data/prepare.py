@@ -10,12 +10,20 @@ from pathlib import Path
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from hf_msa.data.builders import BUILDERS, Custom, MsaBuilder
-from hf_msa.data.schema import DATASET_NAMES, DATASETS, FACTS_FILE, DatasetFacts, read_facts, write_facts
-from hf_msa.data.sources import RowSource
+from hf_msa.data.builders import MsaBuilder
+from hf_msa.data.schema import (
+    CUSTOM,
+    DATASETS,
+    FACTS_FILE,
+    DatasetFacts,
+    RowSource,
+    check_dataset_name,
+    read_facts,
+    write_facts,
+)
 from hf_msa.data.validation import ValidationReport
 from hf_msa.data.video_split import VideoSplitSource
-from hf_msa.errors import MsaError, unknown_name
+from hf_msa.errors import MsaError
 from hf_msa.files import atomic_directory
 from hf_msa.label_families import AnyFamily
 
@@ -39,7 +47,7 @@ def prepare_dataset(
     """Convert a raw data set to a folder that `datasets.load_dataset` and `load_msa` read.
 
     Args:
-        name: ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"`` or ``"custom"``.
+        name: ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"``, that of a registered data set, or ``"custom"``.
         source: An MMSA pickle, a label.csv, or a folder with a label.csv or Parquet files.
         output: The folder to write.
         label_family: Which labels there can be and which metrics apply, see `find_label_family`; needed for ``"custom"``.
@@ -58,13 +66,17 @@ def prepare_dataset(
         MsaError: If an argument or the data cannot be used, the output exists, the disk is full or the upload fails.
             `output` is then as it was.
     """
-    if name not in BUILDERS:
-        raise unknown_name("data set", name, DATASET_NAMES)
+    check_dataset_name(name)
     check_output(Path(output), overwrite)
 
     def build(cache: Path) -> MsaBuilder:
-        return BUILDERS[name](
-            source, features_folder=features, label_family=label_family, label_range=label_range, cache_dir=cache
+        return MsaBuilder(
+            name,
+            source,
+            features_folder=features,
+            label_family=label_family,
+            label_range=label_range,
+            cache_dir=cache,
         )
 
     if split_by_video is None:
@@ -100,7 +112,7 @@ def write_dataset(
         MsaError: As `prepare_dataset`.
     """
     check_output(Path(output), overwrite)
-    return _write(lambda cache: Custom(source, facts=facts, cache_dir=cache), Path(output), extra)
+    return _write(lambda cache: MsaBuilder(CUSTOM, source, facts=facts, cache_dir=cache), Path(output), extra)
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -141,7 +153,7 @@ def _write_split_by_video(
         _write(build, rows)
         facts = read_facts(rows / FACTS_FILE)
         source = VideoSplitSource(rows, shares)
-        return _write(lambda cache: Custom(source, facts=facts, cache_dir=cache), output)
+        return _write(lambda cache: MsaBuilder(CUSTOM, source, facts=facts, cache_dir=cache), output)
 
 
 def _place_shards(work: Path, data: Path, splits: list[str]) -> None:
