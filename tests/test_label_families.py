@@ -196,7 +196,8 @@ def test_from_raw_data_to_a_score(tmp_path: Path) -> None:
     description.write_text("name: stars\nlow: 1\nhigh: 5\nclasses: [terrible, poor, fair, good, excellent]\n")
     with pytest.raises(MsaError, match=r"outside \[-1, 1\]"):
         prepare_dataset("custom", tmp_path / "raw", tmp_path / "wrong", label_family="sims")
-    prepare_dataset("custom", tmp_path / "raw", tmp_path / "data", label_family=str(description))
+    report = prepare_dataset("custom", tmp_path / "raw", tmp_path / "data", label_family=str(description))
+    assert min(report.splits["train"].polarity()[0::2]) > 0, "there are negative ones, above zero though they are"
     description.unlink()
     assert dataset_facts(tmp_path / "data").family.name == "stars"
     recipe = load_recipe(
