@@ -16,7 +16,7 @@ def read_feature_file(path: str | Path) -> tuple[NDArray[np.float32], tuple[str,
     """Read a feature sequence.
 
     Args:
-        path: A .npy file with an array of numbers, (frames, width), or (width,) for a single frame; or a .csv file, its cells
+        path: A .npy file with an array of numbers, (frames, width), or (width,) for a single frame; or a .csv file,
             separated by commas or semicolons, with or without a header. Columns of bookkeeping and of words are left out.
 
     Returns:
