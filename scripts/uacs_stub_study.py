@@ -34,13 +34,14 @@ from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import read_planted
 from hf_msa.evaluation.checkpoints import load_checkpoint, own_fields
-from hf_msa.evaluation.metrics import MAIN_ACCURACY, regression_metrics, resampled_metrics
+from hf_msa.evaluation.metrics import regression_metrics, resampled_metrics
 from hf_msa.evaluation.results import EvaluationFacts, build_results, predictions_table, write_results
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.evaluation.uncertainty import auroc, polarity_errors
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.msa_mllm import MllmAnswer, MllmRequest
 from hf_msa.models.processing_msa import MsaProcessor
 from hf_msa.models.uacs_prompts import SECOND_OPINION, answer_text
@@ -258,7 +259,7 @@ def escalation(cascades: Sequence[Columns], labels: Floats, hard: NDArray[np.boo
 
 def scores_of(scores: Sequence[Floats], labels: Floats, draws: Floats) -> dict[str, tuple[list[float], Floats]]:
     """MAE and accuracy of each seed, and their mean in each resample."""
-    metrics = ("mae", MAIN_ACCURACY["mosi"])
+    metrics = ("mae", BUILT_IN["mosi"].main_accuracy)
     plain = [regression_metrics(each, labels, "mosi") for each in scores]
     drawn = [resampled_metrics(each, labels, "mosi", draws) for each in scores]
     return {name: ([row[name] for row in plain], np.mean([row[name] for row in drawn], axis=0)) for name in metrics}
@@ -437,7 +438,7 @@ def summarise(report: Report, found: Mapping[str, Any]) -> None:
 def _way(row: Mapping[str, Any]) -> dict[str, Any]:
     cells: dict[str, Any] = {"way": row["way"]}
     cells |= {name: format_spread(row[name]) for name in ("calls", "cost")}
-    for metric in ("mae", MAIN_ACCURACY["mosi"]):
+    for metric in ("mae", BUILT_IN["mosi"].main_accuracy):
         cells[metric] = f"{format_spread(row[metric])} {format_bounds(row[f'{metric} interval'])}"
         key = f"U-ACS minus this, {metric}"
         same = row["way"] == "U-ACS"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_msa.methods import METHODS
+from nonempty import some
 from tiny import TINY_CONFIGS
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,7 @@ LEVELS = {
     "files": 0,
     "registry": 1,
     "models": 1,
+    "label_families": 2,
     "methods": 2,
     "data": 3,
     "evaluation": 4,
@@ -167,7 +169,7 @@ class TestModelsFolder:
 
     @pytest.mark.parametrize("path", files, ids=lambda path: path.stem)
     def test_imports_are_siblings_or_allowed_packages(self, path: Path) -> None:
-        for node in ast.walk(tree(path)):
+        for node in some(ast.walk(tree(path))):
             if isinstance(node, ast.Import):
                 packages = {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level:
@@ -187,7 +189,7 @@ class TestModelsFolder:
     def test_no_text_looks_like_a_relative_import(self, path: Path) -> None:
         # transformers finds the files to copy with these two patterns, in docstrings too.
         real = {node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in some(enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)):
             if re.match(r"\s*(from\s+\.|import\s+\.)", line):
                 assert number in real, f"line {number} is taken for an import when a checkpoint is saved: {line!r}"
 

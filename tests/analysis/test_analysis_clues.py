@@ -19,6 +19,7 @@ from hf_msa.analysis.tcmr.clues import (
 )
 from hf_msa.analysis.tcmr.masked_words import read_word_list, run_text, split_words
 from hf_msa.errors import MsaError
+from hf_msa.models.msa_label_families import BUILT_IN
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "so", "film", "lov", "##ing", "the"]
 IDS = {token: number for number, token in enumerate(VOCABULARY)}
@@ -134,7 +135,7 @@ def test_counted_by_hand(tokenizer):
     # "bad good bad": 0, read as neutral: wrong, left out.
     # "the film": truly neutral and read so: has no opposite, left out.
     classifier = Stub({"good": 2.0, "bad": -1.0, "so": 0.5})
-    made = mask_each_word(classifier, tokenizer, words, labels, 0.0)
+    made = mask_each_word(classifier, tokenizer, words, BUILT_IN["mosi"].polarity(labels), 0.0)
     assert made.true.tolist() == [2, 2, 0, 0, 1]
     assert [row.tolist() for row in made.masked] == [[0, 2, 2], [1, 2, 2], [1], [], []]
     assert classifier.batches == [5, 7]
@@ -156,7 +157,8 @@ def test_counted_by_hand(tokenizer):
 )
 def test_both_directions_and_repeated_words(tokenizer, text, label, weights, flips):
     words = split_words(Rows([text], tokenizer), tokenizer)
-    made = mask_each_word(Stub(weights), tokenizer, words, np.array([label], dtype=np.float32), 0.0)
+    true = BUILT_IN["mosi"].polarity(np.array([label], dtype=np.float32))
+    made = mask_each_word(Stub(weights), tokenizer, words, true, 0.0)
     counts = counted(made, 0.0)
     assert counts.flips == Counter(flips) and counts.masked == Counter(text.split())
 

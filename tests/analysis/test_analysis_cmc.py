@@ -28,6 +28,7 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.results import Predictions, predictions_table, write_results
 from hf_msa.evaluation.statistics import resample_counts
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.msa_schema import MODALITIES, SENTIMENT_CLASSES
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
@@ -325,7 +326,7 @@ def test_consistency_needs_labels_and_the_same_samples(data, write_cmc, write_ru
 
 
 def test_labels_in_the_order_of_predictions():
-    labels = SplitLabels(("a", "b", "c"), np.float32([1, -1, 0]), {"text": np.float32([1, 1, 0])})
+    labels = SplitLabels(("a", "b", "c"), np.float32([1, -1, 0]), {"text": np.float32([1, 1, 0])}, BUILT_IN["mosi"])
     found = labels.of(["c", "b"], [0.0, -1.0], "run")
     assert found.multimodal.tolist() == [0, -1] and found.disagreeing("text").tolist() == [False, True]
     with pytest.raises(MsaError, match="no sample 'd'"):

@@ -21,6 +21,7 @@ from hf_msa.analysis.tcmr.quadrants import cell_rows, cue_fates
 from hf_msa.analysis.tcmr.upper_bound import difference_rows
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.statistics import paired_difference
+from hf_msa.models.msa_label_families import BUILT_IN
 from made_results import make_results, make_table
 
 
@@ -95,7 +96,7 @@ def test_cells_by_hand():
         row("high", "dropped", 1.0, 1.5, 0.2),
         row("high", "mixed", 3.0, -3.0, 0.0),
     ]
-    cells = cell_rows(table, "mosi")
+    cells = cell_rows(table, BUILT_IN["mosi"])
     assert [cell["n"] for cell in cells] == [2, 0, 0, 1]
     assert cells[0]["mae"] == pytest.approx(1.5) and cells[0]["acc2"] == 0.5
     assert cells[0]["confidence"] == pytest.approx(0.8) and cells[0]["confidence sd"] == pytest.approx(math.sqrt(0.02))

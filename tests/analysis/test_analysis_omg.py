@@ -40,6 +40,7 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.evaluate import evaluate_runs
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan
 from hf_msa.models.omg_planner import Candidate, PlanChoice
 from hf_msa.training.recipes import load_recipe
@@ -137,7 +138,7 @@ def test_tables_of_imputations_by_hand():
     assert own["ratio"].text() == "1.000 ± 0.707 [1.000, 1.000]"
     assert mean["spread"].text() == "0.000 ± 0.000 [0.000, 0.000]"
     labels = np.array([1.0, -1.0, 1.0, -1.0], dtype=np.float32)
-    own, mean = score_summary({"audio": made}, labels, "mosi")
+    own, mean = score_summary({"audio": made}, labels, BUILT_IN["mosi"])
     # Absolute errors 0, 0, 0, 2 in the one seed and 0, 0, 2, 0 in the other; 0.5, 1.5, 0.5, 1.5 with the mean.
     assert own["MAE"].text().startswith("0.500 ± 0.000 [") and own["MAE, difference"].startswith("-0.500 [")
     assert [row["Non0 Acc-2"].text()[:13] for row in (own, mean)] == ["0.750 ± 0.000", "0.500 ± 0.000"]

@@ -25,6 +25,7 @@ from hf_msa.analysis.uacs.routes import case_rows, route_rows
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.results import EvaluationFacts, build_results, predictions_table, write_results
 from hf_msa.evaluation.uncertainty import auroc, coverage_risks, polarity_errors
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.uacs_rules import FAST, MLLM, ROUTES, VERIFY, WEIGHTED
 
 NAN, INF = math.nan, math.inf
@@ -39,7 +40,7 @@ SECOND = -1.5
 TAUS = {"tau_1": 0.5, "tau_2": 0.4}
 CONFIG: dict[str, Any] = {
     "uncertainty_kind": "entropy",
-    "label_range": [-3.0, 3.0],
+    "label_family": "mosi",
     "neutral_zone": 0.05,
     "epsilon": 1e-12,
     "agreement_rule": "weighted",
@@ -305,6 +306,9 @@ class TestAccuracyCost:
     def test_rules_of_a_configuration(self) -> None:
         assert Rules.of(CONFIG, "x") == Rules(**TAUS)
         assert Rules.of(CONFIG | {"uncertainty_kind": "score"}, "x").offset == 3.0
+        stars = {"name": "stars", "low": 1, "high": 5, "neutral": 2}
+        rules = Rules.of(CONFIG | {"uncertainty_kind": "score", "label_family": stars}, "x")
+        assert (rules.neutral, rules.offset) == (2.0, 3.0)
         with pytest.raises(MsaError, match="no threshold tau_2"):
             Rules.of({**CONFIG, "tau_2": None}, "x")
 
@@ -313,7 +317,7 @@ class TestAccuracyCost:
         assert [(values > tau_for(values, count)).sum() for count in range(4)] == [0, 1, 2, 3]
 
     def test_points_by_hand(self, recorded: Recorded) -> None:
-        rows = sweep_rows([recorded], [Rules(**TAUS)], np.array(LABELS), "mosi")
+        rows = sweep_rows([recorded], [Rules(**TAUS)], np.array(LABELS), BUILT_IN["mosi"])
         small, calibrated, expert = (
             next(r for r in rows if r["point"] == n) for n in ("small model", "calibrated", "expert")
         )
@@ -348,7 +352,7 @@ class TestAccuracyCost:
         for _ in range(4000):
             chosen = generator.permutation(6) < 4
             drawn.append(np.abs(np.where(chosen, recorded.expert, recorded.small) - labels).mean())
-        rows = sweep_rows([recorded], [Rules(**TAUS)], labels, "mosi")
+        rows = sweep_rows([recorded], [Rules(**TAUS)], labels, BUILT_IN["mosi"])
         (calibrated,) = (row for row in rows if row["point"] == "calibrated")
         assert calibrated["mae, random, equal share"] == pytest.approx(np.mean(drawn), abs=0.02)
 

@@ -235,12 +235,10 @@ def test_rows_of_a_prepared_file_become_batches(tmp_path):
     assert second["sample_index"].tolist() == list(range(6))
 
 
-def test_batches_are_rows_with_their_places():
+def test_batches_of_some_rows_in_an_order():
     rows = MsaRows(dataset_of(raw(5)), "train")
-    found = [(places.tolist(), [row["index"] for row in members]) for places, members in rows.batches(2)]
-    assert found == [([0, 1], [0, 1]), ([2, 3], [2, 3]), ([4], [4])]
-    ((places, members),) = rows.batches(9, [3, 1])
-    assert places.tolist() == [3, 1] and [row["index"] for row in members] == [3, 1]
+    assert [[row["index"] for row in members] for members in rows.batches(2)] == [[0, 1], [2, 3], [4]]
+    assert [[row["index"] for row in members] for members in rows.batches(2, [3, 1, 0])] == [[3, 1], [0]]
     assert list(rows.batches(2, [])) == []
 
 

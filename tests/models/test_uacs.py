@@ -19,6 +19,7 @@ from hf_msa.models.modeling_uacs import (
     UacsOutput,
 )
 from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis, UbmOutput
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_mllm import LocalMllm
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
@@ -128,13 +129,13 @@ class TestRules:
 
 class TestPrompts:
     def test_the_question_names_range_words_and_sources(self) -> None:
-        prompt = direct_prompt((-1.0, 1.0), "not bad", ("text", "audio", "vision"), "Voice: loud.")
+        prompt = direct_prompt(BUILT_IN["sims"], "not bad", ("text", "audio", "vision"), "Voice: loud.")
         assert "from -1 to 1" in prompt and '"not bad"' in prompt and "Voice: loud." in prompt
         assert "what is said, how it is said and what the face shows" in prompt
         assert prompt.endswith("a number with one decimal.") and "uncertainty" not in prompt
 
     def test_lost_words_are_said_to_be_lost(self) -> None:
-        prompt = direct_prompt((-3.0, 3.0), None, ("audio",))
+        prompt = direct_prompt(BUILT_IN["mosi"], None, ("audio",))
         assert "The words are lost." in prompt and "what is said" not in prompt and "\n\n" not in prompt
 
     def test_the_second_part_holds_both_estimates_rounded(self) -> None:
@@ -575,7 +576,7 @@ class TestCheckpoint:
         ({"expert_max_new_tokens": 0}, "expert_max_new_tokens must be at least 1"),
         ({"neutral_zone": -0.1}, "neutral_zone must be at least 0"),
         ({"epsilon": 0.0}, "epsilon must be above 0"),
-        ({"threshold_lambda": 1.5}, "threshold_lambda must be from 0 to 1"),
+        ({"threshold_lambda": 1.5}, "threshold_lambda must be at least 0 and at most 1"),
         ({"expert_kind": "endpoint", "expert_adapter": True}, "A server loads its model itself"),
         ({"route": "slow"}, "route"),
     ],

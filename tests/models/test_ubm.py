@@ -15,6 +15,7 @@ from hf_msa.models.modeling_ubm import (
     class_entropy,
     ensemble_loss,
 )
+from nonempty import some
 from tiny import tiny_backbone, tiny_batch, tiny_labels, tiny_processor, tiny_rows, tiny_ubm_config
 
 KINDS = ("entropy", "prediction_truth", "ensemble", "score")
@@ -72,7 +73,7 @@ class TestSequences:
         encoder = self.encoder()
         values, mask = self.batch()
         found = encoder(values, mask)
-        for row, length in enumerate((9, 4, 1, 6)):
+        for row, length in some(enumerate((9, 4, 1, 6))):
             states, _ = encoder.lstm(values[row : row + 1, :length])
             assert torch.allclose(found[row], encoder.projection(states[0, -1]), atol=1e-6)
 
@@ -282,7 +283,7 @@ def test_half_precision_keeps_losses_and_uncertainty_in_single() -> None:
         ({"fusion_dropout": 1.0}, "fusion_dropout must be at least 0 and below 1"),
         ({"ensemble_size": 1}, "ensemble_size must be at least 2"),
         ({"ensemble_fraction": 0.0}, "ensemble_fraction must be above 0"),
-        ({"temperature": 0.0}, "temperature must be a number above 0"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
         ({"temperature": 2.0, "uncertainty_kind": "score"}, "changes the entropy alone.*'score'"),
         ({"calibrate_temperature": True, "uncertainty_kind": "ensemble"}, "changes the entropy alone"),
         ({"uncertainty_kind": "variance"}, "uncertainty_kind"),

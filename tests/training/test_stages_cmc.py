@@ -15,12 +15,13 @@ from transformers import AutoModel, TrainerCallback
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.models.modeling_cmc import CmcForSentimentAnalysis, CmcUnimodalModels
-from hf_msa.models.modeling_msa import sentiment_classes
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.training.cmc.pseudo_labels import updated_labels
 from hf_msa.training.cmc.stages import CmcTrainer, CmcUnimodalTrainer, first_labels
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
 from hf_msa.training.text_states import TextStates, compute_text_states
+from nonempty import some
 
 QUIET = {"disable_tqdm": True, "use_cpu": True}
 MODALITIES = ("text", "audio", "vision")
@@ -63,7 +64,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def row_classes(context: RunContext, split: str) -> torch.Tensor:
-    return sentiment_classes(torch.from_numpy(context.rows[split].labels))
+    return BUILT_IN["mosi"].polarity(torch.from_numpy(context.rows[split].labels))
 
 
 class Watched(CmcUnimodalTrainer):
@@ -247,7 +248,7 @@ def test_every_modality_keeps_its_own_best_teacher(scripted: Scripted) -> None:
 
 def test_flips_are_logged_and_noted_by_epoch(scripted: Scripted) -> None:
     history = load_file(Path(scripted.args.output_dir).parent / "pseudo_labels.safetensors")["train_history"]
-    classes = sentiment_classes(torch.from_numpy(scripted.train_rows.labels)).unsqueeze(1)
+    classes = BUILT_IN["mosi"].polarity(torch.from_numpy(scripted.train_rows.labels)).unsqueeze(1)
     logged = [entry for entry in scripted.state.log_history if "loss" in entry]
     assert len(history) == len(logged) == 4
     before = F.one_hot(classes.expand(-1, 3), 3).float()
@@ -316,7 +317,7 @@ def test_validation_loss_is_the_teachers_before_their_labels_move(corpus: Path, 
     with torch.no_grad():
         logits = trainer.teachers(**context.processor.from_rows(rows)).unimodal_logits
     classes = row_classes(context, "validation")
-    for index, name in enumerate(MODALITIES):
+    for index, name in some(enumerate(MODALITIES)):
         expected = F.cross_entropy(logits[:, index], classes).item()
         assert trainer.seen[0]["metrics"][f"eval_loss_{name}"] == pytest.approx(expected, abs=1e-3)
 

@@ -1,6 +1,5 @@
 """Running a model over missing rates or patterns: data loaded once, all rates of a batch together."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,9 +70,10 @@ def masked_batches(
     ids = rows.ids if split_ids is None else split_ids
     collate = MsaCollator(processor, None, split=rows.split)
     drops = [MsaCollator(processor, protocol.bind(ids), split=rows.split).masks for protocol in protocols]
-    order = rows.by_length() if places is None else list(places)
-    batches = rows.batches(batch_size, order)
-    for part, members in tqdm(batches, desc=what, total=math.ceil(len(order) / batch_size), leave=False, disable=None):
+    order = rows.by_length() if places is None else np.array(list(places), dtype=np.int64)
+    parts = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    bar = tqdm(rows.batches(batch_size, order), desc=what, total=len(parts), leave=False, disable=None)
+    for part, members in zip(parts, bar, strict=True):
         complete = {
             key: value.to(device) for key, value in collate(members).items() if key not in MISSING_MASK_KEYS.values()
         }

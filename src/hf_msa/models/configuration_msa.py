@@ -1,5 +1,7 @@
 """The configuration that every method shares: widths and lengths by modality name, text backbone, label range."""
 
+import math
+import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -7,7 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .msa_schema import LABEL_FAMILIES, MODALITIES
+from .msa_label_families import LabelFamily
+from .msa_schema import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class MsaConfig(PreTrainedConfig):
         text_max_length (`int`): Longest text in tokens, `[CLS]` and `[SEP]` included.
         audio_max_length (`int`): Longest audio sequence in frames.
         vision_max_length (`int`): Longest vision sequence in frames.
-        label_family (`"mosi"` or `"sims"`): Which label range and which metrics apply.
+        label_family (`str` or `dict`): `"mosi"`, `"sims"`, or the description of another family, see `LabelFamily`: the
+            range of labels, their classes, and the metrics that apply.
         mask_padding (`bool`): Whether attention leaves padded positions out. False is what the public LNLN code does;
             predictions then depend on the padded length, so batches must be padded to fixed lengths.
     """
@@ -76,7 +80,7 @@ class MsaConfig(PreTrainedConfig):
     text_max_length: int = 50
     audio_max_length: int = 375
     vision_max_length: int = 500
-    label_family: Literal["mosi", "sims"] = "mosi"
+    label_family: str | dict[str, Any] = "mosi"
     mask_padding: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -107,10 +111,49 @@ class MsaConfig(PreTrainedConfig):
         """Names of the columns of `class_logits`, for methods that have such an output."""
         return ()
 
+    def check_numbers(
+        self,
+        *names: str,
+        at_least: float | None = None,
+        above: float | None = None,
+        at_most: float | None = None,
+        below: float | None = None,
+        hint: str = "",
+    ) -> None:
+        """Check fields that hold numbers; None passes, as it means that there is none.
+
+        Args:
+            *names: The fields.
+            at_least, above, at_most, below: The bounds.
+            hint: What to do instead, for the end of the message.
+
+        Raises:
+            ValueError: If one is outside the bounds, not finite or no number.
+        """
+        bounds = {
+            "at least": (at_least, operator.ge),
+            "above": (above, operator.gt),
+            "at most": (at_most, operator.le),
+            "below": (below, operator.lt),
+        }
+        for name in names:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            kept = (bound is None or keeps(value, bound) for bound, keeps in bounds.values())
+            if not math.isfinite(value) or not all(kept):
+                said = " and ".join(f"{word} {bound:g}" for word, (bound, _) in bounds.items() if bound is not None)
+                raise ValueError(f"{name} must be {said}, got {value}{hint}.")
+
+    @property
+    def family(self) -> LabelFamily:
+        """The label family."""
+        return LabelFamily.of(self.label_family)
+
     @property
     def label_range(self) -> tuple[float, float]:
         """Lowest and highest possible label."""
-        return LABEL_FAMILIES[self.label_family]
+        return self.family.low, self.family.high
 
     @property
     def oracle_inputs(self) -> tuple[str, ...]:
@@ -133,11 +176,10 @@ class MsaConfig(PreTrainedConfig):
         return None
 
     def validate_msa(self) -> None:
-        """Check widths and lengths, and that a modality exists without which the method makes no sense."""
-        for name in ("audio_dim", "vision_dim", "text_max_length", "audio_max_length", "vision_max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}; leave a modality out with None.")
+        """Check widths and lengths, the label family, and that a modality exists without which the method makes no sense."""
+        LabelFamily.of(self.label_family)
+        self.check_numbers("text_max_length", "audio_max_length", "vision_max_length", at_least=1)
+        self.check_numbers("audio_dim", "vision_dim", at_least=1, hint="; leave a modality out with None")
         if self.NEEDS_ONE_OF and not any(getattr(self, f"{name}_dim") for name in self.NEEDS_ONE_OF):
             raise ValueError(
                 f"{type(self).__name__} needs at least one of {', '.join(self.NEEDS_ONE_OF)} beside text, but the data "

@@ -21,7 +21,6 @@ from hf_msa.analysis.estimates import Rows, format_number, format_spread
 from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError, reason
-from hf_msa.evaluation.metrics import sign_classes
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import paired_difference
 from hf_msa.models.msa_schema import MODALITIES, SENTIMENT_CLASSES
@@ -214,10 +213,9 @@ def _compare_with_annotations(
         "together.",
         counts,
     )
-    multimodal = sign_classes(labels.multimodal)
     agreements = [
         {"modality": modality}
-        | agreement_row([ours[modality] for ours in hard], multimodal, sign_classes(labels.unimodal[modality]))
+        | agreement_row([ours[modality] for ours in hard], labels.classes(), labels.classes(modality))
         for modality in modalities
         if modality in labels.unimodal
     ]
@@ -280,7 +278,7 @@ def _limit(found: Sequence[TrainedRun], tables: Sequence[Rows], modality: str) -
 
 
 def _confusion_rows(labels: SplitLabels, hard: Sequence[Mapping[str, NDArray[np.int64]]]) -> list[dict[str, Any]]:
-    classes = sign_classes(labels.multimodal)
+    classes = labels.classes()
     counts = {
         modality: np.sum([confusion(classes, ours[modality]) for ours in hard], axis=0).tolist()
         for modality in hard[0]

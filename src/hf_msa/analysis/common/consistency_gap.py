@@ -23,28 +23,29 @@ from hf_msa.evaluation.report import distinct_names
 from hf_msa.evaluation.results import Predictions, read_predictions, read_results
 from hf_msa.evaluation.statistics import all_and_resampled, paired_p_value
 from hf_msa.evaluation.subsets import DEFAULT_RULE, SUBSETS, Subset
+from hf_msa.label_families import AnyFamily, find_label_family
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
 
 GAP_ALARM = 0.25
 """A gap above this is an alarm."""
 
-_CLASS_METRIC = "class_has0_acc2"
-_METRIC = {"mosi": "has0_acc2", "sims": "acc2"}
+_METRICS = ("class_has0_acc2", "has0_acc2", "acc2")
 
 
-def subset_scores(grid: Predictions, family: str, inconsistent: NDArray[np.bool_]) -> dict[str, Any]:
+def subset_scores(grid: Predictions, family: AnyFamily, inconsistent: NDArray[np.bool_]) -> dict[str, Any]:
     """Score predictions on both subsets.
 
     Args:
         grid: Predictions of N samples.
-        family: Label family; it decides the accuracy where there are no three class logits.
+        family: Of the labels; it decides the accuracy where there are no three class logits.
         inconsistent: Which samples are, (N,).
 
     Returns:
         ``metric``, which accuracy; it of each of `SUBSETS`, averaged over mask seeds and rates; and the ``gap``,
         consistent minus inconsistent.
     """
-    metric = _CLASS_METRIC if _CLASS_METRIC in grid.metric_names(family) else _METRIC[family]
+    known = grid.metric_names(family)
+    metric = next((name for name in _METRICS if name in known), find_label_family(family).main_accuracy)
     counts = all_and_resampled(len(grid.ids))
     row: dict[str, Any] = {"metric": metric}
     for subset, inside in zip(SUBSETS, (~inconsistent, inconsistent), strict=True):

@@ -12,6 +12,8 @@ from hf_msa.analysis.estimates import Floats
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.report import distinct_names, split_text
 from hf_msa.evaluation.results import PREDICTION_COLUMNS, PREDICTIONS_FILE, Predictions, Results, read_results
+from hf_msa.label_families import find_label_family
+from hf_msa.models.msa_label_families import LabelFamily
 
 OWN, TRIVIAL, EXPERT = "own", "trivial", "expert"
 """Whose uncertainty: the model's, minus the size of its score, and that of the expert which it hands samples to."""
@@ -49,9 +51,9 @@ class SampleNumbers:
         return dict(self.results["config"])
 
     @property
-    def family(self) -> str:
+    def family(self) -> LabelFamily:
         """The label family."""
-        return str(self.results["dataset"]["label_family"])
+        return find_label_family(self.results["dataset"]["label_family"])
 
     @property
     def data_text(self) -> str:

@@ -77,7 +77,7 @@ def losses(numbers: SampleNumbers, scores: Floats, risk: str) -> tuple[Floats, n
         judged, wrong = polarity_errors(scores, numbers.labels)
         return wrong.astype(np.float64), judged
     # As the metric of this label family.
-    clipped = np.clip(scores, -1, 1) if numbers.family == "sims" else scores
+    clipped = np.clip(scores, numbers.family.low, numbers.family.high) if numbers.family.clip else scores
     return np.abs(clipped - numbers.labels), np.ones(scores.shape, dtype=bool)
 
 

@@ -24,6 +24,7 @@ from hf_msa.evaluation.metrics import METRICS, family_metrics, regression_metric
 from hf_msa.evaluation.report import counted, format_value, metric_heading
 from hf_msa.evaluation.statistics import mean_and_std
 from hf_msa.evaluation.sweep import sweep
+from hf_msa.label_families import AnyFamily
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.processing_msa import MsaProcessor
 
@@ -81,7 +82,7 @@ def analyze_selection(runs: Sequence[str], report: Report, *, data: str, rates: 
                 f"{run.folder} kept {counted(len(checkpoints), 'checkpoint')} of a whole model, so there is nothing to "
                 "choose from; train with --save_total_limit 1000 to keep one per epoch."
             )
-    family = dataset_facts(data).label_family
+    family = dataset_facts(data).family
     metrics = family_metrics(family)
     splits = {split: found[0].rows(data, split) for split in ("validation", "test")}
     table: list[dict[str, Any]] = []
@@ -121,7 +122,7 @@ def evaluate_checkpoint(
     processor: MsaProcessor,
     splits: Mapping[str, MsaRows],
     rates: Sequence[float],
-    family: str,
+    family: AnyFamily,
 ) -> dict[str, float]:
     """Evaluate one checkpoint as it is selected, and as it is tested.
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hf_msa.data.loading import load_split
+from hf_msa.data.loading import dataset_facts, load_split
 from hf_msa.data.schema import ID, LABEL
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import sign_classes
+from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
 
 
@@ -23,11 +23,17 @@ class SplitLabels:
         ids: The N sample ids.
         multimodal: The labels, float32 (N,).
         unimodal: Per modality its own labels, float32 (N,); empty where the data set has none.
+        family: The label family.
     """
 
     ids: tuple[str, ...]
     multimodal: NDArray[np.float32]
     unimodal: dict[str, NDArray[np.float32]]
+    family: LabelFamily
+
+    def classes(self, modality: str | None = None) -> NDArray[np.int64]:
+        """Indices into `SENTIMENT_CLASSES` by the multimodal labels, or by those of a modality (N,)."""
+        return self.family.polarity(self.multimodal if modality is None else self.unimodal[modality])
 
     def of(self, ids: Sequence[str], labels: ArrayLike, what: str) -> "SplitLabels":
         """Put the rows into the order of predictions.
@@ -48,13 +54,12 @@ class SplitLabels:
                 f"{what} was evaluated on other samples or labels than the data holds"
                 f"{f' (it has no sample {absent[0]!r})' if absent else ''}; give the data set that it was evaluated on."
             )
-        return SplitLabels(
-            tuple(ids), self.multimodal[order], {name: values[order] for name, values in self.unimodal.items()}
-        )
+        unimodal = {name: values[order] for name, values in self.unimodal.items()}
+        return SplitLabels(tuple(ids), self.multimodal[order], unimodal, self.family)
 
     def disagreeing(self, modality: str) -> NDArray[np.bool_]:
         """Where a modality's own class is not the multimodal one, (N,)."""
-        return np.not_equal(sign_classes(self.unimodal[modality]), sign_classes(self.multimodal))
+        return np.not_equal(self.classes(modality), self.classes())
 
 
 def read_labels(data: str, split: str) -> SplitLabels:
@@ -72,7 +77,8 @@ def read_labels(data: str, split: str) -> SplitLabels:
                 f"{int(np.isnan(values).sum())} of {values.size} samples of {data!r} have no {name}; complete it or "
                 "take the column out."
             )
-    return SplitLabels(tuple(dataset[ID][:]), labels[LABEL], {modality: labels[key] for modality, key in keys.items()})
+    unimodal = {modality: labels[key] for modality, key in keys.items()}
+    return SplitLabels(tuple(dataset[ID][:]), labels[LABEL], unimodal, dataset_facts(data).family)
 
 
 def planted_rows(data: str, split: str) -> list[dict[str, Any]] | None:

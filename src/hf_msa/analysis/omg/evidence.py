@@ -24,7 +24,6 @@ from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.report import counted
-from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import OBSERVATION, KnowledgeBase
 from hf_msa.models.omg_retriever import NO_ENTRY
@@ -124,7 +123,7 @@ def evidence_columns(omg: OmgOnRows, labels: Tensor, pattern: FixedPattern) -> d
         squared weights) and C_evi (eq. 9).
     """
     model, config = omg.model, omg.model.config
-    kinds: dict[str, Callable[[Tensor], Tensor]] = {"sign": sentiment_classes, "class": model.label_classes}
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {"sign": config.family.polarity, "class": model.label_classes}
     base = required_base(model, "The model")
     observations = torch.from_numpy(np.array(base.numbers(OBSERVATION))).to(model.device)
     labels = labels.to(model.device)

@@ -26,10 +26,11 @@ from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FixedPattern
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import MAIN_ACCURACY, METRICS, regression_metrics, resampled_metrics
+from hf_msa.evaluation.metrics import METRICS, regression_metrics, resampled_metrics
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import all_and_resampled
 from hf_msa.evaluation.sweep import MaskedBatch
+from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.models.omg_executor import LatentVae, masked_mean
 
 GENERATED, EVIDENCE, MEAN, CLASS_MEAN, TRUTH = "generated", "evidence", "training mean", "class mean (oracle)", "truth"
@@ -183,7 +184,7 @@ def analyze_imputation(runs: Sequence[str], report: Report, *, data: str, split:
         for name, means in training_means(dataclasses.replace(omg, rows=train)).items():
             by_seed.setdefault(name, []).append(impute_rows(omg, chosen, name, means))
     collected = {name: stacked(made) for name, made in by_seed.items()}
-    labels, family = rows.labels[chosen], omg.model.config.label_family
+    labels, family = rows.labels[chosen], omg.model.config.family
     seeds = [run.seed for run in found]
     report.csv("imputation.csv", error_rows(collected, seeds))
     report.csv("imputation_scores.csv", score_rows(collected, seeds, labels, family))
@@ -243,7 +244,7 @@ def _keys(what: str, space: str) -> list[tuple[str, str, str]]:
 
 
 def score_rows(
-    collected: Mapping[str, Imputations], seeds: Sequence[int], labels: Any, family: str
+    collected: Mapping[str, Imputations], seeds: Sequence[int], labels: Any, family: LabelFamily
 ) -> list[dict[str, Any]]:
     """All metrics of the classifier, one row per modality, training seed and stand-in."""
     return [
@@ -256,7 +257,7 @@ def score_rows(
     ]
 
 
-def score_summary(collected: Mapping[str, Imputations], labels: Any, family: str) -> list[dict[str, Any]]:
+def score_summary(collected: Mapping[str, Imputations], labels: Any, family: LabelFamily) -> list[dict[str, Any]]:
     """The classifier's metrics over all seeds with intervals, and how they differ from those with the training mean."""
     counts = all_and_resampled(len(labels))
     rows = []
@@ -268,7 +269,7 @@ def score_summary(collected: Mapping[str, Imputations], labels: Any, family: str
         }
         for what, ours in scored.items():
             row: dict[str, Any] = {"modality": name, "imputed": what}
-            for metric in ("mae", MAIN_ACCURACY[family]):
+            for metric in ("mae", family.main_accuracy):
                 own, mean = (Estimate.of([seed[metric] for seed in of]) for of in (ours, scored[MEAN]))
                 row[METRICS[metric].pretty] = own
                 row[f"{METRICS[metric].pretty}, difference"] = None if what == MEAN else (own - mean).difference_text()

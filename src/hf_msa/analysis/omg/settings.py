@@ -22,10 +22,11 @@ from hf_msa.analysis.estimates import Estimate, format_spread
 from hf_msa.analysis.omg.execution import OmgOnRows
 from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
+from hf_msa.data.loading import dataset_facts
 from hf_msa.data.missing import Condition, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors, unknown_name
-from hf_msa.evaluation.metrics import MAIN_ACCURACY, METRICS
+from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.results import Predictions, predictions_table
 from hf_msa.evaluation.statistics import resample_counts
@@ -119,7 +120,7 @@ def analyze_settings(
         if name not in scored[0].metrics:
             raise unknown_name("metric", name, scored[0].metrics)
     shown = list(metrics or scored[0].metrics)
-    main = [name for name in ("mae", *MAIN_ACCURACY.values()) if name in shown] or shown[:1]
+    main = [name for name in ("mae", dataset_facts(data).family.main_accuracy) if name in shown] or shown[:1]
     report.csv("settings.csv", setting_rows(scored, [run.seed for run in found], rates))
     report.summary(
         "settings.md",
@@ -160,7 +161,7 @@ def score_setting(
         made, _ = sweep(omg.model, omg.processor, rows, tested, batch_size)
         seconds.append((time.perf_counter() - started) / (len(rows) * len(tested)))
         parts += [{"training_seed": run.seed, **part} for part in made]
-    predictions, family = Predictions.from_table(predictions_table(parts)), omg.model.config.label_family
+    predictions, family = Predictions.from_table(predictions_table(parts)), omg.model.config.family
     values, drawn = predictions.metrics(family), predictions.resampled(family, resample_counts(len(rows)))
     metrics = {
         name: [Estimate(values[name][:, 0, place], drawn[name][place]) for place in range(len(tested))]

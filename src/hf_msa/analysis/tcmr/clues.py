@@ -22,7 +22,6 @@ from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import load_msa
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import sign_classes
 from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
 
 ALL_SPLITS = "all"
@@ -104,7 +103,7 @@ def mask_each_word(
     classifier: TcmrPolarityClassifier,
     tokenizer: PreTrainedTokenizerBase,
     words: Words,
-    labels: NDArray[np.float32],
+    true: NDArray[np.int64],
     threshold: float,
 ) -> MaskedOnce:
     """Run the classifier on complete texts, then on the usable ones with one word masked at a time.
@@ -113,7 +112,7 @@ def mask_each_word(
         classifier: In eval mode.
         tokenizer: The model's.
         words: The texts.
-        labels: Their scores (N,); the sign is the class.
+        true: Their true classes (N,).
         threshold: The lowest that will be asked for.
     """
 
@@ -121,7 +120,6 @@ def mask_each_word(
         return classifier(ids, mask).logits
 
     device = next(classifier.parameters()).device
-    true = sign_classes(labels)
     raw = run_text(
         logits, words, np.arange(len(true)), lambda variants, numbers: numbers < -1, tokenizer, device
     ).astype(np.float64)
@@ -173,7 +171,9 @@ def analyze_clues(
     labels = np.concatenate([rows.labels for rows in parts])
     totals = {level: ClueCounts() for level in levels}
     for run in found:
-        texts = mask_each_word(polarity_classifier(run), tokenizer, words, labels, levels[0])
+        classifier = polarity_classifier(run)
+        true = classifier.config.family.polarity(labels)
+        texts = mask_each_word(classifier, tokenizer, words, true, levels[0])
         for level in levels:
             count_clues(texts, level, totals[level])
     roles = planted_roles(data)

@@ -21,7 +21,6 @@ from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FRAME_RATES
 from hf_msa.data.rows import MsaRows
-from hf_msa.evaluation.metrics import sign_classes
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import mean_and_std, paired_difference
 
@@ -191,7 +190,7 @@ def probe_cue_words(run: TrainedRun, rows: MsaRows, roles: Mapping[str, str]) ->
 
     kinds = 2 + FILLER_DRAWS
     row: dict[str, Any] = {"training seed": run.seed, "texts": len(owner) // kinds}
-    truth_of = sign_classes(rows.labels[owner])
+    truth_of = model.config.family.polarity(rows.labels[owner])
     for name, model_of_text in (("confidence", confidence), ("truth", probabilities)):
         values = run_text(model_of_text, words, owner, dropped, tokenizer, device).astype(np.float64)
         single = values[:, 0] if values.shape[1] == 1 else values[np.arange(len(owner)), truth_of]

@@ -137,7 +137,7 @@ def training_batches(run: TrainedRun, rows: MsaRows, processor: MsaProcessor, st
     draw = 0
     while len(batches) < steps:
         drawn = rows.in_draw(draw).batches(size, generator.permutation(len(rows)))
-        batches += [collator(members) for _, members in drawn if len(members) == size]
+        batches += [collator(members) for members in drawn if len(members) == size]
         draw += 1
     return batches[:steps]
 

@@ -23,9 +23,10 @@ from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import dataset_facts
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import MAIN_ACCURACY, regression_metrics
+from hf_msa.evaluation.metrics import regression_metrics
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import mean_and_std
+from hf_msa.models.msa_label_families import LabelFamily
 
 RATES = (0.2, 0.7)
 """The low and the high missing rate."""
@@ -60,7 +61,7 @@ def cue_fates(words: Words, cues: frozenset[str], masks: Sequence[NDArray[np.boo
     return fates
 
 
-def cell_rows(table: Rows, family: str) -> list[dict[str, Any]]:
+def cell_rows(table: Rows, family: LabelFamily) -> list[dict[str, Any]]:
     """Score every cell.
 
     Args:
@@ -79,7 +80,7 @@ def cell_rows(table: Rows, family: str) -> list[dict[str, Any]]:
             metrics = regression_metrics([r["prediction"] for r in inside], [r["label"] for r in inside], family)
             mean, std = mean_and_std([float(row["confidence"]) for row in inside])
             truth = float(np.mean([row["truth"] for row in inside]))
-            cell = dict(zip(cell, (metrics["mae"], metrics[MAIN_ACCURACY[family]], mean, std, truth), strict=True))
+            cell = dict(zip(cell, (metrics["mae"], metrics[family.main_accuracy], mean, std, truth), strict=True))
         rows.append({"missing rate": rate, "cue words": fate, "n": len(inside), **cell})
     return rows
 
@@ -156,7 +157,7 @@ def analyze_quadrants(
     for run in found:
         for part in judge(run, rows, rates, MASK_SEEDS):
             table += _predictions(part, cue_fates(words, chosen, part["text_masks"]), rates)
-    cells = cell_rows(table, facts.label_family)
+    cells = cell_rows(table, facts.family)
     shown = example_rows(table, words, rows)
     report.csv("quadrants.csv", cells)
     report.file("quadrants.parquet", lambda path: _write_predictions(path, table))

@@ -31,9 +31,11 @@ from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.analysis.uacs.calibrations import seed_configs
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import MAIN_ACCURACY, METRICS, resampled_metrics
+from hf_msa.evaluation.metrics import METRICS, resampled_metrics
 from hf_msa.evaluation.report import counted, format_value, metric_heading
 from hf_msa.evaluation.statistics import all_and_resampled, confidence_interval
+from hf_msa.label_families import find_label_family
+from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.models.uacs_rules import FAST, VERIFY, WEIGHTED, answer_routes, small_weight
 
 SHARES = tuple(round(0.05 * step, 2) for step in range(21))
@@ -70,12 +72,14 @@ class Rules:
     Attributes:
         tau_1, tau_2: Thresholds.
         offset: Added to the small model's uncertainties before they divide.
+        neutral: The neutral score.
         neutral_zone, agreement_rule, disagreement_rule, epsilon: As there.
     """
 
     tau_1: float
     tau_2: float
     offset: float = 0.0
+    neutral: float = 0.0
     neutral_zone: float = 0.05
     agreement_rule: str = "weighted"
     disagreement_rule: str = "verify"
@@ -94,9 +98,12 @@ class Rules:
                     f"The configuration behind {run} has no threshold {name}; calibrate the run on validation, and keep "
                     "its result in its folder."
                 )
-        offset = config["label_range"][1] if config.get("uncertainty_kind") == "score" else 0.0
+        family = find_label_family(config["label_family"])
+        farthest = max(family.high - family.neutral, family.neutral - family.low)
+        offset = farthest if config.get("uncertainty_kind") == "score" else 0.0
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(offset=float(offset), **{key: value for key, value in config.items() if key in names})
+        same = {key: value for key, value in config.items() if key in names}
+        return cls(offset=offset, neutral=family.neutral, **same)
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,7 @@ def replay(recorded: Recorded, rules: Rules) -> Replayed:
         recorded.expert_uncertainty,
         rules.tau_2,
         neutral_zone=rules.neutral_zone,
+        neutral=rules.neutral,
         agreement_rule=rules.agreement_rule,
         disagreement_rule=rules.disagreement_rule,
     )
@@ -214,7 +222,7 @@ def analyze_accuracy_cost(runs: Sequence[str], report: Report) -> None:
     rules = [Rules.of(config, found[0].run) for config in seed_configs(found[0])]
     labels, family = found[0].labels, found[0].family
     rows = sweep_rows(recorded, rules, labels, family)
-    metrics = ("mae", MAIN_ACCURACY[family])
+    metrics = ("mae", family.main_accuracy)
     missing = max(row["verification answers missing"] for row in rows)
     report.csv("accuracy_cost.csv", rows)
     report.summary(
@@ -236,7 +244,7 @@ def analyze_accuracy_cost(runs: Sequence[str], report: Report) -> None:
 
 
 def sweep_rows(
-    recorded: Sequence[Recorded], rules: Sequence[Rules], labels: Floats, family: str
+    recorded: Sequence[Recorded], rules: Sequence[Rules], labels: Floats, family: LabelFamily
 ) -> list[dict[str, Any]]:
     """One row per point: the small model, the swept shares, the calibrated thresholds, the expert.
 
@@ -250,7 +258,7 @@ def sweep_rows(
         Means over training seeds; with random routing at equal share and at equal calls, and intervals of the difference
         to the latter.
     """
-    metrics = ("mae", MAIN_ACCURACY[family])
+    metrics = ("mae", family.main_accuracy)
     counts = all_and_resampled(len(labels))
 
     def scored(scores: Floats) -> Floats:

@@ -38,6 +38,7 @@ STAGES = ("ubm", "lora", "calibration")
 FINAL_STAGE = "ubm"
 
 ANSWERS_FILE = "answers.jsonl"
+KEPT = (f"calibration/{ANSWERS_FILE}",)
 
 
 def run(context: RunContext) -> MsaPreTrainedModel:
@@ -69,7 +70,7 @@ def validation_requests(context: RunContext, model: UacsForSentimentAnalysis) ->
     rows = context.rows[split]
     protocol = context.collator(split).protocol.bind(rows.ids)
     collator = MsaCollator(context.processor, protocol, split=split)
-    for _, members in rows.batches(64):
+    for members in rows.batches():
         yield from model.expert_requests(members, collator(members), context.processor)
 
 
