@@ -139,45 +139,10 @@ def _compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _analyze(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tool", help="which analysis; `hf-msa analyze list` names them")
-    parser.add_argument("runs", nargs="*", help="runs of one method")
-    parser.add_argument("--data", help="folder or Hub name of a prepared data set")
-    parser.add_argument("--output", help="folder for tables and figures (default: analysis/<tool> in the first run)")
-    parser.add_argument("--split", help="split to analyse, or all where a tool takes that (default: the tool's own)")
-    parser.add_argument("--rates", type=float, nargs="+", help="missing rates; for quadrants a low and a high one")
-    parser.add_argument("--metrics", nargs="+", help="metrics to draw")
-    parser.add_argument("--thresholds", type=float, nargs="+", help="true-class probabilities that clues start from")
-    parser.add_argument("--pieces", action="store_true", default=None, help="mask word pieces instead of whole words")
-    parser.add_argument("--cues", help="file of cue words: one per line, or a CSV with a column 'word'")
-    parser.add_argument("--examples", action="store_true", default=None, help="put utterances into the summary, too")
-    parser.add_argument("--steps", type=int, help="batches of the gradient probe")
-    parser.add_argument(
-        "--vary",
-        nargs="+",
-        metavar="FIELD=VALUE,VALUE",
-        help="values of configuration fields to try, e.g. top_k=1,5,10,20,50; several fields give the grid",
-    )
-    parser.add_argument("--batch-size", type=int, help="rows per batch (default: the tool's own)")
-    parser.add_argument(
-        "--samples", type=int, help="how many samples, the first of the split (default: the tool's own)"
-    )
-    parser.add_argument("--ids", nargs="+", help="ids of the samples to trace instead of the first")
-    parser.add_argument("--available", nargs="+", help="modalities that a trace leaves (default: all but text)")
-    parser.add_argument(
-        "--structure",
-        action="store_true",
-        default=None,
-        help="keep words, ids and labels of the data out of a trace, to publish it",
-    )
-    parser.add_argument(
-        "--validation",
-        nargs="+",
-        help="results of the same runs on the validation split, in the same order: thresholds come from there",
-    )
-    parser.add_argument(
-        "--subset-rule",
-        help="what is inconsistent: differs_from_M, not_all_equal or polarity_conflict (default: differs_from_M)",
-    )
+    # Each tool has a parser of its own, --help included, which takes the package; see `hf_msa.analysis.tools`.
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("tool", nargs="?")
+    parser.add_argument("options", nargs=argparse.REMAINDER)
 
 
 def _predict(parser: argparse.ArgumentParser) -> None:
@@ -264,7 +229,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (add_arguments, help_text) in _COMMANDS.items():
         add_arguments(
-            commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+            commands.add_parser(
+                name,
+                help=help_text,
+                description=help_text[0].upper() + help_text[1:] + ".",
+                add_help=add_arguments is not _analyze,
+            )
         )
     return parser
 

@@ -32,6 +32,7 @@ LEVELS = {
     "evaluation": 4,
     "training": 5,
     "hub": 6,
+    "analysis": 7,
     "imputation": 7,
     "pipelines": 7,
     "cli": 8,

@@ -217,15 +217,14 @@ def _compare(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _analyze(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from .evaluation.analysis import TOOLS, run_tool
+    from .analysis import TOOLS, run_tool, tool_list
 
-    if arguments.tool == "list":
-        for name, tool in TOOLS.items():
-            print(f"{name}: {tool.title} (runs of {tool.method or 'any method'})")
-            print(f"  options: {', '.join(tool.flags) or 'none'}")
+    if arguments.tool in (None, "list"):
+        print(tool_list())
         return
-    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "version", "tool", "runs")}
-    for path in run_tool(arguments.tool, arguments.runs, **options):
+    options = TOOLS.find(arguments.tool).parse(["--help"] if arguments.help else arguments.options)
+    arguments.output = options.get("output")
+    for path in run_tool(arguments.tool, **options):
         print(f"Wrote {path}")
 
 
