@@ -6,7 +6,8 @@ which takes seconds.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 
@@ -140,7 +141,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
 
 def _analyze(parser: argparse.ArgumentParser) -> None:
     # Each tool has a parser of its own, --help included, which takes the package; see `hf_msa.analysis.tools`.
-    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true", dest="wants_help")
     parser.add_argument("tool", nargs="?")
     parser.add_argument("options", nargs=argparse.REMAINDER)
 
@@ -169,22 +170,20 @@ def _impute(parser: argparse.ArgumentParser) -> None:
     _media(parser)
 
 
-def _kb(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    help_text = "encode the complete rows of a data set into a knowledge base for a trained model"
-    build = actions.add_parser("build", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-    build.add_argument("model", help="a run of omg (one seed), a saved model or a Hub name")
-    build.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
-    build.add_argument("--output", required=True, help="folder to write the knowledge base to")
-    build.add_argument("--split", default="train", help="train, validation or test (default: train)")
-    build.add_argument("--factory", help="FAISS factory string of the index, e.g. HNSW32 (default: the model's own)")
-    build.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: 64)")
-    _media(build)
-    help_text = "say what a knowledge base holds, and what lies nearest to an entry"
-    inspect = actions.add_parser("inspect", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-    inspect.add_argument("folder", help="a knowledge base, or a run that has one (one seed or all of them)")
-    inspect.add_argument("--id", help="show the entries whose keys are nearest to this one's")
-    inspect.add_argument("--neighbours", type=int, default=10, help="how many of them (default: 10)")
+def _kb_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run of omg (one seed), a saved model or a Hub name")
+    parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
+    parser.add_argument("--output", required=True, help="folder to write the knowledge base to")
+    parser.add_argument("--split", default="train", help="train, validation or test (default: train)")
+    parser.add_argument("--factory", help="FAISS factory string of the index, e.g. HNSW32 (default: the model's own)")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: 64)")
+    _media(parser)
+
+
+def _kb_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="a knowledge base, or a run that has one (one seed or all of them)")
+    parser.add_argument("--id", help="show the entries whose keys are nearest to this one's")
+    parser.add_argument("--neighbours", type=int, default=10, help="how many of them (default: 10)")
 
 
 def _push(parser: argparse.ArgumentParser) -> None:
@@ -198,19 +197,79 @@ def _recipes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help="only those of one method")
 
 
-_COMMANDS = {
-    "prepare": (_prepare, "convert raw benchmark files to a data set that load_dataset reads"),
-    "sample-corpus": (_sample_corpus, "generate a data set with known truth: try everything with no download"),
-    "recipes": (_recipes, "list methods, recipes and ablations"),
-    "train": (_train, "train a method by a recipe, all stages, any number of seeds"),
-    "evaluate": (_evaluate, "test a model over missing rates or patterns"),
-    "compare": (_compare, "put results side by side, with paired tests, and beside the papers'"),
-    "analyze": (_analyze, "look into a trained model with its paper's analysis tools"),
-    "predict": (_predict, "score one utterance"),
-    "impute": (_impute, "write a data set with the features that samples lack generated"),
-    "kb": (_kb, "build knowledge bases of OMG-Agent, and look into them"),
-    "push": (_push, "upload a run to the Hub and check what arrived"),
-}
+@dataclass(frozen=True)
+class Command:
+    """A command of `hf-msa`.
+
+    Args:
+        name: One word, or two, of which the first is one of `GROUPS`.
+        help: What it does, in a line.
+        add_arguments: Adds its arguments to a parser.
+        target: `module:function` that does it, imported when the command is run; it takes the arguments by name.
+        takes_training_flags: Whether what the parser does not know is handed on as `flags`.
+        has_own_help: Whether `--help` is an argument like any other.
+    """
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    target: str
+    takes_training_flags: bool = False
+    has_own_help: bool = False
+
+
+COMMANDS = (
+    Command(
+        "prepare",
+        "convert raw benchmark files to a data set that load_dataset reads",
+        _prepare,
+        "hf_msa.cli:prepare",
+    ),
+    Command(
+        "sample-corpus",
+        "generate a data set with known truth: try everything with no download",
+        _sample_corpus,
+        "hf_msa.cli:sample_corpus",
+    ),
+    Command("recipes", "list methods, recipes and ablations", _recipes, "hf_msa.cli:recipes"),
+    Command(
+        "train",
+        "train a method by a recipe, all stages, any number of seeds",
+        _train,
+        "hf_msa.cli:train",
+        takes_training_flags=True,
+    ),
+    Command("evaluate", "test a model over missing rates or patterns", _evaluate, "hf_msa.cli:evaluate"),
+    Command(
+        "compare",
+        "put results side by side, with paired tests, and beside the papers'",
+        _compare,
+        "hf_msa.cli:compare",
+    ),
+    Command(
+        "analyze",
+        "look into a trained model with its paper's analysis tools",
+        _analyze,
+        "hf_msa.cli:analyze",
+        has_own_help=True,
+    ),
+    Command("predict", "score one utterance", _predict, "hf_msa.cli:predict"),
+    Command("impute", "write a data set with the features that samples lack generated", _impute, "hf_msa.cli:impute"),
+    Command(
+        "kb build",
+        "encode the complete rows of a data set into a knowledge base for a trained model",
+        _kb_build,
+        "hf_msa.omg_knowledge_bases:build",
+    ),
+    Command(
+        "kb inspect",
+        "say what a knowledge base holds, and what lies nearest to an entry",
+        _kb_inspect,
+        "hf_msa.omg_knowledge_bases:inspect",
+    ),
+    Command("push", "upload a run to the Hub and check what arrived", _push, "hf_msa.cli:push"),
+)
+GROUPS = {"kb": "build knowledge bases of OMG-Agent, and look into them"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -221,22 +280,28 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the `hf-msa` command."""
+    """The parser of the `hf-msa` command; what it parses has the chosen `Command` as `command`."""
     parser = _Parser(
         prog="hf-msa", description="Multimodal sentiment analysis with missing modalities, on top of transformers."
     )
     parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (add_arguments, help_text) in _COMMANDS.items():
-        add_arguments(
-            commands.add_parser(
-                name,
-                help=help_text,
-                description=help_text[0].upper() + help_text[1:] + ".",
-                add_help=add_arguments is not _analyze,
-            )
+    parser.set_defaults(command=None)
+    places = {"": parser.add_subparsers(metavar="COMMAND")}
+    for command in COMMANDS:
+        group, _, name = command.name.rpartition(" ")
+        if group not in places:
+            opened = places[""].add_parser(group, help=GROUPS[group], description=_sentence(GROUPS[group]))
+            places[group] = opened.add_subparsers(metavar="ACTION", required=True)
+        added = places[group].add_parser(
+            name, help=command.help, description=_sentence(command.help), add_help=not command.has_own_help
         )
+        command.add_arguments(added)
+        added.set_defaults(command=command)
     return parser
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -249,20 +314,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 2 input that cannot be used (one sentence says why).
     """
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "train":
-        parser.error(f"{arguments.command} takes no {' '.join(rest)}")
-    if arguments.version:
+    parsed, rest = parser.parse_known_args(argv)
+    arguments = vars(parsed)
+    command: Command | None = arguments.pop("command")
+    if arguments.pop("version"):
         from hf_msa._version import __version__
 
         sys.stdout.write(f"hf-msa {__version__}\n")
         return 0
-    if arguments.command is None:
+    if rest and (command is None or not command.takes_training_flags):
+        parser.error(f"{'hf-msa' if command is None else command.name} takes no {' '.join(rest)}")
+    if command is None:
         parser.print_help()
         return 0
     from hf_msa.cli import run_command
 
-    return run_command(arguments, rest)
+    flags = {"flags": rest} if command.takes_training_flags else {}
+    return run_command(command.name, command.target, {**arguments, **flags})
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ LEVELS = {
     "hub": 6,
     "analysis": 7,
     "imputation": 7,
+    "omg_knowledge_bases": 7,
     "pipelines": 7,
     "cli": 8,
 }
@@ -41,6 +42,11 @@ LEVELS = {
 MODELS_MAY_IMPORT = {"torch", "transformers", "numpy", "huggingface_hub"}
 # A method that is made of another one may import it.
 MADE_OF = {("uacs", "ubm")}
+# Files of no method that import those of methods, and why.
+KNOWS_METHODS = {
+    "hf_msa.methods": "registers the methods that come with hf_msa",
+    "hf_msa.imputation": "writes what OMG-Agent generates, which no other method does",
+}
 HEAVY = ("datasets", "peft", "librosa", "matplotlib")
 
 
@@ -106,12 +112,11 @@ def part(name: str) -> str:
 
 
 def method_of(name: str) -> str | None:
-    """The method to which a module belongs by its name: `modeling_tcmr`, `stages_tcmr`, `omg_planner`."""
-    stem = name.rpartition(".")[2]
-    if "_" not in stem:
-        return None
-    first, last = stem.split("_", 1)[0], stem.rsplit("_", 1)[1]
-    return last if last in METHODS else first if first in METHODS else None
+    """The method to which a module belongs, by the words of its path: `training.cmc.stages`, `models.omg_planner`."""
+    *_, before, last = ("", *re.split(r"[._]", name))
+    if last == "text":  # which is also the name of a modality
+        return "text" if before in ("configuration", "modeling") else None
+    return next((word for word in re.split(r"[._]", name) if word in METHODS and word != "text"), None)
 
 
 def test_every_part_has_a_level() -> None:
@@ -157,6 +162,22 @@ def test_no_method_imports_another() -> None:
         if source != target and (source, target) not in MADE_OF
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_file_of_no_method_imports_none_of_one() -> None:
+    wrong = [
+        f"{found.source}:{found.line} imports {found.target}"
+        for found in inner_imports()
+        if method_of(found.source) is None and method_of(found.target) and found.source not in KNOWS_METHODS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_words_of_a_path_say_whose_it_is() -> None:
+    found = {name: method_of(f"hf_msa.{name}") for name in ("analysis.tcmr.clues", "models.omg_plan", "data.rows")}
+    assert list(found.values()) == ["tcmr", "omg", None]
+    assert (method_of("hf_msa.models.modeling_text"), method_of("hf_msa.training.text_states")) == ("text", None)
+    assert {method_of(name) for name in sources()} == {None, *METHODS}
 
 
 class TestModelsFolder:
