@@ -138,7 +138,7 @@ def evaluate_runs(
         split_ids = whole.ids
         facts.dataset["subset"] = {**dataclasses.asdict(part), "n_of": len(split_ids)}
         unimodal = {name: dataset[name][:] for name in UNIMODAL_LABEL_KEYS.values() if name in dataset.column_names}
-        dataset = dataset.select(part.rows(whole.labels, unimodal))
+        dataset = dataset.select(part.rows(whole.labels, unimodal, known.family))
     parts: list[dict[str, Any]] = []
     rows: MsaRows | None = None
     tested: list[Condition] = []
