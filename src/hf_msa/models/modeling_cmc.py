@@ -215,7 +215,8 @@ class CmcClassifier(nn.Module):
 class CmcBranch(nn.Module):
     """Everything that one modality has to itself: batch norm (not for text), projection, Transformer, classifier.
 
-    The Transformer is torch's, without positions: but for the text encoder's own, the order of frames does not count.
+    The Transformer is torch's, without positions: the order of frames does not count, and that of words only in the text
+    encoder.
 
     Args:
         config: The model's configuration.

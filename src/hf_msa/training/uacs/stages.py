@@ -136,7 +136,7 @@ def calibrate(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     A threshold that the recipe gives stays; its fit is kept beside it all the same.
 
     Raises:
-        MsaError: If the expert is not to be had, or a group of samples is empty and no threshold is given.
+        MsaError: If the expert cannot be loaded or reached, or a group of samples is empty and no threshold is given.
     """
     facts = context.made_stage("calibration", lambda folder: find_thresholds(context, model, folder / ANSWERS_FILE))
     for name in ("temperature", "tau_1", "tau_2", "calibration"):
