@@ -1,4 +1,4 @@
-"""A package of somebody else adds a method and a protocol: installed into an environment of its own, then used."""
+"""A package of somebody else adds a method, a protocol, a data set and a tool: installed into a fresh environment, used."""
 
 import json
 import os
@@ -73,6 +73,11 @@ def test_train_evaluate_push_reload(python: Path, tmp_path: Path, loopback_hub: 
     assert results["method"] == "gated" and results["protocol"]["name"] == "silence"
     assert results["protocol"]["rates"] == [0, 0.9]
     assert "GATED" in (run / "README.md").read_text()
+    assert "--digits" in call("-m", "hf_msa_cli", "analyze", "openness", "--help")
+    call("-m", "hf_msa_cli", "analyze", "openness", run, "--digits", 3)
+    assert (run / "analysis" / "openness" / "openness.csv").read_text().count("\n") == 4
+    call("-m", "hf_msa_cli", "prepare", "street", "--source", corpus, "--output", "street")
+    assert "# Street interviews" in (tmp_path / "street" / "README.md").read_text()
     assert "logits equal" in call("-m", "hf_msa_cli", "push", run, REPO)
     code = {name: content for name, content in loopback_hub.files(REPO).items() if name.endswith(".py")}
     assert {"modeling_gated.py", "configuration_gated.py", "modeling_msa.py"} <= set(code)
