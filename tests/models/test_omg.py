@@ -550,19 +550,12 @@ class TestGenerating:
         lost = torch.tensor([bool(names) for names in LOST])
         assert (stranger.alignment_cost[lost] != own.alignment_cost[lost]).all()
 
-    @pytest.mark.parametrize(("scheduler", "steps"), [("ddpm", 7), ("ddim", 7), ("dpm_solver++", 3), ("ddpm", 1)])
+    @pytest.mark.parametrize(("scheduler", "steps"), [("ddpm", 7), ("ddim", 7), ("dpm_solver++", 3), ("ddpm", 61)])
     def test_any_number_of_steps(self, scheduler: str, steps: int) -> None:
         model = fresh(scheduler=scheduler, num_inference_steps=steps)
         made = model.generate_missing({**drop(tiny_batch(model.config), *LOST), **told()})
         assert made.step_costs["audio"].shape == (4, steps)
         assert torch.isfinite(made.values["audio"]).all()
-
-    @pytest.mark.parametrize(("steps", "length"), [(61, 1000), (29, 100)])
-    def test_numbers_of_steps_that_samplers_round_up_are_refused(self, steps: int, length: int) -> None:
-        with pytest.raises(StrictDataclassError, match=f"cannot take {steps} of {length} steps"):
-            tiny_omg_config(num_inference_steps=steps, num_train_timesteps=length)
-        for near in (steps - 1, steps + 1):
-            tiny_omg_config(num_inference_steps=near, num_train_timesteps=length)
 
     def test_a_short_chain_will_do(self) -> None:
         model = fresh(num_train_timesteps=20, num_inference_steps=20)
@@ -595,16 +588,16 @@ BARS = torch.tensor([0.9999, 0.0785872, 0.6579517, 4.0358e-5])
 
 
 class TestLearning:
-    @pytest.mark.parametrize(("aux_weight", "noise_weight"), [("alpha_bar", "inverse_alpha_bar"), ("none", "none")])
+    @pytest.mark.parametrize(("aux_weight", "prediction_type"), [("alpha_bar", "v_prediction"), ("none", "epsilon")])
     def test_the_loss_is_put_together_as_equations_15_and_18_say(
-        self, aux_weight: str, noise_weight: str, monkeypatch: pytest.MonkeyPatch
+        self, aux_weight: str, prediction_type: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        model = whole(aux_weight=aux_weight, noise_weight=noise_weight, **WEIGHTS).train()
+        model = whole(aux_weight=aux_weight, prediction_type=prediction_type, **WEIGHTS).train()
         noises = fixed_draws(model, monkeypatch, STEPS)
         inputs = learning(model)
         out = model(**inputs, objective="generate")
 
-        bars = torch.tensor([model._scheduler.alphas_cumprod[step] for step in STEPS])
+        bars = torch.tensor([model._schedule.alphas_cumprod[step] for step in STEPS])
         assert torch.allclose(bars[[0, 1, 3]], BARS[[0, 1, 3]], rtol=1e-4)
         trust = bars if aux_weight == "alpha_bar" else torch.ones(4)
         seen = model.perceive(inputs)
@@ -615,20 +608,20 @@ class TestLearning:
         sums = dict.fromkeys(("noise", "plan", "evidence"), 0.0)
         for name, row in (("audio", 0), ("text", 2), ("vision", 2), ("vision", 3)):
             executor, one = model.executors_by_name[name], slice(row, row + 1)
-            found = executor(
+            losses, _, estimate = executor(
                 model.encode_observed(target)[name][one],
                 torch.tensor([STEPS[row]]),
                 noises[name][one],
-                model._scheduler,
+                model._schedule,
                 given.observation[one],
-                given.plan[one],
+                given.plan_tokens[one],
                 given.evidence.values[name][one],
                 target.masks[name][one],
             )
-            sums["noise"] += (found.noise_loss / (1.0 if noise_weight == "none" else bars[row])).item()
-            sums["plan"] += (trust[row] * found.plan_loss).item()
-            sums["evidence"] += (trust[row] * found.evidence_loss).item()
-            latents[name] = latents[name].index_copy(0, torch.tensor([row]), found.estimate)
+            sums["noise"] += losses["noise"].item()
+            sums["plan"] += (trust[row] * losses["plan"]).item()
+            sums["evidence"] += (trust[row] * losses["evidence"]).item()
+            latents[name] = latents[name].index_copy(0, torch.tensor([row]), estimate)
         logits = model.classify(target, given.observation, latents)
         labels = model.label_classes(inputs["labels"])
         assert labels.tolist() == [1, 3, 6, 2]
@@ -783,8 +776,8 @@ class TestLearning:
         for name, executor in model.executors_by_name.items():
             rows = seen.available[name]
             parts[name] = executor.vae(seen.values[name][rows], seen.masks[name][rows])
-            assert out.losses[f"reconstruction_{name}"] == pytest.approx(parts[name].reconstruction.item(), rel=1e-4)
-        expected = sum((part.reconstruction + 1e-4 * part.kl).item() for part in parts.values())
+            assert out.losses[f"reconstruction_{name}"] == pytest.approx(parts[name][0].item(), rel=1e-4)
+        expected = sum((reconstruction + 1e-4 * kl).item() for reconstruction, kl in parts.values())
         assert out.loss.item() == pytest.approx(expected, rel=1e-4)
         out.loss.backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -986,6 +979,9 @@ class TestConfiguration:
             ({"num_inference_steps": 1001}, "has only 1000 steps"),
             ({"typical_lengths": {"smell": 3}}, "typical_lengths names smell"),
             ({"task_loss_weight": 0.0, "refit_classifier": False}, "leave refit_classifier on"),
+            ({"denoiser_layers": 5}, "the first two must be even"),
+            ({"denoiser_dim": 18, "denoiser_heads": 4}, "the second a multiple of the third"),
+            ({"injection": "both"}, "injection"),
         ],
     )
     def test_values_that_make_no_sense_are_refused(self, options: dict[str, Any], message: str) -> None:

@@ -27,6 +27,7 @@ from hf_msa.training.omg.plans import PlannedRows, is_partial, left, patterns
 from hf_msa.training.omg.stages import OmgTrainer
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
+from tiny import tiny_omg_config
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
@@ -365,6 +366,14 @@ class TestHelpers:
     def test_left(self) -> None:
         available = {"text": torch.tensor([True, False]), "audio": torch.tensor([True, False])}
         assert left(available) == [("text", "audio"), ()]
+
+    def test_scales_by_hand(self) -> None:
+        vae = LatentVae(5, tiny_omg_config(latent_dim=2))
+        stages_omg.fit_scale(vae, torch.tensor([[1.0, 10.0], [3.0, 10.0]]))
+        assert vae.latent_mean.tolist() == [2.0, 10.0], "each channel has its own center"
+        assert vae.latent_std.item() == pytest.approx(0.5**0.5), "and all have one deviation"
+        with pytest.raises(MsaError, match="do not vary"):
+            stages_omg.fit_scale(vae, torch.ones(3, 2))
 
     def test_partial(self) -> None:
         mask = torch.tensor([[True, False], [False, False]])

@@ -1,6 +1,5 @@
 """Configuration of OMG-Agent."""
 
-import math
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -76,6 +75,10 @@ class OmgConfig(MsaConfig):
         injection: Where plan and evidence enter: `"hierarchical"` (eqs. 12, 13), `"reversed"`, `"concat"` or
             `"single_stream"` (ablations).
         num_train_timesteps (`int`): Steps of the noise schedule (ours; linear betas).
+        prediction_type: What the denoisers predict, in the words of diffusers: `"v_prediction"` (ours), with which an error
+            counts alike at all time steps and is no larger in the estimate of z_0; or `"epsilon"`, the noise (eqs. 10, 15,
+            16): late steps, where nothing but the conditions tells samples apart, then hardly count, and what is generated
+            may leave the range.
         scheduler: Sampler of diffusers: `"ddpm"` (eq. 11), `"ddim"` or `"dpm_solver++"`.
         num_inference_steps (`int`): Its steps. One gives the mean of what may be missing under the conditions; more give one
             of the many things that it may be, take longer, and score no better (ours, measured: docs/results.md).
@@ -89,9 +92,6 @@ class OmgConfig(MsaConfig):
         plan_loss_weight, evidence_loss_weight, task_loss_weight (`float`): Of L_plan, L_evi (eq. 15) and L_task (eq. 18;
             appendix A: 0.1 each).
         alignment_loss_weight (`float`): Of C_evi (eq. 9), which section 3.4 says is minimised, though eq. 15 leaves it out.
-        noise_weight: The first term of eq. 15 counts by `"inverse_alpha_bar"` of the sample's time step, so that errors of
-            the layers count alike at all steps (ours), or all alike (`"none"`, to the letter): late steps, where nothing but
-            the conditions tells samples apart, then hardly count, and what is generated may leave the range.
         refit_classifier (`bool`): Train the classifier once more when the executor is finished, on what that generates
             (ours): the one-step estimates of training are made of the true latents, so a classifier that has seen nothing
             else trusts generated ones too much.
@@ -119,7 +119,7 @@ class OmgConfig(MsaConfig):
         "single_stream": {"injection": "single_stream"},
         "content_only_retrieval": {"retrieval_query": "content"},
         "random_plan_retrieval": {"retrieval_query": "random_plan"},
-        "noise_weight_none": {"noise_weight": "none"},
+        "epsilon_prediction": {"prediction_type": "epsilon"},
         "wo_refit": {"refit_classifier": False},
         "wo_alignment_loss": {"alignment_loss_weight": 0.0},
         "wo_lora": {"planner_lora": False},
@@ -167,6 +167,7 @@ class OmgConfig(MsaConfig):
     denoiser_feedforward_dim: int = 1024
     injection: Literal["hierarchical", "reversed", "concat", "single_stream"] = "hierarchical"
     num_train_timesteps: int = 1000
+    prediction_type: Literal["v_prediction", "epsilon"] = "v_prediction"
     scheduler: Literal["ddpm", "ddim", "dpm_solver++"] = "ddpm"
     num_inference_steps: int = 1
     generation_seed: int = 0
@@ -178,7 +179,6 @@ class OmgConfig(MsaConfig):
     evidence_loss_weight: float | int = 0.1
     task_loss_weight: float | int = 0.1
     alignment_loss_weight: float | int = 0.1
-    noise_weight: Literal["inverse_alpha_bar", "none"] = "inverse_alpha_bar"
     refit_classifier: bool = True
     aux_weight: Literal["alpha_bar", "none"] = "alpha_bar"
     typical_lengths: dict[str, int] | None = None
@@ -238,7 +238,8 @@ class OmgConfig(MsaConfig):
         """Check numbers, and that there is a language model if one is to plan."""
         for name in (
             "planner_batch_size", "num_candidates", "plan_max_new_tokens", "query_dim", "top_k", "sequence_length",
-            "latent_dim", "vae_hidden", "denoiser_layers", "num_train_timesteps", "num_inference_steps", "fusion_dim",
+            "latent_dim", "vae_hidden", "denoiser_layers", "denoiser_dim", "denoiser_heads", "num_train_timesteps",
+            "num_inference_steps", "fusion_dim",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -258,13 +259,10 @@ class OmgConfig(MsaConfig):
                 f"num_inference_steps is {self.num_inference_steps}, but the noise schedule has only "
                 f"{self.num_train_timesteps} steps; take at most so many."
             )
-        # The samplers of diffusers round their time steps to one too many then, the last of them below 0.
-        if math.ceil(self.num_train_timesteps / (self.num_train_timesteps / self.num_inference_steps)) > (
-            self.num_inference_steps
-        ):
+        if self.denoiser_layers % 2 or self.denoiser_dim % 2 or self.denoiser_dim % self.denoiser_heads:
             raise ValueError(
-                f"The samplers cannot take {self.num_inference_steps} of {self.num_train_timesteps} steps at equal "
-                "distances; set num_inference_steps to one more or less."
+                f"denoiser_layers={self.denoiser_layers}, denoiser_dim={self.denoiser_dim} and denoiser_heads="
+                f"{self.denoiser_heads} were given: the first two must be even, and the second a multiple of the third."
             )
         if self.typical_lengths is not None and not set(self.typical_lengths) <= set(MODALITIES):
             raise ValueError(f"typical_lengths names {', '.join(self.typical_lengths)}; give {', '.join(MODALITIES)}.")

@@ -21,20 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_omg import OmgConfig
-from .modeling_msa import Batch, SideFile, build_text_encoder
+from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_outputs import MsaOutput
-from .omg_executor import (
-    Denoiser,
-    ExecutorOutput,
-    LatentVae,
-    ModalityExecutor,
-    auxiliary_weights,
-    build_scheduler,
-    draw_noise,
-    masked_mean,
-)
+from .omg_executor import LatentVae, ModalityExecutor, build_scheduler, draw_noise
 from .omg_knowledge_base import DESCRIPTION_FILE, OBSERVATION, PLAN, KnowledgeBase
 from .omg_observation import Observation, observe_rows
 from .omg_plan_store import PlanStore
@@ -219,26 +210,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         widths = {"text": config.text_config.hidden_size, **widths}
         self.register_buffer("text_mean", torch.zeros(widths["text"]))
         self.register_buffer("text_std", torch.ones(widths["text"]))
-        self.executors = nn.ModuleDict(
-            {
-                name: ModalityExecutor(
-                    width,
-                    config.plan_width,
-                    LatentVae(width, config.latent_dim, config.vae_hidden, config.kl_weight),
-                    Denoiser(
-                        config.latent_dim,
-                        config.plan_width,
-                        config.denoiser_dim,
-                        config.denoiser_layers,
-                        config.denoiser_heads,
-                        config.denoiser_feedforward_dim,
-                        config.injection,
-                        config.num_train_timesteps,
-                    ),
-                )
-                for name, width in widths.items()
-            }
-        )
+        self.executors = nn.ModuleDict({name: ModalityExecutor(width, config) for name, width in widths.items()})
         self.retriever = EvidenceRetriever(
             config.plan_width,
             config.query_dim,
@@ -631,8 +603,9 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     # --- Generating and classifying ---
 
     @functools.cached_property
-    def _scheduler(self) -> Any:
-        return build_scheduler(self.config.scheduler, self.config.num_train_timesteps)
+    def _schedule(self) -> Any:
+        """Noise schedule of training."""
+        return build_scheduler("ddpm", self.config.num_train_timesteps, self.config.prediction_type)
 
     def _evidence_of(self, name: str, conditions: Conditions, latents: Tensor) -> Tensor:
         """Evidence of one modality, zeros without any, of the shape of its latents."""
@@ -655,29 +628,27 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             By modality: latents with the missing ones generated; generated features `(batch, positions, width)`, zeros
             where the modality is there; and step costs `(batch, steps)`, NaN there.
         """
-        complete, values, costs = dict(latents), {}, {}
+        config, complete, values, costs = self.config, dict(latents), {}, {}
+        scheduler = build_scheduler(config.scheduler, config.num_train_timesteps, config.prediction_type)
         for name, executor in self.executors_by_name.items():
             rows = (~perception.available[name]).nonzero().squeeze(1)
             values[name] = torch.zeros_like(perception.values[name])
-            costs[name] = torch.full(
-                (len(latents[name]), self.config.num_inference_steps), math.nan, device=rows.device
-            )
+            costs[name] = torch.full((len(perception), config.num_inference_steps), math.nan, device=rows.device)
             if not len(rows):
                 continue
-            seeds = perception.seeds(self.config.generation_seed, name)
-            made = executor.generate(
+            seeds = perception.seeds(config.generation_seed, name)
+            features, made, steps = executor.generate(
                 [seeds[row] for row in rows.tolist()],
-                self._scheduler,
+                scheduler,
+                config.num_inference_steps,
                 conditions.observation[rows],
                 conditions.plan_tokens[rows],
                 self._evidence_of(name, conditions, latents[name])[rows],
                 perception.wanted[name][rows],
-                self.config.num_inference_steps,
             )
-            complete[name] = latents[name].index_copy(0, rows, made.latents.to(latents[name]))
-            values[name] = values[name].index_copy(0, rows, made.values.to(values[name]))
-            steps = made.step_costs.shape[1]
-            costs[name] = costs[name][:, :steps].index_copy(0, rows, made.step_costs.to(costs[name]))
+            complete[name] = latents[name].index_copy(0, rows, made.to(latents[name]))
+            values[name] = values[name].index_copy(0, rows, features.to(values[name]))
+            costs[name] = costs[name].index_copy(0, rows, steps.to(costs[name]))
         return complete, values, costs
 
     def classify(self, perception: Perception, observation: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
@@ -843,9 +814,9 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         losses: dict[str, Tensor] = {}
         total = self.text_mean.new_zeros(())
         for name, executor in self.executors_by_name.items():
-            found = executor.vae(perception.values[name], perception.masks[name])
-            total = total + found.loss
-            losses |= {f"reconstruction_{name}": found.reconstruction.detach(), f"kl_{name}": found.kl.detach()}
+            reconstruction, kl = executor.vae(perception.values[name], perception.masks[name])
+            total = total + reconstruction + self.config.kl_weight * kl
+            losses |= {f"reconstruction_{name}": reconstruction.detach(), f"kl_{name}": kl.detach()}
         return OmgOutput(loss=total, losses=losses)
 
     def _learn_semantics(self, perception: Perception, plan_vectors: Tensor | None) -> OmgOutput:
@@ -876,12 +847,6 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         }
         return torch.tensor([seed % steps for seed in seeds], device=device), noises
 
-    def _noise_loss(self, found: ExecutorOutput) -> Tensor:
-        """First term of eq. 15 per sample, with the weight that the configuration gives it."""
-        if self.config.noise_weight == "none":
-            return found.noise_loss
-        return found.noise_loss / found.alpha_bar
-
     def _learn_to_generate(
         self, perception: Perception, conditions: Conditions, whole: Perception, labels: Tensor
     ) -> OmgOutput:
@@ -892,7 +857,10 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         config = self.config
         latents, targets = self.encode_observed(perception), self.encode_observed(whole)
         timesteps, noises = self._draws(perception, targets)
-        outputs: list[tuple[ExecutorOutput, Tensor]] = []
+        alpha_bar = self._schedule.alphas_cumprod.to(self.text_mean)[timesteps]
+        trust = alpha_bar if config.aux_weight == "alpha_bar" else torch.ones_like(alpha_bar)
+        sums = dict.fromkeys(("noise", "plan", "evidence"), self.text_mean.new_zeros(()))
+        count = self.text_mean.new_zeros(())
         is_estimated = torch.zeros_like(perception.lacking)
         for name, executor in self.executors_by_name.items():
             missing = ~perception.available[name]
@@ -904,48 +872,34 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             # waits for the gradients of all.
             rows = known.nonzero().squeeze(1) if known.any() else torch.zeros(1, dtype=torch.long, device=known.device)
             weights = known[rows].to(targets[name].dtype)
-            found: ExecutorOutput = executor(
+            losses, noisy, estimate = executor(
                 targets[name][rows],
                 timesteps[rows],
                 noises[name][rows],
-                self._scheduler,
+                self._schedule,
                 conditions.observation[rows],
                 conditions.plan_tokens[rows],
                 evidence[rows],
                 whole.masks[name][rows],
             )
-            outputs.append((found, weights))
-            read = found.estimate if config.classifier_input == "estimate" else found.noisy
+            # What reads the estimate counts by how far that can be trusted.
+            factors = {"noise": weights, "plan": weights * trust[rows], "evidence": weights * trust[rows]}
+            sums = {term: total + (losses[term] * factors[term]).sum() for term, total in sums.items()}
+            count = count + weights.sum()
+            read = estimate if config.classifier_input == "estimate" else noisy
             chosen = torch.where(weights.view(-1, 1, 1) > 0, read, latents[name][rows])
             latents[name] = latents[name].index_copy(0, rows, chosen)
-        generated = torch.cat([weights for _, weights in outputs])
-        count = generated.sum().clamp(min=1.0)
-
-        def mean(values: Sequence[Tensor]) -> Tensor:
-            return (torch.cat(list(values)) * generated).sum() / count
-
-        def estimated(values: Sequence[Tensor]) -> Tensor:
-            """As `mean`, each sample weighted by how far its estimate can be trusted."""
-            bars = [auxiliary_weights(found.alpha_bar, config.aux_weight) for found, _ in outputs]
-            return mean([value * bar for value, bar in zip(values, bars, strict=True)])
-
         class_logits = self.classify(perception, conditions.observation, latents)
         task = F.cross_entropy(class_logits, self.label_classes(labels), reduction="none")
-        lacking = perception.lacking
-        alpha_bar = self._scheduler.alphas_cumprod.to(task)[timesteps]
-        trust = torch.where(is_estimated, auxiliary_weights(alpha_bar, config.aux_weight), torch.ones_like(task))
-        terms = {
-            "noise": mean([self._noise_loss(found) for found, _ in outputs]),
-            "plan": estimated([found.plan_loss for found, _ in outputs]),
-            "evidence": estimated([found.evidence_loss for found, _ in outputs]),
-            "task": (task * trust).mean(),
-        }
+        terms = {term: total / count.clamp(min=1.0) for term, total in sums.items()}
+        terms["task"] = (task * torch.where(is_estimated, trust, torch.ones_like(trust))).mean()
         weights_of = {
             "noise": 1.0,
             "plan": config.plan_loss_weight,
             "evidence": config.evidence_loss_weight,
             "task": config.task_loss_weight,
         }
+        lacking = perception.lacking
         if conditions.evidence is not None:
             cost = conditions.evidence.alignment_cost * lacking
             terms["alignment"] = cost.sum() / lacking.sum().clamp(min=1)

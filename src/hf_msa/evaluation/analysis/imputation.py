@@ -24,8 +24,9 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import METRICS, regression_metrics, resampled_metrics
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
+from hf_msa.models.modeling_msa import masked_mean
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
-from hf_msa.models.omg_executor import LatentVae, masked_mean
+from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .executing import Floats, Told, load_omg, pooled, row_batches, shown_metrics, tell, with_interval

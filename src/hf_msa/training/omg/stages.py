@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
-from hf_msa.errors import as_msa_errors, require_package
+from hf_msa.errors import MsaError, as_msa_errors, require_package
 from hf_msa.evaluation.checkpoints import ANSWERS_FOLDER
 from hf_msa.files import atomic_write, write_json
 from hf_msa.models.configuration_omg import OmgConfig
@@ -39,6 +39,7 @@ from hf_msa.models.modeling_omg import (
 )
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_schema import MODALITIES
+from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KEY, KnowledgeBase
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, Planner, fit_centering, planner_to_dict
@@ -354,14 +355,36 @@ def complete_batches(context: RunContext, model: OmgForSentimentAnalysis) -> Ite
 @torch.no_grad()
 def fit_scales(context: RunContext, model: OmgForSentimentAnalysis) -> None:
     """Scale the latents of each modality to a standard deviation of one on the training split."""
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in model.config.modalities}
+    found: dict[str, list[Tensor]] = {name: [] for name in model.config.modalities}
     for _, perception in complete_batches(context, model):
         for name, parts in found.items():
             vae, mask = model.executors_by_name[name].vae, perception.masks[name]
-            parts.append((vae.encode(perception.values[name], mask)[0], vae.latent_mask(mask)))
+            means = vae.encode(perception.values[name], mask)[0]
+            parts.append(means[vae.latent_mask(mask)])
     for name, parts in found.items():
-        means, masks = (torch.cat(values) for values in zip(*parts, strict=True))
-        model.executors_by_name[name].vae.fit_scale(means, masks)
+        fit_scale(model.executors_by_name[name].vae, torch.cat(parts))
+
+
+@torch.no_grad()
+def fit_scale(vae: LatentVae, means: Tensor) -> None:
+    """Set center and scale of latents: each channel's mean, and one standard deviation around them.
+
+    One deviation for all channels, so that channels the autoencoder does not use stay small. Without the center most of what
+    diffusion has to generate would be the same for every sample.
+
+    Args:
+        vae: The autoencoder.
+        means (`torch.FloatTensor` of shape `(latents, latent_dim)`): Unscaled real latents of the training split.
+
+    Raises:
+        MsaError: If they do not vary.
+    """
+    center = means.mean(dim=0)
+    scale = (means - center).square().mean().sqrt()
+    if not scale > 0:
+        raise MsaError("The latents of the training split do not vary; train the autoencoders for longer.")
+    vae.latent_mean.copy_(center)
+    vae.latent_std.copy_(scale)
 
 
 def make_knowledge_base(
