@@ -207,13 +207,12 @@ def _kb(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
     build.add_argument("--output", required=True, help="folder to write the knowledge base to")
     build.add_argument("--split", default="train", help="train, validation or test (default: train)")
-    build.add_argument("--factory", help="FAISS factory string of the index, e.g. HNSW32 (default: the model's own)")
     build.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: 64)")
     _media(build)
     help_text = "say what a knowledge base holds, and what lies nearest to an entry"
     inspect = actions.add_parser("inspect", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     inspect.add_argument("folder", help="a knowledge base, or a run that has one (one seed or all of them)")
-    inspect.add_argument("--id", help="show the entries whose keys are nearest to this one's")
+    inspect.add_argument("--id", help="show the entries whose observations are nearest to this one's")
     inspect.add_argument("--neighbours", type=int, default=10, help="how many of them (default: 10)")
 
 

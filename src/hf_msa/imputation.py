@@ -40,7 +40,7 @@ from .methods import METHODS
 from .models.modeling_msa import MsaPreTrainedModel
 from .models.modeling_omg import GeneratedBatch
 from .models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
-from .models.omg_retriever import NO_ENTRY
+from .models.omg_knowledge_base import NO_ENTRY
 from .models.processing_msa import MsaProcessor
 
 IMPUTATION_FILE = "imputation.json"

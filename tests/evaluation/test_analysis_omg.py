@@ -292,11 +292,11 @@ def test_a_training_samples_own_entry_is_never_counted(data, trained, loaded):
     (run,) = find_runs([trained], "omg")
     train, whole = load_split(data, "train", run), model.knowledge_base
     rows = [whole.ids.index(train.ids[index]) for index in (0, 1)]
-    entries = whole.candidates(np.array([rows]))
-    two = type(whole).build(
+    two = type(whole)(
         [whole.ids[row] for row in rows],
-        *(whole.numbers(name)[rows] for name in ("key", "plan", "observation")),
-        {name: values[0].numpy() for name, values in entries.values.items()},
+        whole.plans[rows],
+        whole.observations[rows],
+        {name: values[rows] for name, values in whole.values.items()},
     )
     model.knowledge_base = two
     try:

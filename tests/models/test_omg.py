@@ -44,18 +44,17 @@ def training_rows(model: OmgForSentimentAnalysis) -> list[dict[str, Any]]:
 
 def give_base(model: OmgForSentimentAnalysis, seed: int = 1) -> None:
     """Entries whose vectors and latents are random."""
-    generator = np.random.default_rng(seed)
-    plans, observations = unit(ENTRIES, seed=seed).numpy(), unit(ENTRIES, seed=seed + 1).numpy()
-    values = {
-        name: generator.normal(size=(ENTRIES, (model.config.positions(name) + 1) // 2, model.config.latent_dim))
-        for name in model.config.modalities
-    }
-    model.knowledge_base = KnowledgeBase.build(
+    draw = torch.Generator().manual_seed(seed)
+    model.knowledge_base = KnowledgeBase(
         [f"train-{index}" for index in range(ENTRIES)],
-        keys=model.retriever.keys(torch.from_numpy(observations), torch.from_numpy(plans)).numpy(),
-        plans=plans,
-        observations=observations,
-        values={name: value.astype(np.float32) for name, value in values.items()},
+        unit(ENTRIES, seed=seed),
+        unit(ENTRIES, seed=seed + 1),
+        {
+            name: torch.randn(
+                ENTRIES, (model.config.positions(name) + 1) // 2, model.config.latent_dim, generator=draw
+            )
+            for name in model.config.modalities
+        },
     )
 
 
@@ -244,12 +243,15 @@ def evidence(model: OmgForSentimentAnalysis, batch: Batch, vectors: Batch, own: 
     return model.conditions(seen, vectors["plan_vectors"], None, vectors["observation_vectors"], own).evidence
 
 
+def base_of(model: OmgForSentimentAnalysis) -> KnowledgeBase:
+    assert model.knowledge_base is not None
+    return model.knowledge_base
+
+
 def entries_as_samples(model: OmgForSentimentAnalysis, rows: list[int]) -> Batch:
     """Vectors of entries, of which each is its own nearest neighbour."""
-    base = model.knowledge_base
-    assert base is not None
-    names = {"plan_vectors": "plan", "observation_vectors": "observation"}
-    return {name: torch.from_numpy(np.array(base.numbers(column)[rows])) for name, column in names.items()}
+    base = base_of(model)
+    return {"plan_vectors": base.plans[rows], "observation_vectors": base.observations[rows]}
 
 
 class TestRetrieving:
@@ -284,10 +286,8 @@ class TestRetrieving:
         give_base(model)
         found = evidence(model, tiny_batch(model.config), entries_as_samples(model, [5, 5, 2, 0]))
         assert torch.equal(found.weights, torch.ones(4, 1))
-        assert model.knowledge_base is not None
         for name in MODALITIES:
-            expected = torch.from_numpy(np.array(model.knowledge_base.numbers(f"value_{name}")[[5, 5, 2, 0]]))
-            assert torch.equal(found.values[name], expected)
+            assert torch.equal(found.values[name], base_of(model).values[name][[5, 5, 2, 0]])
 
     def test_a_high_temperature_is_the_mean(self) -> None:
         batch, vectors, found = tiny_batch(tiny_omg_config()), told(), []
@@ -302,47 +302,36 @@ class TestRetrieving:
     def test_weights_and_cost_by_hand(self) -> None:
         model = fresh(top_k=2)
         give_base(model)
-        vectors, base = told(), model.knowledge_base
-        assert base is not None
+        vectors, base = told(), base_of(model)
         found = evidence(model, tiny_batch(model.config), vectors)
         joined = torch.cat([vectors["observation_vectors"], vectors["plan_vectors"]], dim=-1)
         query = F.normalize(
             F.gelu(joined @ model.retriever.projection.weight.T + model.retriever.projection.bias), dim=-1
         )
-        cosines = query @ torch.from_numpy(np.array(base.numbers("key"))).T
+        cosines = query @ model.retriever.keys(base).T
         best, places = cosines.topk(2, dim=1)
         weights = (best / 0.07).softmax(dim=1)
         assert found.entries.tolist() == places.tolist()
         assert torch.allclose(found.weights, weights, atol=1e-5)
-        plans = torch.from_numpy(np.array(base.numbers("plan")))[places]
-        cost = (weights * (1 - (plans * vectors["plan_vectors"].unsqueeze(1)).sum(-1))).sum(1)
+        cost = (weights * (1 - (base.plans[places] * vectors["plan_vectors"].unsqueeze(1)).sum(-1))).sum(1)
         assert torch.allclose(found.alignment_cost, cost, atol=1e-5)
 
-    def test_new_keys_are_those_of_the_new_projection(self) -> None:
+    def test_a_changed_projection_searches_with_its_own_keys(self) -> None:
         model = fresh()
         give_base(model)
-        old = np.array(model.knowledge_base.numbers("key"))
+        batch, four = tiny_batch(model.config), entries_as_samples(model, [0, 4, 8, 11])
+        evidence(model, batch, four)
         torch.nn.init.normal_(model.retriever.projection.weight)
-        vectors = entries_as_samples(model, list(range(ENTRIES)))
-        model.refresh_keys()
-        joined = torch.cat([vectors["observation_vectors"], vectors["plan_vectors"]], dim=-1)
-        expected = F.normalize(
-            F.gelu(joined @ model.retriever.projection.weight.T + model.retriever.projection.bias), dim=-1
-        )
-        assert np.allclose(model.knowledge_base.numbers("key"), expected.detach(), atol=1e-6)
-        assert not np.allclose(model.knowledge_base.numbers("key"), old, atol=0.1)
-        four = some(vectors, [0, 4, 8, 11])
-        assert evidence(model, tiny_batch(model.config), four).entries[:, 0].tolist() == [0, 4, 8, 11]
+        found = evidence(model, batch, four)
+        assert found.entries[:, 0].tolist() == [0, 4, 8, 11]
+        assert torch.allclose(found.similarities[:, 0], torch.ones(4), atol=1e-5)
 
-    def test_keys_that_are_kept_and_taken_again_are_the_same_bits(self) -> None:
-        """A run that goes on retrieves with what it had."""
-        model = fresh(query_dim=64)
+    def test_a_knowledge_base_of_another_model_is_refused(self) -> None:
+        model = fresh()
         give_base(model)
-        base = model.knowledge_base
-        assert base is not None
-        keys = np.array(base.numbers("key"))
-        assert np.array_equal(base.with_keys(keys).numbers("key"), keys)
-        assert np.allclose(base.with_keys(keys * 3).numbers("key"), keys, atol=1e-6)
+        for options in ({"latent_dim": 5}, {"sequence_length": 4}, {"condition_dim": 16}, {"vision_dim": None}):
+            with pytest.raises(ValueError, match="but this model needs .* build it with this model"):
+                fresh(**options).knowledge_base = model.knowledge_base
 
     def test_fewer_entries_than_are_wanted(self) -> None:
         model = fresh(top_k=50)
@@ -530,8 +519,6 @@ class TestGenerating:
         assert made.evidence is not None
         assert made.evidence_ids == [[f"train-{entry}" for entry in row] for row in made.evidence.entries.tolist()]
         assert all(row["id"] not in ids for row, ids in zip(rows, made.evidence_ids, strict=True))
-        base = model.knowledge_base
-        assert base is not None
         nearest = evidence(model, batch, entries_as_samples(model, [0, 1, 2, 3]))
         assert nearest.entries[:, 0].tolist() == [0, 1, 2, 3]
 
@@ -927,10 +914,10 @@ class TestFiles:
         model = whole()
         model.save_pretrained(tmp_path)
         loaded = OmgForSentimentAnalysis.from_pretrained(tmp_path)
-        assert loaded.knowledge_base is not None
+        assert len(base_of(loaded)) == ENTRIES
         loaded.save_pretrained(tmp_path)
         again = OmgForSentimentAnalysis.from_pretrained(tmp_path)
-        assert again.knowledge_base is not None and again.knowledge_base.ids == [f"train-{i}" for i in range(ENTRIES)]
+        assert base_of(again).ids == [f"train-{i}" for i in range(ENTRIES)]
         assert again.planner_values == loaded.planner_values
 
     def test_a_fresh_model_has_neither(self, tmp_path: Path) -> None:
@@ -945,7 +932,7 @@ class TestFiles:
         batch = {**drop(tiny_batch(model.config), *LOST), **told()}
         before = model(**batch).logits
         give_base(model, seed=9)
-        model.knowledge_base.save(tmp_path / "other")
+        base_of(model).save(tmp_path / "other")
         other = model(**batch).logits
         assert not torch.allclose(before[0], other[0], atol=1e-5) and torch.equal(before[1], other[1])
         model.knowledge_base = KnowledgeBase.load(tmp_path / "other")
@@ -982,6 +969,8 @@ class TestConfiguration:
             ({"denoiser_layers": 5}, "the first two must be even"),
             ({"denoiser_dim": 18, "denoiser_heads": 4}, "the second a multiple of the third"),
             ({"injection": "both"}, "injection"),
+            ({"index_factory": "IVF2,Flat", "index_nprobe": 0}, "index_nprobe is 0; give at least 1"),
+            ({"index_ef_search": 4}, "index_ef_search is 4; .* with an index_factory that searches by it"),
         ],
     )
     def test_values_that_make_no_sense_are_refused(self, options: dict[str, Any], message: str) -> None:

@@ -14,6 +14,7 @@ from hf_msa.models.omg_planner import MllmPlanner, observe_rows
 from scripted_mllm import ScriptedMllm, says
 from test_omg import (
     LOST,
+    base_of,
     drop,
     entries_as_samples,
     evidence,
@@ -167,9 +168,9 @@ class TestRetriever:
     def test_wo_sparse_attention_the_evidence_is_the_mean(self) -> None:
         model = ablated("wo_sparse_attention")
         found = evidence(model, tiny_batch(model.config), told())
-        assert model.knowledge_base is not None
-        values = torch.from_numpy(model.knowledge_base.numbers("value_vision")[found.entries.numpy()])
-        assert torch.allclose(found.values["vision"], values.mean(1), atol=1e-6)
+        assert torch.allclose(
+            found.values["vision"], base_of(model).values["vision"][found.entries].mean(1), atol=1e-6
+        )
         assert torch.equal(found.weights, torch.full((4, 3), 1 / 3))
 
     def test_content_only_retrieval_does_not_ask_for_the_plan(self) -> None:
@@ -187,13 +188,12 @@ class TestRetriever:
         first, second = evidence(model, batch, told()), evidence(model, batch, other)
         assert torch.equal(first.similarities, second.similarities)
         assert not torch.allclose(first.alignment_cost, second.alignment_cost), "that is of the sample's own plan"
-        base = model.knowledge_base
-        assert base is not None
+        base = base_of(model)
         vectors = entries_as_samples(model, list(range(len(base))))
         query = model.retriever.project(
             told()["observation_vectors"][:1].expand(len(base), -1), vectors["plan_vectors"]
         )
-        cosines = nn.functional.normalize(query, dim=-1) @ torch.from_numpy(base.numbers("key").copy()).T
+        cosines = nn.functional.normalize(query, dim=-1) @ model.retriever.keys(base).T
         best = cosines.topk(3, dim=1).values
         assert (best - first.similarities[0]).abs().max(1).values.min() < 1e-5, "one entry's plan it was"
 

@@ -169,7 +169,7 @@ def keep(self):
     stage = Path(self.args.output_dir).name
     kept.update({f"{stage}/{k}": v.clone() for k, v in self.model.state_dict().items()})
     if self.model.knowledge_base is not None:
-        kept[f"{stage}/keys"] = torch.from_numpy(self.model.knowledge_base.numbers("key").copy())
+        kept[f"{stage}/keys"] = self.model.retriever.keys(self.model.knowledge_base).clone()
     save_file(kept, f"{sys.argv[1]}-{PartialState().process_index}")
     return state
 

@@ -60,7 +60,7 @@ METHODS = {
             "semantics/stage.json",  # before there is a knowledge base
             "classifier/checkpoint-4/trainer_state.json",  # while a checkpoint is being written
             "main/checkpoint-4/complete.json",  # in the middle of an epoch
-            "main/checkpoint-12/keys.safetensors",  # before the checkpoint counts
+            "main/checkpoint-12/trainer_state.json",  # before the checkpoint counts
             "classifier_after/checkpoint-4/complete.json",
         ],
     ),

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from transformers import AutoModel
 
 import hf_msa.training.omg.stages as stages_omg
@@ -94,12 +93,13 @@ class Watch:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.retrieved: dict[str, int] = {}
         self.own = 0
-        self.refreshed = 0
+        self.projections: list[float] = []
+        self.current = 0
         self.told = 0
         self._rows: list[int] = []
         self._objective = ""
         inputs, retrieve = OmgTrainer.model_inputs, OmgForSentimentAnalysis.retrieve
-        refresh, told = OmgForSentimentAnalysis.refresh_keys, OmgForSentimentAnalysis.told
+        told = OmgForSentimentAnalysis.told
 
         def model_inputs(trainer: OmgTrainer, batch: Any, training: bool) -> Any:
             base = trainer.model.knowledge_base
@@ -114,11 +114,12 @@ class Watch:
                 self.retrieved[self._objective] = self.retrieved.get(self._objective, 0) + len(found.entries)
                 own = torch.tensor(self._rows).unsqueeze(1)
                 self.own += int(((found.entries == own) & (own >= 0)).sum())
+                if self._objective == "generate":
+                    self.projections.append(model.retriever.projection.weight.detach().sum().item())
+                    base = base_of(model)
+                    itself = model.retriever(base.observations, base.plans, base)
+                    self.current += bool(torch.allclose(itself.similarities[:, 0], torch.ones(len(base)), atol=1e-5))
             return found
-
-        def refreshing(model: OmgForSentimentAnalysis) -> None:
-            self.refreshed += 1
-            refresh(model)
 
         def telling(model: OmgForSentimentAnalysis, *args: Any) -> Any:
             self.told += 1
@@ -126,7 +127,6 @@ class Watch:
 
         patch.setattr(OmgTrainer, "model_inputs", model_inputs)
         patch.setattr(OmgForSentimentAnalysis, "retrieve", retrieving)
-        patch.setattr(OmgForSentimentAnalysis, "refresh_keys", refreshing)
         patch.setattr(OmgForSentimentAnalysis, "told", telling)
 
 
@@ -207,7 +207,7 @@ class TestWhatARunGives:
             "so that all are averaged to 50 positions, and all latents are real"
         )
         masks = torch.ones(20, model.config.positions("vision"), dtype=torch.bool)
-        values = torch.from_numpy(np.array(base.numbers("value_vision")))
+        values = base.values["vision"]
         assert LatentVae.latent_mask(masks).shape[1] == values.shape[1] and len(lengths) == 20
 
     def test_text_is_standardised_by_the_training_split(self, run: RunContext) -> None:
@@ -245,7 +245,7 @@ class TestKnowledgeBase:
         latents = model.encode_observed(model.perceive(batch))
         for name, values in latents.items():
             # The text's states were rounded to half precision on their way.
-            assert np.allclose(base_of(model).numbers(f"value_{name}")[:2], values, atol=2e-2)
+            assert np.allclose(base_of(model).values[name][:2], values, atol=2e-2)
 
     def test_plans_and_observations_are_those_of_the_complete_rows(self, run: RunContext) -> None:
         model = loaded(run)
@@ -254,21 +254,17 @@ class TestKnowledgeBase:
         for place, (row, choice) in enumerate(zip(rows, choices, strict=True)):
             entry = base_of(model).ids.index(row["id"])
             assert entry == place
-            assert np.allclose(base_of(model).numbers("plan")[entry], choice.plan_vector, atol=2e-3)
-            assert np.allclose(base_of(model).numbers("observation")[entry], choice.observation_vector, atol=2e-3)
+            assert np.allclose(base_of(model).plans[entry], choice.plan_vector, atol=2e-3)
+            assert np.allclose(base_of(model).observations[entry], choice.observation_vector, atol=2e-3)
 
-    def test_keys_are_those_of_the_weights_that_were_chosen(self, run: RunContext) -> None:
-        model = loaded(run)
-        base = base_of(model)
-        joined = torch.from_numpy(np.concatenate([base.numbers("observation"), base.numbers("plan")], axis=1))
-        expected = F.normalize(F.gelu(model.retriever.projection(joined)), dim=1).detach()
-        assert np.allclose(base.numbers("key"), expected, atol=1e-6)
-        first = KnowledgeBase.load(run.stage_folder("knowledge_base") / "knowledge_base")
-        assert not np.allclose(first.numbers("key"), expected, atol=1e-4), "they have moved since they were made"
+    def test_is_saved_with_the_checkpoint_alone(self, run: RunContext) -> None:
+        folders = {path.parent.relative_to(run.folder) for path in run.folder.rglob("entries.safetensors")}
+        assert folders == {Path("knowledge_base"), Path("stages/knowledge_base/knowledge_base")}
 
-    def test_keys_are_made_anew_each_epoch(self, watched: tuple[RunContext, Watch]) -> None:
-        # Before training, after each of two epochs, and for the weights that were chosen.
-        assert watched[1].refreshed == 4
+    def test_each_step_retrieves_with_the_keys_of_its_weights(self, watched: tuple[RunContext, Watch]) -> None:
+        _, watch = watched
+        # In each of six steps the projection was another one, and an entry was always its own nearest neighbour.
+        assert len(set(watch.projections)) == 6 and watch.current == 6
 
     def test_nobody_retrieves_its_own_entry_in_training(self, watched: tuple[RunContext, Watch]) -> None:
         _, watch = watched
@@ -427,7 +423,7 @@ BREAKS: list[tuple[Any, str, Callable[..., bool], bool]] = [
 def test_the_main_stage_goes_on_where_it_broke_off(
     corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
 ) -> None:
-    """Within an epoch with the keys of its beginning, between two with those of the next."""
+    """Within an epoch, and between two."""
     flags = dict.fromkeys(("save_strategy", "eval_strategy"), "steps") | {"save_steps": 1, "eval_steps": 1}
     contexts = []
     for name, breaks in (("whole", ()), ("broken", (1, 3, 5))):
@@ -450,7 +446,7 @@ def test_the_main_stage_goes_on_where_it_broke_off(
     for stage in ("main", "classifier_after"):
         assert not changed(weights(plain, stage), weights(resumed, stage)), stage
     one, other = base_of(loaded(plain)), base_of(loaded(resumed))
-    assert all(np.array_equal(one.numbers(name), other.numbers(name)) for name in one.shapes)
+    assert torch.equal(one.plans, other.plans) and torch.equal(one.values["text"], other.values["text"])
 
 
 @pytest.mark.slow
@@ -470,7 +466,7 @@ def test_a_run_that_breaks_off_in_every_stage_ends_as_one_that_does_not(
     for stage in TRAINED:
         assert not changed(weights(plain, stage), weights(resumed, stage)), stage
     one, other = base_of(loaded(plain)), base_of(loaded(resumed))
-    assert all(np.array_equal(one.numbers(name), other.numbers(name)) for name in one.shapes)
+    assert torch.equal(one.plans, other.plans) and torch.equal(one.values["text"], other.values["text"])
 
 
 class TestProtocols:
@@ -546,8 +542,8 @@ class TestAblations:
     def test_wo_planner_runs_to_its_end(self, corpus: Path, few: dict[str, MsaRows], tmp_path: Path) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_planner")
         model = loaded(context)
-        plans = base_of(model).numbers("plan")
-        assert np.allclose(np.linalg.norm(plans, axis=1), 1.0, atol=1e-2), "entries have plans of their own"
+        lengths = base_of(model).plans.norm(dim=1)
+        assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-2), "entries have plans of their own"
         rows = [context.rows["validation"][index] for index in range(2)]
         out = model.predict_rows(context.processor.from_rows(rows), rows, context.processor)
         assert out.planned_score is None and torch.isfinite(out.logits).all()

@@ -63,9 +63,9 @@ class OmgConfig(MsaConfig):
         retrieval_query: Queries from observation and `"plan"` (eq. 7), from the observation alone (`"content"`), or with the
             plan of a random other sample (`"random_plan"`).
         retrieval_aggregation: Evidence is the sum weighted by `"attention"` (eq. 8), the `"mean"` of the top K, or `"none"`.
-        index_factory (`str`): FAISS factory string of the knowledge base's index.
-        index_nprobe, index_ef_search (`int`, *optional*): How thoroughly an `IVF` or `HNSW` index is searched, see
-            `KnowledgeBase.with_search`. `None`: FAISS's default, which misses much.
+        index_factory (`str`): `"Flat"` searches exactly; for very large knowledge bases, FAISS's factory string of an index.
+        index_nprobe, index_ef_search (`int`, *optional*): How thoroughly an `IVF` or `HNSW` index is searched. `None`:
+            FAISS's default, which misses much.
 
     Executor (sections 3.5, 3.6):
         sequence_length (`int`): Positions of each modality (4.1: 50, aligned); longer sequences are averaged to that many
@@ -254,6 +254,10 @@ class OmgConfig(MsaConfig):
             )
         if not self.retrieval_temperature > 0:
             raise ValueError(f"retrieval_temperature must be above 0, got {self.retrieval_temperature}.")
+        for name in ("index_nprobe", "index_ef_search"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or self.index_factory == "Flat"):
+                raise ValueError(f"{name} is {value}; give at least 1, with an index_factory that searches by it.")
         if self.num_inference_steps > self.num_train_timesteps:
             raise ValueError(
                 f"num_inference_steps is {self.num_inference_steps}, but the noise schedule has only "

@@ -26,11 +26,11 @@ from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_outputs import MsaOutput
 from .omg_executor import LatentVae, ModalityExecutor, build_scheduler, draw_noise
-from .omg_knowledge_base import DESCRIPTION_FILE, OBSERVATION, PLAN, KnowledgeBase
+from .omg_knowledge_base import DESCRIPTION_FILE, NO_ENTRY, KnowledgeBase
 from .omg_observation import Observation, observe_rows
 from .omg_plan_store import PlanStore
 from .omg_planner import PlanChoice, Planner, PlannerSettings, planner_from_dict, planner_to_dict
-from .omg_retriever import NO_ENTRY, Evidence, EvidenceRetriever, random_entries
+from .omg_retriever import Evidence, EvidenceRetriever
 
 KNOWLEDGE_BASE_FOLDER = "knowledge_base"
 PLANNER_FILE = "planner.json"
@@ -211,14 +211,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         self.register_buffer("text_mean", torch.zeros(widths["text"]))
         self.register_buffer("text_std", torch.ones(widths["text"]))
         self.executors = nn.ModuleDict({name: ModalityExecutor(width, config) for name, width in widths.items()})
-        self.retriever = EvidenceRetriever(
-            config.plan_width,
-            config.query_dim,
-            config.top_k,
-            config.retrieval_temperature,
-            "content" if config.retrieval_query == "content" else "plan",
-            config.retrieval_aggregation,
-        )
+        self.retriever = EvidenceRetriever(config)
         self.fusion = OmgFusion(config)
         self._planner: Planner | None = None
         self.planner_values: dict[str, Any] | None = None
@@ -347,25 +340,27 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
 
     @property
     def knowledge_base(self) -> KnowledgeBase | None:
-        """What evidence is retrieved from; loaded when it is first needed, None where the checkpoint has none."""
+        """What evidence is retrieved from; loaded when it is first needed, None where the checkpoint has none.
+
+        Raises:
+            ValueError: If it cannot be read, or its entries are of another model.
+        """
         if self._knowledge_base is None and self.stored_file(DESCRIPTION_FILE, KNOWLEDGE_BASE_FOLDER) is not None:
-            self._knowledge_base = KnowledgeBase.fetch(lambda name: self.stored_file(name, KNOWLEDGE_BASE_FOLDER))
+            self.knowledge_base = KnowledgeBase.fetch(lambda name: self.stored_file(name, KNOWLEDGE_BASE_FOLDER))
         return self._knowledge_base
 
     @knowledge_base.setter
-    def knowledge_base(self, knowledge_base: KnowledgeBase | None) -> None:
-        self._knowledge_base = knowledge_base
-
-    def refresh_keys(self) -> None:
-        """Make the knowledge base's keys anew from its entries by the query projection as it now is."""
-        if self._knowledge_base is None:
-            return
-        device = self.retriever.projection.weight.device
-        observations, plans = (
-            torch.from_numpy(np.array(self._knowledge_base.numbers(name))).to(device) for name in (OBSERVATION, PLAN)
-        )
-        keys = self.retriever.keys(observations, plans)
-        self._knowledge_base = self._knowledge_base.with_keys(keys.cpu().numpy())
+    def knowledge_base(self, base: KnowledgeBase | None) -> None:
+        if base is not None:
+            config = self.config
+            found = {name: tuple(value.shape[1:]) for name, value in base.values.items()}
+            needed = {name: ((config.positions(name) + 1) // 2, config.latent_dim) for name in config.modalities}
+            if found != needed or base.plans.shape[1] != config.plan_width:
+                raise ValueError(
+                    f"The knowledge base has plans of width {base.plans.shape[1]} and latents {found}, but this model needs "
+                    f"width {config.plan_width} and {needed}; build it with this model (hf-msa kb build)."
+                )
+        self._knowledge_base = base
 
     @torch.no_grad()
     def embed_texts(self, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
@@ -539,7 +534,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         base = self.knowledge_base
         if base is None:
             return None
-        return torch.from_numpy(base.rows_of([str(row.get("id", "")) for row in rows])).to(self.device)
+        return base.rows_of([str(row.get("id", "")) for row in rows]).to(self.device)
 
     def retrieve(
         self, perception: Perception, plan: Tensor, observation: Tensor, own_entries: Tensor | None = None
@@ -558,15 +553,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         base = self.knowledge_base
         if base is None or self.config.retrieval_aggregation == "none":
             return None
-        asked = plan
+        if self.config.index_factory == "Flat":
+            base = self._knowledge_base = base.to(plan.device)
+        asked = None
         if self.config.retrieval_query == "random_plan":
-            names = [str(seed) for seed in perception.seeds(self.config.generation_seed, "random_plan")]
-            own = torch.full((len(plan),), NO_ENTRY) if own_entries is None else own_entries.cpu()
-            drawn = random_entries(names, own, len(base), self.config.generation_seed)
-            asked = torch.from_numpy(np.array(base.numbers(PLAN)[drawn.numpy()])).to(plan)
-        queries = self.retriever.project(observation, asked)
-        _, rows = base.search(queries.detach().float().cpu().numpy(), self.config.top_k + (own_entries is not None))
-        evidence: Evidence = self.retriever(queries, plan, base.candidates(rows).to(plan.device), own_entries)
+            seeds = perception.seeds(self.config.generation_seed, "random_plan")
+            own = [NO_ENTRY] * len(plan) if own_entries is None else own_entries.tolist()
+            asked = base.plans[random_entries(seeds, own, len(base), self.config.generation_seed)].to(plan)
+        evidence: Evidence = self.retriever(observation, plan, base, own_entries, asked)
         return evidence
 
     def conditions(
@@ -931,6 +925,36 @@ def inner_tokens(real: Tensor) -> Tensor:
     last = torch.where(real, places, -1).amax(dim=1, keepdim=True)
     first = torch.where(real, places, real.shape[1]).amin(dim=1, keepdim=True)
     return real & (places > first) & (places < last)
+
+
+def random_entries(numbers: Sequence[int], own_entries: Sequence[int], entries: int, seed: int) -> list[int]:
+    """Draw for each sample an entry other than its own, whose plan stands in for the sample's (Random-Plan retrieval).
+
+    A draw depends on the seed, the sample's number and the size of the knowledge base, not on the rest of the batch.
+
+    Args:
+        numbers: One for each sample.
+        own_entries: The samples' rows in the knowledge base, `NO_ENTRY` for those that are not in it.
+        entries: Size of the knowledge base.
+        seed: Of the draws.
+
+    Returns:
+        Rows of the knowledge base.
+
+    Raises:
+        ValueError: If there is no entry to draw.
+    """
+    drawn = []
+    for number, own in zip(numbers, own_entries, strict=True):
+        others = entries - (own != NO_ENTRY)
+        if others < 1:
+            raise ValueError(
+                f"The knowledge base has {entries} entries, none of them other than the sample's own; add one."
+            )
+        digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
+        row = int.from_bytes(digest, "big") % others
+        drawn.append(row + (own != NO_ENTRY and row >= own))
+    return drawn
 
 
 def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[Tensor, Tensor]:

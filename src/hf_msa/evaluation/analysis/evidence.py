@@ -22,8 +22,7 @@ from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.statistics import confidence_interval
 from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
-from hf_msa.models.omg_knowledge_base import OBSERVATION, KnowledgeBase
-from hf_msa.models.omg_retriever import NO_ENTRY
+from hf_msa.models.omg_knowledge_base import NO_ENTRY, KnowledgeBase
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .executing import (
@@ -148,7 +147,7 @@ def evidence_columns(
     """
     base = required_base(model, "The model")
     kinds: dict[str, Callable[[Tensor], Tensor]] = {"sign": sentiment_classes, "class": model.label_classes}
-    observations = torch.from_numpy(np.array(base.numbers(OBSERVATION))).to(model.device)
+    observations = base.observations.to(model.device)
     labels = labels.to(model.device)
     shares: dict[Column, list[Tensor]] = {}
     numbers: dict[str, list[Tensor]] = {}

@@ -21,9 +21,9 @@ from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.files import write_json
 from hf_msa.models.modeling_omg import GeneratedBatch, OmgForSentimentAnalysis
 from hf_msa.models.omg_executor import LatentVae
+from hf_msa.models.omg_knowledge_base import NO_ENTRY
 from hf_msa.models.omg_plan import PLAN_FIELDS
 from hf_msa.models.omg_planner import PlanChoice, semantic_cost
-from hf_msa.models.omg_retriever import NO_ENTRY
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .executing import RowBatch, load_omg, row_batches

@@ -24,7 +24,7 @@ Told = Callable[[Sequence[int]], Mapping[str, Tensor]]
 
 @torch.no_grad()
 def knowledge_base_of(
-    model: OmgForSentimentAnalysis, batches: Iterable[tuple[Sequence[str], Perception, Told]], factory: str
+    model: OmgForSentimentAnalysis, batches: Iterable[tuple[Sequence[str], Perception, Told]]
 ) -> KnowledgeBase:
     """Encode those samples that have all modalities of a model.
 
@@ -32,12 +32,11 @@ def knowledge_base_of(
     were looked up.
 
     Args:
-        model: Its autoencoders and query projection are used as they are.
+        model: Its autoencoders are used as they are.
         batches: Of each the samples' ids, what the model perceives of them, and how to have them planned for.
-        factory: FAISS factory string.
 
     Raises:
-        MsaError: If there is no such sample, or FAISS cannot make that index.
+        MsaError: If there is no such sample, or a number is not finite.
     """
     ids: list[str] = []
     columns: dict[str, list[Tensor]] = {}
@@ -48,8 +47,8 @@ def knowledge_base_of(
             continue
         ids += [names[place] for place in places]
         vectors = {name: values.half() for name, values in told(places).items()}
-        latents = {name: values[complete] for name, values in model.encode_observed(perception).items()}
-        for name, values in {**vectors, **latents}.items():
+        vectors |= {name: values[complete] for name, values in model.encode_observed(perception).items()}
+        for name, values in vectors.items():
             columns.setdefault(name, []).append(values.float().cpu())
     if not ids:
         raise MsaError(
@@ -57,17 +56,14 @@ def knowledge_base_of(
             "take data with complete rows."
         )
     tables = {name: torch.cat(values) for name, values in columns.items()}
-    plans, observations = tables["plan_vectors"], tables["observation_vectors"]
-    keys = model.retriever.keys(observations.to(model.device), plans.to(model.device))
-    with as_msa_errors():
-        return KnowledgeBase.build(
-            ids,
-            keys=keys.float().cpu().numpy(),
-            plans=plans.numpy(),
-            observations=observations.numpy(),
-            values={name: tables[name].numpy() for name in model.config.modalities},
-            factory=factory,
+    infinite = next((name for name, table in tables.items() if not table.isfinite().all()), None)
+    if infinite is not None:
+        raise MsaError(
+            f"The {infinite} of the knowledge base hold numbers that are not finite; check data and training."
         )
+    latents = {name: tables[name] for name in model.config.modalities}
+    with as_msa_errors():
+        return KnowledgeBase(ids, tables["plan_vectors"], tables["observation_vectors"], latents)
 
 
 def build_knowledge_base(
@@ -76,7 +72,6 @@ def build_knowledge_base(
     output: str,
     *,
     split: str = "train",
-    factory: str | None = None,
     batch_size: int = 64,
     media: str | None = None,
 ) -> KnowledgeBase:
@@ -87,7 +82,6 @@ def build_knowledge_base(
         data: Folder or Hub name of a prepared data set with features as in training.
         output: Folder to write to.
         split: What to encode; never one that the model is then tested on.
-        factory: FAISS factory string; default: the model's own.
         batch_size: Samples that are encoded together.
         media: Folder with the clips' recordings, see `MediaFolder`; for a language model that plans.
 
@@ -121,7 +115,7 @@ def build_knowledge_base(
             yield [member["id"] for member in members], network.perceive(batch), told
 
     with as_msa_errors():
-        base = knowledge_base_of(network, batches(), factory or network.config.index_factory)
+        base = knowledge_base_of(network, batches())
     base.save(output)
     return base
 

@@ -20,15 +20,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import AutoConfig
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
 from hf_msa.errors import MsaError, as_msa_errors, require_package
 from hf_msa.evaluation.checkpoints import ANSWERS_FOLDER
-from hf_msa.files import atomic_write, write_json
+from hf_msa.files import write_json
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_omg import (
@@ -40,7 +39,7 @@ from hf_msa.models.modeling_omg import (
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.omg_executor import LatentVae
-from hf_msa.models.omg_knowledge_base import KEY, KnowledgeBase
+from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, Planner, fit_centering, planner_to_dict
 from hf_msa.training.language_models import check_language_model, fit_verbalizer, lora_arguments
@@ -55,29 +54,7 @@ STAGES = ("planner", "plans", "vae", "semantics", "knowledge_base", "classifier"
 FINAL_STAGE = "main"
 RATE_FREE_STAGES = ("planner", "plans", "vae", "semantics", "knowledge_base", "classifier")
 
-_KEYS_FILE = "keys.safetensors"
 _ROWS_AT_ONCE = 64
-
-
-class _EpochEnds(TrainerCallback):
-    """Tells the trainer when keys have to be made anew: before training, and after each epoch, before it is validated."""
-
-    def __init__(self, trainer: "OmgTrainer") -> None:
-        self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Make keys for the epoch; a run that goes on within one has those that it was interrupted with."""
-        # A checkpoint of the last step of an epoch is written before the epoch ends, with the keys of its beginning.
-        if float(state.epoch or 0).is_integer():
-            self.trainer.model.refresh_keys()
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Make keys for the next epoch."""
-        self.trainer.model.refresh_keys()
 
 
 class OmgTrainer(AdamTrainer):
@@ -107,9 +84,7 @@ class OmgTrainer(AdamTrainer):
         self._own_entries: Tensor | None = None
         base = self.model.knowledge_base
         if base is not None:
-            self._own_entries = torch.from_numpy(base.rows_of(self.train_rows.ids))
-        if objective == "generate":
-            self.add_callback(_EpochEnds(self))
+            self._own_entries = base.rows_of(self.train_rows.ids)
 
     def model_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
         """Objective, plans, states of the texts, and in training the samples' own entries, which are not retrieved."""
@@ -136,32 +111,6 @@ class OmgTrainer(AdamTrainer):
             given["own_entries"] = self._own_entries.to(rows.device)[rows]
         return given
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # The entries are those of the stage before; what changes are the keys, see `save_state`.
-        self.model.saves_knowledge_base = False
-        super()._save(output_dir, state_dict)
-        self.model.saves_knowledge_base = True
-
-    def save_state(self, folder: Path) -> None:
-        """Write the keys, which are those of the beginning of the epoch."""
-        if self._objective == "generate" and self.model.knowledge_base is not None:
-            keys = torch.from_numpy(np.array(self.model.knowledge_base.numbers(KEY)))
-            with atomic_write(folder / _KEYS_FILE) as temporary:
-                save_file({KEY: keys}, temporary)
-
-    def load_state(self, folder: Path) -> None:
-        """Take the keys that the interrupted run had."""
-        if self._objective == "generate" and self.model.knowledge_base is not None:
-            keys = load_file(folder / _KEYS_FILE)[KEY]
-            self.model.knowledge_base = self.model.knowledge_base.with_keys(keys.numpy())
-
-    def fit(self) -> TrainerState:
-        """Train; the keys are then those of the weights that were chosen."""
-        state = super().fit()
-        if self._objective == "generate":
-            self.model.refresh_keys()
-        return state
-
 
 def run(context: RunContext) -> MsaPreTrainedModel:
     """Train all stages."""
@@ -174,6 +123,8 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     model = context.new_model(OmgForSentimentAnalysis)
     model.eval()
     model.media = None if context.media is None else context.media.load
+    # Of the knowledge base one copy will do: that of its stage, until the run's own checkpoint is written.
+    model.saves_knowledge_base = False
     # Kept for all seeds, ablations and training rates in one folder of runs.
     model.answers_folder = context.runs_folder / ANSWERS_FOLDER
     prepare_texts(context, model)
@@ -197,7 +148,6 @@ def run(context: RunContext) -> MsaPreTrainedModel:
         )
         if trained is not model:
             model.load_state_dict(trained.state_dict())
-            model.knowledge_base = trained.knowledge_base or model.knowledge_base
         model.eval()
 
     train("vae", "autoencode", ["executors.*.vae"], plans=False, complete=True)
@@ -214,6 +164,7 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     train("main", "generate", parts, final=True, return_complete=True, validate_complete=model.config.refit_classifier)
     if model.config.refit_classifier:
         train("classifier_after", None, ["fusion"])
+    model.saves_knowledge_base = True
     return model
 
 
@@ -223,8 +174,9 @@ def check_packages(config: OmgConfig) -> None:
     Raises:
         MsaError: If a package is not installed, or the language model is not to be had.
     """
-    for package in ("diffusers", "faiss"):
-        require_package(package, "omg")
+    require_package("diffusers", "omg")
+    if config.index_factory != "Flat":
+        require_package("faiss", "kb")
     check_language_model(config)
 
 
@@ -403,9 +355,7 @@ def make_knowledge_base(
             ids = [context.rows["train"].ids[index] for index in indices]
             yield ids, perception, functools.partial(_planned_places, planned, indices, everything)
 
-    base = knowledge_base_of(model, batches(), model.config.index_factory)
-    with as_msa_errors():
-        base = base.with_search(model.config.index_nprobe, model.config.index_ef_search)
+    base = knowledge_base_of(model, batches())
     base.save(folder / KNOWLEDGE_BASE_FOLDER)
     return {"entries": len(base)}
 
