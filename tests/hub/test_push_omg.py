@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoProcessor
 from hf_msa.hub.push import _contents, push_run
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
-from hf_msa.models.omg_planner import LightPlanner, observe_rows
+from hf_msa.models.omg_observation import observe_rows
+from hf_msa.training.omg.fit_planner import fit_light_planner
 from loopback_hub import OWNER, LoopbackHub
 from test_push import WORDS, save_run
 
@@ -47,7 +48,7 @@ def run_folder(tmp_path: Path) -> Path:
             torch.nn.init.normal_(parameter, std=0.5)
     processor, rows = AutoProcessor.from_pretrained(folder), made_rows()
     encode = functools.partial(model.embed_texts, processor.tokenizer)
-    model.set_planner(LightPlanner.fit(observe_rows(rows), [-1.0, 2.0, 0.5, 1.0], encode, model.planner_settings()))
+    model.set_planner(fit_light_planner(observe_rows(rows), [-1.0, 2.0, 0.5, 1.0], encode, model.config))
     draw = torch.Generator().manual_seed(1)
     plans, observations = (torch.randn(5, model.config.plan_width, generator=draw) for _ in range(2))
     values = {

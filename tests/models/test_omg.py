@@ -18,7 +18,9 @@ from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception, average_positions, inner_tokens
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
-from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, fit_centering, observe_rows
+from hf_msa.models.omg_observation import observe_rows
+from hf_msa.models.omg_planner import MllmPlanner
+from hf_msa.training.omg.fit_planner import fit_centering, fit_light_planner
 from scripted_mllm import ScriptedMllm, says
 from tiny import UNK, VOCABULARY, tiny_batch, tiny_omg_config, tiny_processor, tiny_rows
 
@@ -63,7 +65,7 @@ def give_planner(model: OmgForSentimentAnalysis) -> None:
     rows = training_rows(model)
     encode = functools.partial(model.embed_texts, tiny_processor(model.config).tokenizer)
     labels = [row["label"] for row in rows]
-    planner = LightPlanner.fit(observe_rows(rows), labels, encode, model.planner_settings())
+    planner = fit_light_planner(observe_rows(rows), labels, encode, model.config)
     fit_centering(planner, observe_rows(rows))
     model.set_planner(planner)
 
@@ -808,7 +810,7 @@ class TestPlanning:
         batch = drop(processor.from_rows(rows), *LOST)
         plans, vectors = model.told(batch, rows, processor)
         assert plans is not None
-        expected = model.planner(processor).plan(observe_rows(rows, batch, processor), constraints=True)
+        expected = model.planner(processor).plan(observe_rows(rows, batch, processor))
         assert [plan.plan for plan in plans] == [plan.plan for plan in expected]
         for index, plan in enumerate(expected):
             assert np.array_equal(vectors["plan_vectors"][index], plan.plan_vector)
@@ -823,7 +825,7 @@ class TestPlanning:
         model = fresh(condition_dim=2)
         good = "Entity: he; Action: laughs; Sentiment: positive"
         script = lambda request: says((good if "Words" in request.prompt else "No idea.", [-1.0]))(request)  # noqa: E731
-        model.set_planner(MllmPlanner(ScriptedMllm(script), model.planner_settings()))
+        model.set_planner(MllmPlanner(ScriptedMllm(script), model.config))
         processor, rows = tiny_processor(model.config), tiny_rows(model.config)
         out = model.predict_rows(drop(processor.from_rows(rows), *LOST), rows, processor)
         assert out.fallback_plan.squeeze(1).tolist() == [0.0, 0.0, 1.0, 0.0]
@@ -840,20 +842,11 @@ class TestPlanning:
         with pytest.raises(ValueError, match="names no planner; load it with planner_model="):
             mllm.predict_rows(processor.from_rows(rows), rows, processor)
 
-    def test_settings_come_from_the_configuration(self) -> None:
-        settings = fresh(
-            num_candidates=2,
-            semantic_weight=0.5,
-            log_prob="mean",
-            reranking=False,
-            plan_temperature=0.6,
-            plan_top_p=0.7,
-            plan_max_new_tokens=9,
-            generation_seed=4,
-        ).planner_settings()
-        assert (settings.num_candidates, settings.semantic_weight, settings.log_prob) == (2, 0.5, "mean")
-        assert (settings.reranking, settings.temperature, settings.top_p) == (False, 0.6, 0.7)
-        assert (settings.max_new_tokens, settings.seed) == (9, 4)
+    def test_another_kind_of_planner_than_the_configuration_names_is_refused(self, tmp_path: Path) -> None:
+        whole().save_pretrained(tmp_path)
+        model = OmgForSentimentAnalysis.from_pretrained(tmp_path, planner="mllm", planner_model="somewhere")
+        with pytest.raises(ValueError, match="is of the kind 'light', but the configuration says planner='mllm'"):
+            model.planner(tiny_processor(model.config))
 
     def test_vectors_of_texts_are_means_over_their_tokens(self) -> None:
         model = fresh()
@@ -969,6 +962,10 @@ class TestConfiguration:
             ({"denoiser_layers": 5}, "the first two must be even"),
             ({"denoiser_dim": 18, "denoiser_heads": 4}, "the second a multiple of the third"),
             ({"injection": "both"}, "injection"),
+            ({"plan_temperature": 0.0}, "plan_temperature must be above 0"),
+            ({"plan_top_p": 1.1}, "plan_top_p is a probability"),
+            ({"num_candidates": 0}, "num_candidates must be at least 1"),
+            ({"log_prob": "max"}, "log_prob"),
             ({"index_factory": "IVF2,Flat", "index_nprobe": 0}, "index_nprobe is 0; give at least 1"),
             ({"index_ef_search": 4}, "index_ef_search is 4; .* with an index_factory that searches by it"),
         ],

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
-from hf_msa.models.omg_planner import MllmPlanner, observe_rows
+from hf_msa.models.omg_observation import observe_rows
+from hf_msa.models.omg_planner import MllmPlanner
 from scripted_mllm import ScriptedMllm, says
 from test_omg import (
     LOST,
@@ -101,7 +102,7 @@ class TestPlanner:
         model = fresh(**OmgConfig.ABLATIONS[name], condition_dim=2)
         plan = "Entity: he; Action: {}; Sentiment: positive"
         script = says(("nonsense", [0.0]), (plan.format("waits"), [-5.0]), (plan.format("laughs"), [-1.0]))
-        model.set_planner(MllmPlanner(ScriptedMllm(script), model.planner_settings()))
+        model.set_planner(MllmPlanner(ScriptedMllm(script), model.config))
         rows = tiny_rows(model.config)
         assert [plan.chosen for plan in model.plan_rows({}, rows, tiny_processor(model.config))] == [chosen] * 4
 
@@ -110,7 +111,7 @@ class TestPlanner:
         model = fresh(**OmgConfig.ABLATIONS[name], condition_dim=2)
         plan = "Entity: he; Action: {}; Sentiment: positive"
         script = says((plan.format("waits"), [-1.0]), (plan.format("laughs"), [-0.5, -0.5, -0.5]))
-        model.set_planner(MllmPlanner(ScriptedMllm(script), model.planner_settings()))
+        model.set_planner(MllmPlanner(ScriptedMllm(script), model.config))
         rows = tiny_rows(model.config)[:1]
         assert model.plan_rows({}, rows, tiny_processor(model.config))[0].chosen == chosen
 
@@ -131,7 +132,8 @@ class TestPlanner:
         verbalizer = MsaVerbalizer.fit([{m: row[m] for m in MODALITIES[1:]} for row in tiny_rows(model.config)])
         seen = observe_rows(tiny_rows(model.config))
         asked = [
-            MllmPlanner(ScriptedMllm(says()), verbalizer=given).request(seen[0]).prompt for given in (verbalizer, None)
+            MllmPlanner(ScriptedMllm(says()), model.config, given).request(seen[0]).prompt
+            for given in (verbalizer, None)
         ]
         assert "Voice:" in asked[0] and "Voice:" not in asked[1]
 

@@ -10,17 +10,11 @@ import pytest
 
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_mllm import LocalMllm, adapter_digest
-from hf_msa.models.omg_planner import (
-    FALLBACK_PLAN,
-    MllmPlanner,
-    Observation,
-    Plan,
-    PlannerSettings,
-    fit_centering,
-    planner_from_dict,
-    planner_to_dict,
-)
-from hf_msa.training.lora import AnswerCollator, load_adapter
+from hf_msa.models.omg_observation import Observation
+from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan
+from hf_msa.models.omg_planner import MllmPlanner
+from hf_msa.training.lora import AnswerCollator
+from hf_msa.training.omg.fit_planner import fit_centering
 from hf_msa.training.omg.planner_adapter import (
     TARGETS_FILE,
     PlanExamples,
@@ -29,6 +23,7 @@ from hf_msa.training.omg.planner_adapter import (
     train_planner_adapter,
 )
 from scripted_mllm import ScriptedMllm, says
+from tiny import tiny_omg_config
 from tiny_mllm import tiny_audio, tiny_mllm
 
 LABELS = [-2.0, 0.0, 1.2, 3.0]
@@ -53,7 +48,7 @@ class Clips(Sequence[Observation]):
 
 
 def planner(mllm: Any = None) -> MllmPlanner:
-    return MllmPlanner(mllm or tiny_mllm(), PlannerSettings(num_candidates=2, max_new_tokens=3))
+    return MllmPlanner(mllm or tiny_mllm(), tiny_omg_config(num_candidates=2, plan_max_new_tokens=3))
 
 
 def arguments(folder: Path, **overrides: Any) -> PlannerTrainingArguments:
@@ -150,7 +145,7 @@ class TestTraining:
         adapted, facts, folder = trained
         assert adapted.adapter == facts["adapter"] == adapter_digest(folder / "adapter")
         assert adapted.centering is None
-        assert adapted.fingerprint != planner().fingerprint
+        assert adapted.identity != planner().identity
         assert adapted.name == f"tiny-thinker+{facts['adapter'][:8]}"
         json.dumps(facts)
 
@@ -159,9 +154,9 @@ class TestTraining:
         clips = list(Clips())
         fit_centering(adapted, clips)
         mllm = tiny_mllm()
-        load_adapter(mllm.model, folder / "adapter")
-        again = planner_from_dict(json.loads(json.dumps(planner_to_dict(adapted))), mllm, adapted.settings)
-        assert again.fingerprint == adapted.fingerprint
+        mllm.model.load_adapter(str(folder / "adapter"))
+        again = MllmPlanner.from_dict(json.loads(json.dumps(adapted.to_dict())), mllm, adapted.config)
+        assert again.identity == adapted.identity
         for one, other in zip(again.plan(clips), adapted.plan(clips), strict=True):
             assert [found.text for found in one.candidates] == [found.text for found in other.candidates]
             log_probs = [[found.log_prob for found in choice.candidates] for choice in (one, other)]

@@ -20,8 +20,9 @@ from hf_msa.errors import MsaError
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
-from hf_msa.models.omg_light_planner import _ENCODER_TEXTS
-from hf_msa.models.omg_planner import LightPlanner, fit_centering, observe_rows, planner_to_dict, tokenize
+from hf_msa.models.omg_light_planner import _ENCODER_TEXTS, LightPlanner, tokenize
+from hf_msa.models.omg_observation import observe_rows
+from hf_msa.training.omg.fit_planner import fit_centering, fit_light_planner
 from hf_msa.training.omg.plans import PlannedRows, is_partial, left, patterns
 from hf_msa.training.omg.stages import OmgTrainer
 from hf_msa.training.recipes import load_recipe
@@ -291,9 +292,9 @@ class TestPlanner:
         seen = observe_rows([rows[index] for index in range(20)], None, run.processor)
         planner = model.planner(run.processor)
         assert isinstance(planner, LightPlanner)
-        again = LightPlanner.fit(seen, rows.labels.tolist(), planner.encode, planner.settings, planner.verbalizer)
+        again = fit_light_planner(seen, rows.labels.tolist(), planner.encode, planner.config, planner.verbalizer)
         fit_centering(again, seen, 1)
-        first, second = planner_to_dict(planner), planner_to_dict(again)
+        first, second = planner.to_dict(), again.to_dict()
         assert first["lexicon"] == second["lexicon"]
         assert set(planner.lexicon.words) == {word for part in seen for word in tokenize(part.transcript or "")}
         for one, other in zip(first["probes"], second["probes"], strict=True):
@@ -307,7 +308,7 @@ class TestPlanner:
         context = prepare_run(run.recipe, str(corpus), tmp_path / "seed-1", 1, QUIET, few)
         context.rows = {"train": few["train"]}
         model = context.new_model(OmgForSentimentAnalysis).eval()
-        values = planner_to_dict(stages_omg.fit_planner(context, model))
+        values = stages_omg.fit_planner(context, model).to_dict()
         assert values["lexicon"] == json.loads((run.folder / "planner.json").read_text(encoding="utf-8"))["lexicon"]
 
     def test_what_was_found_is_not_asked_again_for_another_seed(
@@ -564,7 +565,7 @@ class TestAblations:
         recipe = load_recipe("omg/sample", ablation="wo_verbalizer", assignments=SMALL)
         context = prepare_run(recipe, str(corpus), tmp_path / "seed-1", 1, QUIET, few)
         model = context.new_model(OmgForSentimentAnalysis).eval()
-        assert planner_to_dict(stages_omg.fit_planner(context, model))["verbalizer"] is None
+        assert stages_omg.fit_planner(context, model).to_dict()["verbalizer"] is None
         assert json.loads((run.folder / "planner.json").read_text(encoding="utf-8"))["verbalizer"] is not None
 
 

@@ -252,8 +252,11 @@ class OmgConfig(MsaConfig):
             raise ValueError(
                 "Without a task loss the classifier learns in its refit alone; leave refit_classifier on."
             )
-        if not self.retrieval_temperature > 0:
-            raise ValueError(f"retrieval_temperature must be above 0, got {self.retrieval_temperature}.")
+        for name in ("retrieval_temperature", "plan_temperature", "plan_top_p"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+        if self.plan_top_p > 1:
+            raise ValueError(f"plan_top_p is a probability, got {self.plan_top_p}.")
         for name in ("index_nprobe", "index_ef_search"):
             value = getattr(self, name)
             if value is not None and (value < 1 or self.index_factory == "Flat"):

@@ -27,9 +27,10 @@ from .msa_language_model import AsksLanguageModel
 from .msa_outputs import MsaOutput
 from .omg_executor import LatentVae, ModalityExecutor, build_scheduler, draw_noise
 from .omg_knowledge_base import DESCRIPTION_FILE, NO_ENTRY, KnowledgeBase
+from .omg_light_planner import LightPlanner
 from .omg_observation import Observation, observe_rows
 from .omg_plan_store import PlanStore
-from .omg_planner import PlanChoice, Planner, PlannerSettings, planner_from_dict, planner_to_dict
+from .omg_planner import MllmPlanner, PlanChoice, Planner
 from .omg_retriever import Evidence, EvidenceRetriever
 
 KNOWLEDGE_BASE_FOLDER = "knowledge_base"
@@ -285,7 +286,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def save_side_files(self, folder: Path) -> None:
         """Write what the planner was fitted to, its adapter, and the knowledge base."""
         super().save_side_files(folder)
-        values = self.planner_values if self._planner is None else planner_to_dict(self._planner)
+        values = self.planner_values if self._planner is None else self._planner.to_dict()
         if values is not None:
             (folder / PLANNER_FILE).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
         if self.saves_knowledge_base and self.knowledge_base is not None:
@@ -318,25 +319,19 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                     f"This model has no planner: there is no {PLANNER_FILE} beside its weights; train it, or load a "
                     "checkpoint that was trained."
                 )
-            asks = self.config.asks_language_model
-            source = self.load_language_model() if asks else functools.partial(self.embed_texts, processor.tokenizer)
-            store = PlanStore(self.answers_folder)
-            self._planner = planner_from_dict(self.planner_values, source, self.planner_settings(), store)
+            kind, store = self.planner_values.get("kind"), PlanStore(self.answers_folder)
+            if kind != self.config.planner:
+                raise ValueError(
+                    f"The planner in {PLANNER_FILE} is of the kind {kind!r}, but the configuration says planner="
+                    f"{self.config.planner!r}; load the checkpoint with the planner that it was trained with."
+                )
+            if kind == "mllm":
+                mllm = self.load_language_model()
+                self._planner = MllmPlanner.from_dict(self.planner_values, mllm, self.config, store)
+            else:
+                encode = functools.partial(self.embed_texts, processor.tokenizer)
+                self._planner = LightPlanner.from_dict(self.planner_values, encode, self.config, store)
         return self._planner
-
-    def planner_settings(self) -> PlannerSettings:
-        """How plans are drawn and chosen."""
-        config = self.config
-        return PlannerSettings(
-            num_candidates=config.num_candidates,
-            semantic_weight=config.semantic_weight,
-            log_prob=config.log_prob,
-            reranking=config.reranking,
-            temperature=config.plan_temperature,
-            top_p=config.plan_top_p,
-            max_new_tokens=config.plan_max_new_tokens,
-            seed=config.generation_seed,
-        )
 
     @property
     def knowledge_base(self) -> KnowledgeBase | None:
@@ -478,9 +473,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             ValueError: If there is no planner, or its language model is not to be had.
             ImportError: If a package that it needs is not installed.
         """
-        return self.planner(processor).plan(
-            self.observations(inputs, rows, processor), constraints=self._needs_constraints
-        )
+        return self.planner(processor).plan(self.observations(inputs, rows, processor))
 
     def told(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
@@ -493,7 +486,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
         """As `told`, for observations; `always` also where noise stands for plans, as knowledge bases are made of plans."""
         if always or self.config.plan_source == "planner":
-            plans = self.planner(processor).plan(observations, constraints=self._needs_constraints)
+            plans = self.planner(processor).plan(observations)
             return plans, self.plan_tensors(plans)
         observed = self.planner(processor).embed_observations(observations)
         return None, {"observation_vectors": torch.from_numpy(observed).float().to(self.device)}

@@ -73,20 +73,6 @@ class Observation:
             features={name: values for name, values in self.features.items() if name in available},
         )
 
-    def randomly_restricted(self, seed: int, draw: int = 0) -> "Observation":
-        """The same clip with a random set of its modalities, at least one: each set, the whole one too, is equally likely.
-
-        Args:
-            seed: Of the draw, which depends on it, the number of the draw and what is observed alone.
-            draw: Another number is another set, e.g. in each epoch.
-        """
-        names = self.modalities
-        if len(names) < 2:
-            return self
-        number = int.from_bytes(hashlib.blake2b(f"{seed} {draw} {self.digest}".encode(), digest_size=16).digest())
-        chosen = number % (2 ** len(names) - 1) + 1
-        return self.restricted([name for place, name in enumerate(names) if chosen >> place & 1])
-
 
 def observe_rows(
     rows: Sequence[Mapping[str, Any]],

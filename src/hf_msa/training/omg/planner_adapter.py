@@ -21,8 +21,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_msa.errors import MsaError
 from hf_msa.files import write_json
 from hf_msa.models.msa_mllm import LocalMllm, adapter_digest
-from hf_msa.models.omg_planner import MllmPlanner, Observation, Plan, sentiment_word
+from hf_msa.models.omg_observation import Observation
+from hf_msa.models.omg_plan import Plan, sentiment_word
+from hf_msa.models.omg_planner import MllmPlanner
 from hf_msa.training.lora import LoraSettings, LoraTrainer, LoraTrainingArguments, MllmExample, save_adapter
+
+from .fit_planner import fit_centering, randomly_restricted
 
 TARGETS_FILE = "targets.json"
 _AT_ONCE = 64
@@ -45,7 +49,7 @@ class PlanExamples(Sequence[MllmExample]):
         seed: Of what is missing.
 
     Attributes:
-        draw: Another number makes other modalities go missing (`Observation.randomly_restricted`).
+        draw: Another number makes other modalities go missing (`randomly_restricted`).
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class PlanExamples(Sequence[MllmExample]):
 
     def __getitem__(self, index: Any) -> Any:
         """Make the example of a clip."""
-        seen = self._observations[index].randomly_restricted(self._seed, self.draw)
+        seen = randomly_restricted(self._observations[index], self._seed, self.draw)
         return MllmExample(self._planner.request(seen), self._targets[index].to_text())
 
 
@@ -146,7 +150,7 @@ def train_planner_adapter(
     file = Path(str(arguments.output_dir)) / TARGETS_FILE
     if PartialState().is_main_process and not file.is_file():
         if planner.centering is None:
-            planner.fit_centering(observations)
+            fit_centering(planner, observations)
         write_json(file, [plan.to_dict() for plan in target_plans(planner, observations, labels, label_range)])
     PartialState().wait_for_everyone()
     targets = [Plan.from_dict(values) for values in json.loads(file.read_text(encoding="utf-8"))]

@@ -41,13 +41,14 @@ from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_plan_store import PlanStore
-from hf_msa.models.omg_planner import LightPlanner, MllmPlanner, Planner, fit_centering, planner_to_dict
+from hf_msa.models.omg_planner import MllmPlanner, Planner
 from hf_msa.training.language_models import check_language_model, fit_verbalizer, lora_arguments
 from hf_msa.training.stages import RunContext
 from hf_msa.training.text_states import TextStates, compute_text_states
 from hf_msa.training.trainer import AdamTrainer
 
 from .entries import Told, knowledge_base_of
+from .fit_planner import fit_centering, fit_light_planner
 from .plans import Available, CompleteObservations, PlannedRows, is_partial, left, patterns
 
 STAGES = ("planner", "plans", "vae", "semantics", "knowledge_base", "classifier", "main", "classifier_after")
@@ -227,7 +228,7 @@ def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
             adapt_planner(context, model)
         if PartialState().is_main_process and not file.is_file():
             planner = fit_planner(context, model)
-            write_json(file, planner_to_dict(planner))
+            write_json(file, planner.to_dict())
         PartialState().wait_for_everyone()
         model.planner_values = json.loads(file.read_text(encoding="utf-8"))
         model.set_planner(None)
@@ -236,17 +237,15 @@ def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
 def fit_planner(context: RunContext, model: OmgForSentimentAnalysis, adapted: bool = True) -> Planner:
     """Fit the planner that the configuration names to the training split; `adapted` as in `load_language_model`."""
     observations = CompleteObservations(model, context.rows["train"], context.processor)
-    settings, store = model.planner_settings(), PlanStore(model.answers_folder)
-    verbalizer = fit_verbalizer(context) if model.config.use_verbalizer and len(model.config.modalities) > 1 else None
+    config, store = model.config, PlanStore(model.answers_folder)
+    verbalizer = fit_verbalizer(context) if config.use_verbalizer and len(config.modalities) > 1 else None
     planner: Planner
-    if model.config.planner == "light":
+    if config.planner == "light":
         encode = functools.partial(model.embed_texts, context.processor.tokenizer)
         labels = context.rows["train"].labels.tolist()
-        planner = LightPlanner.fit(
-            observations, labels, encode, settings, verbalizer, label_range=model.config.label_range, store=store
-        )
+        planner = fit_light_planner(observations, labels, encode, config, verbalizer, store)
     else:
-        planner = MllmPlanner(model.load_language_model(adapted), settings, verbalizer, store=store)
+        planner = MllmPlanner(model.load_language_model(adapted), config, verbalizer, store=store)
     fit_centering(planner, observations, context.seed)
     return planner
 
