@@ -22,9 +22,10 @@ from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.configuration_pglh import PglhConfig
 from hf_msa.models.configuration_ubm import UbmConfig
 from hf_msa.models.modeling_cmc import CmcForSentimentAnalysis, CmcUnimodalModels
-from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
 from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.training.arguments import MsaTrainingArguments
 from hf_msa.training.cmc.pseudo_labels import PseudoLabels
 from hf_msa.training.cmc.stages import CmcTrainer, CmcUnimodalTrainer
@@ -107,7 +108,7 @@ class MethodsBench:
 
     def training(self) -> dict[str, Callable[[], dict[str, float]]]:
         """One epoch of each trainer, and the text encoder's passes alone."""
-        classes = sentiment_classes(torch.from_numpy(self.rows.labels)).unsqueeze(1)
+        classes = BUILT_IN["mosi"].polarity(torch.from_numpy(self.rows.labels)).unsqueeze(1)
         classes = classes.repeat(1, len(self.cmc.modalities))
         frozen = self.build(CmcUnimodalModels, self.cmc)
         frozen.text_encoder.requires_grad_(False)

@@ -11,12 +11,17 @@ from typing import NoReturn
 
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="{mosi,mosei,sims,simsv2,custom}", help="which data set the source holds")
+    parser.add_argument(
+        "dataset",
+        metavar="{mosi,mosei,sims,simsv2,custom}",
+        help="what the source holds; also a name that an installed package adds",
+    )
     parser.add_argument("--source", required=True, help="MMSA pickle, folder with label.csv and features, or Parquet")
     parser.add_argument("--output", required=True, help="folder to write the prepared data set to")
     parser.add_argument("--features", help="folder of feature files (.npy/.csv) beside a label.csv")
     parser.add_argument(
-        "--label-family", choices=["mosi", "sims"], help="label range and metrics of a custom data set"
+        "--label-family",
+        help="label range, classes and metrics of a custom data set: mosi, sims, or a YAML file with name, low, high ...",
     )
     parser.add_argument(
         "--split-by-video",

@@ -25,6 +25,7 @@ LEVELS = {
     "files": 0,
     "registry": 1,
     "models": 1,
+    "label_families": 2,
     "methods": 2,
     "data": 3,
     "evaluation": 4,

@@ -131,7 +131,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from .evaluation.checkpoints import rate_folder
     from .hub.cards import write_card
     from .training.recipes import load_recipe, train_rates
-    from .training.stages import run_recipe
+    from .training.stages import RunContext, run_recipe, tidy_context
 
     flags = training_flags(rest)
     recipes = {
@@ -147,15 +147,21 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     matched = arguments.train_rate == "match"
     rows = None
     for seed in arguments.seeds:
-        first = None
+        done: list[RunContext] = []
         for rate, recipe in recipes.items():
             output = rate_folder(arguments.output, rate) if matched and rate is not None else Path(arguments.output)
-            context = run_recipe(recipe, arguments.data, output, seed, flags, rows, arguments.media, first)
+            shared = done[0].folder if done else None
+            # The later ones take over stages of the first, which is tidied when all are finished.
+            context = run_recipe(
+                recipe, arguments.data, output, seed, flags, rows, arguments.media, shared, tidy=bool(done)
+            )
+            done.append(context)
             rows = context.rows
-            first = first or context.folder
             if PartialState().is_main_process:
                 write_card(context.folder)
                 print(f"Trained {recipe.method} with seed {seed}: {context.folder}")
+        if PartialState().is_main_process:
+            tidy_context(done[0])
     if PartialState().is_main_process:
         protocol = "" if arguments.train_rate == "mixed" else " --protocol modality"
         media = "" if arguments.media is None else f" --media {arguments.media}"

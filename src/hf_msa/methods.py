@@ -56,6 +56,8 @@ class Stages:
             optimiser concern it alone.
         rate_free: `RATE_FREE_STAGES`, those in which the missing-data protocols have no part, so that `--train-rate match`
             runs them once per seed; none unless the module says so.
+        kept: `KEPT`, patterns of what stays in the folder of stages when a run is finished, e.g. `"polarity/model/*"`,
+            because analyses read it; none unless the module says so.
         run: `run(context)`, which runs all stages by `RunContext.train_stage` and its like, and returns the model. None: one
             call of `train_stage`.
     """
@@ -63,6 +65,7 @@ class Stages:
     names: tuple[str, ...] = ("main",)
     final: str = "main"
     rate_free: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     run: Callable[[Any], MsaPreTrainedModel] | None = None
 
 
@@ -95,7 +98,8 @@ class Method:
         if self.training is None:
             return Stages()
         module = importlib.import_module(self.training)
-        return Stages(tuple(module.STAGES), module.FINAL_STAGE, getattr(module, "RATE_FREE_STAGES", ()), module.run)
+        rate_free, kept = getattr(module, "RATE_FREE_STAGES", ()), getattr(module, "KEPT", ())
+        return Stages(tuple(module.STAGES), module.FINAL_STAGE, rate_free, kept, module.run)
 
     def recipe_names(self) -> list[str]:
         """Names of its recipes, `<method>/<dataset>`."""

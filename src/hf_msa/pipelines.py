@@ -10,7 +10,7 @@ import torch
 
 from .errors import MsaError, reason
 from .evaluation.checkpoints import find_model, load_checkpoint
-from .models.msa_schema import FEATURE_MODALITIES
+from .models.msa_schema import FEATURE_MODALITIES, SENTIMENT_CLASSES
 
 
 def read_features(path: str | Path) -> np.ndarray:
@@ -110,14 +110,15 @@ class SentimentPredictor:
             outputs = self.model.predict_rows(inputs, rows, self.processor)
         except (ImportError, OSError, ValueError) as error:
             raise MsaError(str(error)) from error
-        low, high = self.model.config.label_range
+        family = self.model.config.family
         numbers = {name: value.float().tolist() for name, value in self.model.per_sample_outputs(outputs).items()}
         scores = numbers.pop("logits")
+        polarity = family.polarity(np.array(scores))
         return [
             {
                 "score": score,
-                "range": [low, high],
-                "polarity": "positive" if score > 0 else "negative" if score < 0 else "neutral",
+                "range": [family.low, family.high],
+                "polarity": SENTIMENT_CLASSES[int(polarity[index])],
                 **{name: values[index] if math.isfinite(values[index]) else None for name, values in numbers.items()},
             }
             for index, score in enumerate(scores)

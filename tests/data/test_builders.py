@@ -4,8 +4,19 @@ import datasets
 import numpy as np
 import pytest
 
-from hf_msa.data.builders import BUILDERS, Custom, Mosi, Sims
-from hf_msa.data.schema import DATASET_NAMES, FACTS_FILE, facts_for, msa_features, write_facts
+from hf_msa.data.builders import MsaBuilder
+from hf_msa.data.loading import dataset_facts, load_msa
+from hf_msa.data.prepare import prepare_dataset
+from hf_msa.data.schema import (
+    DATASETS,
+    FACTS_FILE,
+    DatasetFacts,
+    KnownDataset,
+    facts_for,
+    msa_features,
+    register_dataset,
+    write_facts,
+)
 from hf_msa.data.sources import CsvSource, ParquetSource, open_source
 from hf_msa.errors import MsaError
 from pickle_factory import mmsa, write
@@ -219,14 +230,9 @@ def test_parquet_without_a_needed_column_is_refused(tmp_path):
 # --- The builders ---
 
 
-def test_every_name_has_a_builder():
-    assert set(BUILDERS) == set(DATASET_NAMES)
-    assert all(issubclass(builder, datasets.GeneratorBasedBuilder) for builder in BUILDERS.values())
-
-
 def test_a_builder_makes_the_rows_and_the_report(tmp_path):
     content = mmsa()
-    builder = Mosi(write(tmp_path / "x.pkl", content), cache_dir=tmp_path / "cache")
+    builder = MsaBuilder("mosi", write(tmp_path / "x.pkl", content), cache_dir=tmp_path / "cache")
     builder.download_and_prepare()
     loaded = builder.as_dataset()
     assert {split: len(rows) for split, rows in loaded.items()} == {"train": 6, "validation": 3, "test": 4}
@@ -240,9 +246,9 @@ def test_a_builder_makes_the_rows_and_the_report(tmp_path):
 
 def test_the_cache_is_used_until_the_file_changes(tmp_path):
     path = write(tmp_path / "x.pkl", mmsa())
-    first = Mosi(path, cache_dir=tmp_path / "cache")
+    first = MsaBuilder("mosi", path, cache_dir=tmp_path / "cache")
     first.download_and_prepare()
-    second = Mosi(path, cache_dir=tmp_path / "cache")
+    second = MsaBuilder("mosi", path, cache_dir=tmp_path / "cache")
     second.download_and_prepare()
     assert second.cache_dir == first.cache_dir
     with pytest.raises(MsaError, match="came from the cache"):
@@ -250,20 +256,54 @@ def test_the_cache_is_used_until_the_file_changes(tmp_path):
     content = mmsa()
     content["train"]["raw_text"] = np.array(["changed and longer"] * 6)
     write(path, content)
-    assert Mosi(path, cache_dir=tmp_path / "cache").cache_dir != first.cache_dir
+    assert MsaBuilder("mosi", path, cache_dir=tmp_path / "cache").cache_dir != first.cache_dir
 
 
 def test_a_builder_works_after_another_has_been_made(tmp_path):
     """`datasets` replaces names such as Path in a module once a builder of it exists."""
     for name in ("a", "b"):
-        Sims(label_csv(tmp_path / name), cache_dir=tmp_path / "cache").download_and_prepare()
+        MsaBuilder("sims", label_csv(tmp_path / name), cache_dir=tmp_path / "cache").download_and_prepare()
 
 
 def test_custom_needs_a_family(tmp_path):
     with pytest.raises(MsaError, match="label family"):
-        Custom(label_csv(tmp_path))
-    builder = Custom(label_csv(tmp_path), label_family="sims", label_range=(-2.0, 2.0), cache_dir=tmp_path / "cache")
+        MsaBuilder("custom", label_csv(tmp_path))
+    builder = MsaBuilder(
+        "custom", label_csv(tmp_path), label_family="sims", label_range=(-2.0, 2.0), cache_dir=tmp_path / "cache"
+    )
     assert (builder.facts.label_low, builder.facts.label_high) == (-2.0, 2.0)
+
+
+class TestDatasetsOfOthers:
+    @pytest.fixture(autouse=True)
+    def _own_table(self, monkeypatch):
+        monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+
+    def test_one_with_files_of_its_own(self, tmp_path):
+        asked = []
+
+        def open_files(path, features):
+            asked.append((path, features))
+            return CsvSource(label_csv(tmp_path / "converted") / "label.csv")
+
+        register_dataset(KnownDataset(DatasetFacts("street", "sims", -1, 1), "Street", {"train": 9}, open=open_files))
+        raw = tmp_path / "raw.xml"
+        raw.write_text("<x/>")
+        assert len(load_msa("street", "train", raw, cache_dir=tmp_path / "cache")) == 2
+        report = prepare_dataset("street", raw, tmp_path / "out")
+        assert asked == [(str(raw), None)] * 2
+        assert any("9" in warning for warning in report.warnings)
+        assert dataset_facts(tmp_path / "out").name == "street"
+        assert "# Street" in (tmp_path / "out" / "README.md").read_text()
+
+    def test_bad_and_double_names(self):
+        for name, message in (
+            ("mosi", "There is a data set 'mosi' already"),
+            ("custom", "the name of all data sets that have none"),
+            ("My Data", "cannot be the name of a data set"),
+        ):
+            with pytest.raises(MsaError, match=message):
+                register_dataset(KnownDataset(DatasetFacts(name, "sims", -1, 1), "X"))
 
 
 # --- Real rows ---
@@ -279,7 +319,7 @@ def test_custom_needs_a_family(tmp_path):
     ],
 )
 def test_real_label_csv_statistics(real_data, tmp_path, name, counts, train, test):
-    builder = BUILDERS[name](real_data / name / "label.csv", cache_dir=tmp_path)
+    builder = MsaBuilder(name, real_data / name / "label.csv", cache_dir=tmp_path)
     builder.download_and_prepare()
     found = builder.report().splits
     assert tuple(found[split].count for split in ("train", "validation", "test")) == counts
@@ -292,7 +332,7 @@ def test_real_label_csv_statistics(real_data, tmp_path, name, counts, train, tes
 
 
 def test_real_sims_has_218_inconsistent_test_samples(real_data, tmp_path):
-    builder = Sims(real_data / "sims", cache_dir=tmp_path)
+    builder = MsaBuilder("sims", real_data / "sims", cache_dir=tmp_path)
     builder.download_and_prepare()
     test = builder.as_dataset(split="test")
     signs = {name: np.sign(test[name][:]) for name in ("label", "label_text", "label_audio", "label_vision")}

@@ -62,7 +62,7 @@ def test_benchmarks_know_their_family(name, family, low):
 
 
 def test_custom_needs_a_family_and_names_are_suggested():
-    with pytest.raises(MsaError, match="'mosi' or 'sims'"):
+    with pytest.raises(MsaError, match="'mosi', 'sims', or a YAML file"):
         facts_for("custom")
     assert facts_for("custom", "sims").label_high == 1.0
     assert facts_for("custom", "sims", (0.0, 5.0)).label_high == 5.0

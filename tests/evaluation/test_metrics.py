@@ -14,8 +14,6 @@ from sklearn.metrics import accuracy_score, f1_score
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import (
     CLASS_METRICS,
-    FAMILY_METRICS,
-    FAMILY_RANGES,
     METRICS,
     SCALE_METRICS,
     class_metrics,
@@ -26,6 +24,7 @@ from hf_msa.evaluation.metrics import (
     weighted_f1,
 )
 from hf_msa.evaluation.statistics import resample_counts
+from hf_msa.models.msa_label_families import BUILT_IN, SCORE_METRICS
 
 
 def test_mosi_by_hand():
@@ -157,10 +156,10 @@ def scores(width: float) -> st.SearchStrategy[np.ndarray]:
     return arrays.arrays(np.float32, st.tuples(st.integers(2, 40), st.just(2)), elements=values)
 
 
-@pytest.mark.parametrize("family", FAMILY_METRICS)
+@pytest.mark.parametrize("family", BUILT_IN)
 @given(data=st.data())
 def test_ranges_and_order(family, data):
-    pairs = data.draw(scores(FAMILY_RANGES[family][1]))
+    pairs = data.draw(scores(BUILT_IN[family].high))
     got = regression_metrics(pairs[:, 0], pairs[:, 1], family)
     assert tuple(got) == family_metrics(family)
     for name, value in got.items():
@@ -174,10 +173,10 @@ def test_ranges_and_order(family, data):
         assert got["acc5"] >= got["acc7"]
 
 
-@pytest.mark.parametrize("family", FAMILY_METRICS)
+@pytest.mark.parametrize("family", BUILT_IN)
 @given(data=st.data())
 def test_order_and_duplication_of_rows_do_not_matter(family, data):
-    pairs = data.draw(scores(FAMILY_RANGES[family][1]))
+    pairs = data.draw(scores(BUILT_IN[family].high))
     order = data.draw(st.permutations(range(len(pairs))))
     expected = regression_metrics(pairs[:, 0], pairs[:, 1], family)
     for rows in (pairs[order], np.concatenate([pairs, pairs])):
@@ -185,10 +184,10 @@ def test_order_and_duplication_of_rows_do_not_matter(family, data):
         assert got == pytest.approx(expected, nan_ok=True, abs=1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILY_METRICS)
+@pytest.mark.parametrize("family", BUILT_IN)
 def test_resamples_equal_scoring_the_drawn_rows(family):
     rng = np.random.default_rng(0)
-    low, high = FAMILY_RANGES[family]
+    low, high = BUILT_IN[family].low, BUILT_IN[family].high
     labels = np.round(rng.uniform(low, high, 60), 1)
     predictions = labels + rng.normal(0, 0.3 * high, 60)
     counts = resample_counts(60, 25, seed=3)
@@ -211,7 +210,9 @@ def test_counts_of_the_wrong_width():
 
 
 def test_every_metric_is_described():
-    assert {*FAMILY_METRICS["mosi"], *FAMILY_METRICS["sims"], *CLASS_METRICS, *SCALE_METRICS} == set(METRICS)
+    assert {*family_metrics("mosi"), *family_metrics("sims"), *SCORE_METRICS, *CLASS_METRICS, *SCALE_METRICS} == set(
+        METRICS
+    )
     assert [name for name in METRICS if is_class_metric(name)] == [*SCALE_METRICS, *CLASS_METRICS]
     assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["mae"]
 
@@ -272,7 +273,7 @@ def test_no_label_but_neutral():
     assert got["class_acc3"] == 0.5 and got["class_has0_acc2"] == 1.0
 
 
-@pytest.mark.parametrize("family", FAMILY_METRICS)
+@pytest.mark.parametrize("family", BUILT_IN)
 @given(
     st.lists(
         st.tuples(st.sampled_from([-1.0, -0.2, 0.0, 0.2, 1.0]), *[st.integers(-2, 2)] * 3), min_size=1, max_size=30
@@ -300,7 +301,7 @@ def test_classes_equal_scikit_learn(family, rows):
         assert got[f1_names[name]] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("family", FAMILY_METRICS)
+@pytest.mark.parametrize("family", BUILT_IN)
 def test_resampled_classes_equal_scoring_the_drawn_rows(family):
     rng = np.random.default_rng(1)
     labels = np.round(rng.uniform(-1, 1, 50)) / 2

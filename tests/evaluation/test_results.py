@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.metrics import CLASS_METRICS, FAMILY_METRICS, METRICS, class_metrics, regression_metrics
+from hf_msa.evaluation.metrics import CLASS_METRICS, METRICS, class_metrics, family_metrics, regression_metrics
 from hf_msa.evaluation.report import (
     format_estimate,
     format_value,
@@ -36,6 +36,7 @@ from hf_msa.evaluation.results import (
     result_metrics,
     write_results,
 )
+from hf_msa.models.msa_label_families import BUILT_IN
 from made_results import RATES, make_results, make_table
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
@@ -91,7 +92,7 @@ def test_interval_resamples_the_same_rows_for_all_rates():
     assert single["ci_high"] - single["ci_low"] > 0.05
 
 
-@pytest.mark.parametrize("family", FAMILY_METRICS)
+@pytest.mark.parametrize("family", BUILT_IN)
 def test_numbers_are_the_metrics_of_the_rows(family):
     table = make_table(family=family)
     results = make_results(table, family=family)
@@ -267,25 +268,25 @@ def test_terminal_table():
 @pytest.mark.parametrize("name", ["mosi-tcmr", "sample-text"])
 def test_results_of_before_the_class_metrics_are_read(name):
     results = read_results(PUBLISHED / name)
-    assert result_metrics(results) == FAMILY_METRICS["mosi"] and "subset" not in results["dataset"]
+    assert result_metrics(results) == family_metrics("mosi") and "subset" not in results["dataset"]
     assert results_markdown(results).count("Class") == 0
 
 
 # --- Class logits ---
 
 
-@pytest.mark.parametrize("family", FAMILY_METRICS)
+@pytest.mark.parametrize("family", BUILT_IN)
 def test_class_metrics_come_after_those_of_the_score(family):
     plain, classes = (
         make_results(make_table(family=family, class_logits=with_them), family=family) for with_them in (False, True)
     )
-    names = (*FAMILY_METRICS[family], *CLASS_METRICS)
+    names = (*family_metrics(family), *CLASS_METRICS)
     assert tuple(classes["mean_over_rates"]) == result_metrics(classes) == names
-    assert tuple(plain["mean_over_rates"]) == result_metrics(plain) == FAMILY_METRICS[family]
+    assert tuple(plain["mean_over_rates"]) == result_metrics(plain) == family_metrics(family)
     # What does not look at class logits is what it was, its intervals too: the same rows are drawn.
     for place, other in ((plain, classes), (plain["per_rate"][1], classes["per_rate"][1])):
         block = "mean_over_rates" if "mean_over_rates" in place else "metrics"
-        for name in FAMILY_METRICS[family]:
+        for name in family_metrics(family):
             # Linear algebra libraries sum in another order over another number of columns.
             assert place[block][name] == pytest.approx(other[block][name], rel=1e-12)
     for estimate in classes["mean_over_rates"].values():
@@ -321,7 +322,7 @@ def test_seven_class_logits_are_told_from_three(tmp_path):
     # Three of the seven columns have the names of the three classes.
     assert set(CLASS_COLUMNS) < set(SCALE_COLUMNS) <= set(table.column_names)
     results = make_results(table)
-    assert tuple(results["mean_over_rates"]) == (*FAMILY_METRICS["mosi"], "class_acc7")
+    assert tuple(results["mean_over_rates"]) == (*family_metrics("mosi"), "class_acc7")
     # The made logits are largest at the rounded score, so both ways of counting agree.
     assert results["mean_over_rates"]["class_acc7"] == results["mean_over_rates"]["acc7"]
     write_results(tmp_path, results, table)
@@ -356,7 +357,7 @@ def test_class_metrics_have_a_table_of_their_own_in_a_terminal():
     print_results(results, console=Console(file=stream, width=160))
     printed = stream.getvalue()
     assert printed.index("Corr ↑") < printed.index("Class Acc-3 ↑") and printed.count("60 samples") == 1
-    assert metric_groups(result_metrics(results)) == [FAMILY_METRICS["mosi"], CLASS_METRICS]
+    assert metric_groups(result_metrics(results)) == [family_metrics("mosi"), CLASS_METRICS]
     assert "| Corr ↑ | Class Acc-3 ↑ | Class F1-3 ↑ |" in results_markdown(results)
 
 
@@ -364,8 +365,8 @@ def test_a_class_metric_of_a_model_without_classes():
     plain, classes = make_results(make_table()), make_results(make_table(class_logits=True), method="cmc")
     with pytest.raises(MsaError, match="The result of tcmr has no class_acc3, for its model gives no class logits"):
         results_markdown(plain, ["class_acc3"])
-    assert shared_metrics([classes, plain], None) == FAMILY_METRICS["mosi"]
-    assert shared_metrics([classes, classes], None) == FAMILY_METRICS["mosi"] + CLASS_METRICS
+    assert shared_metrics([classes, plain], None) == family_metrics("mosi")
+    assert shared_metrics([classes, classes], None) == family_metrics("mosi") + CLASS_METRICS
     with pytest.raises(MsaError, match="tcmr has no class_acc3"):
         shared_metrics([classes, plain], ["class_acc3"])
 
@@ -414,7 +415,7 @@ def test_results_of_every_version_are_read() -> None:
         results = read_results(file)
         assert results["schema_version"] == SCHEMA_VERSION and "expert_input" not in results
         assert results["language_model_input"] == "words" and results["trained_on"] == "mosi"
-        assert result_metrics(results) == FAMILY_METRICS["mosi"]
+        assert result_metrics(results) == family_metrics("mosi")
         assert "the language model was given the transcript with a description" in results_markdown(results)
 
 
@@ -425,10 +426,10 @@ def test_a_metric_more_or_less_is_no_damage(tmp_path: Path, monkeypatch: pytest.
         block["rmse"] = block.pop("acc7")
     (tmp_path / RESULTS_FILE).write_text(json.dumps(results))
     found = read_results(tmp_path)
-    assert result_metrics(found) == FAMILY_METRICS["mosi"][1:]
+    assert result_metrics(found) == family_metrics("mosi")[1:]
     assert "Acc-7" not in results_markdown(found) and "Acc-5" in results_markdown(found)
     with pytest.raises(MsaError, match="metric 'acc7'"):
         results_markdown(found, ["acc7"])
     monkeypatch.setitem(METRICS, "rmse", dataclasses.replace(METRICS["mae"], name="rmse", pretty="RMSE"))
-    assert result_metrics(read_results(tmp_path)) == (*FAMILY_METRICS["mosi"][1:], "rmse")
+    assert result_metrics(read_results(tmp_path)) == (*family_metrics("mosi")[1:], "rmse")
     assert "RMSE" in results_markdown(read_results(tmp_path))

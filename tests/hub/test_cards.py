@@ -276,6 +276,14 @@ def test_the_snippet_follows_the_checkpoint() -> None:
     assert " vision=" not in card and "pad_to_fixed" not in card and "It reads text, audio and" in card
 
 
+def test_batches_and_devices_are_in_the_table_where_they_are_known() -> None:
+    batch = {"device": 16, "accumulation": 2, "processes": 2, "global": 64}
+    stages = [{"name": "main", "epochs": 3.0, "seconds": 7.0, "batch": batch}]
+    card = render({**RUN, "stages": stages, "devices": {"processes": 2, "type": "cuda", "name": "A100"}})
+    assert "| Devices | 2 x cuda (A100) |" in card and "| Stage `main` | 3 epochs, batches of 64, 7 s |" in card
+    assert "Devices" not in render() and "batches of" not in render()
+
+
 def test_an_upper_bound_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TextConfig, "is_oracle", property(lambda self: True))
     card = render(results={**RESULTS, "oracle": True})

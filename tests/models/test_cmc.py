@@ -22,7 +22,7 @@ from hf_msa.models.modeling_cmc import (
     supervised_contrastive_loss,
     topk_softmax,
 )
-from hf_msa.models.modeling_msa import sentiment_classes
+from hf_msa.models.msa_label_families import BUILT_IN
 from tiny import tiny_backbone, tiny_batch, tiny_cmc_config, tiny_labels
 
 PSEUDO = torch.tensor([[0, 1, 2], [2, 2, 2], [0, 0, 1], [1, 2, 0]])
@@ -204,8 +204,8 @@ class TestSupervisedContrast:
 
     def test_the_two_groups_depend_on_the_label_family(self) -> None:
         classes = torch.tensor([0, 1, 2])
-        assert contrast_labels(classes, "sims").tolist() == [False, False, True]
-        assert contrast_labels(classes, "mosi").tolist() == [False, True, True]
+        assert contrast_labels(classes, False).tolist() == [False, False, True]
+        assert contrast_labels(classes, True).tolist() == [False, True, True]
 
 
 def test_the_gradient_of_the_cross_entropy_has_the_norm_that_guides_pseudo_labels() -> None:
@@ -218,7 +218,7 @@ def test_the_gradient_of_the_cross_entropy_has_the_norm_that_guides_pseudo_label
 class TestScore:
     def test_it_is_the_difference_of_two_probabilities_in_label_units(self) -> None:
         logits = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]]).log()
-        assert torch.allclose(class_score(logits, 3.0), torch.tensor([[1.8], [-0.75], [0.0]]), atol=1e-6)
+        assert torch.allclose(class_score(logits, BUILT_IN["mosi"]), torch.tensor([[1.8], [-0.75], [0.0]]), atol=1e-6)
 
     @pytest.mark.parametrize(("family", "highest"), [("mosi", 3.0), ("sims", 1.0)])
     def test_the_models_score_is_that_of_its_class_logits(self, family: str, highest: float) -> None:
@@ -403,7 +403,7 @@ class TestModel:
         model = build(supcon_weight=0.5, label_family="sims")
         labels = torch.tensor([-0.5, 0.0, 1.0, 0.2])
         out = model(**tiny_batch(model.config), labels=labels, pseudo_labels=PSEUDO)
-        assert sentiment_classes(labels).tolist() == [0, 1, 2, 2]
+        assert BUILT_IN["mosi"].polarity(labels).tolist() == [0, 1, 2, 2]
         shares = out.class_logits.log_softmax(dim=-1)
         task = -(shares[0, 0] + shares[1, 1] + shares[2, 2] + shares[3, 2]) / 4
         assert out.losses["task"].item() == pytest.approx(task.item(), rel=1e-5)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_text import TextForSentimentAnalysis
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.msa_outputs import MsaOutput
 from hf_msa.models.msa_schema import SENTIMENT_CLASSES
 from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_text_config
 
 
 def test_the_class_of_a_score_is_its_sign() -> None:
-    classes = sentiment_classes(torch.tensor([-3.0, -0.2, 0.0, 0.2, 1.0]))
+    classes = BUILT_IN["mosi"].polarity(torch.tensor([-3.0, -0.2, 0.0, 0.2, 1.0]))
     assert [SENTIMENT_CLASSES[index] for index in classes] == [
         "negative",
         "negative",

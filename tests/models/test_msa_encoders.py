@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hf_msa.models.msa_encoders import CrossTransformer, SequenceEncoder, TokenTransformer, perceptron
+from hf_msa.models.msa_encoders import CrossTransformer, SequenceEncoder, TokenTransformer, padding_mask, perceptron
 
 
 def transformer(seed: int = 0, **overrides: int | None) -> TokenTransformer:
@@ -193,3 +193,9 @@ class TestCrossTransformer:
         before, after = model(source, target), model(source, changed)
         assert torch.allclose(before[:, [0, 1, 3]], after[:, [0, 1, 3]], atol=1e-6)
         assert not torch.allclose(before[:, 2], after[:, 2])
+
+
+def test_a_padding_mask_is_left_out_where_nothing_is_padding() -> None:
+    attend = torch.tensor([[True, True], [True, False]])
+    assert padding_mask(attend[:1]) is None
+    assert padding_mask(attend).tolist() == [[False, False], [False, True]]

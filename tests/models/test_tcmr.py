@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from hf_msa.data.missing import apply_missing
 from hf_msa.models.configuration_tcmr import TcmrConfig
-from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_tcmr import (
     OBJECTIVES,
     ProxyGenerator,
@@ -21,6 +20,7 @@ from hf_msa.models.modeling_tcmr import (
     TcmrPolarityClassifier,
     TcmrTextRegressor,
 )
+from hf_msa.models.msa_label_families import BUILT_IN
 from tiny import UNK, tiny_batch, tiny_labels, tiny_tcmr_config
 
 STAGES = [TcmrPolarityClassifier, TcmrTextRegressor]
@@ -269,7 +269,7 @@ class TestFusion:
 class TestLosses:
     def test_classes_are_the_sign(self) -> None:
         labels = torch.tensor([-0.2, 0.0, 0.6, 3.0, -3.0])
-        assert sentiment_classes(labels).tolist() == [0, 1, 2, 2, 0]
+        assert BUILT_IN["mosi"].polarity(labels).tolist() == [0, 1, 2, 2, 0]
 
     def test_true_class_probability(self) -> None:
         classifier = TcmrPolarityClassifier(tiny_tcmr_config()).eval()

@@ -19,6 +19,7 @@ from hf_msa.models.modeling_uacs import (
     UacsOutput,
 )
 from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis, UbmOutput
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_mllm import LocalMllm
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
@@ -133,13 +134,13 @@ class TestRules:
 
 class TestPrompts:
     def test_the_question_names_range_words_and_sources(self) -> None:
-        prompt = direct_prompt((-1.0, 1.0), "not bad", ("text", "audio", "vision"), "Voice: loud.")
+        prompt = direct_prompt(BUILT_IN["sims"], "not bad", ("text", "audio", "vision"), "Voice: loud.")
         assert "from -1 to 1" in prompt and '"not bad"' in prompt and "Voice: loud." in prompt
         assert "what is said, how it is said and what the face shows" in prompt
         assert prompt.endswith("a number with one decimal.") and "uncertainty" not in prompt
 
     def test_lost_words_are_said_to_be_lost(self) -> None:
-        prompt = direct_prompt((-3.0, 3.0), None, ("audio",))
+        prompt = direct_prompt(BUILT_IN["mosi"], None, ("audio",))
         assert "The words are lost." in prompt and "what is said" not in prompt and "\n\n" not in prompt
 
     def test_the_second_part_holds_both_estimates_rounded(self) -> None:

@@ -1,6 +1,7 @@
 """Runs on the tiny corpus: stages, what they leave untouched, what a second command does, what is refused."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, HfArgumentParser, TrainingArguments
 
 from hf_msa.data.missing import ModalityMissing
 from hf_msa.errors import MsaError
 from hf_msa.methods import METHODS
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
+from hf_msa.training.arguments import MsaTrainingArguments
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import (
     RunContext,
@@ -22,7 +24,6 @@ from hf_msa.training.stages import (
     prepare_run,
     run_recipe,
     split_flags,
-    take_over_stages,
 )
 from hf_msa.training.tcmr import AlternatingTcmrTrainer, complete_text_features
 from hf_msa.training.trainer import MsaTrainer
@@ -208,6 +209,123 @@ def test_flags_on_the_optimiser_concern_the_final_stage() -> None:
     }
 
 
+def test_every_training_argument_is_known_to_concern_all_stages_or_the_final_one() -> None:
+    """A flag that a later version of transformers brings has to be thought about once."""
+    optimiser = (
+        "adam_",
+        "optim",
+        "learning_rate",
+        "lr_",
+        "warmup",
+        "weight_decay",
+        "max_grad_norm",
+        "label_smoothing",
+    )
+    training = (
+        "num_train_epochs",
+        "max_steps",
+        "neftune",
+        "per_device_train",
+        "gradient_accumulation",
+        "text_learning",
+    )
+    choice = ("metric_for_best_model", "greater_is_better", "early_stopping", "component_")
+    names = [field.name for field in dataclasses.fields(MsaTrainingArguments)]
+    final = MsaTrainingArguments.FINAL_STAGE_ONLY
+    assert final == {name for name in names if name.startswith((*optimiser, *training, *choice))}
+    assert len(final) == 24 and {"adam_beta2", "optim_args", "text_learning_rate", "label_smoothing_factor"} <= final
+    everywhere = ("bf16", "fp16", "logging_", "save_", "dataloader_", "ddp_", "eval_", "use_cpu", "seed", "data_seed")
+    assert not final & {name for name in names if name.startswith(everywhere)}
+    HfArgumentParser(MsaTrainingArguments).parse_args_into_dataclasses(["--output_dir", "x", "--use_cpu"])
+
+
+class Processes:
+    """Stands for accelerate's state where more than one process runs."""
+
+    count = 1
+    is_main_process = True
+    device = torch.device("cpu")
+
+    def wait_for_everyone(self) -> None: ...
+
+    @property
+    def num_processes(self) -> int:
+        return self.count
+
+
+class TestBatch:
+    @pytest.fixture(autouse=True)
+    def processes(self, monkeypatch: pytest.MonkeyPatch) -> type[Processes]:
+        class Some(Processes): ...
+
+        monkeypatch.setattr("hf_msa.training.stages.PartialState", Some)
+        return Some
+
+    def per_device(self, corpus: Path, folder: Path, flags: dict[str, Any], *recipe: str) -> int:
+        chosen = load_recipe("text/sample", assignments=["stages.main.per_device_train_batch_size=48", *recipe])
+        context = prepare_run(chosen, str(corpus), folder, 1, {**QUIET, **flags})
+        return context.arguments("main", True).per_device_train_batch_size
+
+    @pytest.mark.parametrize(
+        ("count", "flags", "recipe", "expected"),
+        [
+            (1, {}, [], 48),
+            (2, {}, [], 24),
+            (3, {"gradient_accumulation_steps": 2}, [], 8),
+            (2, {}, ["stages.main.gradient_accumulation_steps=4"], 24),
+            (2, {"gradient_accumulation_steps": 8}, ["stages.main.gradient_accumulation_steps=4"], 12),
+            (2, {"per_device_train_batch_size": 48}, [], 48),
+        ],
+    )
+    def test_the_recipes_batch_is_that_of_all_processes_and_steps(
+        self,
+        tiny_corpus: Path,
+        tmp_path: Path,
+        processes: type[Processes],
+        count: int,
+        flags: dict[str, Any],
+        recipe: list[str],
+        expected: int,
+    ) -> None:
+        processes.count = count
+        assert self.per_device(tiny_corpus, tmp_path, flags, *recipe) == expected
+
+    def test_a_batch_that_cannot_be_parted_is_refused(
+        self, tiny_corpus: Path, tmp_path: Path, processes: type[Processes]
+    ) -> None:
+        processes.count = 5
+        with pytest.raises(
+            MsaError, match=r"batch of 48 rows in stage 'main' cannot be parted .* over 5 .*batch_size=5"
+        ):
+            self.per_device(tiny_corpus, tmp_path, {})
+
+    def test_another_number_of_processes_is_said_and_another_batch_refused(
+        self, tiny_corpus: Path, tmp_path: Path, processes: type[Processes], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.per_device(tiny_corpus, tmp_path, {})
+        (tmp_path / "stages" / "main" / "checkpoint-1").mkdir(parents=True)
+        processes.count = 2
+        assert self.per_device(tiny_corpus, tmp_path, {}) == 24
+        assert "was begun with 1 processes and goes on with 2" in caplog.text
+        with pytest.raises(MsaError, match=r"other settings \(batch, flags differ\)"):
+            self.per_device(tiny_corpus, tmp_path, {"per_device_train_batch_size": 48})
+
+    def test_what_an_earlier_version_did_not_note_is_no_difference(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        self.per_device(tiny_corpus, tmp_path, {})
+        (tmp_path / "stages" / "main" / "checkpoint-1").mkdir(parents=True)
+        settings = json.loads((tmp_path / "settings.json").read_text())
+        del settings["batch"], settings["processes"]
+        (tmp_path / "settings.json").write_text(json.dumps(settings))
+        assert self.per_device(tiny_corpus, tmp_path, {}) == 48
+
+
+def test_several_gpus_do_not_become_data_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = MsaTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=4)
+    monkeypatch.setattr(arguments, "_n_gpu", 2, raising=False)
+    assert TrainingArguments.n_gpu.fget(arguments) == 2, "what the library would do"
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 4
+
+
 def test_missing_text_encoder_is_one_sentence(tiny_corpus: Path, tmp_path: Path) -> None:
     recipe = load_recipe("text/sample", text_model=str(tmp_path / "nothing"))
     with pytest.raises(MsaError, match="--text-model"):
@@ -279,29 +397,6 @@ def test_rate_free_stages_are_stages_and_not_the_one_that_predicts(method: str) 
     stages = METHODS[method].stages
     assert stages.final in stages.names
     assert set(stages.rate_free) <= set(stages.names) - {stages.final}
-
-
-def test_only_finished_stages_are_taken_over_and_none_twice(tmp_path: Path) -> None:
-    source, target = tmp_path / "a", tmp_path / "b"
-    for file in (
-        "stages/one/stage.json",
-        "stages/one/model/weights",
-        "stages/one/checkpoint-3/weights",
-        "stages/two/model/weights",
-        "stages/three/stage.json",
-        "stages/other/stage.json",
-    ):
-        (source / file).parent.mkdir(parents=True, exist_ok=True)
-        (source / file).write_text("source")
-    (target / "stages" / "one" / "checkpoint-1").mkdir(parents=True)
-    (target / "stages" / "three").mkdir()
-    (target / "stages" / "three" / "stage.json").write_text("its own")
-    take_over_stages(source, target, ("one", "two", "three", "four"))
-    found = {path.relative_to(target / "stages").as_posix() for path in target.rglob("*") if path.is_file()}
-    # What was begun gives way to what is finished; checkpoints to resume from stay behind.
-    assert found == {"one/stage.json", "one/model/weights", "three/stage.json"}
-    assert not (target / "stages" / "one" / "checkpoint-1").exists()
-    assert (target / "stages" / "three" / "stage.json").read_text() == "its own"
 
 
 def test_a_run_at_another_rate_takes_over_what_no_rate_has_a_part_in(

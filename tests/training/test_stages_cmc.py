@@ -15,7 +15,7 @@ from transformers import AutoModel, TrainerCallback
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.models.modeling_cmc import CmcForSentimentAnalysis, CmcUnimodalModels
-from hf_msa.models.modeling_msa import sentiment_classes
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.training.cmc.pseudo_labels import updated_labels
 from hf_msa.training.cmc.stages import CmcTrainer, CmcUnimodalTrainer, first_labels
 from hf_msa.training.recipes import load_recipe
@@ -63,7 +63,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def row_classes(context: RunContext, split: str) -> torch.Tensor:
-    return sentiment_classes(torch.from_numpy(context.rows[split].labels))
+    return BUILT_IN["mosi"].polarity(torch.from_numpy(context.rows[split].labels))
 
 
 class Watched(CmcUnimodalTrainer):
@@ -247,7 +247,7 @@ def test_every_modality_keeps_its_own_best_teacher(scripted: Scripted) -> None:
 
 def test_flips_are_logged_and_noted_by_epoch(scripted: Scripted) -> None:
     history = load_file(Path(scripted.args.output_dir).parent / "pseudo_labels.safetensors")["train_history"]
-    classes = sentiment_classes(torch.from_numpy(scripted.train_rows.labels)).unsqueeze(1)
+    classes = BUILT_IN["mosi"].polarity(torch.from_numpy(scripted.train_rows.labels)).unsqueeze(1)
     logged = [entry for entry in scripted.state.log_history if "loss" in entry]
     assert len(history) == len(logged) == 4
     before = F.one_hot(classes.expand(-1, 3), 3).float()

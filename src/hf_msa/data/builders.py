@@ -1,19 +1,21 @@
-"""The `datasets` builders: they turn what a source gives into Arrow or Parquet, every row checked on the way.
+"""The `datasets` builder: it turns what a source gives into Arrow or Parquet, every row checked on the way.
 
 `datasets` replaces `Path`, `open` and others in a module that defines a builder by versions of its own that also read
 remote files, so whatever touches files is in `sources.py`.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from hf_msa.data.schema import DATASETS, SCHEMA_VERSION, DatasetFacts, facts_for
-from hf_msa.data.sources import RowSource, open_source, source_identity
+from hf_msa.data.schema import DATASETS, SCHEMA_VERSION, DatasetFacts, RowSource, facts_for
+from hf_msa.data.sources import open_source, source_identity
 from hf_msa.data.validation import ValidationReport, Validator
 from hf_msa.errors import MsaError
+from hf_msa.label_families import AnyFamily, find_label_family
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -43,9 +45,10 @@ class MsaSourceConfig(datasets.BuilderConfig):
 
 
 class MsaBuilder(datasets.GeneratorBasedBuilder):
-    """Turns a source into Arrow or Parquet, every row checked on the way. Subclasses name the data set.
+    """Turns a source into Arrow or Parquet, every row checked on the way.
 
     Args:
+        name: Name of the data set, see `facts_for`.
         source: Path of an MMSA pickle, a label.csv or a folder with either or with Parquet; or rows from elsewhere.
         features_folder: For a label.csv: the folder that holds ``audio`` and ``vision``.
         label_family: Needed for custom data; otherwise overrides the data set's.
@@ -61,26 +64,28 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
     """
 
     BUILDER_CONFIG_CLASS = MsaSourceConfig
-    DATASET: ClassVar[str] = "custom"
 
     def __init__(
         self,
+        name: str,
         source: "str | PathLike[str] | RowSource",
         *,
         features_folder: "str | PathLike[str] | None" = None,
-        label_family: str | None = None,
+        label_family: AnyFamily | None = None,
         label_range: tuple[float, float] | None = None,
         facts: DatasetFacts | None = None,
         cache_dir: "str | PathLike[str] | None" = None,
     ) -> None:
-        self.facts = facts or facts_for(self.DATASET, label_family, label_range)
+        self.facts = facts or facts_for(name, label_family, label_range)
+        self._known = DATASETS.get(name)
         self._validator: Validator | None = None
         self._source: RowSource | None = None
         settings: dict[str, Any] = {}
         if isinstance(source, RowSource):
             self._source = source
         else:
-            settings = {"label_family": label_family, "label_range": label_range}
+            family = None if label_family is None else json.dumps(find_label_family(label_family).to_value())
+            settings = {"label_family": family, "label_range": label_range}
             settings |= source_identity(source, features_folder)
         super().__init__(
             cache_dir=None if cache_dir is None else str(cache_dir), dataset_name=self.facts.name, **settings
@@ -93,13 +98,14 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        source = self._source or open_source(self.config.source, self.config.features_folder)
+        open_files = (self._known and self._known.open) or open_source
+        source = self._source or open_files(self.config.source, self.config.features_folder)
         self._source = source
         self.info.features = source.features
         row_bytes = 4 * _TYPICAL_FRAMES * sum(source.widths.values()) + 1000
         self._writer_batch_size = min(max(_BATCH_BYTES // row_bytes, 16), 1000)
         self.facts = self._complete_facts(source)
-        self._validator = Validator(self.facts, self._source_name(), source.widths, DATASETS.get(self.DATASET))
+        self._validator = Validator(self.facts, self._source_name(), source.widths, self._known)
         generators = [datasets.SplitGenerator(split, {"split": split}) for split in source.splits]
         for generator in generators:
             generator.split_info.num_examples = source.count(str(generator.name))
@@ -131,35 +137,3 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
         if self._validator is None or self._source is None:
             raise MsaError("The data set came from the cache, unread; there is no report on it.")
         return self._validator.report(self._source.notes)
-
-
-class Mosi(MsaBuilder):
-    """CMU-MOSI."""
-
-    DATASET = "mosi"
-
-
-class Mosei(MsaBuilder):
-    """CMU-MOSEI."""
-
-    DATASET = "mosei"
-
-
-class Sims(MsaBuilder):
-    """CH-SIMS."""
-
-    DATASET = "sims"
-
-
-class SimsV2(MsaBuilder):
-    """CH-SIMS v2, supervised part."""
-
-    DATASET = "simsv2"
-
-
-class Custom(MsaBuilder):
-    """Any other data set; it needs a label family."""
-
-
-BUILDERS: dict[str, type[MsaBuilder]] = {builder.DATASET: builder for builder in (Mosi, Mosei, Sims, SimsV2, Custom)}
-"""Name of a data set -> its builder."""

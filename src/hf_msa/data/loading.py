@@ -5,10 +5,20 @@ from typing import overload
 
 import datasets
 
-from hf_msa.data.builders import BUILDERS
-from hf_msa.data.schema import DATASET_NAMES, DATASETS, FACTS_FILE, SPLITS, DatasetFacts, facts_for, read_facts
+from hf_msa.data.builders import MsaBuilder
+from hf_msa.data.schema import (
+    CUSTOM,
+    DATASETS,
+    FACTS_FILE,
+    SPLITS,
+    DatasetFacts,
+    check_dataset_name,
+    facts_for,
+    read_facts,
+)
 from hf_msa.data.sources import parquet_files
 from hf_msa.errors import MsaError, nearest, unknown_name
+from hf_msa.label_families import AnyFamily
 
 
 @overload
@@ -17,7 +27,7 @@ def load_msa(
     split: str,
     data_dir: str | Path | None = None,
     *,
-    label_family: str | None = None,
+    label_family: AnyFamily | None = None,
     features: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> datasets.Dataset: ...
@@ -29,7 +39,7 @@ def load_msa(
     split: None = None,
     data_dir: str | Path | None = None,
     *,
-    label_family: str | None = None,
+    label_family: AnyFamily | None = None,
     features: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> datasets.DatasetDict: ...
@@ -40,7 +50,7 @@ def load_msa(
     split: str | None = None,
     data_dir: str | Path | None = None,
     *,
-    label_family: str | None = None,
+    label_family: AnyFamily | None = None,
     features: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> datasets.Dataset | datasets.DatasetDict:
@@ -48,10 +58,10 @@ def load_msa(
 
     Args:
         name_or_path: A prepared folder, a data set on the Hub (``"org/name"``), or, with `data_dir`, one of
-            ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"``, ``"custom"``.
+            ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"``, that of a registered data set, or ``"custom"``.
         split: ``"train"``, ``"validation"`` or ``"test"``; None gives all of them.
         data_dir: The raw pickle, label.csv or folder of the named data set; it is read once and kept in the cache.
-        label_family: With `data_dir` and ``"custom"``: ``"mosi"`` or ``"sims"``.
+        label_family: With `data_dir` and ``"custom"``: the label family, see `find_label_family`.
         features: With `data_dir` and a label.csv: the folder that holds ``audio`` and ``vision``.
         cache_dir: Where Arrow files are kept; by default the cache of `datasets`.
 
@@ -94,13 +104,12 @@ def load_split(data: str, split: str) -> datasets.Dataset:
 
 
 def _from_raw(
-    name: str, raw: Path, label_family: str | None, features: str | Path | None, cache_dir: str | Path | None
+    name: str, raw: Path, label_family: AnyFamily | None, features: str | Path | None, cache_dir: str | Path | None
 ) -> datasets.DatasetDict:
     from hf_msa.data.prepare import clear_errors
 
-    if name not in BUILDERS:
-        raise unknown_name("data set", name, DATASET_NAMES)
-    builder = BUILDERS[name](raw, label_family=label_family, features_folder=features, cache_dir=cache_dir)
+    check_dataset_name(name)
+    builder = MsaBuilder(name, raw, label_family=label_family, features_folder=features, cache_dir=cache_dir)
     with clear_errors(Path(builder.cache_dir)):
         builder.download_and_prepare()
     loaded = builder.as_dataset()
@@ -136,12 +145,12 @@ def _from_parquet(name_or_path: str | Path, cache_dir: str | Path | None) -> dat
 
 def _check_hub_name(name_or_path: str | Path) -> None:
     name = str(name_or_path)
-    if name in DATASET_NAMES:
+    if name == CUSTOM or name in DATASETS:
         raise MsaError(f"The data set {name!r} cannot be downloaded: give the file that you have as data_dir.")
     if isinstance(name_or_path, Path) or name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise MsaError(
             f"There is no folder {name!r}, and it is no Hub name (org/name) nor a known data set."
-            f"{nearest(name, DATASET_NAMES)}"
+            f"{nearest(name, (*DATASETS, CUSTOM))}"
         )
 
 
@@ -152,7 +161,7 @@ def _not_found(name: str) -> str:
     )
 
 
-def dataset_facts(name_or_path: str | Path, label_family: str | None = None) -> DatasetFacts:
+def dataset_facts(name_or_path: str | Path, label_family: AnyFamily | None = None) -> DatasetFacts:
     """Return what is known about a data set beyond its columns.
 
     Args:
@@ -174,10 +183,10 @@ def dataset_facts(name_or_path: str | Path, label_family: str | None = None) -> 
         return read_facts(file)
     if label_family is None:
         raise MsaError(
-            f"{name_or_path} has no {FACTS_FILE}, so nothing says which metrics apply; give the label family, 'mosi' "
+            f"{name_or_path} has no {FACTS_FILE}, so nothing says which metrics apply; give the label family, e.g. 'mosi' "
             "or 'sims', or prepare the data set with `hf-msa prepare`."
         )
-    return facts_for("custom", label_family)
+    return facts_for(CUSTOM, label_family)
 
 
 def _download_facts(name: str) -> Path | None:

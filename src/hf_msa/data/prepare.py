@@ -10,13 +10,22 @@ from pathlib import Path
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from hf_msa.data.builders import BUILDERS, Custom, MsaBuilder
-from hf_msa.data.schema import DATASET_NAMES, DATASETS, FACTS_FILE, DatasetFacts, read_facts, write_facts
-from hf_msa.data.sources import RowSource
+from hf_msa.data.builders import MsaBuilder
+from hf_msa.data.schema import (
+    CUSTOM,
+    DATASETS,
+    FACTS_FILE,
+    DatasetFacts,
+    RowSource,
+    check_dataset_name,
+    read_facts,
+    write_facts,
+)
 from hf_msa.data.validation import ValidationReport
 from hf_msa.data.video_split import VideoSplitSource
-from hf_msa.errors import MsaError, unknown_name
+from hf_msa.errors import MsaError
 from hf_msa.files import atomic_directory
+from hf_msa.label_families import AnyFamily
 
 _SHARD_SIZE = "400MB"
 _SIZE_CATEGORIES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -27,7 +36,7 @@ def prepare_dataset(
     source: str | Path,
     output: str | Path,
     *,
-    label_family: str | None = None,
+    label_family: AnyFamily | None = None,
     features: str | Path | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
@@ -38,10 +47,10 @@ def prepare_dataset(
     """Convert a raw data set to a folder that `datasets.load_dataset` and `load_msa` read.
 
     Args:
-        name: ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"`` or ``"custom"``.
+        name: ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"``, that of a registered data set, or ``"custom"``.
         source: An MMSA pickle, a label.csv, or a folder with a label.csv or Parquet files.
         output: The folder to write.
-        label_family: ``"mosi"`` or ``"sims"``: which metrics apply; needed for ``"custom"``.
+        label_family: Which labels there can be and which metrics apply, see `find_label_family`; needed for ``"custom"``.
         features: For a label.csv: the folder that holds ``audio`` and ``vision``, if it is another one.
         push_to_hub: ``"org/name"`` of a data set repository to upload the folder to.
         private: Whether a repository that is created by the upload is private.
@@ -57,13 +66,17 @@ def prepare_dataset(
         MsaError: If an argument or the data cannot be used, the output exists, the disk is full or the upload fails.
             `output` is then as it was.
     """
-    if name not in BUILDERS:
-        raise unknown_name("data set", name, DATASET_NAMES)
+    check_dataset_name(name)
     check_output(Path(output), overwrite)
 
     def build(cache: Path) -> MsaBuilder:
-        return BUILDERS[name](
-            source, features_folder=features, label_family=label_family, label_range=label_range, cache_dir=cache
+        return MsaBuilder(
+            name,
+            source,
+            features_folder=features,
+            label_family=label_family,
+            label_range=label_range,
+            cache_dir=cache,
         )
 
     if split_by_video is None:
@@ -99,7 +112,7 @@ def write_dataset(
         MsaError: As `prepare_dataset`.
     """
     check_output(Path(output), overwrite)
-    return _write(lambda cache: Custom(source, facts=facts, cache_dir=cache), Path(output), extra)
+    return _write(lambda cache: MsaBuilder(CUSTOM, source, facts=facts, cache_dir=cache), Path(output), extra)
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -140,7 +153,7 @@ def _write_split_by_video(
         _write(build, rows)
         facts = read_facts(rows / FACTS_FILE)
         source = VideoSplitSource(rows, shares)
-        return _write(lambda cache: Custom(source, facts=facts, cache_dir=cache), output)
+        return _write(lambda cache: MsaBuilder(CUSTOM, source, facts=facts, cache_dir=cache), output)
 
 
 def _place_shards(work: Path, data: Path, splits: list[str]) -> None:
@@ -216,7 +229,7 @@ def _card_text(title: str, facts: DatasetFacts, report: ValidationReport) -> str
     }
     lines = [
         f"# {title}",
-        f"Rows for multimodal sentiment analysis, made from: {facts.source}. Metrics: the `{facts.label_family}` "
+        f"Rows for multimodal sentiment analysis, made from: {facts.source}. Metrics: the `{facts.family.name}` "
         f"family. Audio and vision frames are {'' if facts.aligned else 'not '}aligned to the words.",
         "## Use",
         '```python\nfrom hf_msa.data import load_msa\n\ntrain = load_msa("PATH_OR_ORG/NAME", "train")\n```',

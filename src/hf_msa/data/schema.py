@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import datasets
 
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.files import write_json
-from hf_msa.models.msa_schema import FEATURE_MODALITIES, LABEL_FAMILIES, UNIMODAL_LABEL_KEYS
+from hf_msa.label_families import AnyFamily, find_label_family
+from hf_msa.models.msa_label_families import LabelFamily
+from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
+from hf_msa.registry import Registry
 
 ID = "id"
 VIDEO_ID = "video_id"
@@ -73,13 +76,42 @@ def msa_features(
     return datasets.Features(columns)
 
 
+@runtime_checkable
+class RowSource(Protocol):
+    """Where rows come from. Splits are asked for in order, each once, and may be let go afterwards.
+
+    Attributes:
+        description: What kind of source it is, for the facts and the report.
+        splits: Its splits, in the order train, validation, test.
+        features: The columns of its rows.
+        widths: Modality name -> features per frame, for the modalities that it has.
+        aligned: Whether audio and vision frames are aligned to the words.
+        feature_names: Modality name -> names of its features, where known.
+        notes: Sentences on how it was read.
+    """
+
+    description: str
+    splits: list[str]
+    features: datasets.Features
+    widths: dict[str, int]
+    aligned: bool
+    feature_names: dict[str, tuple[str, ...]]
+    notes: list[str]
+
+    def count(self, split: str) -> int:
+        """Return the number of samples of a split."""
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a split: the columns of `features`, arrays as numpy (T, d)."""
+
+
 @dataclass(frozen=True)
 class DatasetFacts:
     """What one must know about a data set beyond its columns.
 
     Attributes:
         name: Short name, e.g. ``"mosi"``.
-        label_family: ``"mosi"`` or ``"sims"``: which metrics apply.
+        label_family: ``"mosi"``, ``"sims"``, or the description of another family: which metrics apply.
         label_low: Lowest label that can occur.
         label_high: Highest label that can occur.
         language: ISO 639-1 code of the transcripts.
@@ -93,7 +125,7 @@ class DatasetFacts:
     """
 
     name: str
-    label_family: str
+    label_family: str | Mapping[str, Any]
     label_low: float
     label_high: float
     language: str = "en"
@@ -106,12 +138,17 @@ class DatasetFacts:
     citation: str = ""
 
     def __post_init__(self) -> None:
-        if self.label_family not in LABEL_FAMILIES:
-            raise unknown_name("label family", self.label_family, LABEL_FAMILIES)
+        # As files hold it, whatever name it was found by here.
+        object.__setattr__(self, "label_family", find_label_family(self.label_family).to_value())
         if not self.label_low < self.label_high:
             raise MsaError(
                 f"The label range [{self.label_low}, {self.label_high}] is empty; give the lower bound first."
             )
+
+    @property
+    def family(self) -> LabelFamily:
+        """The label family."""
+        return find_label_family(self.label_family)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON values."""
@@ -160,27 +197,89 @@ def read_facts(path: Path) -> DatasetFacts:
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A benchmark of the field: its facts, and the sizes that the published files have.
+    """A data set that hf_msa knows by name: its facts, and the sizes that the published files have.
 
     Sizes and shapes serve only to warn about a file that differs; the code takes every shape from the data.
 
-    Attributes:
+    Args:
         facts: The facts of the data set.
         title: How people write its name.
-        split_sizes: Split name -> number of samples in the official split.
-        shapes: Modality -> the (T, d) that published MMSA files have, unaligned first.
+        split_sizes: Split name -> number of samples in the official split, where known.
+        shapes: Modality -> the (T, d) that published MMSA files have, unaligned first, where known.
+        open: `open(path, features)` gives the rows of files that are neither an MMSA pickle, nor a label.csv, nor Parquet;
+            `features` is the folder of feature files that the user gave, or None.
     """
 
     facts: DatasetFacts
     title: str
-    split_sizes: Mapping[str, int]
-    shapes: Mapping[str, tuple[tuple[int, int], ...]]
+    split_sizes: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    open: Callable[[str, str | None], RowSource] | None = None
+
+
+DATASETS: Registry[KnownDataset] = Registry("data set", "hf_msa.datasets")
+"""The data sets known by name; `custom` data gives its own label family."""
+
+CUSTOM = "custom"
+
+
+def register_dataset(dataset: KnownDataset) -> KnownDataset:
+    """Add a data set: `hf-msa prepare` and `load_msa` then know its name.
+
+    Args:
+        dataset: What is known about it; its name is that of the facts.
+
+    Raises:
+        MsaError: If the name will not do or is taken.
+    """
+    if dataset.facts.name == CUSTOM:
+        raise MsaError(f"{CUSTOM!r} is the name of all data sets that have none; choose another name.")
+    return DATASETS.register(dataset.facts.name, dataset)
+
+
+def check_dataset_name(name: str) -> None:
+    """Check the name of a data set.
+
+    Raises:
+        MsaError: If it is neither known nor ``"custom"``.
+    """
+    if name != CUSTOM and name not in DATASETS:
+        raise unknown_name("data set", name, (*DATASETS, CUSTOM))
+
+
+def facts_for(
+    name: str, label_family: AnyFamily | None = None, label_range: tuple[float, float] | None = None
+) -> DatasetFacts:
+    """Return the facts of a data set by name, before its file is read.
+
+    Args:
+        name: A known name, or ``"custom"``.
+        label_family: See `find_label_family`; needed for ``"custom"``, otherwise it overrides the benchmark's.
+        label_range: Lowest and highest label; by default the benchmark's, or the family's.
+
+    Raises:
+        MsaError: If the name or family is unknown, or a custom data set comes without a family.
+    """
+    check_dataset_name(name)
+    family = None if label_family is None else find_label_family(label_family)
+    if name in DATASETS:
+        facts = DATASETS[name].facts
+        family = family or facts.family
+        low, high = label_range or (family.low, family.high)
+        return dataclasses.replace(facts, label_family=family.to_value(), label_low=low, label_high=high)
+    if family is None:
+        raise MsaError(
+            "A custom data set needs a label family, which says what labels there can be and which metrics apply: 'mosi', "
+            "'sims', or a YAML file that describes another."
+        )
+    low, high = label_range or (family.low, family.high)
+    return DatasetFacts(name=name, label_family=family.to_value(), label_low=low, label_high=high)
 
 
 _RESEARCH_ONLY = "Research use only; the videos' owners keep their rights; do not redistribute without permission."
 
-DATASETS: dict[str, KnownDataset] = {
-    "mosi": KnownDataset(
+for _dataset in (
+    KnownDataset(
         DatasetFacts(
             name="mosi",
             label_family="mosi",
@@ -201,7 +300,7 @@ DATASETS: dict[str, KnownDataset] = {
         {"train": 1284, "validation": 229, "test": 686},
         {AUDIO: ((375, 5), (50, 5)), VISION: ((500, 20), (50, 20))},
     ),
-    "mosei": KnownDataset(
+    KnownDataset(
         DatasetFacts(
             name="mosei",
             label_family="mosi",
@@ -223,7 +322,7 @@ DATASETS: dict[str, KnownDataset] = {
         {"train": 16326, "validation": 1871, "test": 4659},
         {AUDIO: ((500, 74), (50, 74)), VISION: ((500, 35), (50, 35))},
     ),
-    "sims": KnownDataset(
+    KnownDataset(
         DatasetFacts(
             name="sims",
             label_family="sims",
@@ -245,7 +344,7 @@ DATASETS: dict[str, KnownDataset] = {
         {"train": 1368, "validation": 456, "test": 457},
         {AUDIO: ((400, 33),), VISION: ((55, 709),)},
     ),
-    "simsv2": KnownDataset(
+    KnownDataset(
         DatasetFacts(
             name="simsv2",
             label_family="sims",
@@ -267,36 +366,5 @@ DATASETS: dict[str, KnownDataset] = {
         {"train": 2722, "validation": 647, "test": 1034},
         {AUDIO: ((925, 25),), VISION: ((232, 177),)},
     ),
-}
-"""The benchmarks that hf_msa knows by name; `custom` data gives its own label family."""
-
-DATASET_NAMES = (*DATASETS, "custom")
-"""Every name that `hf-msa prepare` takes."""
-
-
-def facts_for(
-    name: str, label_family: str | None = None, label_range: tuple[float, float] | None = None
-) -> DatasetFacts:
-    """Return the facts of a data set by name, before its file is read.
-
-    Args:
-        name: One of `DATASET_NAMES`.
-        label_family: ``"mosi"`` or ``"sims"``; needed for ``"custom"``, otherwise it overrides the benchmark's.
-        label_range: Lowest and highest label; by default the benchmark's, or the family's.
-
-    Raises:
-        MsaError: If the name or family is unknown, or a custom data set comes without a family.
-    """
-    if name not in DATASET_NAMES:
-        raise unknown_name("data set", name, DATASET_NAMES)
-    if label_family is not None and label_family not in LABEL_FAMILIES:
-        raise unknown_name("label family", label_family, LABEL_FAMILIES)
-    if name in DATASETS:
-        facts = DATASETS[name].facts
-        family = label_family or facts.label_family
-        low, high = label_range or LABEL_FAMILIES[family]
-        return dataclasses.replace(facts, label_family=family, label_low=low, label_high=high)
-    if label_family is None:
-        raise MsaError("A custom data set needs a label family, which decides the metrics: 'mosi' or 'sims'.")
-    low, high = label_range or LABEL_FAMILIES[label_family]
-    return DatasetFacts(name=name, label_family=label_family, label_low=low, label_high=high)
+):
+    register_dataset(_dataset)

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -26,6 +25,7 @@ from hf_msa.data.schema import (
     SPLITS,
     TEXT,
     VIDEO_ID,
+    RowSource,
     msa_features,
     read_facts,
 )
@@ -36,35 +36,6 @@ _LABEL_FILE = "label.csv"
 _LABEL_CSV_UNIMODAL = {"label_T": "label_text", "label_A": "label_audio", "label_V": "label_vision"}
 # Bookkeeping that OpenFace and openSMILE write in front of the features.
 _NOT_FEATURES = {"frame", "face_id", "timestamp", "confidence", "success", "frameindex", "frametime"}
-
-
-@runtime_checkable
-class RowSource(Protocol):
-    """Where rows come from. Splits are asked for in order, each once, and may be let go afterwards.
-
-    Attributes:
-        description: What kind of source it is, for the facts and the report.
-        splits: Its splits, in the order train, validation, test.
-        features: The columns of its rows.
-        widths: Modality name -> features per frame, for the modalities that it has.
-        aligned: Whether audio and vision frames are aligned to the words.
-        feature_names: Modality name -> names of its features, where known.
-        notes: Sentences on how it was read.
-    """
-
-    description: str
-    splits: list[str]
-    features: datasets.Features
-    widths: dict[str, int]
-    aligned: bool
-    feature_names: dict[str, tuple[str, ...]]
-    notes: list[str]
-
-    def count(self, split: str) -> int:
-        """Return the number of samples of a split."""
-
-    def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split: the columns of `features`, arrays as numpy (T, d)."""
 
 
 class CsvSource:

@@ -68,6 +68,7 @@ class SplitCheck:
     """What was found in one split.
 
     Attributes:
+        neutral: The label that is neither negative nor positive.
         labels: The sentiment label of every sample, in order.
         videos: Number of samples per video.
         annotations: Number of samples per annotation word.
@@ -75,6 +76,7 @@ class SplitCheck:
         modalities: Modality name -> what was found in it.
     """
 
+    neutral: float = 0.0
     labels: list[float] = field(default_factory=list)
     videos: Counter[str] = field(default_factory=Counter)
     annotations: Counter[str] = field(default_factory=Counter)
@@ -87,8 +89,8 @@ class SplitCheck:
         return len(self.labels)
 
     def polarity(self) -> tuple[int, int, int]:
-        """Return how many labels are below, at and above zero."""
-        labels = np.asarray(self.labels)
+        """Return how many labels are below, at and above the neutral one."""
+        labels = np.asarray(self.labels) - self.neutral
         return int((labels < 0).sum()), int((labels == 0).sum()), int((labels > 0).sum())
 
 
@@ -112,7 +114,7 @@ class ValidationReport:
 
     def split_rows(self) -> list[list[str]]:
         """Return the cells of the table of splits, header first."""
-        rows = [["split", "samples", "videos", "mean", "std", "range", "neg/0/pos", "no text"]]
+        rows = [["split", "samples", "videos", "mean", "std", "range", "neg/neutral/pos", "no text"]]
         for name, split in self.splits.items():
             labels = np.asarray(split.labels)
             std = labels.std(ddof=1) if len(labels) > 1 else 0.0
@@ -202,7 +204,7 @@ class Validator:
             MsaError: At an empty split, a repeated id, an id of another split, a label that is out of range or not a
                 number, or an array of the wrong width or without a frame. The message names the sample.
         """
-        found = self._report.splits[split] = SplitCheck()
+        found = self._report.splits[split] = SplitCheck(neutral=self._facts.family.neutral)
         for row in rows:
             yield self._check_row(split, found, row)
         if not found.count:

@@ -131,7 +131,7 @@ def evaluate_runs(
     known = dataset_facts(data)
     dataset = load_split(data, split)
     facts = EvaluationFacts.of_runs(runs, names, matched=bool(matched))
-    facts.dataset = {"name": known.name, "split": split, "label_family": known.label_family}
+    facts.dataset = {"name": known.name, "split": split, "label_family": known.family.to_value()}
     split_ids: list[str] | None = None
     if part is not None:
         whole = MsaRows(dataset, split)

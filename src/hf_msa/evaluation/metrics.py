@@ -1,8 +1,8 @@
-"""The field's metrics, in numpy alone, for the two label families.
+"""The field's metrics, in numpy alone, for every label family.
 
 MOSI and MOSEI (family ``"mosi"``, labels in [-3, 3]) and CH-SIMS v1 and v2 (family ``"sims"``, labels in [-1, 1]) are
-scored by different rules. Both follow MMSA's reference: values and bin edges are compared in float32, and rounding is
-half-to-even.
+scored by different rules, which stand in `hf_msa.models.msa_label_families`. Both follow MMSA's reference: values and bin
+edges are compared in float32, and rounding is half-to-even.
 
 Models that classify have metrics of their class logits beside those of their score. With three classes (CMC) the true
 class is the sign of the label; two-class decisions leave the neutral logit out. Public CMC code computes them so, but
@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_msa.errors import MsaError, unknown_name
+from hf_msa.label_families import AnyFamily, find_label_family
+from hf_msa.models.msa_label_families import BUILT_IN, LabelFamily
 
 FloatArray = NDArray[np.float64]
 
@@ -57,6 +59,7 @@ METRICS: dict[str, Metric] = {
         Metric("acc7", "Acc-7", True, True, "clipped to [-3, 3] and rounded, share of equal pairs"),
         Metric("acc5", "Acc-5", True, True, "MOSI: clipped to [-2, 2] and rounded; SIMS: five bins"),
         Metric("acc3", "Acc-3", True, True, "SIMS: negative, neutral, positive with edges -0.1 and 0.1"),
+        Metric("fine_acc", "Fine Acc", True, True, "share of scores in the label family's class of the label"),
         Metric("has0_acc2", "Has0 Acc-2", True, True, "negative against non-negative, all samples"),
         Metric("has0_f1", "Has0 F1", True, True, "weighted F1, negative against non-negative, all samples"),
         Metric("non0_acc2", "Non0 Acc-2", True, True, "negative against positive, samples labelled zero left out"),
@@ -81,12 +84,6 @@ METRICS: dict[str, Metric] = {
     )
 }
 
-FAMILY_METRICS: dict[str, tuple[str, ...]] = {
-    "mosi": ("acc7", "acc5", "has0_acc2", "has0_f1", "non0_acc2", "non0_f1", "mae", "corr"),
-    "sims": ("acc2", "acc3", "acc5", "f1", "mae", "corr"),
-}
-"""The metrics of a score by label family, in the order of tables."""
-
 CLASS_METRICS: tuple[str, ...] = (
     "class_acc3",
     "class_f1_3",
@@ -103,16 +100,6 @@ SCALE_METRICS: tuple[str, ...] = ("class_acc7",)
 METRICS_BY_CLASSES: dict[int, tuple[str, ...]] = {3: CLASS_METRICS, 7: SCALE_METRICS}
 """The metrics of class logits by the number of classes."""
 
-FAMILY_RANGES: dict[str, tuple[float, float]] = {"mosi": (-3.0, 3.0), "sims": (-1.0, 1.0)}
-"""The label range of each family."""
-
-# Right-closed bins: a value equal to an edge belongs to the bin below it.
-_SIMS_EDGES: dict[str, NDArray[np.float32]] = {
-    "acc2": np.array([0.0], dtype=np.float32),
-    "acc3": np.array([-0.1, 0.1], dtype=np.float32),
-    "acc5": np.array([-0.7, -0.1, 0.1, 0.7], dtype=np.float32),
-}
-
 
 # The accuracy whose confusion matrix each F1 is computed from.
 _CONFUSIONS = {
@@ -125,18 +112,20 @@ _CONFUSIONS = {
 }
 
 
-def family_metrics(family: str) -> tuple[str, ...]:
+def family_metrics(family: AnyFamily) -> tuple[str, ...]:
     """Return the names of a label family's metrics of a score, in table order.
 
     Args:
-        family: ``"mosi"`` or ``"sims"``.
+        family: See `hf_msa.label_families.find_label_family`.
 
     Raises:
-        MsaError: If the family is unknown.
+        MsaError: If there is no such family, or it names a metric that there is not.
     """
-    if family not in FAMILY_METRICS:
-        raise unknown_name("label family", family, FAMILY_METRICS)
-    return FAMILY_METRICS[family]
+    found = find_label_family(family)
+    for name in (*found.metrics, found.main_accuracy):
+        if name not in METRICS:
+            raise unknown_name(f"metric of the label family {found.name!r}:", name, METRICS)
+    return found.metrics
 
 
 def is_class_metric(name: str) -> bool:
@@ -145,14 +134,14 @@ def is_class_metric(name: str) -> bool:
 
 
 def regression_metrics(
-    predictions: ArrayLike, labels: ArrayLike, family: str, *, legacy_f1: bool = False
+    predictions: ArrayLike, labels: ArrayLike, family: AnyFamily, *, legacy_f1: bool = False
 ) -> dict[str, float]:
     """Score predictions against labels.
 
     Args:
         predictions: N scores in label units; shape (N,) or (N, 1).
         labels: N labels in the same units; shape (N,) or (N, 1).
-        family: ``"mosi"`` (MOSI, MOSEI) or ``"sims"`` (CH-SIMS v1, v2).
+        family: ``"mosi"`` (MOSI, MOSEI), ``"sims"`` (CH-SIMS v1, v2), or another label family.
         legacy_f1: Weight F1 by predicted instead of true support, as MMSA did before April 2021. Only for reading old
             tables: it rewards a model that predicts one class.
 
@@ -166,7 +155,7 @@ def regression_metrics(
     return _Terms.of(_score_terms(score, label, family), family_metrics(family)).score_all(legacy_f1=legacy_f1)
 
 
-def class_metrics(class_logits: ArrayLike, labels: ArrayLike, family: str) -> dict[str, float]:
+def class_metrics(class_logits: ArrayLike, labels: ArrayLike, family: AnyFamily) -> dict[str, float]:
     """Score class logits against labels.
 
     Args:
@@ -174,7 +163,8 @@ def class_metrics(class_logits: ArrayLike, labels: ArrayLike, family: str) -> di
             those of the scores -3 to 3; shape (N, 7).
         labels: N sentiment labels in label units; shape (N,) or (N, 1). The true one of three classes is the sign, of seven
             the label clipped to [-3, 3] and rounded.
-        family: ``"mosi"``: the Has0 metrics tell negative from non-negative; ``"sims"``: non-positive from positive.
+        family: ``"mosi"``: the Has0 metrics tell negative from non-negative; ``"sims"``: non-positive from positive; another
+            label family as it says (`neutral_is_positive`).
 
     Returns:
         The metrics of `CLASS_METRICS`, of seven classes those of `SCALE_METRICS`, as fractions; NaN where undefined (see
@@ -189,14 +179,18 @@ def class_metrics(class_logits: ArrayLike, labels: ArrayLike, family: str) -> di
 
 
 def resampled_metrics(
-    predictions: ArrayLike, labels: ArrayLike, family: str, counts: ArrayLike, class_logits: ArrayLike | None = None
+    predictions: ArrayLike,
+    labels: ArrayLike,
+    family: AnyFamily,
+    counts: ArrayLike,
+    class_logits: ArrayLike | None = None,
 ) -> dict[str, FloatArray]:
     """Score many resamples of the same rows at once.
 
     Args:
         predictions: N scores; shape (N,) or (N, 1).
         labels: N labels.
-        family: ``"mosi"`` or ``"sims"``.
+        family: The label family.
         counts: How often each resample holds each row; shape (resamples, N), see `hf_msa.evaluation.statistics`.
         class_logits: Class logits (N, 3) or (N, 7), for the metrics of `class_metrics` as well.
 
@@ -347,53 +341,61 @@ def _finite(what: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
     return array
 
 
-def _score_terms(score: NDArray[np.float32], label: NDArray[np.float32], family: str) -> dict[str, FloatArray]:
+def _score_terms(score: NDArray[np.float32], label: NDArray[np.float32], given: AnyFamily) -> dict[str, FloatArray]:
+    family = find_label_family(given)
     family_metrics(family)
-    return _mosi_terms(score, label) if family == "mosi" else _sims_terms(score, label)
+    if family.clip:
+        score, label = np.clip(score, family.low, family.high), np.clip(label, family.low, family.high)
+    # Only what the family's metrics read, in their order.
+    needed = dict.fromkeys(_CONFUSIONS.get(name, name) for name in family.metrics)
+    return {name: block for term in needed for name, block in _score_term(term, score, label, family).items()}
 
 
-def _class_terms(logits: NDArray[np.float32], label: NDArray[np.float32], family: str) -> dict[str, FloatArray]:
-    family_metrics(family)
+def _score_term(
+    name: str, score: NDArray[np.float32], label: NDArray[np.float32], family: LabelFamily
+) -> dict[str, FloatArray]:
+    """The terms of one metric of a score."""
+    neutral, every = np.float32(family.neutral), np.ones_like(label, dtype=bool)
+    if name == "fine_acc":
+        return {name: _column(family.class_index(label) == family.class_index(score))}
+    if name in family.accuracies:
+        rule = family.accuracies[name]
+        if isinstance(rule, int):
+            return {name: _column(np.round(np.clip(label, -rule, rule)) == np.round(np.clip(score, -rule, rule)))}
+        # Right-closed bins: a value equal to an edge belongs to the bin below it.
+        edges = np.asarray(rule, dtype=np.float32)
+        return {
+            name: _column(np.searchsorted(edges, label, side="left") == np.searchsorted(edges, score, side="left"))
+        }
+    if name == "has0_acc2":
+        return {name: _confusion_terms(label >= neutral, score >= neutral, every)}
+    if name == "non0_acc2":
+        return {name: _confusion_terms(label > neutral, score > neutral, label != neutral)}
+    if name == "acc2":
+        return {name: _confusion_terms(label > neutral, score > neutral, every)}
+    if name in ("mae", "corr"):
+        return {name: _distance_terms(score, label)[name]}
+    raise MsaError(f"The label family {family.name!r} has the metric {name!r}, but no edges for it in its accuracies.")
+
+
+def _class_terms(logits: NDArray[np.float32], label: NDArray[np.float32], given: AnyFamily) -> dict[str, FloatArray]:
+    family = find_label_family(given)
     if logits.shape[1] == 7:
-        if family != "mosi":
+        if family != BUILT_IN["mosi"]:
             raise MsaError(
-                f"Seven classes are the scores -3 to 3 of the family 'mosi', but the labels are of {family!r}."
+                f"Seven classes are the scores -3 to 3 of the family 'mosi', but the labels are of {family.name!r}."
             )
-        return {"class_acc7": _column(logits.argmax(axis=1) == np.round(np.clip(label, -3, 3)) + 3)}
-    true = np.sign(label).astype(np.int64) + 1
+        return {"class_acc7": _column(logits.argmax(axis=1) == family.class_index(label))}
+    true = family.polarity(label)
     every = np.ones_like(true, dtype=bool)
     # Neutral truth counts as positive on MOSI and MOSEI (non-negative), and as negative on SIMS (non-positive).
-    positive = true >= (1 if family == "mosi" else 2)
+    positive = true >= (1 if family.neutral_is_positive else 2)
     predicted = logits[:, 2] > logits[:, 0]
     return {
         "class_acc3": _confusion_terms(true, logits.argmax(axis=1), every, classes=3),
         "class_has0_acc2": _confusion_terms(positive, predicted, every),
         "class_non0_acc2": _confusion_terms(true == 2, predicted, true != 1),
     }
-
-
-def _mosi_terms(score: NDArray[np.float32], label: NDArray[np.float32]) -> dict[str, FloatArray]:
-    blocks = {
-        f"acc{2 * bound + 1}": _column(
-            np.round(np.clip(score, -bound, bound)) == np.round(np.clip(label, -bound, bound))
-        )
-        for bound in (3, 2)
-    }
-    blocks["has0_acc2"] = _confusion_terms(label >= 0, score >= 0, np.ones_like(label, dtype=bool))
-    blocks["non0_acc2"] = _confusion_terms(label > 0, score > 0, label != 0)
-    return blocks | _distance_terms(score, label)
-
-
-def _sims_terms(score: NDArray[np.float32], label: NDArray[np.float32]) -> dict[str, FloatArray]:
-    score, label = np.clip(score, -1, 1), np.clip(label, -1, 1)
-    bins = {
-        name: (np.searchsorted(edges, label, side="left"), np.searchsorted(edges, score, side="left"))
-        for name, edges in _SIMS_EDGES.items()
-    }
-    true, predicted = bins["acc2"]
-    blocks = {"acc2": _confusion_terms(true > 0, predicted > 0, np.ones_like(label, dtype=bool))}
-    blocks |= {name: _column(bins[name][0] == bins[name][1]) for name in ("acc3", "acc5")}
-    return blocks | _distance_terms(score, label)
 
 
 def _column(flags: NDArray[np.bool_]) -> FloatArray:

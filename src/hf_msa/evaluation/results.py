@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from hf_msa.data.missing import Rate
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import (
-    FAMILY_METRICS,
     METRICS,
     METRICS_BY_CLASSES,
     class_metrics,
@@ -42,6 +41,7 @@ from hf_msa.evaluation.statistics import (
     resample_counts,
 )
 from hf_msa.files import atomic_write, write_json
+from hf_msa.label_families import AnyFamily, find_label_family
 from hf_msa.models.msa_schema import SENTIMENT_CLASSES, SENTIMENT_SCALE
 
 if TYPE_CHECKING:
@@ -177,12 +177,12 @@ class Predictions:
         digest.update(self.labels.astype("<f4").tobytes())
         return digest.hexdigest()[:16]
 
-    def metric_names(self, family: str) -> tuple[str, ...]:
+    def metric_names(self, family: AnyFamily) -> tuple[str, ...]:
         """The metrics of these predictions, in table order."""
         classes = () if self.class_logits is None else METRICS_BY_CLASSES[self.class_logits.shape[-1]]
         return family_metrics(family) + classes
 
-    def metrics(self, family: str) -> dict[str, NDArray[np.float64]]:
+    def metrics(self, family: AnyFamily) -> dict[str, NDArray[np.float64]]:
         """Score every cell of the grid; per metric an (S, M, R) array."""
         shape = self.scores.shape[:3]
         scored = {name: np.empty(shape) for name in self.metric_names(family)}
@@ -194,7 +194,7 @@ class Predictions:
                 scored[name][cell] = value
         return scored
 
-    def resampled(self, family: str, counts: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    def resampled(self, family: AnyFamily, counts: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """Score every resample; per metric a (R, resamples) array, averaged over training and mask seeds."""
         sums = {name: np.zeros((len(self.rates), len(counts))) for name in self.metric_names(family)}
         shape = self.scores.shape[:3]
@@ -373,7 +373,7 @@ def build_results(
         if absent:
             raise MsaError(f"The {what} facts of a result lack {absent[0]!r}; they need {', '.join(keys)}.")
     grid = Predictions.from_table(predictions)
-    family = str(facts.dataset["label_family"])
+    family = find_label_family(facts.dataset["label_family"])
     values = grid.metrics(family)
     drawn = grid.resampled(family, resample_counts(len(grid.ids), resamples, bootstrap_seed))
     runs = [
@@ -516,8 +516,7 @@ def result_metrics(results: Mapping[str, Any]) -> tuple[str, ...]:
     Args:
         results: The content of ``results.json``.
     """
-    family = results["dataset"]["label_family"]
-    order = dict.fromkeys((*FAMILY_METRICS.get(family, ()), *METRICS))
+    order = dict.fromkeys((*family_metrics(results["dataset"]["label_family"]), *METRICS))
     return tuple(name for name in order if name in results["mean_over_rates"])
 
 

@@ -265,6 +265,7 @@ def render_card(
         about_results=_about_results(results) if results else None,
         own_results=_own_results(run, own) if own is not None and (own is not results or _is_mean(own)) else None,
         matched_rate=f"{run['train_rate']:g}" if results and _is_matched(results) else None,
+        devices=run.get("devices"),
         stages={stage["name"]: _stage_text(stage) for stage in run.get("stages") or ()},
     )
 
@@ -432,6 +433,8 @@ def _stage_text(stage: Mapping[str, Any]) -> str:
     parts = []
     if stage.get("epochs") is not None:
         parts.append(f"{stage['epochs']:g} epochs")
+    if stage.get("batch") is not None:
+        parts.append(f"batches of {stage['batch']['global']}")
     if stage.get("seconds") is not None:
         parts.append(f"{stage['seconds']:.0f} s")
     return ", ".join(parts) or "finished"

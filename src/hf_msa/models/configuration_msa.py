@@ -7,7 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .msa_schema import LABEL_FAMILIES, MODALITIES
+from .msa_label_families import LabelFamily
+from .msa_schema import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class MsaConfig(PreTrainedConfig):
         text_max_length (`int`): Longest text in tokens, `[CLS]` and `[SEP]` included.
         audio_max_length (`int`): Longest audio sequence in frames.
         vision_max_length (`int`): Longest vision sequence in frames.
-        label_family (`"mosi"` or `"sims"`): Which label range and which metrics apply.
+        label_family (`str` or `dict`): `"mosi"`, `"sims"`, or the description of another family, see `LabelFamily`: the
+            range of labels, their classes, and the metrics that apply.
         mask_padding (`bool`): Whether attention leaves padded positions out. False is what the public LNLN code does;
             predictions then depend on the padded length, so batches must be padded to fixed lengths.
     """
@@ -76,7 +78,7 @@ class MsaConfig(PreTrainedConfig):
     text_max_length: int = 50
     audio_max_length: int = 375
     vision_max_length: int = 500
-    label_family: Literal["mosi", "sims"] = "mosi"
+    label_family: str | dict[str, Any] = "mosi"
     mask_padding: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -108,9 +110,14 @@ class MsaConfig(PreTrainedConfig):
         return ()
 
     @property
+    def family(self) -> LabelFamily:
+        """The label family."""
+        return LabelFamily.of(self.label_family)
+
+    @property
     def label_range(self) -> tuple[float, float]:
         """Lowest and highest possible label."""
-        return LABEL_FAMILIES[self.label_family]
+        return self.family.low, self.family.high
 
     @property
     def oracle_inputs(self) -> tuple[str, ...]:
@@ -133,7 +140,8 @@ class MsaConfig(PreTrainedConfig):
         return None
 
     def validate_msa(self) -> None:
-        """Check widths and lengths, and that a modality exists without which the method makes no sense."""
+        """Check widths and lengths, the label family, and that a modality exists without which the method makes no sense."""
+        LabelFamily.of(self.label_family)
         for name in ("audio_dim", "vision_dim", "text_max_length", "audio_max_length", "vision_max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -7,27 +7,6 @@ from huggingface_hub.dataclasses import strict
 from .configuration_msa import LanguageModelSettings, MsaConfig
 from .msa_schema import MODALITIES
 
-# Class of a label: its nearest whole number from -3 to 3, or its bin of the five-class accuracy of CH-SIMS. A class stands
-# for its number, or for the middle of its bin.
-CLASSES = {
-    "mosi": {
-        "strongly_negative": -3.0,
-        "negative": -2.0,
-        "slightly_negative": -1.0,
-        "neutral": 0.0,
-        "slightly_positive": 1.0,
-        "positive": 2.0,
-        "strongly_positive": 3.0,
-    },
-    "sims": {
-        "negative": -0.85,
-        "weakly_negative": -0.4,
-        "neutral": 0.0,
-        "weakly_positive": 0.4,
-        "positive": 0.85,
-    },
-}
-
 
 @strict
 class OmgConfig(MsaConfig):
@@ -213,7 +192,7 @@ class OmgConfig(MsaConfig):
     @property
     def num_classes(self) -> int:
         """Number of sentiment classes."""
-        return len(CLASSES[self.label_family])
+        return len(self.family.classes)
 
     @property
     def plan_width(self) -> int:
@@ -223,7 +202,7 @@ class OmgConfig(MsaConfig):
     @property
     def class_scores(self) -> dict[str, float]:
         """Classes in the order of the class logits, with the score that each stands for."""
-        return CLASSES[self.label_family]
+        return self.family.classes
 
     def positions(self, modality: str) -> int:
         """Positions on which the executor works on a modality.

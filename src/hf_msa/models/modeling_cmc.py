@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_cmc import CmcConfig
-from .modeling_msa import MsaPreTrainedModel, build_text_encoder, masked_mean, sentiment_classes
-from .msa_encoders import encode_by_length
+from .modeling_msa import MsaPreTrainedModel, build_text_encoder, masked_mean
+from .msa_encoders import encode_by_length, padding_mask
 from .msa_inputs import MsaInputs
+from .msa_label_families import LabelFamily
 from .msa_outputs import MsaOutput
 from .msa_schema import SENTIMENT_CLASSES
 
@@ -124,34 +125,38 @@ def supervised_contrastive_loss(
     return (whole - shares).mean()
 
 
-def contrast_labels(classes: Tensor, label_family: str) -> Tensor:
+def contrast_labels(classes: Tensor, neutral_is_positive: bool) -> Tensor:
     """The two groups that the contrastive loss tells apart (public code).
 
     Args:
         classes (`torch.LongTensor` of any shape): Indices into `SENTIMENT_CLASSES`.
-        label_family: `"sims"`: positive against the rest. `"mosi"`: negative against the rest.
+        neutral_is_positive: Of the label family. True (MOSI): negative against the rest. False (SIMS): positive against the
+            rest.
 
     Returns:
         `torch.BoolTensor` of the same shape.
     """
-    return classes > (1 if label_family == "sims" else 0)
+    return classes > (0 if neutral_is_positive else 1)
 
 
-def class_score(class_logits: Tensor, label_high: float) -> Tensor:
-    """Sentiment score of class logits: (P(positive) - P(negative)) times the highest label (ours).
+def class_score(class_logits: Tensor, family: LabelFamily) -> Tensor:
+    """Sentiment score of class logits: P(positive) of the way from neutral to the highest label, less P(negative) (ours).
 
     CMC classifies; the score makes it comparable with methods that regress, and says of a sample that is surely neutral
     the same as of one that is as likely positive as negative.
 
     Args:
         class_logits (`torch.FloatTensor` of shape `(batch, 3)`): Logits of negative, neutral, positive.
-        label_high: The highest label.
+        family: The label family.
 
     Returns:
         `torch.FloatTensor` of shape `(batch, 1)` in label units.
     """
     probabilities = class_logits.softmax(dim=-1)
-    return label_high * (probabilities[:, 2:] - probabilities[:, :1])
+    up, down = family.high - family.neutral, family.neutral - family.low
+    if up == down:
+        return up * (probabilities[:, 2:] - probabilities[:, :1]) + family.neutral
+    return up * probabilities[:, 2:] - down * probabilities[:, :1] + family.neutral
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
@@ -256,7 +261,7 @@ class CmcBranch(nn.Module):
     def _encode_valid(self, hidden: Tensor, valid: Tensor) -> Tensor:
         there = valid.any(dim=1, keepdim=True)
         # Attention over nothing is not a number, so a row without a valid position attends to its padding, for nothing.
-        hidden = self.encoder(hidden, src_key_padding_mask=~(valid | ~there))
+        hidden = self.encoder(hidden, src_key_padding_mask=padding_mask(valid | ~there))
         return F.normalize(masked_mean(hidden, valid), dim=-1).masked_fill(~there, 0.0)
 
     def classify(self, vectors: Tensor) -> Tensor:
@@ -389,7 +394,7 @@ class CmcPreTrainedModel(MsaPreTrainedModel):
             there = embeddings.any(dim=-1)
             terms["supcon"] = supervised_contrastive_loss(
                 embeddings[there],
-                contrast_labels(classes, self.config.label_family)[there],
+                contrast_labels(classes, self.config.family.neutral_is_positive)[there],
                 self.config.supcon_temperature,
                 self.config.supcon_variant,
             )
@@ -538,12 +543,12 @@ class CmcForSentimentAnalysis(CmcPreTrainedModel):
         )
         weights = self.route(mixed)
         class_logits = (weights.unsqueeze(-1) * unimodal_logits).sum(dim=1)
-        terms = {} if labels is None else {"task": F.cross_entropy(class_logits, sentiment_classes(labels))}
+        terms = {} if labels is None else {"task": F.cross_entropy(class_logits, self.label_classes(labels))}
         if pseudo_labels is not None:
             terms |= self.unimodal_terms(unimodal_logits, embeddings, pseudo_labels)
         return CmcOutput(
             **self.weigh(terms),
-            logits=class_score(class_logits, self.config.label_range[1]),
+            logits=class_score(class_logits, self.config.family),
             class_logits=class_logits,
             unimodal_logits=unimodal_logits,
             router_weights=weights,

@@ -73,18 +73,6 @@ def read_labels(labels: Tensor, samples: int) -> Tensor:
     return labels if labels.is_floating_point() else labels.float()
 
 
-def sentiment_classes(labels: Tensor) -> Tensor:
-    """The class of each sentiment score by its sign, as an index into `SENTIMENT_CLASSES`.
-
-    Args:
-        labels (`torch.FloatTensor` of any shape): Scores in label units.
-
-    Returns:
-        `torch.LongTensor` of the same shape: 0 below zero, 1 at exactly zero, 2 above.
-    """
-    return labels.sign().long() + 1
-
-
 @dataclass(frozen=True)
 class SideFile:
     """What lies beside the weights of a checkpoint.
@@ -546,7 +534,7 @@ class MsaPreTrainedModel(PreTrainedModel):
     def label_classes(self, labels: Tensor) -> Tensor:
         """The class of each label, as an index into the columns of `class_logits`.
 
-        Here by sign, for three classes. A method with other classes overrides it.
+        Here negative, neutral and positive. A method with other classes overrides it.
 
         Args:
             labels (`torch.FloatTensor` of any shape): Scores in label units.
@@ -554,7 +542,7 @@ class MsaPreTrainedModel(PreTrainedModel):
         Returns:
             `torch.LongTensor` of the same shape.
         """
-        return sentiment_classes(labels)
+        return self.config.family.polarity(labels)
 
     def logged_values(self) -> dict[str, float]:
         """Learned numbers that are worth following while training; they go into the log beside the losses."""

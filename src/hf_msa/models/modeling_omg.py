@@ -260,7 +260,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         return {"class_logits": tuple(self.config.class_scores)}
 
     def label_classes(self, labels: Tensor) -> Tensor:
-        """The class of each label: the nearest whole number, half to even; for CH-SIMS the bin of its five-class accuracy.
+        """The class of each label, an index into the classes of the label family.
 
         Args:
             labels (`torch.FloatTensor` of any shape): In label units.
@@ -268,11 +268,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         Returns:
             `torch.LongTensor` of the same shape.
         """
-        if self.config.label_family == "sims":
-            edges = torch.tensor([-0.7, -0.1, 0.1, 0.7], dtype=labels.dtype, device=labels.device)
-            # A value equal to an edge belongs to the bin below.
-            return torch.bucketize(labels, edges)
-        return labels.clamp(-3, 3).round().long() + 3
+        return self.config.family.class_index(labels)
 
     # --- What lies beside the weights ---
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .configuration_pglh import PglhConfig
 from .modeling_msa import Batch, MsaPreTrainedModel, build_text_encoder, masked_mean
 from .msa_attention import multi_head_attention
-from .msa_encoders import encode_by_length, sinusoidal_positions
+from .msa_encoders import encode_by_length, padding_mask, sinusoidal_positions
 from .msa_inputs import MsaInputs
 from .msa_outputs import MsaOutput
 from .msa_schema import FEATURE_MODALITIES
@@ -77,7 +77,7 @@ def transform(transformer: nn.TransformerEncoder, hidden: Tensor, mask: Tensor) 
     length = mask.shape[1]
 
     def run(sequence: Tensor, attend: Tensor) -> Tensor:
-        output: Tensor = transformer(sequence, src_key_padding_mask=~attend)
+        output: Tensor = transformer(sequence, src_key_padding_mask=padding_mask(attend))
         return F.pad(output, (0, 0, 0, length - sequence.shape[1]))
 
     return encode_by_length(run, hidden, mask)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_tcmr import TcmrConfig
-from .modeling_msa import MsaPreTrainedModel, build_text_encoder, sentiment_classes
+from .modeling_msa import MsaPreTrainedModel, build_text_encoder
 from .msa_attention import HyperFusion
 from .msa_encoders import CrossTransformer, SequenceEncoder, TokenTransformer, perceptron
 from .msa_inputs import MsaInputs
@@ -177,7 +177,7 @@ class TcmrPolarityClassifier(MsaPreTrainedModel):
         logits = self.classifier(self.encode_text(inputs.input_ids, inputs.attention_mask)[:, 0])
         if labels is None:
             return MsaOutput(logits=logits)
-        loss = F.cross_entropy(logits, sentiment_classes(labels))
+        loss = F.cross_entropy(logits, self.label_classes(labels))
         return MsaOutput(loss=loss, logits=logits, losses={"polarity": loss.detach()})
 
     @torch.no_grad()
@@ -193,7 +193,7 @@ class TcmrPolarityClassifier(MsaPreTrainedModel):
             `torch.FloatTensor` of shape `(batch,)` in [0, 1].
         """
         probabilities = self(input_ids, attention_mask).logits.softmax(dim=-1)
-        chosen: Tensor = probabilities.gather(1, sentiment_classes(labels).unsqueeze(1)).squeeze(1)
+        chosen: Tensor = probabilities.gather(1, self.label_classes(labels).unsqueeze(1)).squeeze(1)
         return chosen
 
 

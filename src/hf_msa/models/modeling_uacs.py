@@ -240,7 +240,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             if media.get(name) is not None or (name in described and not np.all(missing.get(name, False)))
         ]
         prompt = direct_prompt(
-            self.config.label_range,
+            self.config.family,
             transcript,
             (*(() if transcript is None else ("text",)), *given),
             description,
@@ -424,6 +424,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             expert_uncertainty,
             self._tau("tau_2"),
             neutral_zone=self.config.neutral_zone,
+            neutral=self.config.family.neutral,
             agreement_rule=self.config.agreement_rule,
             disagreement_rule=self.config.disagreement_rule,
         )
@@ -438,8 +439,10 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         return value
 
     def _positive(self, uncertainty: Floats) -> Floats:
-        """Uncertainties that can be divided by: minus the size of the score is counted from the end of the range."""
-        return uncertainty + self.config.label_range[1] if self.config.uncertainty_kind == "score" else uncertainty
+        """Uncertainties that can be divided by: minus the distance from neutral is counted from the end of the range."""
+        family = self.config.family
+        farthest = max(family.high - family.neutral, family.neutral - family.low)
+        return uncertainty + farthest if self.config.uncertainty_kind == "score" else uncertainty
 
     def _ask(
         self, requests: Sequence[MllmRequest], samples: NDArray[np.int64], fallback: Floats, found: dict[str, Floats]

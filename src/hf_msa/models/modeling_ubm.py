@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from .configuration_ubm import UbmConfig
-from .modeling_msa import MsaPreTrainedModel, build_text_encoder, sentiment_classes
+from .modeling_msa import MsaPreTrainedModel, build_text_encoder
 from .msa_inputs import MsaInputs
 from .msa_outputs import MsaOutput
 from .msa_schema import SENTIMENT_CLASSES
@@ -173,12 +173,12 @@ class UbmForSentimentAnalysis(MsaPreTrainedModel):
             members = torch.cat([head(embeddings) for head in self.ensemble], dim=-1).float()
             uncertainty = members.var(dim=-1, correction=0)
         else:
-            uncertainty = -logits.float().abs().squeeze(-1)
+            uncertainty = -(logits.float() - self.config.family.neutral).abs().squeeze(-1)
         terms: dict[str, Tensor] = {}
         if labels is not None:
             scores, labels = logits.float().squeeze(-1), labels.float()
             terms["task"] = F.mse_loss(scores, labels)
-            terms["class"] = F.cross_entropy(class_logits.float(), sentiment_classes(labels))
+            terms["class"] = F.cross_entropy(class_logits.float(), self.label_classes(labels))
             if train_uncertainty and self.config.uncertainty_kind == "prediction_truth":
                 terms["error"] = F.mse_loss(uncertainty, (scores - labels).abs().detach())
             if train_uncertainty and members is not None:

@@ -39,6 +39,19 @@ def encode_by_length(encode: Callable[[Tensor, Tensor], Tensor], sequence: Tenso
     return torch.cat(groups)[order.argsort()]
 
 
+def padding_mask(attend: Tensor) -> Tensor | None:
+    """What torch's Transformers take for padding.
+
+    Args:
+        attend (`torch.BoolTensor` of shape `(batch, length)`): True = attend.
+
+    Returns:
+        True = padding; None where a CPU finds that there is none, as its attention is much faster without a mask. To know
+        it of a GPU would mean to wait for it.
+    """
+    return None if attend.device.type == "cpu" and bool(attend.all()) else ~attend
+
+
 def sinusoidal_positions(places: Tensor, width: int) -> Tensor:
     """Fixed positions: sines and cosines in turn, of wavelengths from 2 pi to 20000 pi.
 

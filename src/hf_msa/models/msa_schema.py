@@ -34,6 +34,3 @@ SENTIMENT_SCALE = (
     "positive",
     "strongly positive",
 )
-
-# Label families decide which metrics apply and which scores are possible.
-LABEL_FAMILIES = {"mosi": (-3.0, 3.0), "sims": (-1.0, 1.0)}

@@ -3,28 +3,30 @@
 import json
 from typing import Any
 
+from .msa_label_families import LabelFamily
+
 _SOURCES = {"text": "what is said", "audio": "how it is said", "vision": "what the face shows"}
 SECOND_OPINION = "\n\nTwo estimates of this clip are at hand"
 """How the part begins that only the second question has."""
 
 
 def direct_prompt(
-    label_range: tuple[float, float], transcript: str | None, modalities: tuple[str, ...], description: str = ""
+    family: LabelFamily, transcript: str | None, modalities: tuple[str, ...], description: str = ""
 ) -> str:
     """Ask for the score of a clip.
 
     Args:
-        label_range: Lowest and highest score.
+        family: The label family.
         transcript: What is said, with "..." for lost words; None where all of it is lost.
         modalities: Names of the modalities that the expert is given in any form.
         description: Sound and pictures in words, where they are not given themselves.
     """
-    low, high = (f"{end:g}" for end in label_range)
+    low, neutral, high = (f"{score:g}" for score in (family.low, family.neutral, family.high))
     found = [_SOURCES[name] for name in modalities] or ["whatever there is"]
     sources = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
     lines = [
         f"How does the speaker of this clip feel about what they talk about? Score it from {low} to {high}: {low} is as "
-        f"negative as can be, 0 is neutral, {high} is as positive as can be. Go by {sources}.",
+        f"negative as can be, {neutral} is neutral, {high} is as positive as can be. Go by {sources}.",
         "The words are lost." if transcript is None else f'Words: "{transcript}"',
         description,
         "Reply with nothing but the score, a number with one decimal.",

@@ -14,14 +14,16 @@ ROUTES = ("fast", "mllm", "weighted", "verify")
 FAST, MLLM, WEIGHTED, VERIFY = range(len(ROUTES))
 
 
-def polarity(scores: Floats, neutral_zone: float) -> Indices:
-    """Sign of each score; 0 for those below `neutral_zone` in size.
+def polarity(scores: Floats, neutral_zone: float, neutral: float = 0.0) -> Indices:
+    """Sign of each score's distance from neutral; 0 for those that are nearer than `neutral_zone`.
 
     Args:
         scores: In label units `(samples,)`.
-        neutral_zone: Where it ends; a score of this size has a sign.
+        neutral_zone: Where it ends; a score at this distance has a sign.
+        neutral: The neutral score.
     """
-    return np.where(np.abs(scores) < neutral_zone, 0, np.sign(scores)).astype(np.int64)
+    distances = scores - neutral
+    return np.where(np.abs(distances) < neutral_zone, 0, np.sign(distances)).astype(np.int64)
 
 
 def small_weight(small: Floats, expert: Floats, epsilon: float) -> Floats:
@@ -55,6 +57,7 @@ def answer_routes(
     tau_2: float,
     *,
     neutral_zone: float,
+    neutral: float = 0.0,
     agreement_rule: str = "weighted",
     disagreement_rule: str = "verify",
 ) -> Indices:
@@ -66,13 +69,14 @@ def answer_routes(
         expert_uncertainty: Theirs `(samples,)`.
         tau_2: Up to and at it, the expert is sure.
         neutral_zone, agreement_rule, disagreement_rule: See `UacsConfig`.
+        neutral: The neutral score.
 
     Returns:
         Indices into `ROUTES` `(samples,)`, never that of ``"fast"``.
     """
     agreed = MLLM if agreement_rule == "accept_mllm" else WEIGHTED
     disagreed = ROUTES.index(disagreement_rule)
-    same = polarity(small, neutral_zone) == polarity(expert, neutral_zone)
+    same = polarity(small, neutral_zone, neutral) == polarity(expert, neutral_zone, neutral)
     return np.where(expert_uncertainty <= tau_2, MLLM, np.where(same, agreed, disagreed)).astype(np.int64)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
@@ -20,21 +20,56 @@ class MsaTrainingArguments(TrainingArguments):
     # Read as JSON where they come as text, from the command line.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "component_learning_rates", "component_weight_decays"]
 
+    # What concerns the final stage alone when it is given on the command line: how the optimiser works, and which
+    # checkpoint is best. All else (devices, precision, logging, saving, loading) concerns every stage. This is not in the
+    # fields' metadata because `HfArgumentParser` hands that to argparse.
+    FINAL_STAGE_ONLY: ClassVar[frozenset[str]] = frozenset(
+        {
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
+            "component_learning_rates",
+            "component_weight_decays",
+            "early_stopping_patience",
+            "gradient_accumulation_steps",
+            "greater_is_better",
+            "label_smoothing_factor",
+            "learning_rate",
+            "lr_scheduler_kwargs",
+            "lr_scheduler_type",
+            "max_grad_norm",
+            "max_steps",
+            "metric_for_best_model",
+            "neftune_noise_alpha",
+            "num_train_epochs",
+            "optim",
+            "optim_args",
+            "optim_target_modules",
+            "per_device_train_batch_size",
+            "text_learning_rate",
+            "warmup_steps",
+            "weight_decay",
+        }
+    )
+
     text_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the text encoder; default: that of everything else."}
+        default=None,
+        metadata={"help": "Learning rate of the text encoder; default: that of everything else."},
     )
     component_learning_rates: dict[str, Any] | str | None = field(
         default=None,
         metadata={
             "help": 'Learning rates by component, the first part of a parameter\'s name, e.g. {"audio_encoder": 1e-3}; '
-            "default: that of everything else."
+            "default: that of everything else.",
         },
     )
     component_weight_decays: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Weight decays by component, likewise; biases and norms have none."}
+        default=None,
+        metadata={"help": "Weight decays by component, likewise; biases and norms have none."},
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after this many evaluations without a better one; default: never."}
+        default=None,
+        metadata={"help": "Stop after this many evaluations without a better one; default: never."},
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on the validation split."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint to resume from."})
@@ -71,6 +106,11 @@ class MsaTrainingArguments(TrainingArguments):
                 "The text encoder's learning rate is given twice, as text_learning_rate and in component_learning_rates; "
                 "leave one of them out"
             )
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs that this process uses: at most one. Several are for `accelerate launch`, not for `nn.DataParallel`."""
+        return min(1, int(super().n_gpu))
 
 
 def _component_numbers(name: str, given: Any) -> dict[str, Any] | None:

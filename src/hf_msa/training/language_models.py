@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from transformers import AutoConfig
 
 from hf_msa.errors import MsaError, reason, require_package
@@ -70,12 +71,15 @@ def lora_arguments(context: RunContext, stage: str, arguments_class: type[Any]) 
     Raises:
         MsaError: If one cannot be used.
     """
-    known = {field.name for field in dataclasses.fields(arguments_class)}
+    known = {field.name: field for field in dataclasses.fields(arguments_class)}
     values = {
         "seed": context.seed,
         **as_known(context.recipe.stages.get(stage, {})),
         **{name: value for name, value in context.flags.get("all", {}).items() if name in known},
     }
+    # More processes take fewer steps per update: the batch stays the recipe's.
+    steps = int(values.get("gradient_accumulation_steps", known["gradient_accumulation_steps"].default))
+    values["gradient_accumulation_steps"] = max(1, steps // PartialState().num_processes)
     try:
         return arguments_class(output_dir=str(context.stage_folder(stage)), **values)
     except (ImportError, TypeError, ValueError) as error:

@@ -3,10 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import platform
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.evaluation.checkpoints import RATE_FOLDER, check_media_use, own_fields
 from hf_msa.evaluation.metrics import family_metrics
-from hf_msa.files import atomic_directory, write_json
+from hf_msa.files import write_json
 from hf_msa.methods import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
@@ -37,6 +37,7 @@ from hf_msa.models.processing_msa import MsaProcessor
 
 from .arguments import MsaTrainingArguments
 from .recipes import Recipe, as_known
+from .run_folder import STAGE_FILE, STAGES_FOLDER, take_over_stages, tidy_run, tidy_stage
 from .trainer import MsaTrainer
 
 RUN_SCHEMA_VERSION = 2
@@ -85,14 +86,32 @@ class RunContext:
             **self.flags.get("all", {}),
             **(self.flags.get("final", {}) if final else {}),
         }
+        self._keep_batch(stage, values, final)
         if "bf16" not in values and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
             values["bf16"] = True
         arguments = training_arguments(self.stage_folder(stage), values)
         metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
-        measured = ("loss", *family_metrics(self.facts.label_family))
+        measured = ("loss", *family_metrics(self.facts.family))
         if metric not in measured:
             raise unknown_name(f"metric_for_best_model of stage {stage!r}:", metric, measured)
         return arguments
+
+    def _keep_batch(self, stage: str, values: dict[str, Any], final: bool) -> None:
+        """Part the recipe's batch over processes and accumulation steps, unless the batch per device was asked for."""
+        flags = {**self.flags.get("all", {}), **(self.flags.get("final", {}) if final else {})}
+        if "per_device_train_batch_size" in flags:
+            return
+        recipe = as_known(self.recipe.stage_arguments(stage))
+        rows = int(recipe.get("per_device_train_batch_size", MsaTrainingArguments.per_device_train_batch_size))
+        batch = rows * int(recipe.get("gradient_accumulation_steps", 1))
+        parts = PartialState().num_processes * int(values.get("gradient_accumulation_steps", 1))
+        if batch % parts:
+            raise MsaError(
+                f"The recipe's batch of {batch} rows in stage {stage!r} cannot be parted evenly over {parts} processes and "
+                f"accumulation steps; use a number that divides it, or another batch, e.g. --set stages.{stage}."
+                f"per_device_train_batch_size={parts}."
+            )
+        values["per_device_train_batch_size"] = batch // parts
 
     def collator(self, split: str, return_complete: bool = False) -> MsaCollator:
         """The collator of a split, under the recipe's protocol for it."""
@@ -129,9 +148,14 @@ class RunContext:
         above = self.folder.parent
         return above.parent if above.name.startswith(RATE_FOLDER) else above
 
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether the user asked how many checkpoints are kept: their weights then stay when a stage is finished."""
+        return "save_total_limit" in self.flags.get("all", {})
+
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints, its model and its mark of completion."""
-        return self.folder / "stages" / stage
+        return self.folder / STAGES_FOLDER / stage
 
     def train_stage(
         self,
@@ -163,8 +187,9 @@ class RunContext:
             The model with the weights of the checkpoint that is best on the validation split, in eval mode.
         """
         folder = self.stage_folder(stage)
-        finished = folder / "stage.json"
-        if finished.is_file():
+        finished = folder / STAGE_FILE
+        # Without its model the stage belongs to a run that was finished once, and is no use to another one.
+        if finished.is_file() and (folder / "model").is_dir():
             self.log.append(json.loads(finished.read_text(encoding="utf-8")))
             trained: Model = model_class.from_pretrained(folder / "model")
             trained.eval()
@@ -190,6 +215,7 @@ class RunContext:
             "name": stage,
             "seconds": round(time.perf_counter() - started, 1),
             "epochs": state.epoch,
+            "batch": batch_facts(trainer.args),
             "selection": {
                 "split": "validation",
                 "metric": trainer.args.metric_for_best_model,
@@ -203,6 +229,7 @@ class RunContext:
             model.save_pretrained(folder / "model")
             trainer.save_products(folder)
             write_json(finished, facts)
+            tidy_stage(folder, self.keeps_checkpoints)
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.free_memory()
         self.log.append(facts)
@@ -222,7 +249,7 @@ class RunContext:
             The stage's facts as they are in the log, `name` and `seconds` among them.
         """
         folder = self.stage_folder(stage)
-        finished = folder / "stage.json"
+        finished = folder / STAGE_FILE
         state = PartialState()
         # Asked before anybody writes: all processes have to answer alike.
         is_finished = finished.is_file()
@@ -250,6 +277,19 @@ def training_arguments(folder: Path, values: Mapping[str, Any]) -> MsaTrainingAr
         raise MsaError(f"The training arguments of {folder.name!r} cannot be used: {reason(error)}.") from error
 
 
+def batch_facts(args: MsaTrainingArguments) -> dict[str, int]:
+    """How large a batch is: rows per `device` and step, `accumulation` steps, `processes`, and rows in all, `global`."""
+    device, steps, processes = args.train_batch_size, args.gradient_accumulation_steps, PartialState().num_processes
+    return {"device": device, "accumulation": steps, "processes": processes, "global": device * steps * processes}
+
+
+def devices() -> dict[str, Any]:
+    """What trains: the number of `processes`, and the `type` and `name` of the device of the main one."""
+    state = PartialState()
+    name = torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else platform.machine()
+    return {"processes": state.num_processes, "type": state.device.type, "name": name}
+
+
 def chosen_checkpoint(state: TrainerState, args: MsaTrainingArguments) -> dict[str, Any]:
     """Which checkpoint a stage gives, by which rule, and its value of the selection metric.
 
@@ -267,34 +307,11 @@ def chosen_checkpoint(state: TrainerState, args: MsaTrainingArguments) -> dict[s
     }
 
 
-# Flags on how the optimiser works and which checkpoint is best concern the final stage; the rest (devices, precision,
-# logging, saving) every stage.
-_FINAL_FLAGS = {
-    "component_learning_rates",
-    "component_weight_decays",
-    "early_stopping_patience",
-    "gradient_accumulation_steps",
-    "greater_is_better",
-    "learning_rate",
-    "lr_scheduler_kwargs",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "max_steps",
-    "metric_for_best_model",
-    "num_train_epochs",
-    "optim",
-    "per_device_train_batch_size",
-    "text_learning_rate",
-    "warmup_steps",
-    "weight_decay",
-}
-
-
 def split_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Sort command-line training arguments into those for every stage (`all`) and those for the last one (`final`)."""
     return {
-        "all": {name: value for name, value in flags.items() if name not in _FINAL_FLAGS},
-        "final": {name: value for name, value in flags.items() if name in _FINAL_FLAGS},
+        "all": {name: value for name, value in flags.items() if name not in MsaTrainingArguments.FINAL_STAGE_ONLY},
+        "final": {name: value for name, value in flags.items() if name in MsaTrainingArguments.FINAL_STAGE_ONLY},
     }
 
 
@@ -370,7 +387,7 @@ def prepare_run(
         }
     shapes = {**model_shapes(rows), **{k: v for k, v in recipe.model.items() if k.endswith("_max_length")}}
     try:
-        config = config_class(**{**shapes, "label_family": facts.label_family, **recipe.model})
+        config = config_class(**{**shapes, "label_family": facts.family.to_value(), **recipe.model})
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise MsaError(f"The recipe {recipe.name!r} gives no model for this data: {reason(error)}.") from error
     if not config.mask_padding and not recipe.pad_to_fixed:
@@ -418,8 +435,8 @@ def prepare_run(
     )
     # Before anything is written: a value that is refused in the third stage would be known hours too late.
     stages = METHODS[recipe.method].stages
-    for stage in stages.names:
-        context.arguments(stage, stage == stages.final)
+    arguments = {stage: context.arguments(stage, stage == stages.final) for stage in stages.names}
+    settings["batch"] = {stage: batch_facts(args)["global"] for stage, args in arguments.items()}
     _check_same_run(folder / "settings.json", settings)
     return context
 
@@ -441,17 +458,31 @@ def _fingerprint(rows: Mapping[str, MsaRows]) -> str:
 
 
 def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
+    """Check that a folder holds no run with other settings, and note those of this one.
+
+    The number of processes may change: the batch is the same then, unless the settings say otherwise.
+    """
+    processes = PartialState().num_processes
     settings = json.loads(json.dumps(settings))
     # A folder in which no stage has come as far as a checkpoint holds no run yet.
     if PartialState().is_main_process and not (path.is_file() and any(path.parent.glob("stages/*/*"))):
-        write_json(path, settings)
+        write_json(path, {**settings, "processes": processes})
     PartialState().wait_for_everyone()
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    if earlier != settings:
-        changed = sorted(key for key in {*settings, *earlier} if earlier.get(key) != settings.get(key))
+    before = earlier.pop("processes", processes)
+    # What an earlier version did not note is taken to be the same.
+    changed = sorted(key for key in earlier if earlier[key] != settings.get(key))
+    if changed:
         raise MsaError(
             f"{path.parent} holds a run with other settings ({', '.join(changed)} differ); choose another --output, or "
             "delete that folder to start anew."
+        )
+    if before != processes and PartialState().is_main_process:
+        logging.getLogger(__name__).warning(
+            "%s was begun with %d processes and goes on with %d: batches stay the same, sums are rounded otherwise.",
+            path.parent,
+            before,
+            processes,
         )
 
 
@@ -475,6 +506,7 @@ def run_recipe(
     rows: dict[str, MsaRows] | None = None,
     media: str | Path | None = None,
     shared: str | Path | None = None,
+    tidy: bool = True,
 ) -> RunContext:
     """Run all stages of a recipe for one seed and write the final checkpoint with its run.json.
 
@@ -490,6 +522,8 @@ def run_recipe(
         media: Folder with the clips' recordings, see `MediaFolder`; for methods that ask an expert.
         shared: Folder of a run that differs in nothing but its training rate; its finished stages in which rates have no
             part are taken over.
+        tidy: Whether what a finished run no longer needs of its stages is deleted, see `tidy_run`. False where another run
+            is to take over stages of this one.
     """
     folder = Path(output) / f"seed-{seed}"
     # The first thing that asks which processes there are sets it for good: it has to know of flags such as --use_cpu.
@@ -537,27 +571,20 @@ def run_recipe(
                         p.numel() for n, p in model.named_parameters() if not n.startswith("text_encoder.")
                     ),
                 },
+                "devices": devices(),
                 "versions": versions(),
                 "seconds": round(time.perf_counter() - started, 1),
             },
         )
+        if tidy:
+            tidy_context(context)
     PartialState().wait_for_everyone()
     return context
 
 
-def take_over_stages(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy stages that another run has finished and this one has not, each as a whole, without their checkpoints.
-
-    Args:
-        source: The other run's folder.
-        target: This run's folder.
-        names: The stages.
-    """
-    for name in names:
-        made, wanted = source / "stages" / name, target / "stages" / name
-        if (made / "stage.json").is_file() and not (wanted / "stage.json").is_file():
-            with atomic_directory(wanted) as work:
-                shutil.copytree(made, work, ignore=shutil.ignore_patterns("checkpoint-*"), dirs_exist_ok=True)
+def tidy_context(context: RunContext) -> None:
+    """Delete what a finished run no longer needs of its stages; see `tidy_run`."""
+    tidy_run(context.folder, METHODS[context.recipe.method].stages.kept, context.keeps_checkpoints)
 
 
 def text_model_name(text_model: str) -> str:

@@ -28,6 +28,8 @@ from .trainer import MsaTrainer
 STAGES = ("polarity", "regressor", "confidence", "main")
 FINAL_STAGE = "main"
 RATE_FREE_STAGES = ("polarity", "regressor")
+# The true-class probability is what the analysis tools judge confidences by.
+KEPT = ("polarity/model/*",)
 
 
 class TcmrTrainer(MsaTrainer):

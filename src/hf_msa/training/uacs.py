@@ -38,6 +38,7 @@ STAGES = ("ubm", "lora", "calibration")
 FINAL_STAGE = "ubm"
 
 ANSWERS_FILE = "answers.jsonl"
+KEPT = (f"calibration/{ANSWERS_FILE}",)
 _ROWS_AT_ONCE = 64
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_msa.data.missing import Condition
 from hf_msa.evaluation.sweep import sweep
-from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis
 from hf_msa.models.msa_schema import SENTIMENT_CLASSES
 
@@ -78,7 +78,7 @@ def validation_logits(context: RunContext, model: UbmForSentimentAnalysis) -> tu
     rows, protocol = context.rows["validation"], context.collator("validation").protocol
     (found,), _ = sweep(model, context.processor, rows, [Condition(0, "validation", protocol)])
     logits = np.stack([found[f"class_logits_{name}"] for name in SENTIMENT_CLASSES], axis=1)
-    return torch.from_numpy(logits), sentiment_classes(torch.from_numpy(rows.labels))
+    return torch.from_numpy(logits), model.label_classes(torch.from_numpy(rows.labels))
 
 
 def run(context: RunContext) -> MsaPreTrainedModel:

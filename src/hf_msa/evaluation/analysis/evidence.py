@@ -20,7 +20,6 @@ from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.statistics import confidence_interval
-from hf_msa.models.modeling_msa import sentiment_classes
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import NO_ENTRY, KnowledgeBase
 from hf_msa.models.processing_msa import MsaProcessor
@@ -146,7 +145,7 @@ def evidence_columns(
         weights) and `C_evi` (eq. 9).
     """
     base = required_base(model, "The model")
-    kinds: dict[str, Callable[[Tensor], Tensor]] = {"sign": sentiment_classes, "class": model.label_classes}
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {"sign": model.config.family.polarity, "class": model.label_classes}
     observations = base.observations.to(model.device)
     labels = labels.to(model.device)
     shares: dict[Column, list[Tensor]] = {}

@@ -228,7 +228,7 @@ def analyze_imputation(runs: Sequence[str], *, data: str, output: Path, split: s
         model, processor = load_omg(run, data, rows)
         chosen = complete_rows(model, processor, rows)
         means = training_means(model, processor, train)
-        family = model.config.label_family
+        family = model.config.family.name
         for name in model.config.modalities:
             made = impute_rows(model, processor, rows, chosen, name, means[name])
             collected.setdefault(name, []).append(made)

@@ -162,7 +162,7 @@ def analyze_quadrants(
     for run in found:
         for part in judge(run, data, rows, rates, MASK_SEEDS):
             table += _predictions(part, cue_fates(words, chosen, part["text_masks"]), rates)
-    cells = cell_rows(table, facts.label_family)
+    cells = cell_rows(table, facts.family.name)
     shown = example_rows(table, words, rows)
     written = [write_csv(output / "quadrants.csv", cells), _write_predictions(output / "quadrants.parquet", table)]
     if shown:

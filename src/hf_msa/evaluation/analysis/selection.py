@@ -21,6 +21,7 @@ from hf_msa.evaluation.metrics import METRICS, family_metrics, regression_metric
 from hf_msa.evaluation.report import format_value, markdown_table, metric_heading
 from hf_msa.evaluation.statistics import mean_and_std
 from hf_msa.evaluation.sweep import sweep
+from hf_msa.label_families import AnyFamily
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.processing_msa import MsaProcessor
 
@@ -130,7 +131,7 @@ def evaluate_checkpoint(
     processor: MsaProcessor,
     splits: Mapping[str, MsaRows],
     rates: Sequence[float],
-    family: str,
+    family: AnyFamily,
 ) -> dict[str, float]:
     """Evaluate one checkpoint as it is selected, and as it is tested.
 

@@ -26,6 +26,7 @@ from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.results import Predictions, predictions_table
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
 from hf_msa.evaluation.sweep import sweep
+from hf_msa.label_families import AnyFamily
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.processing_msa import MsaProcessor
@@ -166,14 +167,14 @@ def score_setting(
         MsaError: If a checkpoint cannot be loaded with it.
     """
     parts, seconds, own = [], [], True
-    family = ""
+    family: AnyFamily = ""
     for run, store in zip(runs, stores, strict=True):
         loaded, processor = load_checkpoint(str(run.folder), setting)
         check_widths(loaded, rows, str(run.folder))
         model = cast(OmgForSentimentAnalysis, loaded)
         saved = type(loaded.config).from_pretrained(run.folder)
         own = own and all(getattr(saved, name) == value for name, value in setting.items())
-        family = model.config.label_family
+        family = model.config.family
         prepare_plans(model, processor, store, rows, tested, batch_size)
         started = time.perf_counter()
         made, _ = sweep(model, processor, rows, tested, batch_size)

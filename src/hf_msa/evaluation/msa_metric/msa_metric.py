@@ -10,14 +10,16 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_msa.evaluation.metrics import FAMILY_METRICS, METRICS, METRICS_BY_CLASSES, class_metrics, regression_metrics
+from hf_msa.evaluation.metrics import METRICS, METRICS_BY_CLASSES, class_metrics, regression_metrics
+from hf_msa.label_families import LABEL_FAMILIES
 
 _DESCRIPTION = "Regression and derived classification metrics of multimodal sentiment analysis, as MMSA computes them."
 
 
 def _available(name: str) -> str:
-    families = ", ".join(key for key, names in FAMILY_METRICS.items() if name in names)
-    return families or next(f"with {n} class_logits" for n, names in METRICS_BY_CLASSES.items() if name in names)
+    families = ", ".join(key for key, family in LABEL_FAMILIES.items() if name in family.metrics)
+    by_classes = (f"with {n} class_logits" for n, names in METRICS_BY_CLASSES.items() if name in names)
+    return families or next(by_classes, "other label families")
 
 
 _RETURNS = "\n".join(f"    {name} ({_available(name)}): {metric.description}" for name, metric in METRICS.items())

@@ -23,7 +23,7 @@ from hf_msa.errors import MsaError
 from hf_msa.files import atomic_write
 from hf_msa.models.configuration_cmc import CmcConfig
 from hf_msa.models.modeling_cmc import CmcForSentimentAnalysis, CmcUnimodalModels
-from hf_msa.models.modeling_msa import MsaPreTrainedModel, sentiment_classes
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
 from hf_msa.training.arguments import MsaTrainingArguments
 from hf_msa.training.stages import RunContext
@@ -37,6 +37,7 @@ FINAL_STAGE = "main"
 
 # What the first stage gives beside its models.
 PSEUDO_LABELS_FILE = "pseudo_labels.safetensors"
+KEPT = (f"unimodal/{PSEUDO_LABELS_FILE}",)
 _STATE_FILE = "cmc_state.safetensors"
 _SPLITS = ("train", "validation")
 
@@ -368,7 +369,7 @@ def first_labels(context: RunContext, split: str) -> PseudoLabels:
             )
         labels = torch.tensor([[float(row[key]) for key in keys] for row in (rows[i] for i in range(len(rows)))])
     momenta = [config.label_momentum[name] for name in config.modalities]
-    return PseudoLabels(sentiment_classes(labels), momenta, [config.label_gamma] * len(momenta))
+    return PseudoLabels(config.family.polarity(labels), momenta, [config.label_gamma] * len(momenta))
 
 
 def run(context: RunContext) -> MsaPreTrainedModel:

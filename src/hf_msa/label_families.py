@@ -1,0 +1,61 @@
+"""The table of label families, open to others, and the one way from what a user gives to a family."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import MsaError, unknown_name
+from .models.msa_label_families import BUILT_IN, LabelFamily
+from .registry import Registry
+
+LABEL_FAMILIES: Registry[LabelFamily] = Registry("label family", "hf_msa.label_families")
+"""Label families by name."""
+
+AnyFamily = str | Mapping[str, Any] | LabelFamily
+"""A family, its description, its name, or a YAML file with its description."""
+
+
+def register_label_family(family: LabelFamily) -> LabelFamily:
+    """Add a label family: `--label-family` and metrics then know its name.
+
+    Args:
+        family: See `LabelFamily.from_dict` for one of a few values.
+
+    Raises:
+        MsaError: If the name will not do or is taken.
+    """
+    return LABEL_FAMILIES.register(family.name, family)
+
+
+for _family in BUILT_IN.values():
+    register_label_family(_family)
+
+
+def find_label_family(given: AnyFamily) -> LabelFamily:
+    """The family that is meant.
+
+    Args:
+        given: A family, its description as a data set or a result holds it, its name, or the path of a YAML file.
+
+    Raises:
+        MsaError: If there is no such family or file, or its description will not do.
+    """
+    if isinstance(given, LabelFamily):
+        return given
+    if isinstance(given, str) and not given.endswith((".yaml", ".yml")):
+        if given not in LABEL_FAMILIES:
+            error = unknown_name("label family", given, LABEL_FAMILIES)
+            raise MsaError(f"{error} A YAML file with name, low and high describes another one.")
+        return LABEL_FAMILIES[given]
+    try:
+        values = yaml.safe_load(Path(given).read_text(encoding="utf-8")) if isinstance(given, str) else given
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{values!r} is no group of KEY: VALUE")
+        return LabelFamily.from_dict(values)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        place = f" in {given!r}" if isinstance(given, str) else ""
+        raise MsaError(
+            f"The label family{place} cannot be used: {' '.join(str(error).split()).rstrip('.')}."
+        ) from error
