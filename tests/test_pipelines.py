@@ -46,8 +46,9 @@ def test_an_array_is_read_as_float32_with_its_gaps_at_zero(tmp_path: Path) -> No
     np.save(tmp_path / "a.npy", np.array([[1.0, np.nan], [np.inf, -np.inf]]))
     values = read_features(tmp_path / "a.npy")
     assert values.dtype == np.float32 and values.tolist() == [[1.0, 0.0], [0.0, 0.0]]
-    np.save(tmp_path / "b.npy", np.array([[1, 2]], dtype=np.int16))
-    assert read_features(tmp_path / "b.npy").tolist() == [[1.0, 2.0]]
+    for frames in ([[1, 2]], [1, 2]):
+        np.save(tmp_path / "b.npy", np.array(frames, dtype=np.int16))
+        assert read_features(tmp_path / "b.npy").tolist() == [[1.0, 2.0]]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,8 @@ def test_an_array_is_read_as_float32_with_its_gaps_at_zero(tmp_path: Path) -> No
         ("\ufeff1,2\n", [[1, 2]]),
         ("1\n2\n", [[1], [2]]),
         ("nan,2\n", [[0, 2]]),
+        ("frame; timestamp; AU01_r; AU02_r\n1; 0.04; 0.5; 1.5\n2; 0.08; 0.25; 0\n", [[0.5, 1.5], [0.25, 0]]),
+        ("name,frameTime,F0\n'clip',0.0,120\n'clip',0.01,121\n", [[120], [121]]),
     ],
 )
 def test_a_table_is_read_with_or_without_a_header(tmp_path: Path, text: str, values: list[list[float]]) -> None:
@@ -75,7 +78,7 @@ class Hostile:
     [
         ("a.npy", None, "No such file"),
         ("a.txt", "1,2", r"give a \.npy or a \.csv"),
-        ("a.npy", np.zeros(3), r"of shape \(3,\); a feature sequence is"),
+        ("a.npy", np.zeros((3, 0)), r"of shape \(3, 0\); a feature sequence is"),
         ("a.npy", np.array([["x"]]), "table of numbers"),
         ("a.npy", np.zeros((2, 2), dtype=np.complex64), "table of numbers"),
         ("a.npy", np.array([[Hostile()]], dtype=object), "cannot be read as a feature sequence"),
@@ -84,6 +87,7 @@ class Hostile:
         ("a.csv", "1,2\n3\n", "cannot be read as a feature sequence"),
         ("a.csv", "pitch,energy\n", "it has no frames"),
         ("a.csv", "", "it has no frames"),
+        ("a.csv", "pitch,energy\n1\n", "its header has 2 cells, but its first frame 1"),
     ],
 )
 def test_a_file_that_holds_no_features_is_one_sentence(

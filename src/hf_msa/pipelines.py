@@ -8,53 +8,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import MsaError, reason
+from .data.feature_files import read_feature_file
+from .errors import MsaError
 from .evaluation.checkpoints import find_model, load_checkpoint
 from .models.msa_schema import FEATURE_MODALITIES, SENTIMENT_CLASSES
 
 
 def read_features(path: str | Path) -> np.ndarray:
-    """Read one feature sequence `(frames, width)` from a .npy file or a .csv file with or without a header.
+    """Read one feature sequence `(frames, width)`; NaN and infinity become 0, as in a prepared data set.
+
+    Args:
+        path: See `hf_msa.data.feature_files.read_feature_file`.
 
     Raises:
         MsaError: If the file is not there, is of another kind, or does not hold a table of numbers.
     """
-    file = Path(path)
-    values: np.ndarray
-    try:
-        if file.suffix == ".npy":
-            values = np.load(file, allow_pickle=False)
-        elif file.suffix == ".csv":
-            values = _read_csv(file)
-        else:
-            raise MsaError(f"{str(path)!r} is no feature file: give a .npy or a .csv file with one row per frame.")
-    except (OSError, ValueError) as error:
-        if isinstance(error, MsaError):
-            raise
-        raise MsaError(f"{str(path)!r} cannot be read as a feature sequence: {reason(error)}.") from error
-    if values.ndim != 2 or values.dtype.kind not in "buif":
-        raise MsaError(
-            f"{str(path)!r} holds an array of {values.dtype} of shape {values.shape}; a feature sequence is a table of "
-            "numbers, (frames, width)."
-        )
-    return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _read_csv(file: Path) -> np.ndarray:
-    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    # A first line with anything but numbers is a header.
-    frames = lines[1:] if lines and not all(map(_is_number, lines[0].split(","))) else lines
-    if not frames:
-        raise ValueError("it has no frames")
-    return np.loadtxt(frames, delimiter=",", dtype=np.float32, ndmin=2)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    return np.nan_to_num(read_feature_file(path)[0], nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class SentimentPredictor:

@@ -146,7 +146,7 @@ def test_a_pickled_npy_is_not_run(tmp_path):
     label_csv(tmp_path)
     features_for_all(tmp_path)
     np.save(tmp_path / "audio" / "vidA" / "0001.npy", np.array([print], dtype=object), allow_pickle=True)
-    with pytest.raises(MsaError, match="0001.npy cannot be read as a plain numpy array"):
+    with pytest.raises(MsaError, match="0001.npy' cannot be read as a feature sequence"):
         list(open_source(tmp_path).rows("train"))
 
 

@@ -75,7 +75,7 @@ class TestConfiguration:
             ({"embed_dim": 10, "num_attention_heads": 4}, "multiple of num_attention_heads, got 10 and 4"),
             ({"head_dropout": 1.0}, "head_dropout must be at least 0 and below 1, got 1.0"),
             ({"fusion_temperature": 0}, "fusion_temperature must be above 0, got 0"),
-            ({"supcon_weight": -1}, "supcon_weight must not be negative, got -1"),
+            ({"supcon_weight": -1}, "supcon_weight must be at least 0, got -1"),
             (
                 {"label_momentum": {"text": 0.8, "audio": 0.8}},
                 "label_momentum needs for vision .* from 0 to 1, got None",

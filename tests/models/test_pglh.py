@@ -100,7 +100,7 @@ class TestConfiguration:
             ({"hidden_size": 3, "num_attention_heads": 1}, "hidden_size must be even"),
             ({"num_prompts": 0}, "num_prompts must be at least 1, got 0"),
             ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
-            ({"w_mask": -0.1}, "w_mask must not be negative, got -0.1"),
+            ({"w_mask": -0.1}, "w_mask must be at least 0, got -0.1"),
             (
                 {"reconstruct_modalities": []},
                 r"must name some of text, audio, vision, got \[\]; .*w_mask and w_global",

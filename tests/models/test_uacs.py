@@ -581,7 +581,7 @@ class TestCheckpoint:
         ({"expert_max_new_tokens": 0}, "expert_max_new_tokens must be at least 1"),
         ({"neutral_zone": -0.1}, "neutral_zone must be at least 0"),
         ({"epsilon": 0.0}, "epsilon must be above 0"),
-        ({"threshold_lambda": 1.5}, "threshold_lambda must be from 0 to 1"),
+        ({"threshold_lambda": 1.5}, "threshold_lambda must be at least 0 and at most 1"),
         ({"expert_kind": "endpoint", "expert_adapter": True}, "A server loads its model itself"),
         ({"route": "slow"}, "route"),
     ],

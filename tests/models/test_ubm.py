@@ -282,7 +282,7 @@ def test_half_precision_keeps_losses_and_uncertainty_in_single() -> None:
         ({"fusion_dropout": 1.0}, "fusion_dropout must be at least 0 and below 1"),
         ({"ensemble_size": 1}, "ensemble_size must be at least 2"),
         ({"ensemble_fraction": 0.0}, "ensemble_fraction must be above 0"),
-        ({"temperature": 0.0}, "temperature must be a number above 0"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
         ({"temperature": 2.0, "uncertainty_kind": "score"}, "changes the entropy alone.*'score'"),
         ({"calibrate_temperature": True, "uncertainty_kind": "ensemble"}, "changes the entropy alone"),
         ({"uncertainty_kind": "variance"}, "uncertainty_kind"),

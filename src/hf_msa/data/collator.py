@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_msa.data.missing import CompleteProtocol, MissingProtocol, RealisedRates, apply_missing, pad_rows, tokenize
+from hf_msa.data.missing import CompleteProtocol, MissingProtocol, RealisedRates, apply_missing, pad_rows
 from hf_msa.data.missing_base import BoolArray, IntArray, MissingMasks, maskable_positions
+from hf_msa.data.rows import tokenize
 from hf_msa.data.schema import ID, LABEL, PRESENCE, TEXT
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_schema import (

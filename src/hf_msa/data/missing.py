@@ -43,6 +43,7 @@ from hf_msa.data.missing_base import (
     states,
 )
 from hf_msa.data.missing_legacy import LegacyLnln
+from hf_msa.data.rows import tokenize
 from hf_msa.errors import MsaError, nearest, unknown_name
 from hf_msa.models.msa_schema import MISSING_MASK_KEYS, MODALITIES, VALUE_KEYS
 from hf_msa.registry import Registry
@@ -70,7 +71,6 @@ __all__ = [
     "protocol_from_dict",
     "pad_rows",
     "register_protocol",
-    "tokenize",
 ]
 
 
@@ -654,31 +654,6 @@ class MissingModality:
             wide[:, : mask.shape[1]] = mask
             added[MISSING_MASK_KEYS[modality]] = [row[:n] for row, n in zip(wide, sizes[modality], strict=True)]
         return {**batch, **added}
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int | None) -> tuple[list[IntArray], list[BoolArray]]:
-    """Tokenize texts without padding.
-
-    Args:
-        tokenizer: A `transformers` tokenizer.
-        texts: B texts.
-        max_length: The most tokens, special tokens included; None for no limit.
-
-    Returns:
-        Per text its token ids, and True where a token is special (added by the tokenizer; an unknown word is not).
-    """
-    if not texts:
-        return [], []
-    encoded = tokenizer(
-        list(texts),
-        truncation=max_length is not None,
-        max_length=max_length,
-        return_special_tokens_mask=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
-    ids = [np.asarray(row, dtype=np.int64) for row in encoded["input_ids"]]
-    return ids, [np.asarray(row, dtype=bool) for row in encoded["special_tokens_mask"]]
 
 
 def pad_rows(

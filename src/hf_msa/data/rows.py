@@ -1,14 +1,16 @@
 """Rows as numpy views straight out of Arrow's memory, which is what makes a pass over a data set cheap."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from hf_msa.data.missing_base import BoolArray, IntArray
 from hf_msa.data.schema import ID, LABEL, TEXT
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
@@ -16,7 +18,32 @@ from hf_msa.models.msa_schema import FEATURE_MODALITIES
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TOKENIZER_BATCH = 4096
+
+def tokenize(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int | None
+) -> tuple[list[IntArray], list[BoolArray]]:
+    """Tokenize texts without padding.
+
+    Args:
+        tokenizer: A `transformers` tokenizer.
+        texts: B texts.
+        max_length: The most tokens, special tokens included; None: the tokenizer's own limit.
+
+    Returns:
+        Per text its token ids, and True where a token is special (added by the tokenizer; an unknown word is not).
+    """
+    if not texts:
+        return [], []
+    encoded = tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=max_length,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    ids = [np.asarray(row, dtype=np.int64) for row in encoded["input_ids"]]
+    return ids, [np.asarray(row, dtype=bool) for row in encoded["special_tokens_mask"]]
 
 
 def _storage(array: pa.Array) -> pa.Array:
@@ -107,7 +134,7 @@ class ListColumn:
 class _RaggedTokens:
     """Token ids of all rows in one flat array."""
 
-    def __init__(self, items: list[list[int]], dtype: type) -> None:
+    def __init__(self, items: Sequence[NDArray[Any]], dtype: type) -> None:
         self.lengths = np.fromiter(map(len, items), dtype=np.int64, count=len(items))
         self._ends = np.cumsum(self.lengths)
         self._flat: np.ndarray = np.fromiter(itertools.chain.from_iterable(items), dtype, int(self.lengths.sum()))
@@ -170,7 +197,12 @@ class MsaRows:
         }
         self._tokens: dict[str, _RaggedTokens] = {}
         if tokenizer is not None:
-            self._tokenize(tokenizer, max_length)
+            ids, special = tokenize(tokenizer, self._values[TEXT], max_length)
+            self._tokens = {
+                "input_ids": _RaggedTokens(ids, np.int64),
+                "special_tokens_mask": _RaggedTokens(special, np.bool_),
+            }
+            self.lengths = {TEXT: self._tokens["input_ids"].lengths, **self.lengths}
 
     def _read(self) -> None:
         # A selected or shuffled data set keeps its table and a column of row numbers; following them copies nothing,
@@ -189,26 +221,18 @@ class MsaRows:
             elif pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
                 self._values[name] = (column if order is None else column.take(pa.array(order))).to_pylist()
 
-    def _tokenize(self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None) -> None:
-        texts = self._values[TEXT]
-        ids: list[list[int]] = []
-        special: list[list[int]] = []
-        for start in range(0, len(texts), _TOKENIZER_BATCH):
-            encoded = tokenizer(
-                texts[start : start + _TOKENIZER_BATCH],
-                truncation=True,
-                max_length=max_length,
-                return_special_tokens_mask=True,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )
-            ids += encoded["input_ids"]
-            special += encoded["special_tokens_mask"]
-        self._tokens = {
-            "input_ids": _RaggedTokens(ids, np.int64),
-            "special_tokens_mask": _RaggedTokens(special, np.bool_),
-        }
-        self.lengths = {TEXT: self._tokens["input_ids"].lengths, **self.lengths}
+    def batches(
+        self, size: int = 64, order: "Sequence[int] | IntArray | None" = None
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield the rows in lists of `size`, the last one shorter.
+
+        Args:
+            size: Rows per list.
+            order: Which rows, in which order; by default all of them as they stand.
+        """
+        chosen = range(len(self)) if order is None else order
+        for begin in range(0, len(chosen), size):
+            yield [self[int(index)] for index in chosen[begin : begin + size]]
 
     def __len__(self) -> int:
         return len(self.ids)

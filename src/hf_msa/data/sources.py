@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from hf_msa.data.feature_files import SUFFIXES, read_feature_file
 from hf_msa.data.pickles import PickleSource, split_id
 from hf_msa.data.rows import ListColumn
 from hf_msa.data.schema import (
@@ -34,8 +35,6 @@ from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
 
 _LABEL_FILE = "label.csv"
 _LABEL_CSV_UNIMODAL = {"label_T": "label_text", "label_A": "label_audio", "label_V": "label_vision"}
-# Bookkeeping that OpenFace and openSMILE write in front of the features.
-_NOT_FEATURES = {"frame", "face_id", "timestamp", "confidence", "success", "frameindex", "frametime"}
 
 
 class CsvSource:
@@ -119,7 +118,7 @@ class CsvSource:
         for row in (row for split in self.splits for row in self._rows[split]):
             key = (row[VIDEO_ID], row[CLIP_ID])
             files[key] = file = clip_file(
-                self._folders[modality], *key, (".npy", ".csv"), root=self._root, origin=str(self._path)
+                self._folders[modality], *key, SUFFIXES, root=self._root, origin=str(self._path)
             )
             if file is not None and modality not in self.widths:
                 self.widths[modality] = self._load(modality, file).shape[1]
@@ -129,42 +128,10 @@ class CsvSource:
         return files
 
     def _load(self, modality: str, file: Path) -> np.ndarray:
-        array = self._load_npy(file) if file.suffix == ".npy" else self._load_csv(modality, file)
-        if array.ndim == 1:
-            array = array[None, :]
-        if array.ndim != 2 or 0 in array.shape:
-            raise MsaError(
-                f"{file} has shape {array.shape}; (frames, features) is needed. Remove the file if the clip lacks the "
-                f"{modality}."
-            )
-        return array
-
-    @staticmethod
-    def _load_npy(file: Path) -> np.ndarray:
-        try:
-            return np.asarray(np.load(file, allow_pickle=False))
-        except (ValueError, EOFError, OSError) as error:
-            raise MsaError(f"{file} cannot be read as a plain numpy array: {error}.") from error
-
-    def _load_csv(self, modality: str, file: Path) -> np.ndarray:
-        import pandas
-
-        try:
-            with file.open(encoding="utf-8-sig") as opened:
-                first = opened.readline()
-            separator = ";" if first.count(";") > first.count(",") else ","
-            named = any(not _is_number(cell) for cell in first.split(separator))
-            table = pandas.read_csv(file, sep=separator, header=0 if named else None, skipinitialspace=True)
-        except (OSError, ValueError) as error:
-            raise MsaError(f"{file} cannot be read as a CSV file of features: {error}.") from error
-        table = table.select_dtypes("number")
-        if named:
-            table = table.rename(columns=str.strip)
-            table = table[[name for name in table.columns if name.lower() not in _NOT_FEATURES]]
-            names = tuple(map(str, table.columns))
-            if names != self.feature_names.setdefault(modality, names):
-                raise MsaError(f"{file} has other feature columns than the first file; all files need the same.")
-        return np.asarray(table.to_numpy())
+        values, names = read_feature_file(file)
+        if names is not None and names != self.feature_names.setdefault(modality, names):
+            raise MsaError(f"{file} has other feature columns than the first file; all files need the same.")
+        return values
 
     def count(self, split: str) -> int:
         """Return the number of samples of a split."""
@@ -225,14 +192,6 @@ def clip_file(
                     raise MsaError(f"{file} leads out of {root}; copy the file into the folder.")
                 return file
     return None
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 class ParquetSource:

@@ -112,23 +112,17 @@ class CmcConfig(MsaConfig):
 
     def validate_cmc(self) -> None:
         """Check sizes, temperatures, weights and momenta."""
-        for name in ("embed_dim", "encoder_layers", "num_attention_heads", "feedforward_dim", "top_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        self.check_numbers(
+            "embed_dim", "encoder_layers", "num_attention_heads", "feedforward_dim", "top_k", at_least=1
+        )
         if self.embed_dim % self.num_attention_heads:
             raise ValueError(
                 f"embed_dim must be a multiple of num_attention_heads, got {self.embed_dim} and "
                 f"{self.num_attention_heads}."
             )
-        for name in ("encoder_dropout", "head_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
-        for name in ("fusion_temperature", "supcon_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
-        for name in ("supcon_weight", "label_gamma"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        self.check_numbers("encoder_dropout", "head_dropout", at_least=0, below=1)
+        self.check_numbers("fusion_temperature", "supcon_temperature", above=0)
+        self.check_numbers("supcon_weight", "label_gamma", at_least=0)
         for name, highest in (("label_momentum", 1.0), ("ema_momentum", 1.0), ("ema_gamma", float("inf"))):
             given = getattr(self, name)
             for modality in self.modalities:

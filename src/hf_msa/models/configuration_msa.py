@@ -1,5 +1,7 @@
 """The configuration that every method shares: widths and lengths by modality name, text backbone, label range."""
 
+import math
+import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -109,6 +111,40 @@ class MsaConfig(PreTrainedConfig):
         """Names of the columns of `class_logits`, for methods that have such an output."""
         return ()
 
+    def check_numbers(
+        self,
+        *names: str,
+        at_least: float | None = None,
+        above: float | None = None,
+        at_most: float | None = None,
+        below: float | None = None,
+        hint: str = "",
+    ) -> None:
+        """Check fields that hold numbers; None passes, as it means that there is none.
+
+        Args:
+            *names: The fields.
+            at_least, above, at_most, below: The bounds.
+            hint: What to do instead, for the end of the message.
+
+        Raises:
+            ValueError: If one is outside the bounds, not finite or no number.
+        """
+        bounds = {
+            "at least": (at_least, operator.ge),
+            "above": (above, operator.gt),
+            "at most": (at_most, operator.le),
+            "below": (below, operator.lt),
+        }
+        for name in names:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            kept = (bound is None or keeps(value, bound) for bound, keeps in bounds.values())
+            if not math.isfinite(value) or not all(kept):
+                said = " and ".join(f"{word} {bound:g}" for word, (bound, _) in bounds.items() if bound is not None)
+                raise ValueError(f"{name} must be {said}, got {value}{hint}.")
+
     @property
     def family(self) -> LabelFamily:
         """The label family."""
@@ -142,10 +178,8 @@ class MsaConfig(PreTrainedConfig):
     def validate_msa(self) -> None:
         """Check widths and lengths, the label family, and that a modality exists without which the method makes no sense."""
         LabelFamily.of(self.label_family)
-        for name in ("audio_dim", "vision_dim", "text_max_length", "audio_max_length", "vision_max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}; leave a modality out with None.")
+        self.check_numbers("text_max_length", "audio_max_length", "vision_max_length", at_least=1)
+        self.check_numbers("audio_dim", "vision_dim", at_least=1, hint="; leave a modality out with None")
         if self.NEEDS_ONE_OF and not any(getattr(self, f"{name}_dim") for name in self.NEEDS_ONE_OF):
             raise ValueError(
                 f"{type(self).__name__} needs at least one of {', '.join(self.NEEDS_ONE_OF)} beside text, but the data "

@@ -104,25 +104,21 @@ class PglhConfig(MsaConfig):
 
     def validate_pglh(self) -> None:
         """Check sizes, rates, weights and names."""
-        for name in (
+        self.check_numbers(
             "hidden_size",
             "num_attention_heads",
             "encoder_feedforward_dim",
             "decoder_feedforward_dim",
             "num_prompts",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            at_least=1,
+        )
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 2:
             raise ValueError(
                 f"hidden_size must be even and a multiple of num_attention_heads={self.num_attention_heads}, got "
                 f"{self.hidden_size}."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
-        for name in ("w_task", "w_mask", "w_global"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        self.check_numbers("dropout", at_least=0, below=1)
+        self.check_numbers("w_task", "w_mask", "w_global", at_least=0)
         if not self.reconstruct_modalities or not set(self.reconstruct_modalities) <= set(MODALITIES):
             raise ValueError(
                 f"reconstruct_modalities must name some of {', '.join(MODALITIES)}, got {self.reconstruct_modalities}; "

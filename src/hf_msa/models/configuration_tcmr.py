@@ -103,7 +103,7 @@ class TcmrConfig(MsaConfig):
 
     def validate_tcmr(self) -> None:
         """Check sizes, weights, and that the variants go together."""
-        for name in (
+        self.check_numbers(
             "hidden_size",
             "num_attention_heads",
             "attention_head_dim",
@@ -117,14 +117,11 @@ class TcmrConfig(MsaConfig):
             "hyper_head_dim",
             "gate_hidden",
             "polarity_hidden",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            at_least=1,
+        )
         if any(width < 1 for width in self.confnet_hidden):
             raise ValueError(f"confnet_hidden must hold widths of at least 1, got {self.confnet_hidden}.")
-        for name in ("w_conf", "w_rec_text", "w_rec_aux", "w_task"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        self.check_numbers("w_conf", "w_rec_text", "w_rec_aux", "w_task", at_least=0)
         if self.is_oracle and self.confidence_target != "tcp":
             raise ValueError(
                 "confidence_source='oracle' stands for the true-class probability and needs confidence_target='tcp', "

@@ -104,15 +104,10 @@ class UacsConfig(UbmConfig):
 
     def validate_uacs(self) -> None:
         """Check numbers, and that an adapter has a local expert to sit on."""
-        for name in ("expert_batch_size", "expert_max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.neutral_zone >= 0:
-            raise ValueError(f"neutral_zone must be at least 0, got {self.neutral_zone}.")
-        if not self.epsilon > 0:
-            raise ValueError(f"epsilon must be above 0, got {self.epsilon}.")
-        if not 0 <= self.threshold_lambda <= 1:
-            raise ValueError(f"threshold_lambda must be from 0 to 1, got {self.threshold_lambda}.")
+        self.check_numbers("expert_batch_size", "expert_max_new_tokens", at_least=1)
+        self.check_numbers("neutral_zone", at_least=0)
+        self.check_numbers("epsilon", above=0)
+        self.check_numbers("threshold_lambda", at_least=0, at_most=1)
         if self.expert_kind == "endpoint" and (self.expert_adapter or self.expert_quantization):
             raise ValueError(
                 "A server loads its model itself: leave expert_adapter and expert_quantization out, or set expert_kind to "

@@ -67,18 +67,11 @@ class UbmConfig(MsaConfig):
     def validate_ubm(self) -> None:
         """Check sizes, dropouts, and what belongs to the chosen uncertainty."""
         sizes = (f"{name}_{size}" for name in ("audio", "vision") for size in ("hidden_size", "output_size"))
-        for name in (*sizes, "fusion_dim", "head_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("encoder_dropout", "fusion_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
-        if self.ensemble_size < 2:
-            raise ValueError(f"ensemble_size must be at least 2 to have a variance, got {self.ensemble_size}.")
-        if not 0 < self.ensemble_fraction <= 1:
-            raise ValueError(f"ensemble_fraction must be above 0 and at most 1, got {self.ensemble_fraction}.")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a number above 0, got {self.temperature}.")
+        self.check_numbers(*sizes, "fusion_dim", "head_dim", at_least=1)
+        self.check_numbers("encoder_dropout", "fusion_dropout", at_least=0, below=1)
+        self.check_numbers("ensemble_size", at_least=2)
+        self.check_numbers("ensemble_fraction", above=0, at_most=1)
+        self.check_numbers("temperature", above=0)
         if self.uncertainty_kind != "entropy" and (self.calibrate_temperature or self.temperature != 1):
             raise ValueError(
                 f"A temperature changes the entropy alone, but uncertainty_kind is {self.uncertainty_kind!r}; leave "

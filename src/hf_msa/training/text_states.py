@@ -12,8 +12,6 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.files import atomic_write
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 
-_BATCH = 64
-
 
 class TextStates:
     """Hidden states by row, read from a file that is mapped into memory.
@@ -67,10 +65,10 @@ def compute_text_states(model: MsaPreTrainedModel, rows: MsaRows, collator: MsaC
     starts = lengths.cumsum(0) - lengths
     flat = torch.empty(int(lengths.sum()), model.config.text_config.hidden_size, dtype=torch.float16)
     # No DataLoader: one draws from the random state, which must be the same whether the file was there or not.
-    for part in torch.from_numpy(np.argsort(rows.lengths["text"], kind="stable")).split(_BATCH):
-        batch = collator([rows[int(index)] for index in part])
+    for members in rows.batches(order=np.argsort(rows.lengths["text"], kind="stable")):
+        batch = collator(members)
         hidden = model.encode_text(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
-        for index, states in zip(part, hidden.half().cpu(), strict=True):
+        for index, states in zip((row["index"] for row in members), hidden.half().cpu(), strict=True):
             flat[starts[index] : starts[index] + lengths[index]] = states[: lengths[index]]
     with atomic_write(path) as temporary:
         save_file({"hidden": flat, "lengths": lengths}, temporary)

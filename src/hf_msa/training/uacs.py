@@ -39,7 +39,6 @@ FINAL_STAGE = "ubm"
 
 ANSWERS_FILE = "answers.jsonl"
 KEPT = (f"calibration/{ANSWERS_FILE}",)
-_ROWS_AT_ONCE = 64
 
 
 def run(context: RunContext) -> MsaPreTrainedModel:
@@ -71,8 +70,7 @@ def validation_requests(context: RunContext, model: UacsForSentimentAnalysis) ->
     rows = context.rows[split]
     protocol = context.collator(split).protocol.bind(rows.ids)
     collator = MsaCollator(context.processor, protocol, split=split)
-    for begin in range(0, len(rows), _ROWS_AT_ONCE):
-        members = [rows[index] for index in range(begin, min(begin + _ROWS_AT_ONCE, len(rows)))]
+    for members in rows.batches():
         yield from model.expert_requests(members, collator(members), context.processor)
 
 
