@@ -294,7 +294,9 @@ class TestKnowledgeBases:
         assert base is not None and len(base) == SIZES["train"]
         row = MsaRows(load_msa(work / "clips", "train"), "train")[2]
         inputs = processor.from_rows([row])
-        (choice,) = model.plan_rows(inputs, [row], processor)
+        plans, _ = model.plan_inputs(inputs, [row], processor)
+        assert plans is not None
+        (choice,) = plans
         latents = model.encode_observed(model.perceive(inputs))
         np.testing.assert_allclose(base.plans[2], choice.plan_vector, atol=1e-3)
         np.testing.assert_allclose(base.observations[2], choice.observation_vector, atol=1e-3)

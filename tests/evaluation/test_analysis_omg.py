@@ -61,7 +61,7 @@ def trained(data, tmp_path_factory):
     sizes = {"vae_hidden": 8, "latent_dim": 4, "query_dim": 8, "denoiser_dim": 16, "denoiser_layers": 2}
     sizes |= {"denoiser_heads": 2, "denoiser_feedforward_dim": 16, "num_inference_steps": 2, "sequence_length": 10}
     sizes |= {"scheduler": "ddim"}
-    stages = ("vae", "semantics", "classifier", "main", "classifier_after")
+    stages = ("vae", "main", "classifier_after")
     recipe = load_recipe(
         "omg/sample",
         assignments=[
@@ -192,7 +192,7 @@ def test_imputation_of_a_run(data, trained, loaded, tmp_path):
         mae = np.abs(predicted - rows.labels).mean()
         assert float(scores[name, "generated"]["mae"]) == pytest.approx(mae, rel=1e-4)
         latents = {**model.encode_observed(model.perceive(inputs)), name: truth[name]}
-        vectors = model.told(inputs, members, processor)[1]
+        vectors = model.plan_inputs(inputs, members, processor)[1]
         logits = model.classify(model.perceive(inputs), vectors["observation_vectors"], latents)
         mae = np.abs(model.score(logits)[:, 0].detach().numpy() - rows.labels).mean()
         assert float(scores[name, "truth"]["mae"]) == pytest.approx(mae, rel=1e-4)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest, adapter_digest
 from hf_msa.models.msa_schema import SENTIMENT_SCALE
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
@@ -110,11 +111,14 @@ class TestSchema:
         assert parse_plan(plan.to_text()) == plan
 
     def test_scores_and_words(self) -> None:
-        assert [sentiment_word(score) for score in range(-3, 4)] == list(SENTIMENT_SCALE)
+        mosi, sims = LabelFamily.of("mosi"), LabelFamily.of("sims")
+        assert [sentiment_word(score, mosi) for score in range(-3, 4)] == list(SENTIMENT_SCALE)
         assert [Plan("a", "b", word).score for word in SENTIMENT_SCALE] == [-3, -2, -1, 0, 1, 2, 3]
-        assert sentiment_word(-9.0) == "strongly negative"
-        assert sentiment_word(1.6) == sentiment_word(2.4) == "positive"
-        assert sentiment_word(0.6, (-1.0, 1.0)) == "positive"  # 1.8 on the scale of seven
+        assert sentiment_word(-9.0, mosi) == "strongly negative"
+        assert sentiment_word(1.6, mosi) == sentiment_word(2.4, mosi) == "positive"
+        assert sentiment_word(0.6, sims) == "positive"  # 1.8 on the scale of seven
+        stars = LabelFamily.from_dict({"name": "stars", "low": 1, "high": 5})
+        assert [sentiment_word(score, stars) for score in (1, 3, 5)] == [SENTIMENT_SCALE[n] for n in (0, 3, 6)]
 
     def test_the_fallback_is_neutral(self) -> None:
         assert FALLBACK_PLAN.to_text() == "Entity: a speaker; Action: speaks; Sentiment: neutral"

@@ -47,8 +47,9 @@ class Clips(Sequence[Observation]):
         return Observation(f"clip number {index}", tiny_audio(index, 0.2))
 
 
-def planner(mllm: Any = None) -> MllmPlanner:
-    return MllmPlanner(mllm or tiny_mllm(), tiny_omg_config(num_candidates=2, plan_max_new_tokens=3))
+def planner(mllm: Any = None, **fields: Any) -> MllmPlanner:
+    config = tiny_omg_config(num_candidates=2, plan_max_new_tokens=3, **fields)
+    return MllmPlanner(mllm or tiny_mllm(), config)
 
 
 def arguments(folder: Path, **overrides: Any) -> PlannerTrainingArguments:
@@ -83,7 +84,7 @@ class TestTargets:
 
     def test_labels_of_another_range(self) -> None:
         mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))))
-        (target,) = target_plans(planner(mllm), Clips(), [-0.6], (-1.0, 1.0))
+        (target,) = target_plans(planner(mllm, label_family="sims"), Clips(), [-0.6])
         assert target.sentiment == "negative"
 
     def test_a_target_depends_on_its_own_clip_and_label_alone(self) -> None:

@@ -22,8 +22,9 @@ from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_light_planner import _ENCODER_TEXTS, LightPlanner, tokenize
 from hf_msa.models.omg_observation import observe_rows
+from hf_msa.training.omg.entries import complete_batches
 from hf_msa.training.omg.fit_planner import fit_centering, fit_light_planner
-from hf_msa.training.omg.plans import PlannedRows, is_partial, left, patterns
+from hf_msa.training.omg.plans import PlannedRows, is_partial, observed_patterns, patterns
 from hf_msa.training.omg.stages import OmgTrainer
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
@@ -32,12 +33,12 @@ from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 QUIET = {"disable_tqdm": True, "use_cpu": True}
-TRAINED = ("vae", "semantics", "classifier", "main", "classifier_after")
+TRAINED = ("vae", "main", "classifier_after")
 SMALL = [
     *("model.denoiser_dim=16", "model.denoiser_layers=2", "model.denoiser_heads=2", "model.num_inference_steps=3"),
     *("model.denoiser_feedforward_dim=16", "model.vae_hidden=8", "model.latent_dim=8", "model.fusion_dim=8"),
     *("model.query_dim=8", "model.top_k=3", "missing.selection_repeats=1", "stages.all.per_device_train_batch_size=8"),
-    *(f"stages.{stage}.num_train_epochs=1" for stage in TRAINED),
+    *(f"stages.{stage}.num_train_epochs=1" for stage in (*TRAINED, "classifier")),
 ]
 ABSENT = (2, 7)
 """Training rows without audio."""
@@ -96,11 +97,11 @@ class Watch:
         self.own = 0
         self.projections: list[float] = []
         self.current = 0
-        self.told = 0
+        self.planned = 0
         self._rows: list[int] = []
         self._objective = ""
         inputs, retrieve = OmgTrainer.model_inputs, OmgForSentimentAnalysis.retrieve
-        told = OmgForSentimentAnalysis.told
+        plan_inputs = OmgForSentimentAnalysis.plan_inputs
 
         def model_inputs(trainer: OmgTrainer, batch: Any, training: bool) -> Any:
             base = trainer.model.knowledge_base
@@ -122,13 +123,13 @@ class Watch:
                     self.current += bool(torch.allclose(itself.similarities[:, 0], torch.ones(len(base)), atol=1e-5))
             return found
 
-        def telling(model: OmgForSentimentAnalysis, *args: Any) -> Any:
-            self.told += 1
-            return told(model, *args)
+        def planning(model: OmgForSentimentAnalysis, *args: Any) -> Any:
+            self.planned += 1
+            return plan_inputs(model, *args)
 
         patch.setattr(OmgTrainer, "model_inputs", model_inputs)
         patch.setattr(OmgForSentimentAnalysis, "retrieve", retrieving)
-        patch.setattr(OmgForSentimentAnalysis, "told", telling)
+        patch.setattr(OmgForSentimentAnalysis, "plan_inputs", planning)
 
 
 @pytest.fixture(scope="module")
@@ -169,15 +170,15 @@ def text_states(context: RunContext, model: OmgForSentimentAnalysis) -> list[tor
 class TestWhatARunGives:
     def test_all_stages(self, run: RunContext) -> None:
         facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
-        names = ["plans", "vae", "semantics", "knowledge_base", "classifier", "main", "classifier_after"]
+        names = ["plans", "vae", "knowledge_base", "main", "classifier_after"]
         assert [stage["name"] for stage in facts["stages"]] == names
         assert facts["selection"]["stage"] == "main" and facts["language_model_input"] is None
         plans = facts["stages"][0]
         assert plans["planner"] == "light planner"
         counts = {split: len(names) for split, names in plans["patterns"].items()}
         assert counts == {"train": 7, "validation": 7}
-        assert facts["stages"][3]["entries"] == 20 - len(ABSENT)
-        history = facts["stages"][5]["history"]
+        assert facts["stages"][2]["entries"] == 20 - len(ABSENT)
+        history = facts["stages"][3]["history"]
         logged = {"loss_noise", "loss_plan", "loss_evidence", "loss_task", "loss_alignment", "eval_loss"}
         assert logged <= {name for entry in history for name in entry}
 
@@ -190,15 +191,12 @@ class TestWhatARunGives:
         assert model(**batch, labels=given["labels"]).loss.isfinite()
 
     def test_each_stage_changes_its_own_part(self, run: RunContext) -> None:
-        vae, semantics, classifier, main, after = (weights(run, stage) for stage in TRAINED)
-        scales = {name for name in vae if "latent_mean" in name or "latent_std" in name}
-        assert all((vae[name] == (0 if "mean" in name else 1)).all() for name in scales)
-        assert changed({k: v for k, v in vae.items() if k not in scales}, semantics) == {"executors.semantics"}
-        assert changed(semantics, classifier) == {"fusion"}
-        learned = {"executors.denoiser", "executors.alignment", "retriever", "fusion"}
-        assert changed(classifier, main) == learned
+        vae, main, after = (weights(run, stage) for stage in TRAINED)
+        assert changed(vae, main) == {"executors.denoiser", "executors.alignment", "retriever", "fusion"}
         assert changed(main, after) == {"fusion"}
         assert not changed(after, load_file(run.folder / "model.safetensors"))
+        fresh = run.new_model(OmgForSentimentAnalysis).state_dict()
+        assert changed(fresh, vae) == {"executors.vae", "executors.semantics", "text_mean", "text_std"}
 
     def test_latents_of_the_training_split_are_scaled(self, run: RunContext) -> None:
         model = loaded(run)
@@ -220,7 +218,7 @@ class TestWhatARunGives:
     def test_latents_of_the_training_split_are_centred_and_of_unit_deviation(self, run: RunContext) -> None:
         model = loaded(run)
         real: dict[str, list[torch.Tensor]] = {}
-        for _, perception in stages_omg.complete_batches(run, model):
+        for _, perception in complete_batches(model, run.processor, run.rows["train"]):
             for name, latents in model.encode_observed(perception).items():
                 real.setdefault(name, []).append(latents[LatentVae.latent_mask(perception.masks[name])])
         assert set(real) == {"text", "audio", "vision"}
@@ -251,7 +249,8 @@ class TestKnowledgeBase:
     def test_plans_and_observations_are_those_of_the_complete_rows(self, run: RunContext) -> None:
         model = loaded(run)
         rows = [run.rows["train"][index] for index in (0, 1, 3)]
-        choices = model.plan_rows({}, rows, run.processor)
+        choices, _ = model.plan_inputs({}, rows, run.processor)
+        assert choices is not None
         for place, (row, choice) in enumerate(zip(rows, choices, strict=True)):
             entry = base_of(model).ids.index(row["id"])
             assert entry == place
@@ -270,7 +269,7 @@ class TestKnowledgeBase:
     def test_nobody_retrieves_its_own_entry_in_training(self, watched: tuple[RunContext, Watch]) -> None:
         _, watch = watched
         assert watch.retrieved["generate"] == 2 * 20
-        assert watch.retrieved["None"] == 2 * 20, "the classifier before and after"
+        assert watch.retrieved["None"] == 20, "the classifier"
         assert watch.own == 0
 
     def test_data_without_a_complete_row_is_refused(
@@ -331,10 +330,10 @@ class TestPlanner:
         planned = PlannedRows(model, rows, run.processor)
         members = [{**rows[index], "draw": 3} for index in range(4)]
         batch = run.collator("validation")(members)
-        there = left(model.available(batch))
+        there = observed_patterns(model.available(batch))
         assert any(len(names) < 3 for names in there) and not is_partial(batch, model.available(batch))
         found = planned([0, 1, 2, 3], there)
-        _, expected = model.told(batch, members, run.processor)
+        _, expected = model.plan_inputs(batch, members, run.processor)
         assert found.keys() == expected.keys()
         for name, vectors in found.items():
             assert torch.allclose(vectors, expected[name], atol=1e-3)
@@ -343,8 +342,10 @@ class TestPlanner:
     def test_a_row_is_planned_for_once(self, run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
         model = loaded(run)
         planned, calls = PlannedRows(model, run.rows["validation"], run.processor), []
-        told_of = model.told_of
-        monkeypatch.setattr(model, "told_of", lambda seen, *a, **k: calls.append(len(seen)) or told_of(seen, *a, **k))
+        plan = model.plan_observations
+        monkeypatch.setattr(
+            model, "plan_observations", lambda seen, *a, **k: calls.append(len(seen)) or plan(seen, *a, **k)
+        )
         everything = patterns(model.config.modalities)
         planned.fill(everything[:2], "validation")
         assert calls == [12]
@@ -360,9 +361,9 @@ class TestHelpers:
         found = patterns(("text", "audio", "vision"))
         assert len(found) == 7 and found[0] == ("text", "audio", "vision") and ("text", "vision") in found
 
-    def test_left(self) -> None:
+    def test_observed_patterns(self) -> None:
         available = {"text": torch.tensor([True, False]), "audio": torch.tensor([True, False])}
-        assert left(available) == [("text", "audio"), ()]
+        assert observed_patterns(available) == [("text", "audio"), ()]
 
     def test_scales_by_hand(self) -> None:
         vae = LatentVae(5, tiny_omg_config(latent_dim=2))
@@ -412,9 +413,7 @@ BREAKS: list[tuple[Any, str, Callable[..., bool], bool]] = [
     (PlannedRows, "fill", lambda planned, wanted, what: what == "validation", False),
     training("vae"),
     (stages_omg, "fit_scales", lambda *_: True, True),
-    training("semantics"),
     (KnowledgeBase, "save", lambda base, folder: "knowledge_base" in str(folder), False),
-    training("classifier"),
     training("main"),
     training("classifier_after"),
     (OmgForSentimentAnalysis, "save_pretrained", lambda model, folder, *_, **__: Path(folder).name == "seed-1", False),
@@ -443,7 +442,7 @@ def test_the_main_stage_goes_on_where_it_broke_off(
             assert (checkpoints / f"checkpoint-{step}" / "complete.json").is_file()
         contexts.append(whole())
     plain, resumed = contexts
-    assert plain.log[5]["epochs"] == 2
+    assert plain.log[3]["epochs"] == 2
     for stage in ("main", "classifier_after"):
         assert not changed(weights(plain, stage), weights(resumed, stage)), stage
     one, other = base_of(loaded(plain)), base_of(loaded(resumed))
@@ -472,7 +471,7 @@ def test_a_run_that_breaks_off_in_every_stage_ends_as_one_that_does_not(
 
 class TestProtocols:
     @pytest.mark.parametrize(
-        ("protocol", "told"),
+        ("protocol", "as_they_come"),
         [
             ("{name: modality, rate: 0.5}", False),
             ("{name: fixed, available: [audio]}", False),
@@ -488,15 +487,15 @@ class TestProtocols:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         protocol: str,
-        told: bool,
+        as_they_come: bool,
     ) -> None:
         """Where parts of sequences are dropped, samples are planned for as they come."""
         watch = Watch(monkeypatch)
         missing = [f"missing.train={protocol}", f"missing.validation={protocol}"]
         context = whole_run(corpus, tmp_path, few, *missing, shared=run.folder)
-        assert bool(watch.told) == told and watch.own == 0
-        assert changed(weights(context, "classifier"), weights(context, "main"))
-        history = [entry for entry in context.log[5]["history"] if "loss_noise" in entry]
+        assert bool(watch.planned) == as_they_come and watch.own == 0
+        assert changed(weights(run, "vae"), weights(context, "main"))
+        history = [entry for entry in context.log[3]["history"] if "loss_noise" in entry]
         # Where no modality is dropped whole there is none to generate: what the absent audio was nobody knows.
         assert (history[-1]["loss_noise"] > 0) == ("modality" in protocol or "fixed" in protocol)
 
@@ -515,7 +514,7 @@ class TestProtocols:
         assert trained == ["main", "classifier_after"]
         facts = [json.loads((one.folder / "run.json").read_text(encoding="utf-8")) for one in (first, second)]
         assert [one["train_rate"] for one in facts] == [0.0, 0.7]
-        assert not changed(weights(first, "classifier"), weights(second, "classifier"))
+        assert not changed(weights(first, "vae"), weights(second, "vae"))
         assert changed(weights(first, "main"), weights(second, "main")) >= {"executors.denoiser", "fusion"}
         assert (first.folder / "planner.json").read_bytes() == (second.folder / "planner.json").read_bytes()
 
@@ -525,8 +524,8 @@ class TestAblations:
         self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
     ) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_task_loss", shared=run.folder)
-        classifier, main, after = (weights(context, stage) for stage in ("classifier", "main", "classifier_after"))
-        assert changed(classifier, main) == {"executors.denoiser", "executors.alignment", "retriever"}
+        vae, main, after = (weights(context, stage) for stage in TRAINED)
+        assert changed(vae, main) == {"executors.denoiser", "executors.alignment", "retriever"}
         assert changed(main, after) == {"fusion"}
         assert not changed(after, load_file(context.folder / "model.safetensors"))
 
@@ -534,7 +533,8 @@ class TestAblations:
         self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
     ) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_refit", shared=run.folder)
-        assert context.log[-1]["name"] == "main"
+        assert [stage["name"] for stage in context.log][-2:] == ["classifier", "main"]
+        assert changed(weights(context, "vae"), weights(context, "classifier")) == {"fusion"}
         assert not changed(weights(context, "main"), load_file(context.folder / "model.safetensors"))
         evaluated = [entry for entry in context.log[-1]["history"] if "eval_loss" in entry]
         # What is validated is what users get: the classes of what is really generated.
@@ -553,7 +553,7 @@ class TestAblations:
         self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
     ) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_retriever", shared=run.folder)
-        assert changed(weights(context, "classifier"), weights(context, "main")) == {
+        assert changed(weights(context, "vae"), weights(context, "main")) == {
             "executors.denoiser",
             "executors.alignment",
             "fusion",

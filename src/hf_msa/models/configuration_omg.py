@@ -190,11 +190,6 @@ class OmgConfig(MsaConfig):
         )
 
     @property
-    def num_classes(self) -> int:
-        """Number of sentiment classes."""
-        return len(self.family.classes)
-
-    @property
     def plan_width(self) -> int:
         """Width of plan and observation vectors."""
         return int(self.condition_dim or self.text_config.hidden_size)
@@ -205,45 +200,41 @@ class OmgConfig(MsaConfig):
         return self.family.classes
 
     def positions(self, modality: str) -> int:
-        """Positions on which the executor works on a modality.
-
-        Args:
-            modality: One of `MODALITIES`.
-        """
+        """Positions on which the executor works on a modality."""
         longest: int = getattr(self, f"{modality}_max_length")
         return min(self.sequence_length, longest)
 
     def validate_omg(self) -> None:
-        """Check numbers, and that there is a language model if one is to plan."""
-        for name in (
-            "planner_batch_size", "num_candidates", "plan_max_new_tokens", "query_dim", "top_k", "sequence_length",
-            "latent_dim", "vae_hidden", "denoiser_layers", "denoiser_dim", "denoiser_heads", "num_train_timesteps",
-            "num_inference_steps", "fusion_dim",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in (
-            "semantic_weight", "plan_loss_weight", "evidence_loss_weight", "task_loss_weight", "alignment_loss_weight",
-        ):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        """Check numbers, and what has to go together."""
+        counts = (
+            "planner_batch_size",
+            "num_candidates",
+            "plan_max_new_tokens",
+            "query_dim",
+            "top_k",
+            "sequence_length",
+        )
+        sizes = (
+            "latent_dim",
+            "vae_hidden",
+            "denoiser_layers",
+            "denoiser_dim",
+            "denoiser_heads",
+            "num_train_timesteps",
+        )
+        self.check_numbers(*counts, *sizes, "num_inference_steps", "fusion_dim", at_least=1)
+        losses = (f"{name}_loss_weight" for name in ("plan", "evidence", "task", "alignment"))
+        self.check_numbers("semantic_weight", *losses, at_least=0)
+        self.check_numbers("retrieval_temperature", "plan_temperature", above=0)
+        self.check_numbers("plan_top_p", above=0, at_most=1)
+        self.check_numbers("index_nprobe", "index_ef_search", at_least=1)
+        steps = self.num_train_timesteps
+        self.check_numbers("num_inference_steps", at_most=steps, hint=", as the noise schedule has no more steps")
+        if self.index_factory == "Flat" and not self.index_nprobe is self.index_ef_search is None:
+            raise ValueError("index_nprobe and index_ef_search are for an index; name it by index_factory.")
         if not self.task_loss_weight and not self.refit_classifier:
             raise ValueError(
                 "Without a task loss the classifier learns in its refit alone; leave refit_classifier on."
-            )
-        for name in ("retrieval_temperature", "plan_temperature", "plan_top_p"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
-        if self.plan_top_p > 1:
-            raise ValueError(f"plan_top_p is a probability, got {self.plan_top_p}.")
-        for name in ("index_nprobe", "index_ef_search"):
-            value = getattr(self, name)
-            if value is not None and (value < 1 or self.index_factory == "Flat"):
-                raise ValueError(f"{name} is {value}; give at least 1, with an index_factory that searches by it.")
-        if self.num_inference_steps > self.num_train_timesteps:
-            raise ValueError(
-                f"num_inference_steps is {self.num_inference_steps}, but the noise schedule has only "
-                f"{self.num_train_timesteps} steps; take at most so many."
             )
         if self.denoiser_layers % 2 or self.denoiser_dim % 2 or self.denoiser_dim % self.denoiser_heads:
             raise ValueError(

@@ -1,7 +1,7 @@
 """OMG-Agent: a planner says what a missing modality expresses, a retriever finds evidence, an executor generates it.
 
 Paper: "OMG-Agent: Toward Robust Missing Modality Generation with Decoupled Coarse-to-Fine Agentic Workflows". The parts are
-in `omg_planner`, `omg_retriever` and `omg_executor`; here they become one model that predicts. `forward` is told plans as
+in `omg_planner`, `omg_retriever` and `omg_executor`; here they become one model that predicts. `forward` takes plans as
 vectors; `predict_rows` and `generate_missing` have them made from the rows.
 """
 
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ KNOWLEDGE_BASE_FOLDER = "knowledge_base"
 PLANNER_FILE = "planner.json"
 _TEXTS_AT_ONCE = 64
 
-Objective = Literal["autoencode", "semantics", "generate"]
+Objective = Literal["pretrain", "generate"]
 
 
 @dataclass
@@ -45,14 +45,14 @@ class OmgOutput(MsaOutput):
     """Output of `OmgForSentimentAnalysis`; NaN where a sample misses nothing, so that nothing was retrieved or generated.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Score: the classes' scores, weighted by their
+        logits (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The scores of the classes, weighted by their
             probabilities.
         class_logits (`torch.FloatTensor` of shape `(batch, classes)`, *optional*): See `OmgConfig.class_scores`.
         alignment_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_evi (eq. 9).
         path_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_path of eq. 3, which the paper does not define:
             the mean squared change of the latents in a step.
-        planned_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The plan's sentiment from -3 to 3; NaN where
-            `forward` was given no plan in words.
+        planned_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The plan's sentiment from -3 to 3; only
+            `predict_rows` gives it, and the next.
         fallback_plan (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): 1 where no candidate kept to the schema.
     """
 
@@ -107,9 +107,8 @@ class Perception:
         return [int.from_bytes(key.digest(), "big") for key in keyed]
 
 
-@dataclass(frozen=True, eq=False)
-class Conditions:
-    """What the executor is told of each sample.
+class Conditions(NamedTuple):
+    """What generation depends on beside the noise.
 
     Args:
         plan: c_S `(batch, plan_width)`.
@@ -124,9 +123,9 @@ class Conditions:
     evidence: Evidence | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class GeneratedBatch:
-    """What `generate_missing` returns.
+    """What was generated, with the plan and the evidence behind it.
 
     Args:
         values: Modality -> features `(batch, positions, width)` in the model's units; zeros in rows that have the modality.
@@ -134,20 +133,20 @@ class GeneratedBatch:
         masks: Modality -> True = a generated position `(batch, positions)`.
         latents: Modality -> z_0* `(batch, latents, latent_dim)`, zeros in rows that have the modality.
         step_costs: Modality -> mean squared change of the latents in each step `(batch, steps)`, NaN in such rows.
-        plans: The planner's choices with all candidates; None where the batch came without rows.
         evidence: What was retrieved; None without a knowledge base.
         evidence_ids: Ids of the entries per sample, best first; their weights are in `evidence`.
         class_logits: The classifier's `(batch, classes)`.
+        plans: The planner's choices with all candidates; None where the batch came without rows.
     """
 
     values: dict[str, Tensor]
     masks: dict[str, Tensor]
     latents: dict[str, Tensor]
     step_costs: dict[str, Tensor]
-    plans: list[PlanChoice] | None
     evidence: Evidence | None
     evidence_ids: list[list[str]]
     class_logits: Tensor
+    plans: list[PlanChoice] | None = None
 
 
 class OmgFusion(nn.Module):
@@ -166,18 +165,10 @@ class OmgFusion(nn.Module):
         self.latents = nn.ModuleDict({name: nn.Linear(config.latent_dim, dim) for name in config.modalities})
         self.hidden = nn.Linear(dim * (1 + len(config.modalities)), dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(dim, config.num_classes)
+        self.classifier = nn.Linear(dim, len(config.class_scores))
 
     def forward(self, observation: Tensor, pooled: Mapping[str, Tensor]) -> Tensor:
-        """Classify.
-
-        Args:
-            observation (`torch.FloatTensor` of shape `(batch, plan_width)`): u_X.
-            pooled (`dict[str, torch.FloatTensor]` of shape `(batch, latent_dim)`): Mean latent of each modality.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, classes)`.
-        """
+        """Class logits `(batch, classes)` of u_X `(batch, plan_width)` and the mean latents `(batch, latent_dim)`."""
         parts = [self.observation(observation), *(layer(pooled[name]) for name, layer in self.latents.items())]
         logits: Tensor = self.classifier(self.dropout(F.relu(self.hidden(torch.cat(parts, dim=-1)))))
         return logits
@@ -190,7 +181,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     the knowledge base are loaded when they are first needed, or given (`set_planner`, `knowledge_base`).
 
     Attributes:
-        planner_values: What the planner is made of, as `planner_to_dict` gives it; None for a model without one.
+        planner_values: What the planner is made of, as `Planner.to_dict` gives it; None for a model without one.
         saves_knowledge_base: Whether `save_pretrained` writes the knowledge base, too.
     """
 
@@ -233,22 +224,6 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         self.text_encoder.eval()
         return self
 
-    def train_only(self, *parts: str) -> None:
-        """Let some parts learn and fix all others.
-
-        Args:
-            *parts: Beginnings of parameters' names, with "*" for any modality, e.g. ``"executors.*.vae"``.
-        """
-        wanted = [part.split(".") for part in parts]
-        for name, parameter in self.named_parameters():
-            names = name.split(".")
-            parameter.requires_grad_(
-                any(
-                    len(part) <= len(names) and all(a in ("*", b) for a, b in zip(part, names, strict=False))
-                    for part in wanted
-                )
-            )
-
     @property
     def executors_by_name(self) -> dict[str, ModalityExecutor]:
         """The executor of each modality."""
@@ -257,17 +232,10 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     @property
     def output_columns(self) -> dict[str, tuple[str, ...]]:
         """The classes of the class logits."""
-        return {"class_logits": tuple(self.config.class_scores)}
+        return {"class_logits": self.config.class_names}
 
     def label_classes(self, labels: Tensor) -> Tensor:
-        """The class of each label, an index into the classes of the label family.
-
-        Args:
-            labels (`torch.FloatTensor` of any shape): In label units.
-
-        Returns:
-            `torch.LongTensor` of the same shape.
-        """
+        """The class of each label, an index into the classes of the label family; both of any shape."""
         return self.config.family.class_index(labels)
 
     # --- What lies beside the weights ---
@@ -288,16 +256,9 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         if self.saves_knowledge_base and self.knowledge_base is not None:
             self.knowledge_base.save(folder / KNOWLEDGE_BASE_FOLDER)
 
-    def set_planner(self, planner: Planner | None, adapter: str | Path | None = None) -> None:
-        """Plan with this planner.
-
-        Args:
-            planner: Fitted; None goes back to the checkpoint's.
-            adapter: Folder of its language model's adapter, which is copied into the checkpoint when the model is saved.
-        """
+    def set_planner(self, planner: Planner | None) -> None:
+        """Plan with a planner that was fitted elsewhere; None goes back to that of `planner_values`."""
         self._planner = planner
-        if adapter is not None:
-            self.set_adapter_folder(adapter)
 
     def planner(self, processor: Any) -> Planner:
         """The planner; made when it is first needed.
@@ -306,7 +267,8 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             processor: The model's processor; its tokenizer goes with the text encoder by which the light planner reads.
 
         Raises:
-            ValueError: If the checkpoint has none, or its language model is not to be had.
+            ValueError: If the checkpoint has none, or one of another kind than the configuration names, or its language
+                model is not there.
             ImportError: If a package that it needs is not installed.
         """
         if self._planner is None:
@@ -394,20 +356,16 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 where text is dropped whole or not at all.
         """
         inputs = self.read(batch)
-        values: dict[str, Tensor] = {}
-        masks: dict[str, Tensor] = {}
-        wanted: dict[str, Tensor] = {}
-        available: dict[str, Tensor] = {}
-        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        seen = Perception({}, {}, {}, {}, {})
         for name in self.config.modalities:
             value, real, visible = _positions(name, inputs)
-            available[name], known = visible.any(dim=1), _content(name, real).any(dim=1)
-            seen[name] = (value, visible)
+            seen.available[name], seen.seen[name] = visible.any(dim=1), (value, visible)
             if name == "text":
-                value = self._text_features(value, real, available[name], text_states)
-            values[name], masks[name] = self._on_grid(name, value, visible)
-            wanted[name] = self._wanted(name, real, known, available[name], masks[name])
-        return Perception(values, masks, wanted, available, seen)
+                value = self._text_features(value, real, seen.available[name], text_states)
+            seen.values[name], seen.masks[name] = self._on_grid(name, value, visible)
+            missing = self._missing_positions(name, real)
+            seen.wanted[name] = torch.where(seen.available[name].unsqueeze(1), seen.masks[name], missing)
+        return seen
 
     def available(self, batch: Batch) -> dict[str, Tensor]:
         """Modality -> whether anything of it is observed `(batch,)`; see `perceive`."""
@@ -425,89 +383,88 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 states = states.index_copy(0, rows, encoded.to(states.dtype))
         return (states - self.text_mean) / self.text_std
 
+    def _is_averaged(self, name: str) -> bool:
+        """Whether sequences may be longer than the executor's positions, and are averaged to these."""
+        longest: int = getattr(self.config, f"{name}_max_length")
+        return longest > self.config.positions(name)
+
     def _on_grid(self, name: str, values: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
         """Pad to the fixed number of positions, or average what is visible to that number."""
         positions = self.config.positions(name)
         values = values.masked_fill(~visible.unsqueeze(-1), 0.0)
-        if getattr(self.config, f"{name}_max_length") > positions:
+        if self._is_averaged(name):
             return average_positions(values, visible, positions)
         short = positions - values.shape[1]
         return F.pad(values, (0, 0, 0, short)), F.pad(visible, (0, short))
 
-    def _wanted(self, name: str, real: Tensor, known: Tensor, available: Tensor, observed: Tensor) -> Tensor:
-        """What is observed where the modality is there; its true length, if that is known, or the typical one elsewhere."""
+    def _missing_positions(self, name: str, real: Tensor) -> Tensor:
+        """What is generated where the modality is missing: its true length, if that is known, or the typical one."""
         positions = self.config.positions(name)
-        typical = (self.config.typical_lengths or {}).get(name, positions)
-        if getattr(self.config, f"{name}_max_length") > positions:
-            lengths = torch.full_like(available, positions, dtype=torch.long)
-        else:
-            lengths = torch.where(known, real.sum(dim=1), min(typical, positions))
-        missing = torch.arange(positions, device=real.device) < lengths.unsqueeze(1)
-        return torch.where(available.unsqueeze(1), observed, missing)
+        typical = positions if self._is_averaged(name) else (self.config.typical_lengths or {}).get(name, positions)
+        lengths = torch.full_like(real[:, 0], min(typical, positions), dtype=torch.long)
+        if not self._is_averaged(name):
+            lengths = torch.where(_content(name, real).any(dim=1), real.sum(dim=1), lengths)
+        return torch.arange(positions, device=real.device) < lengths.unsqueeze(1)
 
+    @torch.no_grad()
     def encode_observed(self, perception: Perception) -> dict[str, Tensor]:
         """Scaled latents of what is observed, modality -> `(batch, latents, latent_dim)`; zeros where it is missing."""
-        with torch.no_grad():
-            return {
-                name: self.executors_by_name[name].vae.latents(values, perception.masks[name])
-                for name, values in perception.values.items()
-            }
+        return {
+            name: executor.vae.latents(perception.values[name], perception.masks[name])
+            for name, executor in self.executors_by_name.items()
+        }
 
     # --- Planning and retrieving ---
-
-    def plan_rows(
-        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
-    ) -> list[PlanChoice]:
-        """Plan for each sample of a batch from what is left of it.
-
-        Args:
-            inputs: The forward's own arguments, which say what is dropped.
-            rows: See `MsaPreTrainedModel.predict_rows`; also `waveform` and `frames` where they are at hand.
-            processor: The model's processor.
-
-        Raises:
-            ValueError: If there is no planner, or its language model is not to be had.
-            ImportError: If a package that it needs is not installed.
-        """
-        return self.planner(processor).plan(self.observations(inputs, rows, processor))
-
-    def told(
-        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
-    ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
-        """Plans of a batch and what forward takes of them; None where noise stands for plans. See `plan_rows`."""
-        return self.told_of(self.observations(inputs, rows, processor), processor)
-
-    def told_of(
-        self, observations: Sequence[Observation], processor: Any, always: bool = False
-    ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
-        """As `told`, for observations; `always` also where noise stands for plans, as knowledge bases are made of plans."""
-        if always or self.config.plan_source == "planner":
-            plans = self.planner(processor).plan(observations)
-            return plans, self.plan_tensors(plans)
-        observed = self.planner(processor).embed_observations(observations)
-        return None, {"observation_vectors": torch.from_numpy(observed).float().to(self.device)}
 
     def observations(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> list[Observation]:
-        """What the planner gets to know of each sample; arguments as for `plan_rows`."""
+        """What the planner is shown of each sample of a batch.
+
+        Args:
+            inputs: The forward's own arguments, which say what is dropped.
+            rows: See `MsaPreTrainedModel.predict_rows`; also `waveform` and `frames` where there are some.
+            processor: The model's processor.
+        """
         if self.media is not None and self.config.asks_language_model:
             rows = [{**row, **self.media(row)} for row in rows]
         return observe_rows(rows, inputs, processor, self.config.modalities)
 
-    @property
-    def _needs_constraints(self) -> bool:
-        return self.config.plan_tokens == "per_constraint"
+    def plan_inputs(
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
+    ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
+        """Plan for a batch; arguments as for `observations`, result and errors as of `plan_observations`."""
+        return self.plan_observations(self.observations(inputs, rows, processor), processor)
 
-    def plan_tensors(self, plans: Sequence[PlanChoice]) -> dict[str, Tensor]:
-        """What forward takes of plans: `plan_vectors`, `observation_vectors` and, if configured, `constraint_vectors`."""
-        found = {
-            "plan_vectors": np.stack([plan.plan_vector for plan in plans]),
-            "observation_vectors": np.stack([plan.observation_vector for plan in plans]),
-        }
-        if self._needs_constraints:
-            found["constraint_vectors"] = np.stack([cast(np.ndarray, plan.constraint_vectors) for plan in plans])
-        return {name: torch.from_numpy(vectors).float().to(self.device) for name, vectors in found.items()}
+    def plan_observations(
+        self, observations: Sequence[Observation], processor: Any, always: bool = False
+    ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
+        """Plan.
+
+        Args:
+            observations: What is observed of each sample.
+            processor: The model's processor.
+            always: Also where noise stands for plans, as knowledge bases are made of plans.
+
+        Returns:
+            The plans, None where noise stands for them; and what `forward` takes of them, the arguments `..._vectors`.
+
+        Raises:
+            ValueError, ImportError: See `planner`.
+        """
+        planner, plans = self.planner(processor), None
+        if not always and self.config.plan_source == "noise":
+            vectors = {"observation_vectors": planner.embed_observations(observations)}
+        else:
+            plans = planner.plan(observations)
+            kinds = ("plan", "observation", *(["constraint"] if self.config.plan_tokens == "per_constraint" else []))
+            vectors = {
+                f"{kind}_vectors": np.stack(
+                    [getattr(choice, f"{kind}_vector{'s' if kind == 'constraint' else ''}") for choice in plans]
+                )
+                for kind in kinds
+            }
+        return plans, {name: torch.from_numpy(one).float().to(self.device) for name, one in vectors.items()}
 
     def own_entries(self, rows: Sequence[Mapping[str, Any]]) -> Tensor | None:
         """Where the knowledge base holds the samples themselves, which are not retrieved for themselves.
@@ -521,9 +478,37 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             `torch.LongTensor` of shape `(batch,)`, `NO_ENTRY` for samples that are not in it; None without a knowledge base.
         """
         base = self.knowledge_base
-        if base is None:
-            return None
-        return base.rows_of([str(row.get("id", "")) for row in rows]).to(self.device)
+        return None if base is None else base.rows_of([str(row.get("id", "")) for row in rows]).to(self.device)
+
+    def conditions(
+        self, perception: Perception, vectors: Mapping[str, Tensor | None], own_entries: Tensor | None = None
+    ) -> Conditions:
+        """Retrieve evidence, and put together what generation depends on.
+
+        Args:
+            perception: Of the batch.
+            vectors: The arguments `..._vectors` of `forward`; zeros stand for those that are not there.
+            own_entries: The samples' rows in the knowledge base `(batch,)`, which are left out; None: nothing is.
+        """
+        config = self.config
+        nothing = self.text_mean.new_zeros(len(perception), config.plan_width)
+        observation, plan, constraints = (
+            vectors.get(f"{name}_vectors") for name in ("observation", "plan", "constraint")
+        )
+        observation = nothing if observation is None else observation
+        plan = nothing if plan is None else plan
+        tokens = plan.unsqueeze(1)
+        if config.plan_tokens == "per_constraint":
+            tokens = tokens.expand(-1, 3, -1) if constraints is None else constraints
+        if config.plan_source == "noise":
+            # Random directions: new ones in training, those of each sample's own seed otherwise.
+            if self.training:
+                noise = torch.randn_like(tokens)
+            else:
+                noise = draw_noise(perception.seeds(config.generation_seed, "plan"), tokens.shape[1:])[0].to(tokens)
+            tokens = F.normalize(noise, dim=-1)
+            plan = tokens[:, 0]
+        return Conditions(plan, tokens, observation, self.retrieve(perception, plan, observation, own_entries))
 
     def retrieve(
         self, perception: Perception, plan: Tensor, observation: Tensor, own_entries: Tensor | None = None
@@ -534,7 +519,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             perception: Of the batch.
             plan: c_S `(batch, plan_width)`.
             observation: u_X `(batch, plan_width)`.
-            own_entries: The samples' rows in the knowledge base `(batch,)`, which are left out; None: nothing is.
+            own_entries: See `conditions`.
 
         Returns:
             The evidence; None without a knowledge base, or where retrieval is switched off.
@@ -552,37 +537,6 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         evidence: Evidence = self.retriever(observation, plan, base, own_entries, asked)
         return evidence
 
-    def conditions(
-        self,
-        perception: Perception,
-        plan_vectors: Tensor | None,
-        constraint_vectors: Tensor | None,
-        observation_vectors: Tensor | None,
-        own_entries: Tensor | None = None,
-    ) -> Conditions:
-        """Put together what the executor is told; zeros stand for vectors that were not given."""
-        nothing = self.text_mean.new_zeros(len(perception), self.config.plan_width)
-        observation = nothing if observation_vectors is None else observation_vectors
-        plan = nothing if plan_vectors is None else plan_vectors
-        tokens = plan.unsqueeze(1)
-        if self._needs_constraints:
-            tokens = tokens.expand(-1, 3, -1) if constraint_vectors is None else constraint_vectors
-        if self.config.plan_source == "noise":
-            tokens = self._noise_like(tokens, perception)
-            plan = tokens[:, 0]
-        return Conditions(plan, tokens, observation, self.retrieve(perception, plan, observation, own_entries))
-
-    def _noise_like(self, tokens: Tensor, perception: Perception) -> Tensor:
-        """Random directions: new ones in training, those of each sample's own seed otherwise."""
-        if self.training:
-            noise = torch.randn_like(tokens)
-        else:
-            seeds = perception.seeds(self.config.generation_seed, "plan")
-            noise = torch.stack(
-                [torch.randn(tokens.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-            ).to(tokens)
-        return F.normalize(noise, dim=-1)
-
     # --- Generating and classifying ---
 
     @functools.cached_property
@@ -592,9 +546,8 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
 
     def _evidence_of(self, name: str, conditions: Conditions, latents: Tensor) -> Tensor:
         """Evidence of one modality, zeros without any, of the shape of its latents."""
-        return (
-            torch.zeros_like(latents) if conditions.evidence is None else conditions.evidence.values[name].to(latents)
-        )
+        evidence = conditions.evidence
+        return torch.zeros_like(latents) if evidence is None else evidence.values[name].to(latents)
 
     @torch.no_grad()
     def execute(
@@ -604,7 +557,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
 
         Args:
             perception: Of the batch.
-            conditions: What is told of each sample.
+            conditions: Of its samples.
             latents: Of what is observed, see `encode_observed`.
 
         Returns:
@@ -645,57 +598,48 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         scores = torch.tensor(list(self.config.class_scores.values()), device=class_logits.device)
         return (class_logits.float().softmax(dim=-1) * scores).sum(dim=-1, keepdim=True)
 
+    def _generate(self, perception: Perception, conditions: Conditions) -> GeneratedBatch:
+        """Generate what is missing, and classify."""
+        latents, values, costs = self.execute(perception, conditions, self.encode_observed(perception))
+        class_logits = self.classify(perception, conditions.observation, latents)
+        values["text"] = values["text"] * self.text_std + self.text_mean
+        missing = {name: ~available for name, available in perception.available.items()}
+        masks = {name: wanted & missing[name].unsqueeze(1) for name, wanted in perception.wanted.items()}
+        evidence, base = conditions.evidence, self._knowledge_base
+        ids: list[list[str]] = [[] for _ in range(len(perception))]
+        if evidence is not None and base is not None:
+            ids = [[base.ids[row] for row in rows if row != NO_ENTRY] for rows in evidence.entries.tolist()]
+        return GeneratedBatch(
+            values={name: value.masked_fill(~masks[name].unsqueeze(-1), 0.0) for name, value in values.items()},
+            masks=masks,
+            latents={name: value * missing[name].view(-1, 1, 1) for name, value in latents.items()},
+            step_costs=costs,
+            evidence=evidence,
+            evidence_ids=ids,
+            class_logits=class_logits,
+        )
+
     @torch.no_grad()
     def generate_missing(
-        self,
-        inputs: Mapping[str, Tensor],
-        rows: Sequence[Mapping[str, Any]] | None = None,
-        processor: Any = None,
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]] | None = None, processor: Any = None
     ) -> GeneratedBatch:
-        """Generate what is missing of each sample, with the plan and the evidence behind it.
+        """Generate what is missing of each sample.
 
         Args:
             inputs: The forward's own arguments. What is missing: modalities that are dropped whole, or absent.
             rows: The raw rows, which plans are made from; see `MsaPreTrainedModel.predict_rows`. Without them the
-                `plan_vectors` and `observation_vectors` in `inputs` are used, or zeros.
+                `..._vectors` in `inputs` are used, or zeros.
             processor: The model's processor, where rows are given.
 
         Raises:
-            ValueError: If there is no planner, or its language model is not to be had.
-            ImportError: If a package is not installed.
+            ValueError, ImportError: See `planner`.
         """
-        own = None if rows is None else self.own_entries(rows)
-        plans, vectors = (None, {}) if rows is None else self.told(inputs, rows, processor)
-        told = {**inputs, **vectors}
+        plans, vectors = (None, {}) if rows is None else self.plan_inputs(inputs, rows, processor)
         perception = self.perceive(inputs)
-        plan, constraint, observation = (told.get(f"{name}_vectors") for name in ("plan", "constraint", "observation"))
-        conditions = self.conditions(perception, plan, constraint, observation, own)
-        latents, values, costs = self.execute(perception, conditions, self.encode_observed(perception))
-        if "text" in values:
-            values["text"] = values["text"] * self.text_std + self.text_mean
-        masks = {
-            name: perception.wanted[name] & ~perception.available[name].unsqueeze(1) for name in self.config.modalities
-        }
-        return GeneratedBatch(
-            values={name: value.masked_fill(~masks[name].unsqueeze(-1), 0.0) for name, value in values.items()},
-            masks=masks,
-            latents={
-                name: value.masked_fill(perception.available[name].view(-1, 1, 1), 0.0)
-                for name, value in latents.items()
-            },
-            step_costs=costs,
-            plans=plans,
-            evidence=conditions.evidence,
-            evidence_ids=self.evidence_ids(conditions.evidence, len(perception)),
-            class_logits=self.classify(perception, conditions.observation, latents),
-        )
-
-    def evidence_ids(self, evidence: Evidence | None, samples: int) -> list[list[str]]:
-        """Ids of the retrieved entries of each sample, best first."""
-        base = self.knowledge_base
-        if evidence is None or base is None:
-            return [[] for _ in range(samples)]
-        return [[base.ids[row] for row in rows if row != NO_ENTRY] for rows in evidence.entries.tolist()]
+        own_entries = None if rows is None else self.own_entries(rows)
+        made = self._generate(perception, self.conditions(perception, {**inputs, **vectors}, own_entries))
+        made.plans = plans
+        return made
 
     def compute(
         self,
@@ -723,11 +667,11 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             text_states (`torch.FloatTensor` of shape `(batch, tokens, text width)`): States of the complete text, in place
                 of running the text encoder; for training, where text is dropped whole or not at all.
             own_entries (`torch.LongTensor` of shape `(batch,)`): The samples' own rows in the knowledge base, left out.
-            objective: `"autoencode"` gives the autoencoders' loss, `"semantics"` that of the feature side of g, both on what
-                is observed; `"generate"` that of eqs. 15 and 18. None predicts.
+            objective: `"pretrain"` gives the losses of the autoencoders and of the feature side of g, on what is observed;
+                `"generate"` that of eqs. 15 and 18. None predicts.
 
         Raises:
-            ValueError: If `"generate"` is asked for without labels or complete inputs.
+            ValueError: If plans are needed and not given, or labels or complete inputs.
         """
         if observation_vectors is None and labels is None and not self.training:
             warnings.warn(
@@ -736,11 +680,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 stacklevel=2,
             )
         perception = self.perceive(inputs, text_states)
-        if objective == "autoencode":
-            return self._autoencode(perception)
-        if objective == "semantics":
-            return self._learn_semantics(perception, plan_vectors)
-        conditions = self.conditions(perception, plan_vectors, constraint_vectors, observation_vectors, own_entries)
+        if objective == "pretrain":
+            return self._pretrain(perception, plan_vectors)
+        vectors = {
+            "plan_vectors": plan_vectors,
+            "constraint_vectors": constraint_vectors,
+            "observation_vectors": observation_vectors,
+        }
+        conditions = self.conditions(perception, vectors, own_entries)
         if objective == "generate":
             if labels is None or any(inputs.complete(name) is None for name in self.modalities):
                 raise ValueError(
@@ -749,73 +696,59 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 )
             whole = self.perceive(inputs.completed(), text_states)
             return self._learn_to_generate(perception, conditions, whole, labels)
-        latents, _, costs = self.execute(perception, conditions, self.encode_observed(perception))
-        class_logits = self.classify(perception, conditions.observation, latents)
-        loss = None if labels is None else F.cross_entropy(class_logits, self.label_classes(labels))
-        nothing = torch.full_like(class_logits[:, :1], math.nan)
-        alignment = nothing
-        if conditions.evidence is not None:
-            alignment = conditions.evidence.alignment_cost.to(nothing).unsqueeze(1).detach()
-            alignment = torch.where(perception.lacking.unsqueeze(1), alignment, nothing)
-        path = torch.stack([cost.mean(dim=1) for cost in costs.values()]).nanmean(dim=0).unsqueeze(1)
+        made = self._generate(perception, conditions)
+        loss = None if labels is None else F.cross_entropy(made.class_logits, self.label_classes(labels))
+        alignment = torch.full_like(made.class_logits[:, :1], math.nan)
+        if made.evidence is not None:
+            cost = made.evidence.alignment_cost.detach().to(alignment).unsqueeze(1)
+            alignment = torch.where(perception.lacking.unsqueeze(1), cost, alignment)
+        path = torch.stack([cost.mean(dim=1) for cost in made.step_costs.values()]).nanmean(dim=0).unsqueeze(1)
         return OmgOutput(
             loss=loss,
-            logits=self.score(class_logits),
+            logits=self.score(made.class_logits),
             losses=None if loss is None else {"task": loss.detach()},
-            class_logits=class_logits,
+            class_logits=made.class_logits,
             alignment_cost=alignment,
-            path_cost=path.to(nothing),
+            path_cost=path.to(alignment),
         )
 
     @torch.no_grad()
     def predict_rows(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> OmgOutput:
-        """Plan from the rows, then predict.
-
-        Args:
-            inputs: The forward's own arguments.
-            rows: See `plan_rows`.
-            processor: The model's processor.
+        """Plan from the rows, then predict; arguments as for `observations`.
 
         Raises:
-            ValueError: If there is no planner, or its language model is not to be had.
-            ImportError: If a package that it needs is not installed.
+            ValueError, ImportError: See `planner`.
         """
-        plans, vectors = self.told(inputs, rows, processor)
+        plans, vectors = self.plan_inputs(inputs, rows, processor)
         outputs: OmgOutput = self(**{**inputs, **vectors, "own_entries": self.own_entries(rows)})
-        assert outputs.logits is not None
-        if plans is not None:
+        if plans is not None and outputs.logits is not None:
             outputs.planned_score = outputs.logits.new_tensor([[float(plan.plan.score)] for plan in plans])
             outputs.fallback_plan = outputs.logits.new_tensor([[float(plan.is_fallback)] for plan in plans])
         return outputs
 
     # --- Training losses ---
 
-    def _autoencode(self, perception: Perception) -> OmgOutput:
-        """Losses of the autoencoders on what is observed, summed over modalities."""
-        losses: dict[str, Tensor] = {}
-        total = self.text_mean.new_zeros(())
-        for name, executor in self.executors_by_name.items():
-            reconstruction, kl = executor.vae(perception.values[name], perception.masks[name])
-            total = total + reconstruction + self.config.kl_weight * kl
-            losses |= {f"reconstruction_{name}": reconstruction.detach(), f"kl_{name}": kl.detach()}
-        return OmgOutput(loss=total, losses=losses)
+    def _pretrain(self, perception: Perception, plan_vectors: Tensor | None) -> OmgOutput:
+        """Losses of the parts that are frozen later, on what is observed, summed over modalities.
 
-    def _learn_semantics(self, perception: Perception, plan_vectors: Tensor | None) -> OmgOutput:
-        """1 - cosine of G(features) and the plan of the complete sample, mean over samples, summed over modalities."""
+        For each modality the reconstruction and divergence of its autoencoder; and 1 - cosine of G(features) and the plan,
+        mean over the samples that have the modality.
+        """
         if plan_vectors is None:
             raise ValueError("The feature side of g learns from the plans of complete samples; give plan_vectors.")
         losses: dict[str, Tensor] = {}
+        total = self.text_mean.new_zeros(())
         for name, executor in self.executors_by_name.items():
-            read = executor.semantics(perception.values[name], perception.masks[name])
-            there = perception.available[name].to(read.dtype)
-            distance = 1.0 - F.cosine_similarity(read, plan_vectors, dim=-1)
-            losses[f"semantics_{name}"] = (distance * there).sum() / there.sum().clamp(min=1.0)
-        return OmgOutput(
-            loss=torch.stack(list(losses.values())).sum(),
-            losses={name: value.detach() for name, value in losses.items()},
-        )
+            values, mask = perception.values[name], perception.masks[name]
+            reconstruction, kl = executor.vae(values, mask)
+            there = perception.available[name].to(values.dtype)
+            distance = 1.0 - F.cosine_similarity(executor.semantics(values, mask), plan_vectors, dim=-1)
+            semantics = (distance * there).sum() / there.sum().clamp(min=1.0)
+            total = total + reconstruction + self.config.kl_weight * kl + semantics
+            losses |= {f"reconstruction_{name}": reconstruction, f"kl_{name}": kl, f"semantics_{name}": semantics}
+        return OmgOutput(loss=total, losses={name: loss.detach() for name, loss in losses.items()})
 
     def _draws(self, perception: Perception, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Time steps `(batch,)` and noises of the targets' shapes: new ones in training, each sample's own otherwise."""
@@ -841,10 +774,10 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         latents, targets = self.encode_observed(perception), self.encode_observed(whole)
         timesteps, noises = self._draws(perception, targets)
         alpha_bar = self._schedule.alphas_cumprod.to(self.text_mean)[timesteps]
+        # How far a one-step estimate can be trusted.
         trust = alpha_bar if config.aux_weight == "alpha_bar" else torch.ones_like(alpha_bar)
         sums = dict.fromkeys(("noise", "plan", "evidence"), self.text_mean.new_zeros(()))
-        count = self.text_mean.new_zeros(())
-        is_estimated = torch.zeros_like(perception.lacking)
+        count, is_estimated = self.text_mean.new_zeros(()), torch.zeros_like(perception.lacking)
         for name, executor in self.executors_by_name.items():
             missing = ~perception.available[name]
             known = missing & whole.available[name]
@@ -865,7 +798,6 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 evidence[rows],
                 whole.masks[name][rows],
             )
-            # What reads the estimate counts by how far that can be trusted.
             factors = {"noise": weights, "plan": weights * trust[rows], "evidence": weights * trust[rows]}
             sums = {term: total + (losses[term] * factors[term]).sum() for term, total in sums.items()}
             count = count + weights.sum()
@@ -876,18 +808,12 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         task = F.cross_entropy(class_logits, self.label_classes(labels), reduction="none")
         terms = {term: total / count.clamp(min=1.0) for term, total in sums.items()}
         terms["task"] = (task * torch.where(is_estimated, trust, torch.ones_like(trust))).mean()
-        weights_of = {
-            "noise": 1.0,
-            "plan": config.plan_loss_weight,
-            "evidence": config.evidence_loss_weight,
-            "task": config.task_loss_weight,
-        }
-        lacking = perception.lacking
         if conditions.evidence is not None:
-            cost = conditions.evidence.alignment_cost * lacking
-            terms["alignment"] = cost.sum() / lacking.sum().clamp(min=1)
-            weights_of["alignment"] = config.alignment_loss_weight
-        loss = torch.stack([weights_of[name] * term for name, term in terms.items()]).sum()
+            cost = conditions.evidence.alignment_cost * perception.lacking
+            terms["alignment"] = cost.sum() / perception.lacking.sum().clamp(min=1)
+        loss = terms["noise"]
+        for term in list(terms)[1:]:
+            loss = loss + getattr(config, f"{term}_loss_weight") * terms[term]
         return OmgOutput(
             loss=loss,
             logits=self.score(class_logits.detach()),
@@ -904,46 +830,16 @@ def _positions(name: str, inputs: MsaInputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _content(name: str, real: Tensor) -> Tensor:
-    """Positions that say something: all real ones, but for the special tokens of text."""
+    """Positions that say something: all real ones, of text without the special tokens."""
     return inner_tokens(real) if name == "text" else real
 
 
 def inner_tokens(real: Tensor) -> Tensor:
-    """Real tokens but the first and the last one, which are special `(batch, tokens)`."""
+    """Real tokens without the first and the last one, which are special `(batch, tokens)`."""
     places = torch.arange(real.shape[1], device=real.device)
     last = torch.where(real, places, -1).amax(dim=1, keepdim=True)
     first = torch.where(real, places, real.shape[1]).amin(dim=1, keepdim=True)
     return real & (places > first) & (places < last)
-
-
-def random_entries(numbers: Sequence[int], own_entries: Sequence[int], entries: int, seed: int) -> list[int]:
-    """Draw for each sample an entry other than its own, whose plan stands in for the sample's (Random-Plan retrieval).
-
-    A draw depends on the seed, the sample's number and the size of the knowledge base, not on the rest of the batch.
-
-    Args:
-        numbers: One for each sample.
-        own_entries: The samples' rows in the knowledge base, `NO_ENTRY` for those that are not in it.
-        entries: Size of the knowledge base.
-        seed: Of the draws.
-
-    Returns:
-        Rows of the knowledge base.
-
-    Raises:
-        ValueError: If there is no entry to draw.
-    """
-    drawn = []
-    for number, own in zip(numbers, own_entries, strict=True):
-        others = entries - (own != NO_ENTRY)
-        if others < 1:
-            raise ValueError(
-                f"The knowledge base has {entries} entries, none of them other than the sample's own; add one."
-            )
-        digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
-        row = int.from_bytes(digest, "big") % others
-        drawn.append(row + (own != NO_ENTRY and row >= own))
-    return drawn
 
 
 def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[Tensor, Tensor]:
@@ -965,11 +861,33 @@ def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[
     begins = bins * counts // positions
     ends = torch.maximum(((bins + 1) * counts + positions - 1) // positions, begins + 1).clamp(max=values.shape[1])
     sums = F.pad(packed.double().cumsum(dim=1), (0, 0, 1, 0))
-
-    def until(ends: Tensor) -> Tensor:
-        return sums.gather(1, ends.unsqueeze(-1).expand(-1, -1, values.shape[2]))
-
-    lengths = (ends - begins).clamp(min=1).unsqueeze(-1)
+    until = [sums.gather(1, places.unsqueeze(-1).expand(-1, -1, values.shape[2])) for places in (begins, ends)]
+    averages = ((until[1] - until[0]) / (ends - begins).clamp(min=1).unsqueeze(-1)).to(values.dtype)
     there = (counts > 0).expand(-1, positions)
-    averages = ((until(ends) - until(begins)) / lengths).to(values.dtype)
     return averages.masked_fill(~there.unsqueeze(-1), 0.0), there
+
+
+def random_entries(numbers: Sequence[int], own_entries: Sequence[int], entries: int, seed: int) -> list[int]:
+    """Draw for each sample an entry other than its own, whose plan stands in for the sample's (Random-Plan retrieval).
+
+    Args:
+        numbers: One for each sample, on which its draw depends, beside the seed and the size of the knowledge base.
+        own_entries: The samples' rows in the knowledge base, `NO_ENTRY` for those that are not in it.
+        entries: Size of the knowledge base.
+        seed: Of the draws.
+
+    Returns:
+        Rows of the knowledge base.
+
+    Raises:
+        ValueError: If there is no entry to draw.
+    """
+    drawn = []
+    for number, own in zip(numbers, own_entries, strict=True):
+        others = entries - (own != NO_ENTRY)
+        if others < 1:
+            raise ValueError("The knowledge base has no entry other than the sample's own to draw; add one.")
+        digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
+        row = int.from_bytes(digest, "big") % others
+        drawn.append(row + (own != NO_ENTRY and row >= own))
+    return drawn

@@ -269,11 +269,12 @@ class LightPlanner(Planner):
     def _propose(self, observations: Sequence[Observation]) -> list[Proposals]:
         """The most probable words of the scale around the predicted score, most probable first."""
         proposed: list[Proposals] = []
-        unit = self.config.label_range[1] / 3
+        family = self.config.family
+        unit = (family.high - family.neutral) / 3
         for observation, (score, deviation) in zip(observations, self.predict(observations), strict=True):
             entity, action = rule_entity_action(observation.transcript)
             # A tenth of a class at least: a probe that fits its training rows exactly is not certain of others.
-            distances = (np.arange(-3, 4) - score / unit) / max(deviation / unit, 0.1)
+            distances = (np.arange(-3, 4) - (score - family.neutral) / unit) / max(deviation / unit, 0.1)
             log_probs = -(distances**2) / 2
             log_probs -= np.logaddexp.reduce(log_probs)
             best = np.argsort(-log_probs, kind="stable")[: self.config.num_candidates]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .msa_label_families import LabelFamily
 from .msa_schema import SENTIMENT_SCALE
 
 PLAN_FIELDS = ("entity", "action", "sentiment")
@@ -11,14 +12,10 @@ MAX_PHRASE = 60
 """Longest entity or action, in characters."""
 
 
-def sentiment_word(label: float, label_range: tuple[float, float] = (-3.0, 3.0)) -> str:
-    """The word for a score.
-
-    Args:
-        label: In label units; clipped to the range, then rounded to the nearest of seven classes (half to even).
-        label_range: Lowest and highest label, as far from 0 as each other.
-    """
-    return SENTIMENT_SCALE[round(min(max(label / label_range[1] * 3, -3.0), 3.0)) + 3]
+def sentiment_word(label: float, family: LabelFamily) -> str:
+    """The word for a label: clipped to the family's range, then rounded to the nearest of seven classes (half to even)."""
+    position = (label - family.neutral) / (family.high - family.neutral) * 3
+    return SENTIMENT_SCALE[round(min(max(position, -3.0), 3.0)) + 3]
 
 
 @dataclass(frozen=True)

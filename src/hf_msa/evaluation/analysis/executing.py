@@ -112,15 +112,9 @@ def tell(model: OmgForSentimentAnalysis, processor: MsaProcessor, batch: RowBatc
         MsaError: If the model has no planner, or its language model is not to be had.
     """
     with as_msa_errors():
-        _, vectors = model.told(batch.inputs, batch.members, processor)
+        _, vectors = model.plan_inputs(batch.inputs, batch.members, processor)
         perception = model.perceive(batch.inputs)
-        told = model.conditions(
-            perception,
-            vectors.get("plan_vectors"),
-            vectors.get("constraint_vectors"),
-            vectors.get("observation_vectors"),
-            model.own_entries(batch.members),
-        )
+        told = model.conditions(perception, vectors, model.own_entries(batch.members))
     return Told(perception, told, model.perceive(batch.complete))
 
 

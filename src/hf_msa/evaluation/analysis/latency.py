@@ -95,15 +95,14 @@ def time_pattern(
             # Nothing is known of the batch, nor of another that has the same plans.
             planner.store = PlanStore()
             with watch.timing(UNCACHED):
-                model.told(batch.inputs, batch.members, processor)
+                model.plan_inputs(batch.inputs, batch.members, processor)
             with watch.timing(CACHED):
-                _, vectors = model.told(batch.inputs, batch.members, processor)
+                _, vectors = model.plan_inputs(batch.inputs, batch.members, processor)
             with watch.timing("encoding"):
                 perception = model.perceive(batch.inputs)
                 latents = model.encode_observed(perception)
-            names = ("plan_vectors", "constraint_vectors", "observation_vectors")
             with watch.timing("retrieval"):
-                conditions = model.conditions(perception, *map(vectors.get, names))
+                conditions = model.conditions(perception, vectors)
             with watch.timing("execution"):
                 latents, _, _ = model.execute(perception, conditions, latents)
             with watch.timing("classification"):

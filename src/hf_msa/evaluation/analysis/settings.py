@@ -200,7 +200,7 @@ def prepare_plans(
         model.planner(processor).store = store
         for _, _, protocol in tested:
             for number, batch in enumerate(row_batches(model, processor, rows, protocol, "plans", None, batch_size)):
-                _, vectors = model.told(batch.inputs, batch.members, processor)
+                _, vectors = model.plan_inputs(batch.inputs, batch.members, processor)
                 if not number:
                     model(**batch.inputs, **vectors)
 

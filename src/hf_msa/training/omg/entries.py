@@ -1,7 +1,7 @@
 """Encoding complete samples into a knowledge base of OMG-Agent: in training, or of other data for a trained model."""
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +14,59 @@ from hf_msa.data.loading import load_split
 from hf_msa.data.prepare import check_output
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
-from hf_msa.evaluation.checkpoints import attach_answers, attach_media, check_widths, find_model, load_checkpoint
+from hf_msa.evaluation.checkpoints import (
+    attach_answers,
+    attach_media,
+    check_widths,
+    find_model,
+    load_checkpoint,
+    method_of,
+)
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 
-Told = Callable[[Sequence[int]], Mapping[str, Tensor]]
-"""Takes places in a batch and gives `plan_vectors` and `observation_vectors` of the samples there."""
+
+@torch.no_grad()
+def complete_batches(
+    model: OmgForSentimentAnalysis, processor: Any, rows: MsaRows, batch_size: int = 64
+) -> Iterator[tuple[list[dict[str, Any]], Perception]]:
+    """The rows with nothing dropped, some at a time, and what the model perceives of them."""
+    collator = MsaCollator(processor, None, split=rows.split)
+    batches = math.ceil(len(rows) / batch_size)
+    for members in tqdm(rows.batches(batch_size), f"{rows.split} rows", batches, leave=False, disable=None):
+        yield members, model.perceive({key: value.to(model.device) for key, value in collator(members).items()})
 
 
 @torch.no_grad()
-def knowledge_base_of(
-    model: OmgForSentimentAnalysis, batches: Iterable[tuple[Sequence[str], Perception, Told]]
-) -> KnowledgeBase:
-    """Encode those samples that have all modalities of a model.
+def encode_rows(model: OmgForSentimentAnalysis, processor: Any, rows: MsaRows, batch_size: int = 64) -> KnowledgeBase:
+    """Encode those rows that have all modalities of a model.
 
     Plans and observations are rounded to half precision, as planners keep them, so that entries do not depend on where they
     were looked up.
 
-    Args:
-        model: Its autoencoders are used as they are.
-        batches: Of each the samples' ids, what the model perceives of them, and how to have them planned for.
-
     Raises:
-        MsaError: If there is no such sample, or a number is not finite.
+        MsaError: If there is no such row, a number is not finite, or the planner cannot be had.
     """
     ids: list[str] = []
-    columns: dict[str, list[Tensor]] = {}
-    for names, perception, told in batches:
+    parts: dict[str, list[Tensor]] = {}
+    for members, perception in complete_batches(model, processor, rows, batch_size):
         complete = ~perception.lacking
-        places = complete.nonzero().squeeze(1).tolist()
-        if not places:
+        chosen = [member for member, there in zip(members, complete.tolist(), strict=True) if there]
+        if not chosen:
             continue
-        ids += [names[place] for place in places]
-        vectors = {name: values.half() for name, values in told(places).items()}
-        vectors |= {name: values[complete] for name, values in model.encode_observed(perception).items()}
-        for name, values in vectors.items():
-            columns.setdefault(name, []).append(values.float().cpu())
+        ids += [str(member["id"]) for member in chosen]
+        with as_msa_errors():
+            _, vectors = model.plan_observations(model.observations({}, chosen, processor), processor, always=True)
+        found = {name: values.half() for name, values in vectors.items()}
+        found |= {name: values[complete] for name, values in model.encode_observed(perception).items()}
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values.float().cpu())
     if not ids:
         raise MsaError(
             f"No sample has all of {', '.join(model.config.modalities)}, so there is nothing to retrieve evidence from; "
             "take data with complete rows."
         )
-    tables = {name: torch.cat(values) for name, values in columns.items()}
+    tables = {name: torch.cat(values) for name, values in parts.items()}
     infinite = next((name for name, table in tables.items() if not table.isfinite().all()), None)
     if infinite is not None:
         raise MsaError(
@@ -67,13 +78,7 @@ def knowledge_base_of(
 
 
 def build_knowledge_base(
-    model: str,
-    data: str,
-    output: str,
-    *,
-    split: str = "train",
-    batch_size: int = 64,
-    media: str | None = None,
+    model: str, data: str, output: str, *, split: str = "train", batch_size: int = 64, media: str | None = None
 ) -> KnowledgeBase:
     """Make a knowledge base of other data for a trained OMG-Agent, and write it.
 
@@ -97,31 +102,13 @@ def build_knowledge_base(
     name = find_model(model)
     network, processor = load_checkpoint(name)
     if not isinstance(network, OmgForSentimentAnalysis):
-        method = network.config.model_type.removeprefix("hf_msa_")
         raise MsaError(
-            f"{model!r} is a model of the method {method!r}, which has no knowledge base; give one of 'omg'."
+            f"{model!r} is a model of the method {method_of(network)!r}, which has no knowledge base; give one of 'omg'."
         )
     rows = MsaRows(load_split(data, split), split, processor.tokenizer, processor.text_max_length)
     check_widths(network, rows, name)
     attach_media(network, media, rows, name)
     attach_answers(network, name)
-    collator = MsaCollator(processor, None, split=split)
-
-    def batches() -> Iterator[tuple[Sequence[str], Perception, Told]]:
-        for start in tqdm(range(0, len(rows), batch_size), desc=f"{split} rows", leave=False, disable=None):
-            members = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
-            batch = {key: value.to(network.device) for key, value in collator(members).items()}
-            told = functools.partial(_told, network, processor, members)
-            yield [member["id"] for member in members], network.perceive(batch), told
-
-    with as_msa_errors():
-        base = knowledge_base_of(network, batches())
+    base = encode_rows(network, processor, rows, batch_size)
     base.save(output)
     return base
-
-
-def _told(
-    model: OmgForSentimentAnalysis, processor: Any, members: Sequence[Mapping[str, Any]], places: Sequence[int]
-) -> Mapping[str, Tensor]:
-    observations = model.observations({}, [members[place] for place in places], processor)
-    return model.told_of(observations, processor, always=True)[1]

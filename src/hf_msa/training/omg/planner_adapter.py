@@ -1,4 +1,4 @@
-"""Adapting OMG-Agent's planner: a language model learns to plan from what is left of a clip as it would from all of it.
+"""Adapting OMG-Agent's planner: a language model learns to plan from a part of a clip as it would from all of it.
 
 What it learns from are its own plans of complete training clips, the best by its own judgement, in which the sentiment is
 the word for the label. It is asked about the same clips with some modalities missing, others in each epoch, and only the
@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,7 @@ class PlanExamples(Sequence[MllmExample]):
     def __init__(
         self, planner: MllmPlanner, observations: Sequence[Observation], targets: Sequence[Plan], seed: int = 0
     ) -> None:
-        self._planner = planner
-        self._observations = observations
-        self._targets = targets
-        self._seed = seed
+        self._planner, self._observations, self._targets, self._seed = planner, observations, targets, seed
         self.draw = 0
 
     def __len__(self) -> int:
@@ -83,28 +79,20 @@ class _DrawOfEpoch(TrainerCallback):
         self._examples.draw = int(state.epoch or 0)
 
 
-def target_plans(
-    planner: MllmPlanner,
-    observations: Sequence[Observation],
-    labels: Sequence[float],
-    label_range: tuple[float, float] = (-3.0, 3.0),
-) -> list[Plan]:
+def target_plans(planner: MllmPlanner, observations: Sequence[Observation], labels: Sequence[float]) -> list[Plan]:
     """The planner's best plan of each clip, with the word for its label as the sentiment.
 
     Args:
-        planner: Not yet adapted; what it has found before it does not ask again (`Planner.store`).
-        observations: Of complete training clips; read once, some at a time.
+        planner: Not yet adapted.
+        observations: Of complete training clips; each is read once, some at a time.
         labels: Their scores.
-        label_range: Lowest and highest label.
     """
     targets: list[Plan] = []
-    with tqdm(total=len(labels), desc="plans to learn from", leave=False, disable=None) as bar:
-        rest = iter(range(len(labels)))
-        while chunk := list(islice(rest, _AT_ONCE)):
-            for index, choice in zip(chunk, planner.plan([observations[index] for index in chunk]), strict=True):
-                word = sentiment_word(labels[index], label_range)
-                targets.append(dataclasses.replace(choice.plan, sentiment=word))
-            bar.update(len(chunk))
+    for begin in tqdm(range(0, len(labels), _AT_ONCE), desc="plans to learn from", leave=False, disable=None):
+        some = range(begin, min(begin + _AT_ONCE, len(labels)))
+        for index, choice in zip(some, planner.plan([observations[index] for index in some]), strict=True):
+            word = sentiment_word(labels[index], planner.config.family)
+            targets.append(dataclasses.replace(choice.plan, sentiment=word))
     return targets
 
 
@@ -115,9 +103,8 @@ def train_planner_adapter(
     arguments: LoraTrainingArguments,
     folder: str | os.PathLike[str],
     settings: LoraSettings | None = None,
-    label_range: tuple[float, float] = (-3.0, 3.0),
 ) -> dict[str, Any]:
-    """Teach a planner's language model to plan from what is left of a clip.
+    """Teach a planner's language model to plan from a part of a clip.
 
     The targets are kept in the arguments' output folder, and training goes on from the last complete checkpoint there, so
     an interrupted call can be repeated. Afterwards the planner asks the adapted model. Its centring is taken away: the
@@ -131,11 +118,10 @@ def train_planner_adapter(
         arguments: Of the training, its seed among them.
         folder: Where the adapter goes; replaced as a whole.
         settings: Shape of the adapter.
-        label_range: Lowest and highest label.
 
     Returns:
-        What is worth knowing of it, as JSON values: `samples`, `epochs`, `history` of the losses, and `adapter`, the hash of
-        its weights.
+        Facts for the log, as JSON values: `samples`, `epochs`, `history` of the losses, and `adapter`, the hash of its
+        weights.
 
     Raises:
         MsaError: If the model is not on this machine or the numbers of clips and labels differ.
@@ -151,7 +137,7 @@ def train_planner_adapter(
     if PartialState().is_main_process and not file.is_file():
         if planner.centering is None:
             fit_centering(planner, observations)
-        write_json(file, [plan.to_dict() for plan in target_plans(planner, observations, labels, label_range)])
+        write_json(file, [plan.to_dict() for plan in target_plans(planner, observations, labels)])
     PartialState().wait_for_everyone()
     targets = [Plan.from_dict(values) for values in json.loads(file.read_text(encoding="utf-8"))]
     examples = PlanExamples(planner, observations, targets, arguments.seed)
@@ -162,9 +148,5 @@ def train_planner_adapter(
         save_adapter(trainer.adapted, folder)
     PartialState().wait_for_everyone()
     planner.adapter, planner.centering = adapter_digest(folder), None
-    return {
-        "samples": len(examples),
-        "epochs": state.epoch,
-        "adapter": planner.adapter,
-        "history": [entry for entry in state.log_history if "loss" in entry],
-    }
+    history = [entry for entry in state.log_history if "loss" in entry]
+    return {"samples": len(examples), "epochs": state.epoch, "adapter": planner.adapter, "history": history}
