@@ -56,9 +56,8 @@ def asking(mllm: Any, **options: Any) -> MllmPlanner:
 
 def identities(planner: Planner) -> str:
     """What the planner's answers depend on."""
-    kinds = ("proposals", "text", "observation")
     said = None if planner.verbalizer is None else planner.verbalizer.to_dict()
-    return json.dumps([said, *(planner._identity(kind) for kind in kinds)])
+    return json.dumps([said, *(planner._identity(proposing) for proposing in (True, False))])
 
 
 class TestSchema:

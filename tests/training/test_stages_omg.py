@@ -100,7 +100,7 @@ class Watch:
         self.planned = 0
         self._rows: list[int] = []
         self._objective = ""
-        inputs, retrieve = OmgTrainer.model_inputs, OmgForSentimentAnalysis.retrieve
+        inputs, conditions = OmgTrainer.model_inputs, OmgForSentimentAnalysis.conditions
         plan_inputs = OmgForSentimentAnalysis.plan_inputs
 
         def model_inputs(trainer: OmgTrainer, batch: Any, training: bool) -> Any:
@@ -111,7 +111,8 @@ class Watch:
             return inputs(trainer, batch, training)
 
         def retrieving(model: OmgForSentimentAnalysis, *args: Any, **kwargs: Any) -> Any:
-            found = retrieve(model, *args, **kwargs)
+            given = conditions(model, *args, **kwargs)
+            found = given.evidence
             if model.training and found is not None:
                 self.retrieved[self._objective] = self.retrieved.get(self._objective, 0) + len(found.entries)
                 own = torch.tensor(self._rows).unsqueeze(1)
@@ -121,14 +122,14 @@ class Watch:
                     base = base_of(model)
                     itself = model.retriever(base.observations, base.plans, base)
                     self.current += bool(torch.allclose(itself.similarities[:, 0], torch.ones(len(base)), atol=1e-5))
-            return found
+            return given
 
         def planning(model: OmgForSentimentAnalysis, *args: Any) -> Any:
             self.planned += 1
             return plan_inputs(model, *args)
 
         patch.setattr(OmgTrainer, "model_inputs", model_inputs)
-        patch.setattr(OmgForSentimentAnalysis, "retrieve", retrieving)
+        patch.setattr(OmgForSentimentAnalysis, "conditions", retrieving)
         patch.setattr(OmgForSentimentAnalysis, "plan_inputs", planning)
 
 

@@ -48,12 +48,10 @@ class OmgOutput(MsaOutput):
         logits (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The scores of the classes, weighted by their
             probabilities.
         class_logits (`torch.FloatTensor` of shape `(batch, classes)`, *optional*): See `OmgConfig.class_scores`.
-        alignment_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_evi (eq. 9).
-        path_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_path of eq. 3, which the paper does not define:
-            the mean squared change of the latents in a step.
-        planned_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The plan's sentiment from -3 to 3; only
-            `predict_rows` gives it, and the next.
-        fallback_plan (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): 1 where no candidate kept to the schema.
+        alignment_cost, path_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_evi (eq. 9); and C_path of
+            eq. 3, which the paper does not define: the mean squared change of the latents in a step.
+        planned_score, fallback_plan (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The plan's sentiment from -3 to
+            3, and 1 where no candidate kept to the schema; only of `predict_rows`.
     """
 
     class_logits: torch.Tensor | None = None
@@ -153,9 +151,6 @@ class OmgFusion(nn.Module):
     """Fusion and f_phi of eq. 17: projections of the observation and of each modality's mean latent, and a classifier.
 
     The paper leaves both open (concatenation or pooling).
-
-    Args:
-        config: Widths, modalities, and number of classes.
     """
 
     def __init__(self, config: OmgConfig) -> None:
@@ -261,10 +256,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         self._planner = planner
 
     def planner(self, processor: Any) -> Planner:
-        """The planner; made when it is first needed.
-
-        Args:
-            processor: The model's processor; its tokenizer goes with the text encoder by which the light planner reads.
+        """The planner; made when it is first needed, with the processor's tokenizer where the text encoder reads for it.
 
         Raises:
             ValueError: If the checkpoint has none, or one of another kind than the configuration names, or its language
@@ -277,18 +269,19 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                     f"This model has no planner: there is no {PLANNER_FILE} beside its weights; train it, or load a "
                     "checkpoint that was trained."
                 )
-            kind, store = self.planner_values.get("kind"), PlanStore(self.answers_folder)
+            kind = self.planner_values.get("kind")
             if kind != self.config.planner:
                 raise ValueError(
                     f"The planner in {PLANNER_FILE} is of the kind {kind!r}, but the configuration says planner="
                     f"{self.config.planner!r}; load the checkpoint with the planner that it was trained with."
                 )
-            if kind == "mllm":
-                mllm = self.load_language_model()
-                self._planner = MllmPlanner.from_dict(self.planner_values, mllm, self.config, store)
-            else:
-                encode = functools.partial(self.embed_texts, processor.tokenizer)
-                self._planner = LightPlanner.from_dict(self.planner_values, encode, self.config, store)
+            made: Any = MllmPlanner if kind == "mllm" else LightPlanner
+            source: Any = (
+                self.load_language_model()
+                if kind == "mllm"
+                else functools.partial(self.embed_texts, processor.tokenizer)
+            )
+            self._planner = made.from_dict(self.planner_values, source, self.config, PlanStore(self.answers_folder))
         return self._planner
 
     @property
@@ -317,15 +310,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
 
     @torch.no_grad()
     def embed_texts(self, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
-        """Mean state of the text encoder for each text, by which the light planner reads.
-
-        Args:
-            tokenizer: That of the text encoder.
-            texts: None of them empty.
-
-        Returns:
-            `(texts, text width)` float32.
-        """
+        """Mean state of the text encoder for each text, `(texts, text width)` float32, by which the light planner reads."""
         found = []
         for begin in range(0, len(texts), _TEXTS_AT_ONCE):
             encoded = tokenizer(
@@ -358,19 +343,19 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         inputs = self.read(batch)
         seen = Perception({}, {}, {}, {}, {})
         for name in self.config.modalities:
-            value, real, visible = _positions(name, inputs)
+            value, real, content, visible = _positions(name, inputs)
             seen.available[name], seen.seen[name] = visible.any(dim=1), (value, visible)
             if name == "text":
                 value = self._text_features(value, real, seen.available[name], text_states)
-            seen.values[name], seen.masks[name] = self._on_grid(name, value, visible)
-            missing = self._missing_positions(name, real)
+            lengths = torch.where(content.any(dim=1), real.sum(dim=1), -1)
+            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, lengths)
             seen.wanted[name] = torch.where(seen.available[name].unsqueeze(1), seen.masks[name], missing)
         return seen
 
     def available(self, batch: Batch) -> dict[str, Tensor]:
-        """Modality -> whether anything of it is observed `(batch,)`; see `perceive`."""
+        """Whether anything of each modality is observed `(batch,)`; see `perceive`."""
         inputs = self.read(batch)
-        return {name: _positions(name, inputs)[2].any(dim=1) for name in self.config.modalities}
+        return {name: _positions(name, inputs)[3].any(dim=1) for name in self.config.modalities}
 
     def _text_features(self, input_ids: Tensor, real: Tensor, available: Tensor, states: Tensor | None) -> Tensor:
         """Standardised states of the text encoder, zeros for rows whose text is missing."""
@@ -383,32 +368,27 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 states = states.index_copy(0, rows, encoded.to(states.dtype))
         return (states - self.text_mean) / self.text_std
 
-    def _is_averaged(self, name: str) -> bool:
-        """Whether sequences may be longer than the executor's positions, and are averaged to these."""
-        longest: int = getattr(self.config, f"{name}_max_length")
-        return longest > self.config.positions(name)
+    def _on_grid(self, name: str, values: Tensor, visible: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values and what is visible on the fixed number of positions, padded, or averaged where there may be more.
 
-    def _on_grid(self, name: str, values: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Pad to the fixed number of positions, or average what is visible to that number."""
-        positions = self.config.positions(name)
+        Beside them what is generated where the modality is missing: its true length, or the typical one where that is not
+        known, -1.
+        """
+        config, positions = self.config, self.config.positions(name)
         values = values.masked_fill(~visible.unsqueeze(-1), 0.0)
-        if self._is_averaged(name):
-            return average_positions(values, visible, positions)
+        if getattr(config, f"{name}_max_length") > positions:
+            lengths = torch.full_like(lengths, positions)
+            values, visible = average_positions(values, visible, positions)
         short = positions - values.shape[1]
-        return F.pad(values, (0, 0, 0, short)), F.pad(visible, (0, short))
-
-    def _missing_positions(self, name: str, real: Tensor) -> Tensor:
-        """What is generated where the modality is missing: its true length, if that is known, or the typical one."""
-        positions = self.config.positions(name)
-        typical = positions if self._is_averaged(name) else (self.config.typical_lengths or {}).get(name, positions)
-        lengths = torch.full_like(real[:, 0], min(typical, positions), dtype=torch.long)
-        if not self._is_averaged(name):
-            lengths = torch.where(_content(name, real).any(dim=1), real.sum(dim=1), lengths)
-        return torch.arange(positions, device=real.device) < lengths.unsqueeze(1)
+        typical = min((config.typical_lengths or {}).get(name, positions), positions)
+        missing = torch.arange(positions, device=lengths.device) < torch.where(
+            lengths < 0, typical, lengths
+        ).unsqueeze(1)
+        return F.pad(values, (0, 0, 0, short)), F.pad(visible, (0, short)), missing
 
     @torch.no_grad()
     def encode_observed(self, perception: Perception) -> dict[str, Tensor]:
-        """Scaled latents of what is observed, modality -> `(batch, latents, latent_dim)`; zeros where it is missing."""
+        """Scaled latents of what is observed of each modality `(batch, latents, latent_dim)`; zeros where it is missing."""
         return {
             name: executor.vae.latents(perception.values[name], perception.masks[name])
             for name, executor in self.executors_by_name.items()
@@ -419,13 +399,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def observations(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> list[Observation]:
-        """What the planner is shown of each sample of a batch.
-
-        Args:
-            inputs: The forward's own arguments, which say what is dropped.
-            rows: See `MsaPreTrainedModel.predict_rows`; also `waveform` and `frames` where there are some.
-            processor: The model's processor.
-        """
+        """What the planner is shown of each sample of a batch; see `observe_rows`."""
         if self.media is not None and self.config.asks_language_model:
             rows = [{**row, **self.media(row)} for row in rows]
         return observe_rows(rows, inputs, processor, self.config.modalities)
@@ -433,49 +407,37 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def plan_inputs(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
-        """Plan for a batch; arguments as for `observations`, result and errors as of `plan_observations`."""
+        """Plan for a batch: `plan_observations` of its `observations`."""
         return self.plan_observations(self.observations(inputs, rows, processor), processor)
 
     def plan_observations(
         self, observations: Sequence[Observation], processor: Any, always: bool = False
     ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
-        """Plan.
+        """The plans, None where noise stands for them; and what `forward` takes of them, the arguments `..._vectors`.
 
         Args:
             observations: What is observed of each sample.
-            processor: The model's processor.
+            processor: See `planner`, also for errors.
             always: Also where noise stands for plans, as knowledge bases are made of plans.
-
-        Returns:
-            The plans, None where noise stands for them; and what `forward` takes of them, the arguments `..._vectors`.
-
-        Raises:
-            ValueError, ImportError: See `planner`.
         """
         planner, plans = self.planner(processor), None
         if not always and self.config.plan_source == "noise":
             vectors = {"observation_vectors": planner.embed_observations(observations)}
         else:
             plans = planner.plan(observations)
-            kinds = ("plan", "observation", *(["constraint"] if self.config.plan_tokens == "per_constraint" else []))
             vectors = {
-                f"{kind}_vectors": np.stack(
-                    [getattr(choice, f"{kind}_vector{'s' if kind == 'constraint' else ''}") for choice in plans]
-                )
-                for kind in kinds
+                "plan_vectors": np.stack([choice.plan_vector for choice in plans]),
+                "observation_vectors": np.stack([choice.observation_vector for choice in plans]),
             }
+            if self.config.plan_tokens == "per_constraint":
+                three = [choice.constraint_vectors for choice in plans if choice.constraint_vectors is not None]
+                vectors["constraint_vectors"] = np.stack(three)
         return plans, {name: torch.from_numpy(one).float().to(self.device) for name, one in vectors.items()}
 
     def own_entries(self, rows: Sequence[Mapping[str, Any]]) -> Tensor | None:
-        """Where the knowledge base holds the samples themselves, which are not retrieved for themselves.
+        """Rows of the samples' own entries, by `id`, `(batch,)`; `NO_ENTRY` for others, None without a knowledge base.
 
-        Where something was dropped of a training sample, its own entry would give it back.
-
-        Args:
-            rows: With `id`, where a sample has one.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch,)`, `NO_ENTRY` for samples that are not in it; None without a knowledge base.
+        They are not retrieved: where something was dropped of a training sample, its own entry would give it back.
         """
         base = self.knowledge_base
         return None if base is None else base.rows_of([str(row.get("id", "")) for row in rows]).to(self.device)
@@ -483,22 +445,21 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def conditions(
         self, perception: Perception, vectors: Mapping[str, Tensor | None], own_entries: Tensor | None = None
     ) -> Conditions:
-        """Retrieve evidence, and put together what generation depends on.
+        """Retrieve evidence (section 3.4), and put together what generation depends on.
 
         Args:
             perception: Of the batch.
             vectors: The arguments `..._vectors` of `forward`; zeros stand for those that are not there.
-            own_entries: The samples' rows in the knowledge base `(batch,)`, which are left out; None: nothing is.
+            own_entries: Entries that are left out, see the method of this name; None: nothing is.
         """
-        config = self.config
-        nothing = self.text_mean.new_zeros(len(perception), config.plan_width)
-        observation, plan, constraints = (
-            vectors.get(f"{name}_vectors") for name in ("observation", "plan", "constraint")
+        config, base = self.config, self.knowledge_base
+        plan, observation = (
+            self.text_mean.new_zeros(len(perception), config.plan_width) if given is None else given
+            for given in (vectors.get("plan_vectors"), vectors.get("observation_vectors"))
         )
-        observation = nothing if observation is None else observation
-        plan = nothing if plan is None else plan
         tokens = plan.unsqueeze(1)
         if config.plan_tokens == "per_constraint":
+            constraints = vectors.get("constraint_vectors")
             tokens = tokens.expand(-1, 3, -1) if constraints is None else constraints
         if config.plan_source == "noise":
             # Random directions: new ones in training, those of each sample's own seed otherwise.
@@ -508,34 +469,16 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 noise = draw_noise(perception.seeds(config.generation_seed, "plan"), tokens.shape[1:])[0].to(tokens)
             tokens = F.normalize(noise, dim=-1)
             plan = tokens[:, 0]
-        return Conditions(plan, tokens, observation, self.retrieve(perception, plan, observation, own_entries))
-
-    def retrieve(
-        self, perception: Perception, plan: Tensor, observation: Tensor, own_entries: Tensor | None = None
-    ) -> Evidence | None:
-        """Retrieve evidence for each sample (section 3.4).
-
-        Args:
-            perception: Of the batch.
-            plan: c_S `(batch, plan_width)`.
-            observation: u_X `(batch, plan_width)`.
-            own_entries: See `conditions`.
-
-        Returns:
-            The evidence; None without a knowledge base, or where retrieval is switched off.
-        """
-        base = self.knowledge_base
-        if base is None or self.config.retrieval_aggregation == "none":
-            return None
-        if self.config.index_factory == "Flat":
+        if base is None or config.retrieval_aggregation == "none":
+            return Conditions(plan, tokens, observation, None)
+        if config.index_factory == "Flat":
             base = self._knowledge_base = base.to(plan.device)
         asked = None
-        if self.config.retrieval_query == "random_plan":
-            seeds = perception.seeds(self.config.generation_seed, "random_plan")
+        if config.retrieval_query == "random_plan":
+            seeds = perception.seeds(config.generation_seed, "random_plan")
             own = [NO_ENTRY] * len(plan) if own_entries is None else own_entries.tolist()
-            asked = base.plans[random_entries(seeds, own, len(base), self.config.generation_seed)].to(plan)
-        evidence: Evidence = self.retriever(observation, plan, base, own_entries, asked)
-        return evidence
+            asked = base.plans[random_entries(seeds, own, len(base), config.generation_seed)].to(plan)
+        return Conditions(plan, tokens, observation, self.retriever(observation, plan, base, own_entries, asked))
 
     # --- Generating and classifying ---
 
@@ -553,12 +496,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def execute(
         self, perception: Perception, conditions: Conditions, latents: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Generate whatever is missing (section 3.5, eq. 11).
-
-        Args:
-            perception: Of the batch.
-            conditions: Of its samples.
-            latents: Of what is observed, see `encode_observed`.
+        """Generate whatever is missing (section 3.5, eq. 11), beside the `latents` of what is observed (`encode_observed`).
 
         Returns:
             By modality: latents with the missing ones generated; generated features `(batch, positions, width)`, zeros
@@ -623,16 +561,13 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def generate_missing(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]] | None = None, processor: Any = None
     ) -> GeneratedBatch:
-        """Generate what is missing of each sample.
+        """Generate what is missing of each sample: modalities that are dropped whole, or absent.
 
         Args:
-            inputs: The forward's own arguments. What is missing: modalities that are dropped whole, or absent.
+            inputs: The forward's own arguments.
             rows: The raw rows, which plans are made from; see `MsaPreTrainedModel.predict_rows`. Without them the
                 `..._vectors` in `inputs` are used, or zeros.
-            processor: The model's processor, where rows are given.
-
-        Raises:
-            ValueError, ImportError: See `planner`.
+            processor: The model's processor, where rows are given; see `planner`, also for errors.
         """
         plans, vectors = (None, {}) if rows is None else self.plan_inputs(inputs, rows, processor)
         perception = self.perceive(inputs)
@@ -716,11 +651,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def predict_rows(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> OmgOutput:
-        """Plan from the rows, then predict; arguments as for `observations`.
-
-        Raises:
-            ValueError, ImportError: See `planner`.
-        """
+        """Plan from the rows, then predict; see `MsaPreTrainedModel.predict_rows`, and `planner` for errors."""
         plans, vectors = self.plan_inputs(inputs, rows, processor)
         outputs: OmgOutput = self(**{**inputs, **vectors, "own_entries": self.own_entries(rows)})
         if plans is not None and outputs.logits is not None:
@@ -822,16 +753,15 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         )
 
 
-def _positions(name: str, inputs: MsaInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Values of a modality, its real positions, and those of them that are observed, none where no content is left."""
+def _positions(name: str, inputs: MsaInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Values of a modality, its real positions, those that say something, and those that are observed.
+
+    Special tokens of text say nothing; where nothing is observed that does, nothing is.
+    """
     real, dropped = inputs.attention(name).bool(), inputs.missing(name)
+    content = inner_tokens(real) if name == "text" else real
     visible = real if dropped is None else real & ~dropped.bool()
-    return inputs.values(name), real, visible & (_content(name, real) & visible).any(dim=1, keepdim=True)
-
-
-def _content(name: str, real: Tensor) -> Tensor:
-    """Positions that say something: all real ones, of text without the special tokens."""
-    return inner_tokens(real) if name == "text" else real
+    return inputs.values(name), real, content, visible & (content & visible).any(dim=1, keepdim=True)
 
 
 def inner_tokens(real: Tensor) -> Tensor:
@@ -843,13 +773,15 @@ def inner_tokens(real: Tensor) -> Tensor:
 
 
 def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """Average the visible positions of each sequence into a fixed number of bins of equal length.
+    """Average what is visible of each sequence into a fixed number of bins of equal length.
+
+    Neighbouring bins share a position where the length is no multiple of their number, and repeat positions where the
+    sequence is shorter.
 
     Args:
         values (`torch.FloatTensor` of shape `(batch, length, width)`): Zeros where nothing is visible.
         visible (`torch.BoolTensor` of shape `(batch, length)`): True = counts.
-        positions: Number of bins. Neighbouring bins share a position where the length is no multiple of it, and repeat
-            positions where the sequence is shorter.
+        positions: Number of bins.
 
     Returns:
         Averages `(batch, positions, width)`, and True in all bins of rows that have anything visible `(batch, positions)`.
@@ -870,14 +802,7 @@ def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[
 def random_entries(numbers: Sequence[int], own_entries: Sequence[int], entries: int, seed: int) -> list[int]:
     """Draw for each sample an entry other than its own, whose plan stands in for the sample's (Random-Plan retrieval).
 
-    Args:
-        numbers: One for each sample, on which its draw depends, beside the seed and the size of the knowledge base.
-        own_entries: The samples' rows in the knowledge base, `NO_ENTRY` for those that are not in it.
-        entries: Size of the knowledge base.
-        seed: Of the draws.
-
-    Returns:
-        Rows of the knowledge base.
+    A draw depends on the sample's number, the seed, and how many `entries` there are; own entries may be `NO_ENTRY`.
 
     Raises:
         ValueError: If there is no entry to draw.

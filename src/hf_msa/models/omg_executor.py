@@ -5,8 +5,10 @@ latents that reads the plan (deep layers) and the evidence (shallow layers), and
 losses read what was generated. The paper (sections 3.5, 3.6, eqs. 10 to 16) gives the equations; it leaves open the
 autoencoder, the denoiser's shape, the feature side of g and phi, and those are ours and say so.
 
-Masks: 1 or True = a real position. What stands at others has no influence, and results are zeros there. Latents, noise and
-evidence are in the scaled latent space, where latents of the training split have a standard deviation of one.
+Shapes: features are `(batch, length, dim)`, latents, noise and evidence `(batch, latents, latent_dim)` with one latent for
+two positions, plans `(batch, tokens, plan_width)`, observations `(batch, plan_width)`. Masks are `(batch, length)` or
+`(batch, latents)`, 1 or True = a real position; what stands at others has no influence, and results are zeros there. Latents
+are scaled: on the training split they have a standard deviation of one.
 """
 
 import importlib
@@ -34,10 +36,6 @@ def feature_statistics(values: Tensor, mask: Tensor) -> Tensor:
     """Phi of eq. 14: mean and standard deviation of each feature over time.
 
     The paper names a shallow image network as an example, which feature sequences have no use for; statistics are ours.
-
-    Args:
-        values (`torch.FloatTensor` of shape `(batch, length, dim)`): A feature sequence.
-        mask (`torch.Tensor` of shape `(batch, length)`): 1 or True = a real position.
 
     Returns:
         `torch.FloatTensor` of shape `(batch, 2 * dim)`: means, then population standard deviations.
@@ -83,29 +81,13 @@ class LatentVae(nn.Module):
 
     @staticmethod
     def latent_mask(mask: Tensor) -> Tensor:
-        """Say which latents are real: those that stand for at least one real position.
-
-        Args:
-            mask (`torch.Tensor` of shape `(batch, length)`): 1 or True = a real position.
-
-        Returns:
-            `torch.BoolTensor` of shape `(batch, latents)`.
-        """
+        """Which latents are real, of a mask over features: those that stand for at least one real position."""
         even = F.pad(mask.bool(), (0, mask.shape[1] % 2))
         real: Tensor = even.unflatten(1, (-1, 2)).any(dim=-1)
         return real
 
     def encode(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the distribution of the unscaled latents.
-
-        Args:
-            values (`torch.FloatTensor` of shape `(batch, length, dim)`): Features.
-            mask (`torch.Tensor` of shape `(batch, length)`): 1 or True = a real position.
-
-        Returns:
-            Mean and log-variance, each a `torch.FloatTensor` of shape `(batch, latents, latent_dim)`; zeros where a latent
-            is not real.
-        """
+        """Mean and log-variance of the unscaled latents, of features."""
         odd, coarse = values.shape[1] % 2, self.latent_mask(mask)
         mask, values = F.pad(mask.bool(), (0, odd)), F.pad(values, (0, 0, 0, odd))
         hidden = _blank(values, mask).transpose(1, 2)
@@ -115,25 +97,12 @@ class LatentVae(nn.Module):
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def latents(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Compute the scaled latents that diffusion and the knowledge base work on; arguments as for `encode`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, latents, latent_dim)`.
-        """
+        """The scaled latents of features, on which diffusion and the knowledge base work."""
         mean, _ = self.encode(values, mask)
         return _blank((mean - self.latent_mean) / self.latent_std, self.latent_mask(mask))
 
     def decode(self, latents: Tensor, mask: Tensor) -> Tensor:
-        """Turn scaled latents into features.
-
-        Args:
-            latents (`torch.FloatTensor` of shape `(batch, latents, latent_dim)`): Scaled latents.
-            mask (`torch.Tensor` of shape `(batch, length)`): 1 or True = a position to generate; it also gives the length,
-                which has `latents` latents.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, length, dim)`.
-        """
+        """Features of scaled latents, at the real positions of a mask over features."""
         length, coarse = mask.shape[1], self.latent_mask(mask)
         mask = F.pad(mask.bool(), (0, length % 2))
         hidden = _blank(latents * self.latent_std + self.latent_mean, coarse).transpose(1, 2)
@@ -142,7 +111,7 @@ class LatentVae(nn.Module):
         return _blank(self.decoder_out(hidden).transpose(1, 2), mask)[:, :length]
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode, draw (in training; the mean otherwise), decode, and compare; arguments as for `encode`.
+        """Encode features, draw (in training; the mean otherwise), decode, and compare.
 
         Returns:
             Scalars: the squared error of the reconstruction, mean over the values of real positions; and the divergence of
@@ -160,11 +129,7 @@ class LatentVae(nn.Module):
 class ZeroAdapter(nn.Module):
     """ZA of eq. 13: two linear layers with SiLU between, of which the second starts as zero.
 
-    A fresh adapter adds nothing, whatever it reads; its second layer learns first.
-
-    Args:
-        in_dim: Width of what is injected.
-        dim: Width of the hidden states.
+    A fresh adapter adds nothing to the hidden states of width `dim`, whatever it reads; its second layer learns first.
     """
 
     def __init__(self, in_dim: int, dim: int) -> None:
@@ -179,7 +144,7 @@ class ZeroAdapter(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, injected: Tensor) -> Tensor:
-        """Compute what is added to the hidden states, `(batch, latents, dim)`, from `(batch, latents, in_dim)`."""
+        """What is added to the hidden states."""
         output: Tensor = self.out(F.silu(self.down(injected)))
         return output
 
@@ -188,10 +153,6 @@ class PlanAttention(nn.Module):
     """CA of eq. 12: attention from the hidden states to the plan.
 
     A pooled plan is a single key, whose attention weight is always 1: every position then gets the same update.
-
-    Args:
-        dim: Width of hidden states and plan tokens.
-        num_heads: Number of heads.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -200,7 +161,7 @@ class PlanAttention(nn.Module):
         self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
 
     def forward(self, hidden: Tensor, plan: Tensor) -> Tensor:
-        """Compute what is added to `hidden` `(batch, latents, dim)` from the projected `plan` `(batch, tokens, dim)`."""
+        """What is added to `hidden` `(batch, latents, dim)`, of the projected `plan` `(batch, tokens, dim)`."""
         output: Tensor = self.attention(self.norm(hidden), plan, plan, need_weights=False)[0]
         return output
 
@@ -255,15 +216,12 @@ class Denoiser(nn.Module):
         """Predict from noisy latents what the configuration's `prediction_type` names.
 
         Args:
-            noisy (`torch.FloatTensor` of shape `(batch, latents, latent_dim)`): z_t.
-            timesteps (`torch.LongTensor` of shape `(batch,)`): t of each sample.
-            observed (`torch.FloatTensor` of shape `(batch, plan_width)`): u_X, the observation.
-            plan (`torch.FloatTensor` of shape `(batch, tokens, plan_width)`): c_S.
-            evidence (`torch.FloatTensor` of the shape of `noisy`): E; zeros where nothing was retrieved.
-            mask (`torch.Tensor` of shape `(batch, latents)`): 1 or True = a real latent.
-
-        Returns:
-            `torch.FloatTensor` of the shape of `noisy`.
+            noisy: z_t.
+            timesteps: t of each sample `(batch,)`.
+            observed: u_X, the observation.
+            plan: c_S.
+            evidence: E; zeros where nothing was retrieved.
+            mask: Over latents.
         """
         noisy, evidence = _blank(noisy, mask), _blank(evidence, mask)
         places = torch.arange(noisy.shape[1], device=noisy.device)
@@ -291,30 +249,17 @@ class Denoiser(nn.Module):
 
 
 def noise_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """First term of eq. 15 per sample `(batch,)`: squared error of predictions `(batch, latents, latent_dim)`.
-
-    The mean over the values of real latents, which a `mask` `(batch, latents)` of 1 or True names.
-    """
+    """First term of eq. 15 per sample `(batch,)`: squared error of predictions, mean over the values of real latents."""
     return masked_mean((predicted - target) ** 2, mask).mean(dim=-1)
 
 
 def plan_loss(semantics: Tensor, plan: Tensor) -> Tensor:
-    """L_plan of eq. 14 per sample `(batch,)`: 1 - cosine of the generated features' meaning and the plan, from 0 to 2.
-
-    Args:
-        semantics (`torch.FloatTensor` of shape `(batch, plan_width)`): What `FeatureSemantics` reads in the features.
-        plan (`torch.FloatTensor` of shape `(batch, tokens, plan_width)`): c_S; several tokens are averaged.
-    """
+    """L_plan of eq. 14 per sample `(batch,)`: 1 - cosine of what `FeatureSemantics` reads and the plan's mean token."""
     return 1.0 - F.cosine_similarity(semantics, plan.mean(dim=1), dim=-1)
 
 
 def evidence_loss(statistics: Tensor, expected: Tensor) -> Tensor:
-    """L_evi of eq. 14 per sample `(batch,)`: mean absolute difference of statistics `(batch, 2 * dim)`.
-
-    Args:
-        statistics: `feature_statistics` of the generated features.
-        expected: What `EvidenceAlignment` expects of the evidence.
-    """
+    """L_evi of eq. 14 per sample `(batch,)`: mean absolute difference of statistics and what the evidence lets expect."""
     return (statistics - expected).abs().mean(dim=-1)
 
 
@@ -323,10 +268,6 @@ class FeatureSemantics(nn.Module):
 
     The paper writes g, its text encoder, which cannot read features. This network is trained to match g of the plans of
     complete samples and frozen afterwards.
-
-    Args:
-        dim: Width of the features.
-        plan_width: Width of plan vectors.
     """
 
     def __init__(self, dim: int, plan_width: int) -> None:
@@ -334,25 +275,20 @@ class FeatureSemantics(nn.Module):
         self.network = nn.Sequential(nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, plan_width))
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Read `values` `(batch, length, dim)`; a `mask` of 1 or True = real. Returns `(batch, plan_width)`."""
+        """The meaning of features `(batch, plan_width)`."""
         output: Tensor = self.network(masked_mean(_blank(values, mask), mask))
         return output
 
 
 class EvidenceAlignment(nn.Module):
-    """A of eq. 14: the feature statistics that the evidence lets expect.
-
-    Args:
-        latent_dim: Width of the evidence.
-        dim: Width of the features.
-    """
+    """A of eq. 14: the feature statistics that the evidence lets expect."""
 
     def __init__(self, latent_dim: int, dim: int) -> None:
         super().__init__()
         self.project = nn.Linear(latent_dim, 2 * dim)
 
     def forward(self, evidence: Tensor, mask: Tensor) -> Tensor:
-        """Read `evidence` `(batch, latents, latent_dim)`; a `mask` of 1 or True = real. Returns `(batch, 2 * dim)`."""
+        """The statistics `(batch, 2 * dim)`."""
         output: Tensor = self.project(masked_mean(_blank(evidence, mask), mask))
         return output
 
@@ -395,10 +331,6 @@ def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list
 
     The generators are the CPU's on every machine, so a sample's noise depends on its seed alone.
 
-    Args:
-        seeds: One seed per sample.
-        shape: Shape of one sample's noise.
-
     Returns:
         `torch.FloatTensor` of shape `(len(seeds), *shape)` and the generators, for what is drawn later on.
     """
@@ -418,15 +350,15 @@ def sample_latents(
     """Walk from noise to clean latents (eq. 11 with the DDPM scheduler), reproducibly for each sample.
 
     Args:
-        denoise: Predicts from z_t `(batch, latents, latent_dim)` and the time steps `(batch,)`.
+        denoise: Predicts from z_t and the time steps `(batch,)`.
         scheduler: Of `build_scheduler`; its time steps are set.
         num_steps: Number of steps.
         seeds: One seed per sample; a sample's result does not depend on its neighbours.
         latent_dim: Width of a latent.
-        mask (`torch.Tensor` of shape `(batch, latents)`): 1 or True = a real latent.
+        mask: Over latents.
 
     Returns:
-        z_0*, `(batch, latents, latent_dim)`; and the mean squared change of z in each step, `(batch, steps)`.
+        z_0*; and the mean squared change of z in each step, `(batch, steps)`.
     """
     scheduler.set_timesteps(num_steps)
     noise, generators = draw_noise(seeds, (mask.shape[1], latent_dim))
@@ -443,12 +375,7 @@ def sample_latents(
 
 
 class ModalityExecutor(nn.Module):
-    """The executor for one modality: autoencoder, denoiser and the two heads of the consistency losses.
-
-    Args:
-        dim: Width of the modality's features.
-        config: The model's configuration.
-    """
+    """The executor for one modality, whose features have width `dim`."""
 
     def __init__(self, dim: int, config: OmgConfig) -> None:
         super().__init__()
@@ -471,12 +398,12 @@ class ModalityExecutor(nn.Module):
         """One training step: add noise, predict, estimate the clean latents in one step, decode and compare.
 
         Args:
-            latents (`torch.FloatTensor` of shape `(batch, latents, latent_dim)`): z_0, as `LatentVae.latents` gives it.
-            timesteps (`torch.LongTensor` of shape `(batch,)`): t of each sample.
-            noise (`torch.FloatTensor` of the shape of `latents`): What is added.
+            latents: z_0, as `LatentVae.latents` gives it.
+            timesteps: t of each sample `(batch,)`.
+            noise: What is added.
             schedule: The DDPM scheduler of `build_scheduler`; others know the time steps of inference only.
             observed, plan, evidence: See `Denoiser.forward`.
-            mask (`torch.Tensor` of shape `(batch, length)`): Over features, 1 or True = a real position.
+            mask: Over features.
 
         Returns:
             Losses of each sample `(batch,)`, not weighted: `"noise"` (first term of eq. 15), `"plan"` and `"evidence"`
@@ -517,10 +444,10 @@ class ModalityExecutor(nn.Module):
         Args:
             seeds, scheduler, num_steps: See `sample_latents`.
             observed, plan, evidence: See `Denoiser.forward`.
-            mask (`torch.Tensor` of shape `(batch, length)`): Over features, 1 or True = a position to generate.
+            mask: Over features: what to generate.
 
         Returns:
-            Features `(batch, length, dim)`, and what `sample_latents` returns.
+            Features, and what `sample_latents` returns.
         """
         coarse = LatentVae.latent_mask(mask)
 

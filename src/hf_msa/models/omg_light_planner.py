@@ -19,7 +19,7 @@ from .msa_verbalizer import MsaVerbalizer, summarize
 from .omg_observation import Observation
 from .omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan
 from .omg_plan_store import PlanStore, Proposals, to_half
-from .omg_planner import NOTHING_OBSERVED, Centering, Planner
+from .omg_planner import NOTHING_OBSERVED, Centering, Planner, content_hash
 
 # Counts the changes of what is proposed for equal observations by an equal fit.
 _RULES = 1
@@ -52,11 +52,8 @@ def rule_entity_action(text: str | None) -> tuple[str, str]:
     """Guess subject and verb of an English sentence by word lists and endings, without a tagger.
 
     The entity is the first pronoun that can be a subject, or what follows the first article or possessive; the action is
-    the verb behind it. Where the rules find nothing, the words of `FALLBACK_PLAN` stand in. Of a text without any Latin
-    letter, which the rules cannot read, the action is the first clause as it stands.
-
-    Args:
-        text: The transcript; None where it is missing.
+    the verb behind it. Where the rules find nothing, or the text is missing, the words of `FALLBACK_PLAN` stand in. Of a
+    text without any Latin letter, which the rules cannot read, the action is the first clause as it stands.
     """
     words = tokenize(text or "")
     if text and not re.search("[a-z]", text.lower()):
@@ -111,12 +108,6 @@ class Lexicon:
     words: Mapping[str, tuple[int, float]]
     prior: float = 5.0
 
-    @cached_property
-    def digest(self) -> str:
-        """A hash of all of it."""
-        words = sorted((word, *counts) for word, counts in self.words.items())
-        return hashlib.blake2b(repr((self.mean, self.prior, words)).encode(), digest_size=16).hexdigest()
-
     def score(self, text: str) -> float:
         """Mean weight of a text's different words, 0 where it has none; unknown words weigh 0."""
         counts = [self.words.get(word, (0, 0.0)) for word in sorted(set(tokenize(text)))]
@@ -140,14 +131,6 @@ class RidgeProbe:
     weights: np.ndarray
     bias: float
     deviation: float
-
-    @cached_property
-    def digest(self) -> str:
-        """A hash of all of it."""
-        parts = hashlib.blake2b(repr((self.bias, self.deviation)).encode(), digest_size=16)
-        for array in (self.center, self.scale, self.weights):
-            parts.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
-        return parts.hexdigest()
 
     def predict(self, features: np.ndarray) -> float:
         """The score of one row `(features,)`."""
@@ -193,9 +176,8 @@ class LightPlanner(Planner):
     def predict(self, observations: Sequence[Observation]) -> list[tuple[float, float]]:
         """Score and its deviation, in label units, for each observation.
 
-        Args:
-            observations: What is there of each clip. With nothing that the planner reads the score is 0 without
-                a deviation, so that re-ranking among words that nothing speaks for leaves it neutral.
+        Without anything that the planner reads the score is 0 without a deviation, so that re-ranking among words that
+        nothing speaks for leaves it neutral.
 
         Raises:
             ValueError: If a set of modalities is observed that no training sample had.
@@ -215,7 +197,7 @@ class LightPlanner(Planner):
     def probe_inputs(self, observations: Sequence[Observation]) -> list[dict[str, np.ndarray]]:
         """What the probes read of each modality of an observation, in the order of `MODALITIES`; of text first a score."""
         texts = [seen.transcript for seen in observations if seen.transcript]
-        vectors = iter(self.text_vectors(texts) if texts else ())
+        vectors = iter(self.vectors(texts) if texts else ())
         rows = []
         for seen in observations:
             row = {}
@@ -230,6 +212,9 @@ class LightPlanner(Planner):
 
     def to_dict(self) -> dict[str, Any]:
         """All that was fitted; the encoder is not in it."""
+        return {"kind": "light", **self._fitted(), **super().to_dict()}
+
+    def _fitted(self) -> dict[str, Any]:
         probes = [
             {
                 "modalities": list(pattern),
@@ -240,8 +225,7 @@ class LightPlanner(Planner):
             for pattern, probe in self.probes.items()
         ]
         words = {word: list(counts) for word, counts in self.lexicon.words.items()}
-        lexicon = {"mean": self.lexicon.mean, "prior": self.lexicon.prior, "words": words}
-        return {"kind": "light", "lexicon": lexicon, "probes": probes, **super().to_dict()}
+        return {"lexicon": {"mean": self.lexicon.mean, "prior": self.lexicon.prior, "words": words}, "probes": probes}
 
     @classmethod
     def from_dict(
@@ -251,13 +235,7 @@ class LightPlanner(Planner):
         config: OmgConfig,
         store: PlanStore | None = None,
     ) -> "LightPlanner":
-        """Rebuild the planner from `to_dict`.
-
-        Args:
-            values: What `to_dict` gave.
-            encode: The text encoder that it was fitted with.
-            config, store: See `Planner`.
-        """
+        """Rebuild the planner from `to_dict`, with the text encoder that it was fitted with."""
         words = {word: (count, total) for word, (count, total) in values["lexicon"]["words"].items()}
         lexicon = Lexicon(values["lexicon"]["mean"], words, values["lexicon"]["prior"])
         probes = {}
@@ -283,30 +261,30 @@ class LightPlanner(Planner):
             )
         return proposed
 
-    def _read(self, texts: Sequence[str]) -> np.ndarray:
-        return np.asarray(self.encode(texts), dtype=np.float32)
+    def _embed(self, contents: Sequence[str]) -> np.ndarray:
+        return np.asarray(self.encode(contents), dtype=np.float32)
 
-    def _perceive(self, observations: Sequence[Observation]) -> np.ndarray:
-        return self.text_vectors([self._content(seen) for seen in observations])
-
-    def _content(self, observation: Observation) -> str:
-        # It cannot hear or see, so features are said in words even where there are recordings.
+    def content(self, observation: Observation) -> str:
+        """All that is observed in words: it cannot hear or see, so features are said even where there are recordings."""
         return self._seen_text(_without_media(observation)) or NOTHING_OBSERVED
 
-    def _question(self, kind: str, observation: Observation) -> str:
-        return _without_media(observation).digest if kind == "proposals" else self._content(observation)
+    def _question(self, observation: Observation) -> str:
+        return _without_media(observation).digest
 
-    def _identity(self, kind: str) -> Mapping[str, Any]:
-        if kind != "proposals":
+    def _identity(self, proposing: bool) -> Mapping[str, Any]:
+        if not proposing:
             return {"encoder": self._encoder_digest}
         return {
             "rules": _RULES,
             "encoder": self._encoder_digest,
-            "lexicon": self.lexicon.digest,
-            "probes": [["+".join(pattern), probe.digest] for pattern, probe in self.probes.items()],
+            "fitted": self._fit_digest,
             "label_range": list(self.config.label_range),
             "num_candidates": self.config.num_candidates,
         }
+
+    @cached_property
+    def _fit_digest(self) -> str:
+        return content_hash(self._fitted())
 
     @cached_property
     def _encoder_digest(self) -> str:

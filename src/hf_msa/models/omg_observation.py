@@ -60,11 +60,7 @@ class Observation:
         return parts.hexdigest()
 
     def restricted(self, available: Collection[str]) -> "Observation":
-        """The same clip with some modalities missing.
-
-        Args:
-            available: Names of the modalities that stay where they are there.
-        """
+        """The same clip, of which only the `available` modalities stay."""
         return dataclasses.replace(
             self,
             transcript=self.transcript if "text" in available else None,
@@ -106,7 +102,7 @@ def observe_rows(
     everywhere = [True] * len(rows)
     seen = []
     for index, (row, missing) in enumerate(zip(rows, missing_positions(rows, inputs), strict=True)):
-        there = [name for name in modalities if _is_there(row, name) and attended.get(name, everywhere)[index]]
+        there = [name for name in modalities if has_modality(row, name) and attended.get(name, everywhere)[index]]
         is_partial = any(mask.any() for mask in missing.values())
         transcript, media, features = None, {}, {}
         if "text" in there:
@@ -141,7 +137,7 @@ def observe_rows(
     return seen
 
 
-def _is_there(row: Mapping[str, Any], modality: str) -> bool:
+def has_modality(row: Mapping[str, Any], modality: str) -> bool:
     """Whether a complete row has something of a modality."""
     if modality == "text":
         return bool(str(row.get("text") or "").strip())

@@ -72,9 +72,6 @@ def parse_plan(text: str) -> Plan:
 
     Capitals, spaces around words, quotation marks around a value and a full stop at its end make no difference.
 
-    Args:
-        text: The answer.
-
     Raises:
         ValueError: If it breaks the schema; `schema_violations` says how.
     """
@@ -87,15 +84,9 @@ def parse_plan(text: str) -> Plan:
 
 
 def schema_violations(text: str) -> tuple[str, ...]:
-    """In which ways an answer breaks the schema, empty where it is a plan.
-
-    Args:
-        text: The answer.
-    """
+    """The ways in which an answer breaks the schema, none where it is a plan."""
     fields = _read_fields(text)
-    if fields is None:
-        return (f"the fields are not {', '.join(PLAN_FIELDS)}",)
-    return _violations(fields)
+    return (f"the fields are not {', '.join(PLAN_FIELDS)}",) if fields is None else _violations(fields)
 
 
 def _read_fields(text: str) -> dict[str, str] | None:

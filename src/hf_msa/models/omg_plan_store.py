@@ -1,4 +1,4 @@
-"""What OMG-Agent's planner has found before: a question to a large model is asked once, and every run needs the same ones.
+"""Answers that OMG-Agent's planner was given before: every run needs the same ones, and a large model is asked once.
 
 A SQLite database, in a file that several processes may use at once, or a temporary one of this process. Keys are hashes of
 everything that an answer depends on (see `Planner`), so planners, data sets, seeds and ablations may share a file, and it
@@ -29,17 +29,13 @@ _KEYS_AT_ONCE = 500
 
 
 def to_half(vectors: np.ndarray) -> np.ndarray:
-    """Round vectors to the half precision in which they are kept; what is too large becomes the largest half.
-
-    Args:
-        vectors: `(rows, width)`.
-    """
+    """Round vectors to the half precision in which they are kept; what is too large becomes the largest half."""
     half: np.ndarray = np.clip(vectors, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16)
     return half
 
 
 class PlanStore:
-    """Where a planner looks before it asks its model, and leaves what it was told.
+    """Where a planner looks before it asks its model, and leaves the answers.
 
     What is stored says neither what is chosen nor how vectors are centred: both are worked out anew each time. Of answers
     that two processes write to one key the first stays. A file that is damaged is left alone, with a warning.

@@ -125,9 +125,7 @@ class PlanChoice:
 def choose(candidates: Sequence[Candidate], reranking: bool = True) -> int | None:
     """Index of the candidate with the highest utility, the first of equals; None where all break the schema.
 
-    Args:
-        candidates: With costs and utilities.
-        reranking: False takes the first that keeps to the schema.
+    Without `reranking` the first that keeps to the schema is taken.
     """
     valid = [index for index, candidate in enumerate(candidates) if candidate.plan is not None]
     if not valid:
@@ -177,52 +175,47 @@ class Planner(ABC):
     def _shared_parts(values: Mapping[str, Any]) -> tuple[MsaVerbalizer | None, Centering | None]:
         """Verbalizer and centering out of `to_dict`."""
         said, means = values["verbalizer"], values["centering"]
-        return (
-            None if said is None else MsaVerbalizer.from_dict(said),
-            None if means is None else Centering.from_dict(means),
-        )
+        verbalizer = None if said is None else MsaVerbalizer.from_dict(said)
+        return verbalizer, None if means is None else Centering.from_dict(means)
 
     @abstractmethod
-    def _identity(self, kind: str) -> Mapping[str, Any]:
-        """What the answers of a kind, `"proposals"`, `"text"` or `"observation"`, depend on beside the question."""
+    def content(self, observation: Observation) -> Any:
+        """What is observed, as `vectors` reads it."""
 
     @abstractmethod
-    def _question(self, kind: str, observation: Observation) -> str:
-        """What is asked about an observation, or a hash of it."""
+    def _embed(self, contents: Sequence[Any]) -> np.ndarray:
+        """Vectors of texts or `content`, `(contents, width)`, not centred."""
 
     @abstractmethod
     def _propose(self, observations: Sequence[Observation]) -> Sequence[Proposals]:
         """For each observation the candidates: what was written, and its log-probability."""
 
     @abstractmethod
-    def _read(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of bare texts, `(texts, width)`, not centred."""
+    def _question(self, observation: Observation) -> str:
+        """What candidates are asked for by, or a hash of it."""
 
     @abstractmethod
-    def _perceive(self, observations: Sequence[Observation]) -> np.ndarray:
-        """Vectors of observations, `(observations, width)`, not centred."""
+    def _identity(self, proposing: bool) -> Mapping[str, Any]:
+        """What vectors, or candidates, depend on beside the question, as plain JSON values."""
 
     def propose(self, observations: Sequence[Observation]) -> list[Proposals]:
-        """For each observation the candidates: what was written, and its log-probability."""
-        return self._answers("proposals", observations, self._propose)
+        """As `_propose`, but looked up first."""
+        return self._answers(True, [self._question(seen) for seen in observations], observations, self._propose)
 
-    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors g of plans, of their single constraints or of transcripts, not centred; `(texts, width)` float32."""
-        return np.stack(self._answers("text", texts, lambda some: to_half(self._read(some)))).astype(np.float32)
-
-    def observation_vectors(self, observations: Sequence[Observation]) -> np.ndarray:
-        """Vectors psi of observations, not centred; `(observations, width)` float32."""
-        found = self._answers("observation", observations, lambda some: to_half(self._perceive(some)))
-        return np.stack(found).astype(np.float32)
+    def vectors(self, contents: Sequence[Any]) -> np.ndarray:
+        """Vectors of texts (g: plans, their constraints, transcripts) or of `content` (psi), not centred; float32."""
+        questions = [one if isinstance(one, str) else one.digest for one in contents]
+        answers = self._answers(False, questions, contents, lambda some: to_half(self._embed(some)))
+        return np.stack(answers).astype(np.float32)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """As `text_vectors`, but centred and of length 1."""
-        return normalize(self.text_vectors(texts), None if self.centering is None else self.centering.plan_mean)
+        """Vectors of texts, centred and of length 1."""
+        return normalize(self.vectors(texts), None if self.centering is None else self.centering.plan_mean)
 
     def embed_observations(self, observations: Sequence[Observation]) -> np.ndarray:
-        """As `observation_vectors`, but centred and of length 1."""
+        """Vectors of observations, centred and of length 1."""
         mean = None if self.centering is None else self.centering.observation_mean
-        return normalize(self.observation_vectors(observations), mean)
+        return normalize(self.vectors([self.content(seen) for seen in observations]), mean)
 
     def plan(self, observations: Sequence[Observation]) -> list[PlanChoice]:
         """Plan for each observation; its plan depends on it alone, as far as the model's numbers do."""
@@ -254,19 +247,19 @@ class Planner(ABC):
             for choice, three in zip(choices, parts.reshape(len(choices), 3, -1), strict=True)
         ]
 
-    def _answers(self, kind: str, asked: Sequence[Any], find: Callable[[list[Any]], Iterable[Any]]) -> list[Any]:
+    def _answers(
+        self, proposing: bool, questions: Sequence[str], asked: Sequence[Any], find: Callable[[Any], Iterable[Any]]
+    ) -> list[Any]:
         """Answers out of the store; what is not in it is found, equal questions once, and kept."""
-        store, identity = self.store, _hash(self._identity(kind))
-        questions = asked if kind == "text" else [self._question(kind, one) for one in asked]
-        keys = [_hash([kind, identity, question]) for question in questions]
-        known: dict[str, Any] = store.proposals(keys) if kind == "proposals" else store.vectors(keys)
+        look_up: Any = self.store.proposals if proposing else self.store.vectors
+        keep: Any = self.store.add_proposals if proposing else self.store.add_vectors
+        identity = content_hash(self._identity(proposing))
+        keys = [content_hash([proposing, identity, question]) for question in questions]
+        known = look_up(keys)
         unknown = {key: one for key, one in zip(keys, asked, strict=True) if key not in known}
         if unknown:
             found = dict(zip(unknown, find(list(unknown.values())), strict=True))
-            if kind == "proposals":
-                store.add_proposals(found)
-            else:
-                store.add_vectors(found)
+            keep(found)
             known |= found
         return [known[key] for key in keys]
 
@@ -286,7 +279,8 @@ class Planner(ABC):
         return "\n".join(part for part in (observation.transcript, description) if part)
 
 
-def _hash(value: Any) -> str:
+def content_hash(value: Any) -> str:
+    """A hash of plain JSON values."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
@@ -366,12 +360,7 @@ class MllmPlanner(Planner):
     def from_dict(
         cls, values: Mapping[str, Any], mllm: Mllm, config: OmgConfig, store: PlanStore | None = None
     ) -> "MllmPlanner":
-        """Rebuild the planner from `to_dict`.
-
-        Args:
-            values: What `to_dict` gave.
-            mllm: The model, with its adapter where it was saved with one.
-            config, store: See `Planner`.
+        """Rebuild the planner from `to_dict`, with the model, and its adapter where it was saved with one.
 
         Raises:
             ValueError: If the model is known to have another adapter than the one with which the planner was fitted.
@@ -385,48 +374,37 @@ class MllmPlanner(Planner):
         adapter = None if "adapter" in known else values["adapter"]
         return cls(mllm, config, *cls._shared_parts(values), store, adapter)
 
-    def _identity(self, kind: str) -> Mapping[str, Any]:
-        if kind != "proposals":
-            return self.identity
+    def _identity(self, proposing: bool) -> Mapping[str, Any]:
+        return {**self.identity, **self._draws(), "log_prob": self.config.log_prob} if proposing else self.identity
+
+    def _question(self, observation: Observation) -> str:
+        return self.request(observation).digest
+
+    def _propose(self, observations: Sequence[Observation]) -> list[Proposals]:
+        """Draw candidates: each one string, its fields in fixed order, so that each is drawn given those before it."""
+        answers = self.mllm.generate([self.request(observation) for observation in observations], **self._draws())
+        return [tuple((answer.text, self._log_prob(answer)) for answer in row) for row in answers]
+
+    def _draws(self) -> dict[str, Any]:
+        """How candidates are drawn, as `Mllm.generate` takes it."""
         config = self.config
         return {
-            **self.identity,
             "num_candidates": config.num_candidates,
-            "log_prob": config.log_prob,
             "temperature": config.plan_temperature,
             "top_p": config.plan_top_p,
             "max_new_tokens": config.plan_max_new_tokens,
             "seed": config.generation_seed,
         }
 
-    def _question(self, kind: str, observation: Observation) -> str:
-        return (self.request(observation) if kind == "proposals" else self._content(observation)).digest
-
-    def _propose(self, observations: Sequence[Observation]) -> list[Proposals]:
-        """Draw candidates: each one string, its fields in fixed order, so that each is drawn given those before it."""
-        config = self.config
-        answers = self.mllm.generate(
-            [self.request(observation) for observation in observations],
-            max_new_tokens=config.plan_max_new_tokens,
-            num_candidates=config.num_candidates,
-            temperature=config.plan_temperature,
-            top_p=config.plan_top_p,
-            seed=config.generation_seed,
-        )
-        return [tuple((answer.text, self._log_prob(answer)) for answer in row) for row in answers]
-
     def _log_prob(self, answer: MllmAnswer) -> float:
         if self.config.log_prob == "sum" or not answer.token_logprobs:
             return answer.logprob
         return answer.logprob / len(answer.token_logprobs)
 
-    def _read(self, texts: Sequence[str]) -> np.ndarray:
-        return self.mllm.embed([MllmRequest(text) for text in texts])
+    def _embed(self, contents: Sequence[str | MllmRequest]) -> np.ndarray:
+        return self.mllm.embed([MllmRequest(one) if isinstance(one, str) else one for one in contents])
 
-    def _perceive(self, observations: Sequence[Observation]) -> np.ndarray:
-        return self.mllm.embed([self._content(observation) for observation in observations])
-
-    def _content(self, observation: Observation) -> MllmRequest:
+    def content(self, observation: Observation) -> MllmRequest:
         """All that is observed, without a question."""
         text = self._seen_text(observation)
         if not text and observation.audio is None and observation.frames is None:

@@ -45,7 +45,7 @@ def encode_rows(model: OmgForSentimentAnalysis, processor: Any, rows: MsaRows, b
     were looked up.
 
     Raises:
-        MsaError: If there is no such row, a number is not finite, or the planner cannot be had.
+        MsaError: If there is no such row, a number is not finite, or there is no planner.
     """
     ids: list[str] = []
     parts: dict[str, list[Tensor]] = {}

@@ -24,10 +24,7 @@ _AT_ONCE = 64
 def randomly_restricted(observation: Observation, seed: int, draw: int = 0) -> Observation:
     """The same clip with a random set of its modalities, at least one: each set, the whole one too, is equally likely.
 
-    Args:
-        observation: The clip.
-        seed: Of the draw, which depends on it, the number of the draw and what is observed alone.
-        draw: Another number is another set, e.g. in each epoch.
+    The set depends on the seed, the number of the draw, e.g. of the epoch, and what is observed alone.
     """
     names = observation.modalities
     if len(names) < 2:
@@ -57,7 +54,8 @@ def fit_centering(planner: Planner, observations: Iterable[Observation], seed: i
     while chunk := list(islice(clips, _AT_ONCE)):
         written = [text for proposed in planner.propose(chunk) for text, _ in proposed if not schema_violations(text)]
         texts = [parse_plan(text).to_text() for text in written]
-        vectors = [planner.text_vectors(texts) if texts else None, planner.observation_vectors(chunk)]
+        observed = planner.vectors([planner.content(seen) for seen in chunk])
+        vectors = [planner.vectors(texts) if texts else None, observed]
         for place, some in enumerate(vectors):
             if some is not None:
                 sums[place] = sums[place] + some.sum(0, dtype=np.float64)
@@ -65,7 +63,7 @@ def fit_centering(planner: Planner, observations: Iterable[Observation], seed: i
     if not counts[1]:
         raise MsaError("No observations were given; the means are taken over those of the training split.")
     if not counts[0]:
-        sums[0], counts[0] = planner.text_vectors([FALLBACK_PLAN.to_text()])[0], 1
+        sums[0], counts[0] = planner.vectors([FALLBACK_PLAN.to_text()])[0], 1
     plan_mean, observation_mean = (
         np.asarray(one / count, np.float32) for one, count in zip(sums, counts, strict=True)
     )
@@ -73,13 +71,7 @@ def fit_centering(planner: Planner, observations: Iterable[Observation], seed: i
 
 
 def fit_lexicon(texts: Sequence[str], labels: Sequence[float], prior: float = 5.0) -> Lexicon:
-    """Count the words of the training transcripts.
-
-    Args:
-        texts: Transcripts.
-        labels: Their scores.
-        prior: See `Lexicon`; above 0.
-    """
+    """Count the words of the training transcripts; the prior has to be above 0."""
     mean = float(np.mean(labels)) if len(labels) else 0.0
     words: dict[str, tuple[int, float]] = {}
     for text, label in zip(texts, labels, strict=True):
@@ -97,12 +89,9 @@ def score_without_itself(lexicon: Lexicon, text: str, label: float) -> float:
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray, ridge: float = 1.0) -> RidgeProbe:
-    """Minimise mean squared error + ridge * |weights|^2 in closed form.
+    """Minimise mean squared error + ridge * |weights|^2 over features `(rows, features)` and labels `(rows,)`.
 
-    Args:
-        features: `(rows, features)`.
-        labels: `(rows,)`.
-        ridge: Strength, above 0; independent of the number of rows.
+    The ridge, above 0, is as strong for any number of rows.
     """
     center, scale = features.mean(0), features.std(0)
     scale = np.where(scale > 1e-9 * np.maximum(1.0, np.abs(center)), scale, 1.0)
@@ -124,10 +113,9 @@ def fit_light_planner(
     """Fit lexicon and a probe for each set of modalities; `fit_centering` is to follow.
 
     Args:
-        observations: Of the training split, as complete as they are.
-        labels: Their scores, in label units.
+        observations, labels: Of the training split, as complete as it is.
         encode, config, verbalizer, store: See `LightPlanner`.
-        ridge: Strength of the probes.
+        ridge: See `fit_probe`.
     """
     texts = [seen.transcript for seen in observations]
     spoken = [(text, label) for text, label in zip(texts, labels, strict=True) if text is not None]

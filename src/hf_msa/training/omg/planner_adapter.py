@@ -43,12 +43,8 @@ class PlanExamples(Sequence[MllmExample]):
 
     Args:
         planner: Asks as it does when it plans.
-        observations: Of complete clips.
-        targets: A plan for each.
-        seed: Of what is missing.
-
-    Attributes:
-        draw: Another number makes other modalities go missing (`randomly_restricted`).
+        observations, targets: Complete clips, and a plan for each.
+        seed: Of what is missing; another `draw` makes other modalities go missing (`randomly_restricted`).
     """
 
     def __init__(
@@ -80,13 +76,7 @@ class _DrawOfEpoch(TrainerCallback):
 
 
 def target_plans(planner: MllmPlanner, observations: Sequence[Observation], labels: Sequence[float]) -> list[Plan]:
-    """The planner's best plan of each clip, with the word for its label as the sentiment.
-
-    Args:
-        planner: Not yet adapted.
-        observations: Of complete training clips; each is read once, some at a time.
-        labels: Their scores.
-    """
+    """The planner's best plan of each complete training clip, with the word for its label as the sentiment."""
     targets: list[Plan] = []
     for begin in tqdm(range(0, len(labels), _AT_ONCE), desc="plans to learn from", leave=False, disable=None):
         some = range(begin, min(begin + _AT_ONCE, len(labels)))

@@ -28,13 +28,7 @@ def patterns(modalities: Sequence[str]) -> list[Pattern]:
 
 
 class CompleteObservations(Sequence[Observation]):
-    """Observations of complete rows, each made when it is needed: recordings of a split do not fit into memory.
-
-    Args:
-        model: Says what the planner is shown.
-        rows: The rows.
-        processor: The model's processor.
-    """
+    """Observations of complete rows, each made when it is needed: recordings of a split do not fit into memory."""
 
     def __init__(self, model: OmgForSentimentAnalysis, rows: MsaRows, processor: Any) -> None:
         self._model, self._rows, self._processor = model, rows, processor
@@ -48,13 +42,7 @@ class CompleteObservations(Sequence[Observation]):
 
 
 class PlannedRows:
-    """Plan vectors of a split's rows, made when they are first needed and kept in half precision.
-
-    Args:
-        model: Its planner plans.
-        rows: The rows.
-        processor: The model's processor.
-    """
+    """Plan vectors of a split's rows, made by the model's planner when they are first needed, kept in half precision."""
 
     def __init__(self, model: OmgForSentimentAnalysis, rows: MsaRows, processor: Any) -> None:
         self._model, self._processor = model, processor

@@ -55,8 +55,7 @@ class OmgTrainer(AdamTrainer):
 
     Args:
         objective: See `OmgForSentimentAnalysis.compute`; None trains the classifier.
-        planned: By split, plans of the rows.
-        text_states: By split, states of the complete texts.
+        planned, text_states: By split, plans of the rows and states of the complete texts.
         **kwargs: See `MsaTrainer`.
     """
 
@@ -71,9 +70,7 @@ class OmgTrainer(AdamTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._objective = objective
-        self._planned = planned
-        self._text_states = text_states
+        self._objective, self._planned, self._text_states = objective, planned, text_states
         base = self.model.knowledge_base
         self._own_entries = None if base is None else base.rows_of(self.train_rows.ids)
 
@@ -168,14 +165,9 @@ def run(context: RunContext) -> MsaPreTrainedModel:
 
 
 def prepare_texts(context: RunContext, model: OmgForSentimentAnalysis) -> dict[str, TextStates]:
-    """Compute the states of all complete texts once, and how they and the lengths of all modalities are distributed.
-
-    Returns:
-        The states, by split.
-    """
-    files = {
-        split: context.stage_folder("plans") / f"text_states_{split}.safetensors" for split in ("train", "validation")
-    }
+    """Compute the states of all complete texts, by split, and how they and the lengths of modalities are distributed."""
+    folder = context.stage_folder("plans")
+    files = {split: folder / f"text_states_{split}.safetensors" for split in ("train", "validation")}
     for split, file in files.items():
         if PartialState().is_main_process and not file.is_file():
             compute_text_states(model, context.rows[split], context.complete_collator(split), file)
@@ -191,11 +183,7 @@ def prepare_texts(context: RunContext, model: OmgForSentimentAnalysis) -> dict[s
 
 
 def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
-    """Give the model its planner: fitted to the training split, and adapted where a language model is to be; or read it.
-
-    Raises:
-        MsaError: If the language model is not there.
-    """
+    """Give the model its planner: fitted to the training split, and adapted where a language model is to be; or read it."""
     file = context.stage_folder("plans") / PLANNER_FILE
     with as_msa_errors():
         if model.config.planner == "mllm" and model.config.planner_lora:
@@ -272,14 +260,10 @@ def fit_scales(model: OmgForSentimentAnalysis, processor: Any, rows: Any) -> Non
 
 @torch.no_grad()
 def fit_scale(vae: LatentVae, means: Tensor) -> None:
-    """Set center and scale of latents: each channel's mean, and one standard deviation around them.
+    """Set center and scale of latents by unscaled ones of the training split, `(latents, latent_dim)`.
 
-    One deviation for all channels, so that channels the autoencoder does not use stay small. Without the center most of what
-    diffusion has to generate would be the same for every sample.
-
-    Args:
-        vae: The autoencoder.
-        means (`torch.FloatTensor` of shape `(latents, latent_dim)`): Unscaled real latents of the training split.
+    That is each channel's mean, without which most of what diffusion has to generate would be the same for every sample; and
+    one deviation for all channels, so that channels the autoencoder does not use stay small.
 
     Raises:
         MsaError: If they do not vary.
