@@ -15,7 +15,7 @@ from hf_msa.data.schema import DatasetFacts, msa_features
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_observation import observe_rows
 from hf_msa.training.omg.entries import build_knowledge_base
-from hf_msa.training.omg.fit_planner import fit_centering, fit_light_planner
+from hf_msa.training.omg.planners import fit_centering, fit_light_planner
 from tiny import WIDTHS, WORDS, tiny_omg_config, tiny_processor
 
 SIZES = {"train": 16, "validation": 4, "test": 12}

@@ -15,7 +15,7 @@ from hf_msa.hub.push import _contents, push_run
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_observation import observe_rows
-from hf_msa.training.omg.fit_planner import fit_light_planner
+from hf_msa.training.omg.planners import fit_light_planner
 from loopback_hub import OWNER, LoopbackHub
 from test_push import WORDS, save_run
 

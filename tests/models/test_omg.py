@@ -20,7 +20,7 @@ from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_observation import observe_rows
 from hf_msa.models.omg_planner import MllmPlanner
-from hf_msa.training.omg.fit_planner import fit_centering, fit_light_planner
+from hf_msa.training.omg.planners import fit_centering, fit_light_planner
 from scripted_mllm import ScriptedMllm, says
 from tiny import UNK, VOCABULARY, tiny_batch, tiny_omg_config, tiny_processor, tiny_rows
 

@@ -29,7 +29,7 @@ from hf_msa.models.omg_planner import (
     plan_prompt,
     semantic_cost,
 )
-from hf_msa.training.omg.fit_planner import fit_centering, fit_light_planner
+from hf_msa.training.omg.planners import fit_centering, fit_light_planner
 from scripted_mllm import ScriptedMllm, says
 from tiny import tiny_omg_config
 from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm
@@ -274,8 +274,8 @@ class TestMllmPlanner:
         assert [candidate.utility for candidate in loud.candidates[:2]] == pytest.approx([-1.0, -2.1])
         assert [candidate.utility for candidate in quiet.candidates[:2]] == pytest.approx([-1.6, -1.5])
         assert (loud.plan, quiet.plan) == (GLAD, SAD)
-        again = Centering.from_dict(json.loads(json.dumps(planner.centering.to_dict())))
-        assert np.array_equal(again.plan_mean, planner.centering.plan_mean)
+        again = MllmPlanner.from_dict(json.loads(json.dumps(planner.to_dict())), mllm, planner.config).centering
+        assert again is not None and np.array_equal(again.plan_mean, planner.centering.plan_mean)
         assert again.observation_mean.dtype == np.float32
 
     def test_nothing_to_take_the_means_of_is_refused(self) -> None:

@@ -252,5 +252,5 @@ class TestRandomPlans:
         assert random_entries(numbers, own, 1000, seed=2) != drawn
 
     def test_needs_another_entry(self) -> None:
-        with pytest.raises(ValueError, match="none of them other than the sample's own"):
+        with pytest.raises(ValueError, match="no entry other than the sample's own"):
             random_entries([1], [0], entries=1, seed=0)

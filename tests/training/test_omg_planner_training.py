@@ -14,11 +14,11 @@ from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan
 from hf_msa.models.omg_planner import MllmPlanner
 from hf_msa.training.lora import AnswerCollator
-from hf_msa.training.omg.fit_planner import fit_centering
-from hf_msa.training.omg.planner_adapter import (
+from hf_msa.training.omg.planners import (
     TARGETS_FILE,
     PlanExamples,
     PlannerTrainingArguments,
+    fit_centering,
     target_plans,
     train_planner_adapter,
 )

@@ -23,7 +23,7 @@ from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_light_planner import _ENCODER_TEXTS, LightPlanner, tokenize
 from hf_msa.models.omg_observation import observe_rows
 from hf_msa.training.omg.entries import complete_batches
-from hf_msa.training.omg.fit_planner import fit_centering, fit_light_planner
+from hf_msa.training.omg.planners import fit_centering, fit_light_planner
 from hf_msa.training.omg.plans import PlannedRows, is_partial, observed_patterns, patterns
 from hf_msa.training.omg.stages import OmgTrainer
 from hf_msa.training.recipes import load_recipe

@@ -2,7 +2,6 @@
 
 import importlib
 import re
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +31,9 @@ class FaissIndex:
             self._faiss = importlib.import_module("faiss")
         except ImportError as error:
             raise ImportError(
-                f"The index {factory!r} needs the package 'faiss', which is not installed: pip install 'hf-msa[kb]'; 'Flat' "
-                "needs none."
+                f"The index {factory!r} needs the package 'faiss', which is not installed: pip install 'hf-msa[kb]'."
             ) from error
-        table = np.ascontiguousarray(keys.cpu().numpy(), dtype=np.float32)
+        self._factory, table = factory, np.ascontiguousarray(keys.cpu().numpy(), dtype=np.float32)
         try:
             if _DEADLY_FACTORY.search(factory):
                 raise RuntimeError("no size may be 0, and a graph needs at least 2 links per key")
@@ -54,33 +52,24 @@ class FaissIndex:
 
     def set_effort(self, nprobe: int | None = None, ef_search: int | None = None) -> None:
         """Search more or less thoroughly from now on; see the class."""
-        self._parameters = self._search_parameters(self.index, nprobe, ef_search)
+        # A graph may be the index, or find the lists of one.
+        efforts = (("nprobe", nprobe, ["nprobe"]), ("ef_search", ef_search, ["efSearch", "quantizer_efSearch"]))
+        for name, number, parameters in efforts:
+            if number is not None and not any(self._takes(parameter, number) for parameter in parameters):
+                raise ValueError(
+                    f"A search in the index {self._factory!r} takes no {name}; nprobe is for IVF, ef_search for HNSW."
+                )
 
-    def _search_parameters(self, index: Any, nprobe: int | None, ef_search: int | None) -> Any:
-        """FAISS's parameters of a search, handed down to the parts of an index that read them."""
-        faiss = self._faiss
-        index = faiss.downcast_index(index)
-        if nprobe is None and ef_search is None:
-            return None
-        if isinstance(index, faiss.IndexPreTransform):
-            inner = self._search_parameters(index.index, nprobe, ef_search)
-            return faiss.SearchParametersPreTransform(index_params=inner)
-        if isinstance(index, faiss.IndexIVF):
-            inner = self._search_parameters(index.quantizer, None, ef_search)
-            return faiss.SearchParametersIVF(nprobe=nprobe or index.nprobe, quantizer_params=inner)
-        if isinstance(index, faiss.IndexHNSW) and nprobe is None:
-            return faiss.SearchParametersHNSW(efSearch=ef_search)
-        raise ValueError(
-            f"A search in an {type(index).__name__} takes no {'ef_search' if nprobe is None else 'nprobe'}; nprobe is for "
-            "IVF indexes, ef_search for HNSW."
-        )
+    def _takes(self, parameter: str, number: int) -> bool:
+        """Set a parameter of the index's search, if it has it."""
+        try:
+            self._faiss.ParameterSpace().set_index_parameter(self.index, parameter, number)
+        except RuntimeError:
+            return False
+        return True
 
     def search(self, queries: Tensor, count: int) -> Tensor:
-        """Rows of the keys nearest to each of the `queries` `(batch, query_dim)`, best first.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch, count)`; -1 where the index has found fewer.
-        """
+        """Rows `(batch, count)` of the keys nearest to queries `(batch, query_dim)`, best first; -1 where none is left."""
         table = np.ascontiguousarray(queries.cpu().numpy(), dtype=np.float32)
-        rows = self.index.search(table, count, params=self._parameters)[1]
+        rows = self.index.search(table, count)[1]
         return torch.from_numpy(rows).to(queries.device)

@@ -23,6 +23,8 @@ FORMAT = 2
 NO_ENTRY = -1
 """Stands where an index has found no entry, and for a sample that is not in the knowledge base."""
 _PLAN, _OBSERVATION, _VALUE = "plan", "observation", "value_"
+# Of the format before, beside its Arrow files.
+_OLDER_FILES = ("keys.faiss", "state.json", "dataset_info.json")
 
 
 class KnowledgeBase:
@@ -39,10 +41,8 @@ class KnowledgeBase:
     """
 
     def __init__(self, ids: Sequence[str], plans: Tensor, observations: Tensor, values: Mapping[str, Tensor]) -> None:
-        self.ids = [str(entry) for entry in ids]
-        self.plans = plans
-        self.observations = observations
-        self.values = dict(values)
+        self.ids, self.values = [str(entry) for entry in ids], dict(values)
+        self.plans, self.observations = plans, observations
         self._row_of = {entry: row for row, entry in enumerate(self.ids)}
         if not self.ids or not values:
             raise ValueError(f"{len(self.ids)} entries of {len(self.values)} modalities hold nothing to retrieve.")
@@ -76,69 +76,47 @@ class KnowledgeBase:
         return KnowledgeBase(self.ids, self.plans.to(device), self.observations.to(device), values)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the entries.
-
-        Args:
-            folder: Where to; an old knowledge base there, even the one that this was loaded from, is replaced.
-        """
+        """Write the entries to a folder; a knowledge base there, even the one that this was loaded from, is replaced."""
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new.", dir=place) as name:
-            new = Path(name)
             tables = {name: table.cpu().contiguous().numpy() for name, table in self._tables().items()}
-            importlib.import_module("safetensors.numpy").save_file(tables, str(new / ENTRIES_FILE))
+            importlib.import_module("safetensors.numpy").save_file(tables, str(Path(name, ENTRIES_FILE)))
             description = json.dumps({"format": FORMAT, "ids": self.ids}, ensure_ascii=False)
-            (new / DESCRIPTION_FILE).write_text(description + "\n", encoding="utf-8")
+            Path(name, DESCRIPTION_FILE).write_text(description + "\n", encoding="utf-8")
             for file in (ENTRIES_FILE, DESCRIPTION_FILE):
-                (new / file).replace(place / file)
-        # Of the format before.
-        for old in (
-            *place.glob("*.arrow"),
-            *(place / name for name in ("keys.faiss", "state.json", "dataset_info.json")),
-        ):
+                Path(name, file).replace(place / file)
+        for old in [*place.glob("*.arrow"), *map(place.joinpath, _OLDER_FILES)]:
             old.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "KnowledgeBase":
-        """Map what `save` has written into memory; see `fetch`.
-
-        Raises:
-            ValueError: If there is none, or it cannot be read.
-        """
+        """Map what `save` has written into memory; see `fetch`."""
         path = Path(folder)
-        base = cls.fetch(lambda name: path / name if (path / name).is_file() else None)
-        if base is None:
-            raise ValueError(f"{str(path)!r} holds no knowledge base: the file {DESCRIPTION_FILE} is not there.")
-        return base
+        return cls.fetch(lambda name: path / name if (path / name).is_file() else None)
 
     @classmethod
-    def fetch(cls, get: Callable[[str], Path | None]) -> "KnowledgeBase | None":
+    def fetch(cls, get: Callable[[str], Path | None]) -> "KnowledgeBase":
         """Map a saved knowledge base into memory whose files are fetched one by one, e.g. from the Hub.
 
         Args:
             get: Gives the place of a file by its plain name, or None where there is no such file.
 
-        Returns:
-            The knowledge base; None without its `DESCRIPTION_FILE`.
-
         Raises:
-            ValueError: If another file is absent, of another format, or cannot be read.
+            ValueError: If a file is absent, of another format, or cannot be read.
             ImportError: If it is of the format before this one, and `datasets` is not installed.
         """
 
-        def place(name: str) -> str:
+        def place(name: str) -> Path:
             found = get(name)
             if found is None:
                 raise ValueError(f"the file {name!r} is not there")
-            return str(found)
+            return found
 
-        file = get(DESCRIPTION_FILE)
-        if file is None:
-            return None
         load_file = importlib.import_module("safetensors.torch").load_file
         unreadable = importlib.import_module("safetensors").SafetensorError
         try:
-            about = json.loads(file.read_text(encoding="utf-8"))
+            about = json.loads(place(DESCRIPTION_FILE).read_text(encoding="utf-8"))
             if about["format"] == FORMAT:
                 ids, tables = about["ids"], load_file(place(ENTRIES_FILE))
             elif about["format"] == 1:
@@ -152,7 +130,7 @@ class KnowledgeBase:
             raise ValueError(f"The knowledge base cannot be read ({reason}); build it again.") from error
 
 
-def _read_arrow(about: Mapping[str, Any], place: Callable[[str], str]) -> tuple[list[str], dict[str, Tensor]]:
+def _read_arrow(about: Mapping[str, Any], place: Callable[[str], Path]) -> tuple[list[str], dict[str, Tensor]]:
     """Ids and columns of the format before: Arrow files, whose readers take lengths for granted unless they are asked."""
     try:
         datasets = importlib.import_module("datasets")
@@ -163,7 +141,7 @@ def _read_arrow(about: Mapping[str, Any], place: Callable[[str], str]) -> tuple[
     strange = [name for name in about["files"] if not re.fullmatch(r"\w[\w-]*\.arrow", name, re.ASCII)]
     if strange:
         raise ValueError(f"{strange[0]!r} is not the plain name of an Arrow file")
-    parts = [datasets.Dataset.from_file(place(name)) for name in about["files"]]
+    parts = [datasets.Dataset.from_file(str(place(name))) for name in about["files"]]
     table = datasets.concatenate_datasets(parts).data.table
     table.validate(full=True)
     if len(table) != about["entries"]:

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,7 @@ NOTHING_OBSERVED = "Nothing of this clip was observed."
 _SOURCES = {"text": "its words", "audio": "its sound", "vision": "its pictures"}
 
 
-@dataclass(frozen=True, eq=False)
-class Centering:
+class Centering(NamedTuple):
     """Moves vectors to where cosines tell them apart: mean-pooled vectors of language models are close to parallel.
 
     Args:
@@ -40,15 +39,6 @@ class Centering:
 
     plan_mean: np.ndarray
     observation_mean: np.ndarray
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """Plain JSON values."""
-        return {"plan_mean": self.plan_mean.tolist(), "observation_mean": self.observation_mean.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> "Centering":
-        """Rebuild from `to_dict`."""
-        return cls(np.array(values["plan_mean"], np.float32), np.array(values["observation_mean"], np.float32))
 
 
 def normalize(vectors: np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
@@ -166,17 +156,20 @@ class Planner(ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """All that a training split was needed for, as plain JSON values; a class method `from_dict` rebuilds it."""
+        means, said = self.centering, self.verbalizer
         return {
-            "centering": None if self.centering is None else self.centering.to_dict(),
-            "verbalizer": None if self.verbalizer is None else self.verbalizer.to_dict(),
+            "centering": None if means is None else {name: mean.tolist() for name, mean in means._asdict().items()},
+            "verbalizer": None if said is None else said.to_dict(),
         }
 
     @staticmethod
     def _shared_parts(values: Mapping[str, Any]) -> tuple[MsaVerbalizer | None, Centering | None]:
         """Verbalizer and centering out of `to_dict`."""
         said, means = values["verbalizer"], values["centering"]
-        verbalizer = None if said is None else MsaVerbalizer.from_dict(said)
-        return verbalizer, None if means is None else Centering.from_dict(means)
+        return (
+            None if said is None else MsaVerbalizer.from_dict(said),
+            None if means is None else Centering(**{name: np.array(mean, np.float32) for name, mean in means.items()}),
+        )
 
     @abstractmethod
     def content(self, observation: Observation) -> Any:

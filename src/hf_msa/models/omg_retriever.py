@@ -1,6 +1,6 @@
 """The Evidence Retriever of OMG-Agent: a query of observation and plan, and sparse attention over the nearest entries."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,6 @@ class EvidenceRetriever(nn.Module):
 
     Where the evidence is a mean of the top K, the alignment cost keeps the attention's weights, through which the projection
     goes on learning. Without evidence nothing teaches the projection, which is therefore frozen.
-
-    Args:
-        config: Widths, top K, temperature, ablations and index.
     """
 
     def __init__(self, config: OmgConfig) -> None:
@@ -52,36 +49,31 @@ class EvidenceRetriever(nn.Module):
         parts = 1 if config.retrieval_query == "content" else 2
         self.projection = nn.Linear(config.plan_width * parts, config.query_dim)
         self.projection.requires_grad_(config.retrieval_aggregation != "none")
-        self._made_of: tuple[object, ...] = ()
-        self._keys: Tensor | None = None
+        self._keys: tuple[tuple[Any, ...], Tensor] | None = None
         self._index: FaissIndex | None = None
 
     def project(self, observations: Tensor, plans: Tensor) -> Tensor:
-        """Project observations u_X and plans c_S to queries (eq. 7).
+        """Project observations u_X and plans c_S `(..., plan_width)` to queries `(..., query_dim)`, not normalised (eq. 7).
 
-        Args:
-            observations, plans (`torch.FloatTensor` of shape `(..., plan_width)`): Content-only retrieval reads no plans.
-
-        Returns:
-            `torch.FloatTensor` of shape `(..., query_dim)`, not normalised.
+        Content-only retrieval reads no plans.
         """
         joined = observations if self.config.retrieval_query == "content" else torch.cat([observations, plans], dim=-1)
         return F.gelu(self.projection(joined))
 
     def keys(self, base: KnowledgeBase) -> Tensor:
-        """The same projection of complete samples: unit vectors `(N, query_dim)` in full precision, without gradient.
+        """The same projection of the entries: unit vectors `(N, query_dim)` in full precision, without gradient.
 
         They are those of the projection as it is now, and made anew only where it has changed.
         """
         weight, bias = self.projection.weight, self.projection.bias
         made_of = (base, weight.data_ptr(), weight._version, bias.data_ptr(), bias._version)
-        if self._keys is None or made_of != self._made_of:
+        if self._keys is None or self._keys[0] != made_of:
             # No tensors of inference mode, with which training could not go on.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
                 pairs = zip(base.observations.split(_ENTRIES_AT_ONCE), base.plans.split(_ENTRIES_AT_ONCE), strict=True)
                 keys = torch.cat([self.project(seen.to(weight), plans.to(weight)).float() for seen, plans in pairs])
-                self._keys, self._made_of, self._index = F.normalize(keys, dim=-1), made_of, None
-        return self._keys
+                self._keys, self._index = (made_of, F.normalize(keys, dim=-1)), None
+        return self._keys[1]
 
     def _search(self, queries: Tensor, base: KnowledgeBase, count: int) -> Tensor:
         """Rows of the nearest entries (B, count), best first; `NO_ENTRY` where an index has found fewer."""
@@ -105,15 +97,11 @@ class EvidenceRetriever(nn.Module):
         Gradients reach the queries and `plan`, never the entries.
 
         Args:
-            observation (`torch.FloatTensor` of shape `(B, plan_width)`): u_X.
-            plan (`torch.FloatTensor` of shape `(B, plan_width)`): c_S.
+            observation, plan (`torch.FloatTensor` of shape `(B, plan_width)`): u_X and c_S.
             base: Where to search.
             own_entries (`torch.LongTensor` of shape `(B,)`, *optional*): Rows of the samples themselves, which are left
                 out; `NO_ENTRY` for samples that are not in it.
             asked (`torch.FloatTensor` of shape `(B, plan_width)`, *optional*): Plans to search with in place of `plan`.
-
-        Returns:
-            The evidence, in float32.
         """
         queries = F.normalize(self.project(observation, plan if asked is None else asked).float(), dim=-1)
         wanted = self.config.top_k + (own_entries is not None)

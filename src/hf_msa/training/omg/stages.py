@@ -42,7 +42,7 @@ from hf_msa.training.text_states import TextStates, compute_text_states
 from hf_msa.training.trainer import AdamTrainer
 
 from .entries import complete_batches, encode_rows
-from .fit_planner import fit_centering, fit_light_planner
+from .planners import PlannerTrainingArguments, fit_centering, fit_light_planner, train_planner_adapter
 from .plans import CompleteObservations, PlannedRows, is_partial, observed_patterns, patterns
 
 STAGES = ("planner", "plans", "vae", "knowledge_base", "classifier", "main", "classifier_after")
@@ -212,8 +212,6 @@ def fit_planner(context: RunContext, model: OmgForSentimentAnalysis, adapted: bo
 
 def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
     """Train the language model's adapter on plans of its own with the label's sentiment, or find it where that is done."""
-    from .planner_adapter import PlannerTrainingArguments, train_planner_adapter
-
     folder = context.stage_folder("planner") / ADAPTER_FOLDER
 
     def learn(_: Path) -> dict[str, Any]:

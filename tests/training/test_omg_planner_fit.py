@@ -9,7 +9,7 @@ from hf_msa.errors import MsaError
 from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_plan import Plan
 from hf_msa.models.omg_planner import MllmPlanner
-from hf_msa.training.omg.fit_planner import (
+from hf_msa.training.omg.planners import (
     fit_centering,
     fit_lexicon,
     fit_light_planner,
