@@ -25,15 +25,7 @@ from .data.rows import MsaRows
 from .data.schema import ANNOTATION, PRESENCE, TEXT, DatasetFacts, msa_features
 from .data.validation import ValidationReport
 from .errors import MsaError, as_msa_errors
-from .evaluation.checkpoints import (
-    attach_answers,
-    attach_media,
-    check_widths,
-    find_model,
-    load_checkpoint,
-    method_of,
-    own_fields,
-)
+from .evaluation.checkpoints import checkpoint_rows, find_model, load_checkpoint, method_of, own_fields
 from .files import write_json
 from .methods import METHODS
 from .models.modeling_msa import MsaPreTrainedModel
@@ -117,10 +109,7 @@ def impute(
         dataset = load_split(data, split)
         if any(column in dataset.column_names for column in GENERATED.values()):
             raise MsaError(f"{data!r} was itself made by imputation; give the data that it was made from.")
-        rows[split] = part = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)
-        check_widths(network, part, name, may_lack=True)
-        attach_media(network, media, part, name)
-    attach_answers(network, name)
+        rows[split] = checkpoint_rows(network, processor, name, dataset, split, media, may_lack=True)
     source = _Completed(network, processor, rows, facts, dropping, batch_size)
     about = {
         "model": Path(name).name if Path(name).is_dir() else name,
@@ -164,9 +153,7 @@ def _identity(name: str, network: MsaPreTrainedModel) -> dict[str, str]:
         return {"revision": str(network.config._commit_hash)}
     digest = hashlib.sha256()
     for file in sorted(Path(name).glob("*.safetensors")):
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
+        digest.update(file.read_bytes())
     return {"weights_sha256": digest.hexdigest()}
 
 

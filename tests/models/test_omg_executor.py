@@ -19,10 +19,7 @@ from hf_msa.models.omg_executor import (
     ZeroAdapter,
     build_scheduler,
     draw_noise,
-    evidence_loss,
     feature_statistics,
-    noise_loss,
-    plan_loss,
     sample_latents,
 )
 from tiny import tiny_omg_config
@@ -289,23 +286,29 @@ class TestLosses:
         feature_statistics(values, all_real(values)).sum().backward()
         assert values.grad is not None and values.grad.isfinite().all()
 
-    def test_plan_loss_by_hand(self) -> None:
-        read = torch.tensor([[2.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
-        plan = torch.tensor([[5.0, 0.0], [0.0, 3.0], [-2.0, 0.0], [1.0, 0.0]])
-        assert plan_loss(read, plan.unsqueeze(1)).tolist() == pytest.approx(
-            [0.0, 1.0, 2.0, 1 - math.sqrt(0.5)], abs=1e-6
-        )
-
-    def test_plan_tokens_are_averaged(self) -> None:
-        tokens = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-        assert plan_loss(torch.tensor([[3.0, 3.0]]), tokens).item() == pytest.approx(0.0, abs=1e-6)
-
-    def test_evidence_loss_by_hand(self) -> None:
-        assert evidence_loss(torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, 1.0]])).tolist() == [2.0]
-
-    def test_noise_loss_by_hand(self) -> None:
-        predicted = torch.tensor([[[1.0, 3.0], [9.0, 9.0]]])
-        assert noise_loss(predicted, torch.zeros(1, 2, 2), torch.tensor([[1, 0]])).tolist() == [5.0]
+    def test_by_hand(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        executor = ModalityExecutor(1, small(latent_dim=2, condition_dim=2))
+        read = torch.tensor([[2.0, 0.0], [1.0, 0.0], [1.0, 0.0], [3.0, 3.0]])
+        plan = torch.tensor([[[5.0, 0.0]] * 2, [[0.0, 3.0]] * 2, [[-2.0, 0.0]] * 2, [[1.0, 0.0], [0.0, 1.0]]])
+        predicted = torch.tensor([[[1.0, 3.0], [9.0, 9.0]]]).expand(4, -1, -1)
+        decoded = torch.tensor([[[1.0], [3.0], [50.0], [torch.nan]]]).expand(4, -1, -1)
+        for owner, made in (
+            (executor.denoiser, predicted),
+            (executor.semantics, read),
+            (executor.alignment, torch.tensor([[0.0, 3.0]]).expand(4, -1)),
+        ):
+            monkeypatch.setattr(owner, "forward", lambda *_, made=made: made)
+        monkeypatch.setattr(executor.vae, "decode", lambda *_: decoded)
+        nothing, mask = torch.zeros(4, 2, 2), torch.tensor([[1, 1, 0, 0]] * 4)
+        losses, _, _ = executor(
+            nothing, torch.zeros(4).long(), nothing, build_scheduler(prediction_type="epsilon"), torch.zeros(4, 2),
+            plan, nothing, mask,
+        )  # fmt: skip
+        # The second latent is not real; several tokens of a plan are averaged.
+        assert losses["noise"].tolist() == [(1 + 9) / 2] * 4
+        assert losses["plan"].tolist() == pytest.approx([0.0, 1.0, 2.0, 0.0], abs=1e-6)
+        # Mean 2 and deviation 1 beside 0 and 3.
+        assert losses["evidence"].tolist() == pytest.approx([2.0] * 4, abs=1e-5)
 
     def test_heads_leave_padding_out(self) -> None:
         values = torch.cat([normal(1, 3, 5), torch.full((1, 2, 5), torch.nan)], dim=1)

@@ -54,10 +54,9 @@ class OmgConfig(MsaConfig):
         injection: Where plan and evidence enter: `"hierarchical"` (eqs. 12, 13), `"reversed"`, `"concat"` or
             `"single_stream"` (ablations).
         num_train_timesteps (`int`): Steps of the noise schedule (ours; linear betas).
-        prediction_type: What the denoisers predict, in the words of diffusers: `"v_prediction"` (ours), with which an error
-            counts alike at all time steps and is no larger in the estimate of z_0; or `"epsilon"`, the noise (eqs. 10, 15,
-            16): late steps, where nothing but the conditions tells samples apart, then hardly count, and what is generated
-            may leave the range.
+        prediction_type: What the denoisers predict, as diffusers calls it: `"v_prediction"` (ours), whose errors count alike
+            at all time steps and are no larger in the estimate of z_0; or `"epsilon"`, the noise (eqs. 10, 15, 16), of which
+            late steps, where nothing but the conditions tells samples apart, hardly count.
         scheduler: Sampler of diffusers: `"ddpm"` (eq. 11), `"ddim"` or `"dpm_solver++"`.
         num_inference_steps (`int`): Its steps. One gives the mean of what may be missing under the conditions; more give one
             of the many things that it may be, take longer, and score no better (ours, measured: docs/results.md).

@@ -248,21 +248,6 @@ class Denoiser(nn.Module):
         return torch.cat([sines_and_cosines[:, 1::2], sines_and_cosines[:, ::2]], dim=-1)
 
 
-def noise_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """First term of eq. 15 per sample `(batch,)`: squared error of predictions, mean over the values of real latents."""
-    return masked_mean((predicted - target) ** 2, mask).mean(dim=-1)
-
-
-def plan_loss(semantics: Tensor, plan: Tensor) -> Tensor:
-    """L_plan of eq. 14 per sample `(batch,)`: 1 - cosine of what `FeatureSemantics` reads and the plan's mean token."""
-    return 1.0 - F.cosine_similarity(semantics, plan.mean(dim=1), dim=-1)
-
-
-def evidence_loss(statistics: Tensor, expected: Tensor) -> Tensor:
-    """L_evi of eq. 14 per sample `(batch,)`: mean absolute difference of statistics and what the evidence lets expect."""
-    return (statistics - expected).abs().mean(dim=-1)
-
-
 class FeatureSemantics(nn.Module):
     """G: what a feature sequence means, in the space of plans; the feature side of g in eq. 14.
 
@@ -406,8 +391,9 @@ class ModalityExecutor(nn.Module):
             mask: Over features.
 
         Returns:
-            Losses of each sample `(batch,)`, not weighted: `"noise"` (first term of eq. 15), `"plan"` and `"evidence"`
-            (eq. 14); z_t; and z_0|t (eq. 16), which is differentiable, for the task loss.
+            Losses of each sample `(batch,)`, not weighted: `"noise"`, the squared error of the prediction (eq. 15);
+            `"plan"`, 1 - cosine of what the features mean and the plan; `"evidence"`, the mean absolute difference of
+            statistics from what the evidence lets expect (eq. 14). And z_t; and z_0|t (eq. 16).
         """
         coarse = LatentVae.latent_mask(mask)
         noisy = _blank(schedule.add_noise(latents, noise, timesteps), coarse)
@@ -422,9 +408,9 @@ class ModalityExecutor(nn.Module):
             estimate = (noisy - (1.0 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
         values = self.vae.decode(estimate, mask)
         losses = {
-            "noise": noise_loss(predicted, target, coarse),
-            "plan": plan_loss(self.semantics(values, mask), plan),
-            "evidence": evidence_loss(feature_statistics(values, mask), self.alignment(evidence, coarse)),
+            "noise": masked_mean((predicted - target) ** 2, coarse).mean(dim=-1),
+            "plan": 1.0 - F.cosine_similarity(self.semantics(values, mask), plan.mean(dim=1), dim=-1),
+            "evidence": (feature_statistics(values, mask) - self.alignment(evidence, coarse)).abs().mean(dim=-1),
         }
         return losses, noisy, estimate
 

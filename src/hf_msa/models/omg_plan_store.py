@@ -25,7 +25,6 @@ _TABLE = (
     "CREATE TABLE IF NOT EXISTS plans (key TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
 )
 _SECONDS = 60.0
-_KEYS_AT_ONCE = 500
 
 
 def to_half(vectors: np.ndarray) -> np.ndarray:
@@ -55,9 +54,7 @@ class PlanStore:
 
     def proposals(self, keys: Iterable[str]) -> dict[str, Proposals]:
         """Those of the proposals that are known, by key."""
-        return {
-            key: tuple((text, log_prob) for text, log_prob in json.loads(value)) for key, value in self._read(keys)
-        }
+        return {key: tuple((text, number) for text, number in json.loads(value)) for key, value in self._read(keys)}
 
     def vectors(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Those of the vectors that are known, `(width,)` float16 each, by key."""
@@ -77,18 +74,14 @@ class PlanStore:
 
     def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         connection = self._connection()
-        wanted = list(dict.fromkeys(keys))
-        for begin in range(0, len(wanted), _KEYS_AT_ONCE):
-            some = wanted[begin : begin + _KEYS_AT_ONCE]
-            places = ", ".join("?" * len(some))
-            rows = connection.execute(f"SELECT key, value, digest FROM plans WHERE key IN ({places})", some).fetchall()
-            for key, value, digest in rows:
-                if digest == _digest(value):
-                    yield key, value
-                else:
-                    # Not what was written: it is asked again.
-                    with connection:
-                        connection.execute("DELETE FROM plans WHERE key = ?", (key,))
+        for key in dict.fromkeys(keys):
+            found = connection.execute("SELECT value, digest FROM plans WHERE key = ?", (key,)).fetchone()
+            if found is not None and found[1] == _digest(found[0]):
+                yield key, found[0]
+            elif found is not None:
+                # Not what was written: it is asked again.
+                with connection:
+                    connection.execute("DELETE FROM plans WHERE key = ?", (key,))
 
     def _write(self, values: Mapping[str, bytes]) -> None:
         rows = [(key, value, _digest(value)) for key, value in values.items()]

@@ -14,14 +14,7 @@ from hf_msa.data.loading import load_split
 from hf_msa.data.prepare import check_output
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
-from hf_msa.evaluation.checkpoints import (
-    attach_answers,
-    attach_media,
-    check_widths,
-    find_model,
-    load_checkpoint,
-    method_of,
-)
+from hf_msa.evaluation.checkpoints import checkpoint_rows, find_model, load_checkpoint, method_of
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 
@@ -105,10 +98,7 @@ def build_knowledge_base(
         raise MsaError(
             f"{model!r} is a model of the method {method_of(network)!r}, which has no knowledge base; give one of 'omg'."
         )
-    rows = MsaRows(load_split(data, split), split, processor.tokenizer, processor.text_max_length)
-    check_widths(network, rows, name)
-    attach_media(network, media, rows, name)
-    attach_answers(network, name)
+    rows = checkpoint_rows(network, processor, name, load_split(data, split), split, media)
     base = encode_rows(network, processor, rows, batch_size)
     base.save(output)
     return base
