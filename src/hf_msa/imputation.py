@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import datasets
 import numpy as np
@@ -41,14 +41,6 @@ PLAN = "plan"
 EVIDENCE = "evidence"
 
 _WHOLE_PROTOCOLS = ("modality", "fixed", "pattern")
-
-
-@runtime_checkable
-class Generator(Protocol):
-    """A model that generates what samples lack."""
-
-    def generate_missing(self, inputs: Any, rows: Any = None, processor: Any = None) -> GeneratedBatch:
-        """See `OmgForSentimentAnalysis.generate_missing`."""
 
 
 def impute(
@@ -98,8 +90,8 @@ def impute(
     facts = dataset_facts(data)
     name = find_model(model)
     network, processor = load_checkpoint(name)
-    if not isinstance(network, Generator):
-        able = [method.name for method in METHODS.values() if issubclass(method.model_class, Generator)]
+    if not hasattr(network, "generate_missing"):
+        able = [method.name for method in METHODS.values() if hasattr(method.model_class, "generate_missing")]
         raise MsaError(
             f"{model!r} is a model of the method {method_of(network)!r}, which generates no features; give one of "
             f"{', '.join(able)}."
@@ -164,7 +156,7 @@ class _Completed:
 
     def __init__(
         self,
-        network: MsaPreTrainedModel,
+        network: Any,
         processor: MsaProcessor,
         rows: Mapping[str, MsaRows],
         facts: DatasetFacts,
@@ -248,10 +240,9 @@ class _Completed:
 
     def _generate(self, members: Sequence[Mapping[str, Any]], collator: MsaCollator) -> list[dict[str, Any]]:
         """Features of what each sample lacks, in the data's units, with plan and evidence."""
-        assert isinstance(self._network, Generator)
         batch = {key: value.to(self._network.device) for key, value in collator(members).items()}
         with as_msa_errors(), torch.inference_mode():
-            made = self._network.generate_missing(batch, members, self._processor)
+            made: GeneratedBatch = self._network.generate_missing(batch, members, self._processor)
         found = []
         for place, ids in enumerate(made.evidence_ids):
             entry: dict[str, Any] = {}

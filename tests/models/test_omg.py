@@ -983,7 +983,7 @@ class TestConfiguration:
             "strongly_negative", "neutral", "strongly_positive",
         )  # fmt: skip
         sims = tiny_omg_config(label_family="sims")
-        assert len(sims.class_names) == 5 and sims.class_scores["neutral"] == 0.0
+        assert len(sims.class_names) == 5 and sims.family.classes["neutral"] == 0.0
         assert OmgConfig.from_dict(sims.to_dict()).class_names == sims.class_names
 
     def test_positions(self) -> None:

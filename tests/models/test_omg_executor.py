@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +21,6 @@ from hf_msa.models.omg_executor import (
     build_scheduler,
     draw_noise,
     feature_statistics,
-    sample_latents,
 )
 from tiny import tiny_omg_config
 
@@ -359,6 +359,18 @@ class TestSchedulers:
 
 
 class TestSampling:
+    def sample(
+        self, predict: Callable[[Tensor, Tensor], Tensor], scheduler: Any, steps: int, seeds: list[int], mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Latents and costs by a denoiser that predicts like this, over a mask of latents."""
+        executor = ModalityExecutor(5, small(latent_dim=2))
+        executor.denoiser.forward = lambda noisy, timesteps, *_: predict(noisy, timesteps)  # type: ignore[method-assign]
+        count, positions = len(seeds), mask.repeat_interleave(2, dim=1)
+        nothing = torch.zeros(count, mask.shape[1], 2)
+        conditions = (torch.zeros(count, CONDITION), torch.zeros(count, 1, CONDITION), nothing)
+        _, latents, costs = executor.generate(seeds, scheduler, steps, *conditions, positions)
+        return latents, costs
+
     @pytest.mark.parametrize("name", SAMPLERS)
     # 61 is a number of which diffusers makes one step too many.
     @pytest.mark.parametrize("steps", [8, 50, 61])
@@ -367,11 +379,11 @@ class TestSampling:
         scheduler = build_scheduler(name, prediction_type="epsilon")
         target = torch.tensor([3.0, -5.0])
 
-        def denoise(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
             alpha_bar = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1)
             return (noisy - alpha_bar.sqrt() * target) / (1 - alpha_bar).sqrt()
 
-        latents, costs = sample_latents(denoise, scheduler, steps, [1, 2], 2, torch.ones(2, 3))
+        latents, costs = self.sample(predict, scheduler, steps, [1, 2], torch.ones(2, 3))
         # The solver ends its longer list of steps at the noise of time step 0.
         exact = name != "dpm_solver++" or steps != 61
         torch.testing.assert_close(latents, target.expand(2, 3, 2), rtol=1e-3, atol=1e-3 if exact else 0.05)
@@ -381,11 +393,11 @@ class TestSampling:
         # One DDIM step from t = 999 to the data, here the origin: the change is the noise itself.
         scheduler = build_scheduler("ddim", prediction_type="epsilon")
 
-        def denoise(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
             return noisy / (1 - scheduler.alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1)
 
-        _, costs = sample_latents(denoise, scheduler, 1, [4], 3, torch.tensor([[1, 0]]))
-        start, _ = draw_noise([4], (2, 3))
+        _, costs = self.sample(predict, scheduler, 1, [4], torch.tensor([[1, 0]]))
+        start, _ = draw_noise([4], (2, 2))
         assert costs.item() == pytest.approx(start[0, 0].square().mean().item(), rel=1e-4)
 
     @pytest.mark.parametrize("name", SAMPLERS)
@@ -393,7 +405,7 @@ class TestSampling:
         scheduler = build_scheduler(name)
 
         def sample(seeds: list[int]) -> Tensor:
-            return sample_latents(lambda noisy, _: 0.1 * noisy, scheduler, 4, seeds, 2, torch.ones(len(seeds), 3))[0]
+            return self.sample(lambda noisy, _: 0.1 * noisy, scheduler, 4, seeds, torch.ones(len(seeds), 3))[0]
 
         together, alone = sample([5, 6, 7]), sample([6])
         torch.testing.assert_close(together[1:2], alone)

@@ -17,14 +17,12 @@ from hf_msa.models.msa_schema import SENTIMENT_SCALE
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, rule_entity_action, tokenize
 from hf_msa.models.omg_observation import Observation
-from hf_msa.models.omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan, parse_plan, schema_violations, sentiment_word
+from hf_msa.models.omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan, read_plan, sentiment_word
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import (
-    Candidate,
     Centering,
     MllmPlanner,
     Planner,
-    choose,
     normalize,
     plan_prompt,
     semantic_cost,
@@ -54,6 +52,12 @@ def asking(mllm: Any, **options: Any) -> MllmPlanner:
     return MllmPlanner(mllm, tiny_omg_config(**options), **given)
 
 
+def score_of(text: str) -> int:
+    plan, _ = read_plan(text)
+    assert plan is not None
+    return plan.score
+
+
 def identities(planner: Planner) -> str:
     """What the planner's answers depend on."""
     said = None if planner.verbalizer is None else planner.verbalizer.to_dict()
@@ -63,11 +67,11 @@ def identities(planner: Planner) -> str:
 class TestSchema:
     def test_a_plan_survives_text_and_json(self) -> None:
         assert GLAD.to_text() == "Entity: a woman; Action: praises the film; Sentiment: positive"
-        assert parse_plan(GLAD.to_text()) == GLAD
-        assert Plan.from_dict(json.loads(json.dumps(GLAD.to_dict()))) == GLAD
+        assert read_plan(GLAD.to_text()) == (GLAD, ())
+        assert Plan(**json.loads(json.dumps(GLAD.to_dict()))) == GLAD
 
     def test_a_model_may_write_one_field_on_each_line_and_in_capitals(self) -> None:
-        assert parse_plan('ENTITY:  "a   woman"\nAction: praises the film.\n\nSentiment: Positive.\n') == GLAD
+        assert read_plan('ENTITY:  "a   woman"\nAction: praises the film.\n\nSentiment: Positive.\n') == (GLAD, ())
 
     @pytest.mark.parametrize(
         ("text", "problem"),
@@ -87,13 +91,11 @@ class TestSchema:
         ],
     )
     def test_violations_are_named_and_refused(self, text: str, problem: str) -> None:
-        found = schema_violations(text)
-        assert len(found) == 1 and problem in found[0]
-        with pytest.raises(ValueError, match=r"."):
-            parse_plan(text)
+        plan, found = read_plan(text)
+        assert plan is None and len(found) == 1 and problem in found[0]
 
     def test_every_violation_is_named(self) -> None:
-        assert len(schema_violations("Entity: ; Action: ; Sentiment: glad")) == 3
+        assert len(read_plan("Entity: ; Action: ; Sentiment: glad")[1]) == 3
 
     @pytest.mark.parametrize("entity", ["", " a", "a;b", "a\nb", "a.", "b" * (MAX_PHRASE + 1)])
     def test_a_plan_that_could_not_be_read_back_cannot_be_made(self, entity: str) -> None:
@@ -107,7 +109,7 @@ class TestSchema:
             plan = Plan(entity, action, sentiment)
         except ValueError:
             return
-        assert parse_plan(plan.to_text()) == plan
+        assert read_plan(plan.to_text()) == (plan, ())
 
     def test_scores_and_words(self) -> None:
         mosi, sims = LabelFamily.of("mosi"), LabelFamily.of("sims")
@@ -147,12 +149,12 @@ class TestCosts:
 
 
 class TestChoice:
-    def test_first_of_equals_and_none_of_the_broken(self) -> None:
-        broken = Candidate(BROKEN, 0.0, None, ("fields",))
-        low, high = (Candidate("", -1.0, plan, (), 0.0, utility) for plan, utility in ((SAD, -2.0), (GLAD, -1.0)))
-        assert choose([broken, low, high, high]) == 2
-        assert choose([broken, low, high], reranking=False) == 1
-        assert choose([broken, broken]) is choose([]) is None
+    def test_the_first_of_equals_wins(self) -> None:
+        low, high = (SAD.to_text(), (-2.0,)), (GLAD.to_text(), (-1.0,))
+        mllm = ScriptedMllm(says((BROKEN, (0.0,)), low, high, high))
+        for reranking, chosen in ((True, 2), (False, 1)):
+            (choice,) = asking(mllm, reranking=reranking).plan([Observation("words")])
+            assert choice.chosen == chosen and not choice.is_fallback
 
     def test_utility_by_hand(self) -> None:
         # Observed (1, 0). GLAD is at cosine .6: -1.1 - .3 * .4 = -1.22. SAD is opposite: -.8 - .3 * 2 = -1.4.
@@ -550,14 +552,14 @@ class TestLightPlanner:
         probe = RidgeProbe(np.zeros(3), np.ones(3), np.array([1.0, 0.0, 0.0]), 0.0, 1.0)
         planner = LightPlanner(encode, tiny_omg_config(num_candidates=7), Lexicon(0.0, {}), {("audio",): probe})
         ((*proposed,),) = planner.propose([Observation(features={"audio": np.full((2, 1), 0.9)})])
-        words = [parse_plan(text).score for text, _ in proposed]
+        words = [score_of(text) for text, _ in proposed]
         assert words == [1, 0, 2, -1, 3, -2, -3]
         weights = np.exp(-((np.array(words) - 0.9) ** 2) / 2)
         assert np.exp([log_prob for _, log_prob in proposed]) == pytest.approx(weights / weights.sum())
         config = tiny_omg_config(num_candidates=2, label_family="sims")
         narrow = LightPlanner(encode, config, planner.lexicon, planner.probes)
         ((*proposed,),) = narrow.propose([Observation(features={"audio": np.full((2, 1), 0.6)})])
-        assert [parse_plan(text).score for text, _ in proposed] == [2, 1]  # .6 of 1 is 1.8 of 3
+        assert [score_of(text) for text, _ in proposed] == [2, 1]  # .6 of 1 is 1.8 of 3
 
     def test_a_plan_depends_on_its_own_observation_alone(self) -> None:
         planner = self.planner()

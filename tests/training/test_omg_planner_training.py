@@ -133,7 +133,7 @@ class TestTraining:
         assert len(losses) == 4 and losses[-1] < 0.7 * losses[0]
         assert (facts["samples"], facts["epochs"]) == (4, 4.0)
         # Random weights write no plan, so what is learned is the fallback with the labels' words.
-        targets = [Plan.from_dict(values) for values in json.loads((folder / TARGETS_FILE).read_text())]
+        targets = [Plan(**values) for values in json.loads((folder / TARGETS_FILE).read_text())]
         assert [plan.score for plan in targets] == [-2, 0, 1, 3]
         assert {(plan.entity, plan.action) for plan in targets} == {(FALLBACK_PLAN.entity, FALLBACK_PLAN.action)}
         requests = [adapted.request(clip) for clip in Clips()]

@@ -163,13 +163,8 @@ class OmgConfig(MsaConfig):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes of the class logits; see `class_scores`."""
-        return tuple(self.class_scores)
-
-    @property
-    def asks_language_model(self) -> bool:
-        """Whether a language model plans."""
-        return self.planner == "mllm"
+        """The classes of the class logits: those of the label family."""
+        return tuple(self.family.classes)
 
     @property
     def language_model(self) -> LanguageModelSettings | None:
@@ -192,11 +187,6 @@ class OmgConfig(MsaConfig):
     def plan_width(self) -> int:
         """Width of plan and observation vectors."""
         return int(self.condition_dim or self.text_config.hidden_size)
-
-    @property
-    def class_scores(self) -> dict[str, float]:
-        """Classes in the order of the class logits, with the score that each stands for."""
-        return self.family.classes
 
     def positions(self, modality: str) -> int:
         """Positions on which the executor works on a modality."""

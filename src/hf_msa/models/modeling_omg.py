@@ -47,7 +47,7 @@ class OmgOutput(MsaOutput):
     Args:
         logits (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The scores of the classes, weighted by their
             probabilities.
-        class_logits (`torch.FloatTensor` of shape `(batch, classes)`, *optional*): See `OmgConfig.class_scores`.
+        class_logits (`torch.FloatTensor` of shape `(batch, classes)`, *optional*): Of the label family's classes.
         alignment_cost, path_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_evi (eq. 9); and C_path of
             eq. 3, which the paper does not define: the mean squared change of the latents in a step.
         planned_score, fallback_plan (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The plan's sentiment from -3 to
@@ -126,10 +126,10 @@ class GeneratedBatch:
     """What was generated, with the plan and the evidence behind it.
 
     Args:
-        values: Modality -> features `(batch, positions, width)` in the model's units; zeros in rows that have the modality.
-            For text these are states of the text encoder.
+        values: Modality -> features `(batch, positions, width)` in the model's units, of text states of the text encoder;
+            zeros in rows that have the modality, as in `latents`.
         masks: Modality -> True = a generated position `(batch, positions)`.
-        latents: Modality -> z_0* `(batch, latents, latent_dim)`, zeros in rows that have the modality.
+        latents: Modality -> z_0* `(batch, latents, latent_dim)`.
         step_costs: Modality -> mean squared change of the latents in each step `(batch, steps)`, NaN in such rows.
         evidence: What was retrieved; None without a knowledge base.
         evidence_ids: Ids of the entries per sample, best first; their weights are in `evidence`.
@@ -160,7 +160,7 @@ class OmgFusion(nn.Module):
         self.latents = nn.ModuleDict({name: nn.Linear(config.latent_dim, dim) for name in config.modalities})
         self.hidden = nn.Linear(dim * (1 + len(config.modalities)), dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(dim, len(config.class_scores))
+        self.classifier = nn.Linear(dim, len(config.class_names))
 
     def forward(self, observation: Tensor, pooled: Mapping[str, Tensor]) -> Tensor:
         """Class logits `(batch, classes)` of u_X `(batch, plan_width)` and the mean latents `(batch, latent_dim)`."""
@@ -330,15 +330,10 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     # --- Perceiving ---
 
     def perceive(self, batch: Batch, text_states: Tensor | None = None) -> Perception:
-        """Put what is observed of a batch on the positions that the executor works on.
+        """Put what is observed of a batch on the positions that the executor works on; arguments as of `forward`.
 
         A position that was dropped is not observed; a modality of a sample is missing if none of its positions is left,
         where the special tokens of text do not count.
-
-        Args:
-            batch: Inputs as of `forward`.
-            text_states: States of the complete text `(batch, tokens, text width)` in place of running the text encoder; only
-                where text is dropped whole or not at all.
         """
         inputs = self.read(batch)
         seen = Perception({}, {}, {}, {}, {})
@@ -487,10 +482,11 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         """Noise schedule of training."""
         return build_scheduler("ddpm", self.config.num_train_timesteps, self.config.prediction_type)
 
-    def _evidence_of(self, name: str, conditions: Conditions, latents: Tensor) -> Tensor:
-        """Evidence of one modality, zeros without any, of the shape of its latents."""
-        evidence = conditions.evidence
-        return torch.zeros_like(latents) if evidence is None else evidence.values[name].to(latents)
+    def _executor_inputs(self, name: str, conditions: Conditions, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Observation, plan and evidence of a modality, the latter zeros of the shape of its latents where there is none."""
+        found = conditions.evidence
+        evidence = torch.zeros_like(latents) if found is None else found.values[name].to(latents)
+        return conditions.observation, conditions.plan_tokens, evidence
 
     @torch.no_grad()
     def execute(
@@ -510,19 +506,20 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             costs[name] = torch.full((len(perception), config.num_inference_steps), math.nan, device=rows.device)
             if not len(rows):
                 continue
-            seeds = perception.seeds(config.generation_seed, name)
-            features, made, steps = executor.generate(
+            seeds, steps = perception.seeds(config.generation_seed, name), config.num_inference_steps
+            observed, plan, evidence = (part[rows] for part in self._executor_inputs(name, conditions, latents[name]))
+            features, made, cost = executor.generate(
                 [seeds[row] for row in rows.tolist()],
                 scheduler,
-                config.num_inference_steps,
-                conditions.observation[rows],
-                conditions.plan_tokens[rows],
-                self._evidence_of(name, conditions, latents[name])[rows],
+                steps,
+                observed,
+                plan,
+                evidence,
                 perception.wanted[name][rows],
             )
             complete[name] = latents[name].index_copy(0, rows, made.to(latents[name]))
             values[name] = values[name].index_copy(0, rows, features.to(values[name]))
-            costs[name] = costs[name].index_copy(0, rows, steps.to(costs[name]))
+            costs[name] = costs[name].index_copy(0, rows, cost.to(costs[name]))
         return complete, values, costs
 
     def classify(self, perception: Perception, observation: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
@@ -533,7 +530,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
 
     def score(self, class_logits: Tensor) -> Tensor:
         """Mean score of the classes, weighted by their probabilities; `(batch, 1)` in label units."""
-        scores = torch.tensor(list(self.config.class_scores.values()), device=class_logits.device)
+        scores = torch.tensor(list(self.config.family.classes.values()), device=class_logits.device)
         return (class_logits.float().softmax(dim=-1) * scores).sum(dim=-1, keepdim=True)
 
     def _generate(self, perception: Perception, conditions: Conditions) -> GeneratedBatch:
@@ -596,9 +593,8 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         Args:
             inputs: The batch; with complete inputs for the objective `"generate"`.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): Scores in label units; give the loss.
-            plan_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): c_S; zeros if not given.
+            plan_vectors, observation_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): c_S and u_X.
             constraint_vectors (`torch.FloatTensor` of shape `(batch, 3, plan_width)`): One for each constraint of the plan.
-            observation_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): u_X; zeros if not given.
             text_states (`torch.FloatTensor` of shape `(batch, tokens, text width)`): States of the complete text, in place
                 of running the text encoder; for training, where text is dropped whole or not at all.
             own_entries (`torch.LongTensor` of shape `(batch,)`): The samples' own rows in the knowledge base, left out.
@@ -713,22 +709,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             missing = ~perception.available[name]
             known = missing & whole.available[name]
             is_estimated = is_estimated | known
-            evidence = self._evidence_of(name, conditions, latents[name])
-            latents[name] = torch.where((missing & ~known).view(-1, 1, 1), evidence, latents[name])
+            given = self._executor_inputs(name, conditions, latents[name])
+            latents[name] = torch.where((missing & ~known).view(-1, 1, 1), given[2], latents[name])
             # Without anything to learn from, one row of weight 0 keeps the parameters in the graph: distributed training
             # waits for the gradients of all.
             rows = known.nonzero().squeeze(1) if known.any() else torch.zeros(1, dtype=torch.long, device=known.device)
             weights = known[rows].to(targets[name].dtype)
-            losses, noisy, estimate = executor(
-                targets[name][rows],
-                timesteps[rows],
-                noises[name][rows],
-                self._schedule,
-                conditions.observation[rows],
-                conditions.plan_tokens[rows],
-                evidence[rows],
-                whole.masks[name][rows],
-            )
+            target, mask, drawn = targets[name][rows], whole.masks[name][rows], (timesteps[rows], noises[name][rows])
+            losses, noisy, estimate = executor(target, *drawn, self._schedule, *(part[rows] for part in given), mask)
             factors = {"noise": weights, "plan": weights * trust[rows], "evidence": weights * trust[rows]}
             sums = {term: total + (losses[term] * factors[term]).sum() for term, total in sums.items()}
             count = count + weights.sum()

@@ -12,7 +12,7 @@ are scaled: on the training split they have a standard deviation of one.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -279,15 +279,10 @@ class EvidenceAlignment(nn.Module):
 
 
 def build_scheduler(name: str = "ddpm", num_train_timesteps: int = 1000, prediction_type: str = "v_prediction") -> Any:
-    """Build a scheduler of diffusers over the linear noise schedule of the original diffusion models, made for latents.
+    """Build one of `SCHEDULERS` over the linear noise schedule of the original diffusion models, made for latents.
 
     Samples are not clipped (the library's default, right for pictures only), the variance is the posterior's of eq. 11, and
     the time steps of a shortened chain begin at its very end.
-
-    Args:
-        name: One of `SCHEDULERS`.
-        num_train_timesteps: Length of the full chain.
-        prediction_type: What the denoiser predicts, see `OmgConfig`.
 
     Raises:
         ImportError: If diffusers is not installed.
@@ -321,42 +316,6 @@ def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(*shape, generator=generator) for generator in generators]), generators
-
-
-@torch.no_grad()
-def sample_latents(
-    denoise: Callable[[Tensor, Tensor], Tensor],
-    scheduler: Any,
-    num_steps: int,
-    seeds: Sequence[int],
-    latent_dim: int,
-    mask: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Walk from noise to clean latents (eq. 11 with the DDPM scheduler), reproducibly for each sample.
-
-    Args:
-        denoise: Predicts from z_t and the time steps `(batch,)`.
-        scheduler: Of `build_scheduler`; its time steps are set.
-        num_steps: Number of steps.
-        seeds: One seed per sample; a sample's result does not depend on its neighbours.
-        latent_dim: Width of a latent.
-        mask: Over latents.
-
-    Returns:
-        z_0*; and the mean squared change of z in each step, `(batch, steps)`.
-    """
-    scheduler.set_timesteps(num_steps)
-    noise, generators = draw_noise(seeds, (mask.shape[1], latent_dim))
-    latents = _blank((noise * scheduler.init_noise_sigma).to(mask.device), mask)
-    costs = []
-    # With some numbers of steps diffusers rounds to one time step too many, which is below 0.
-    for step in scheduler.timesteps[:num_steps]:
-        timesteps = torch.full((len(seeds),), int(step), device=mask.device)
-        predicted = denoise(scheduler.scale_model_input(latents, step), timesteps)
-        following = _blank(scheduler.step(predicted, step, latents, generator=generators).prev_sample, mask)
-        costs.append(masked_mean((following - latents) ** 2, mask).mean(dim=-1))
-        latents = following
-    return latents, torch.stack(costs, dim=1)
 
 
 class ModalityExecutor(nn.Module):
@@ -425,21 +384,29 @@ class ModalityExecutor(nn.Module):
         evidence: Tensor,
         mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Generate the modality.
+        """Walk from noise to clean latents (eq. 11 with the DDPM scheduler), and decode them; reproducibly for each sample.
 
         Args:
-            seeds, scheduler, num_steps: See `sample_latents`.
+            seeds: One per sample; a sample's result does not depend on its neighbours.
+            scheduler: Of `build_scheduler`; its time steps are set.
+            num_steps: Number of steps.
             observed, plan, evidence: See `Denoiser.forward`.
             mask: Over features: what to generate.
 
         Returns:
-            Features, and what `sample_latents` returns.
+            Features; z_0*; and the mean squared change of z in each step, `(batch, steps)`.
         """
+        scheduler.set_timesteps(num_steps)
         coarse = LatentVae.latent_mask(mask)
-
-        def denoise(noisy: Tensor, timesteps: Tensor) -> Tensor:
-            predicted: Tensor = self.denoiser(noisy, timesteps, observed, plan, evidence, coarse)
-            return predicted
-
-        latents, costs = sample_latents(denoise, scheduler, num_steps, seeds, evidence.shape[-1], coarse)
-        return self.vae.decode(latents, mask), latents, costs
+        noise, generators = draw_noise(seeds, evidence.shape[1:])
+        latents = _blank((noise * scheduler.init_noise_sigma).to(mask.device), coarse)
+        costs = []
+        # With some numbers of steps diffusers rounds to one time step too many, which is below 0.
+        for step in scheduler.timesteps[:num_steps]:
+            timesteps = torch.full((len(seeds),), int(step), device=mask.device)
+            noisy = scheduler.scale_model_input(latents, step)
+            predicted = self.denoiser(noisy, timesteps, observed, plan, evidence, coarse)
+            following = _blank(scheduler.step(predicted, step, latents, generator=generators).prev_sample, coarse)
+            costs.append(masked_mean((following - latents) ** 2, coarse).mean(dim=-1))
+            latents = following
+        return self.vae.decode(latents, mask), latents, torch.stack(costs, dim=1)

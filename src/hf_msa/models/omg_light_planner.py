@@ -7,9 +7,8 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,8 +93,7 @@ def _rule_action(words: Sequence[str]) -> str:
     return "has" if helper in _HAVE else "is" if helper in _BE else FALLBACK_PLAN.action
 
 
-@dataclass(frozen=True)
-class Lexicon:
+class Lexicon(NamedTuple):
     """Words with the sentiment of the training transcripts that they stand in: for any language, and nobody's list.
 
     Args:
@@ -105,7 +103,7 @@ class Lexicon:
     """
 
     mean: float
-    words: Mapping[str, tuple[int, float]]
+    words: Mapping[str, Sequence[float]]
     prior: float = 5.0
 
     def score(self, text: str) -> float:
@@ -114,8 +112,7 @@ class Lexicon:
         return float(np.mean([total / (count + self.prior) for count, total in counts])) if counts else 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class RidgeProbe:
+class RidgeProbe(NamedTuple):
     """A linear map from features to a score.
 
     Args:
@@ -215,17 +212,15 @@ class LightPlanner(Planner):
         return {"kind": "light", **self._fitted(), **super().to_dict()}
 
     def _fitted(self) -> dict[str, Any]:
+        words = {word: list(counts) for word, counts in self.lexicon.words.items()}
         probes = [
             {
                 "modalities": list(pattern),
-                **{name: getattr(probe, name).tolist() for name in ("center", "scale", "weights")},
-                "bias": probe.bias,
-                "deviation": probe.deviation,
+                **{name: np.asarray(value).tolist() for name, value in one._asdict().items()},
             }
-            for pattern, probe in self.probes.items()
+            for pattern, one in self.probes.items()
         ]
-        words = {word: list(counts) for word, counts in self.lexicon.words.items()}
-        return {"lexicon": {"mean": self.lexicon.mean, "prior": self.lexicon.prior, "words": words}, "probes": probes}
+        return {"lexicon": {**self.lexicon._asdict(), "words": words}, "probes": probes}
 
     @classmethod
     def from_dict(
@@ -236,13 +231,11 @@ class LightPlanner(Planner):
         store: PlanStore | None = None,
     ) -> "LightPlanner":
         """Rebuild the planner from `to_dict`, with the text encoder that it was fitted with."""
-        words = {word: (count, total) for word, (count, total) in values["lexicon"]["words"].items()}
-        lexicon = Lexicon(values["lexicon"]["mean"], words, values["lexicon"]["prior"])
         probes = {}
         for probe in values["probes"]:
             center, scale, weights = (np.array(probe[name], np.float64) for name in ("center", "scale", "weights"))
             probes[tuple(probe["modalities"])] = RidgeProbe(center, scale, weights, probe["bias"], probe["deviation"])
-        return cls(encode, config, lexicon, probes, *cls._shared_parts(values), store)
+        return cls(encode, config, Lexicon(**values["lexicon"]), probes, *cls._shared_parts(values), store)
 
     def _propose(self, observations: Sequence[Observation]) -> list[Proposals]:
         """The most probable words of the scale around the predicted score, most probable first."""

@@ -68,10 +68,6 @@ class PlanStore:
         """Keep vectors, `(width,)` float16 each."""
         self._write({key: value.astype("<f2").tobytes() for key, value in found.items()})
 
-    def __len__(self) -> int:
-        (count,) = self._connection().execute("SELECT COUNT(*) FROM plans").fetchone()
-        return int(count)
-
     def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         connection = self._connection()
         for key in dict.fromkeys(keys):

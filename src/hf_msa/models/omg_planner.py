@@ -5,7 +5,6 @@ meaning to what was observed (paper, eqs. 5 and 6). `MllmPlanner` asks a multimo
 of its own, needs none. Both give plans and vectors in the same form.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -21,7 +20,7 @@ from .msa_mllm import Mllm, MllmAnswer, MllmRequest
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer
 from .omg_observation import Observation
-from .omg_plan import FALLBACK_PLAN, Plan, parse_plan, schema_violations
+from .omg_plan import FALLBACK_PLAN, Plan, read_plan
 from .omg_plan_store import PlanStore, Proposals, to_half
 
 # Stands for a clip of which nothing was observed: no network has a vector for no words at all.
@@ -85,7 +84,7 @@ class Candidate:
     utility: float = -math.inf
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PlanChoice:
     """The plan of one observation, and how it came about.
 
@@ -110,17 +109,6 @@ class PlanChoice:
     def is_fallback(self) -> bool:
         """Whether no candidate kept to the schema."""
         return self.chosen is None
-
-
-def choose(candidates: Sequence[Candidate], reranking: bool = True) -> int | None:
-    """Index of the candidate with the highest utility, the first of equals; None where all break the schema.
-
-    Without `reranking` the first that keeps to the schema is taken.
-    """
-    valid = [index for index, candidate in enumerate(candidates) if candidate.plan is not None]
-    if not valid:
-        return None
-    return max(valid, key=lambda index: candidates[index].utility) if reranking else valid[0]
 
 
 class Planner(ABC):
@@ -215,30 +203,33 @@ class Planner(ABC):
         if not observations:
             return []
         proposals = self.propose(observations)
-        plans = {text: parse_plan(text) for row in proposals for text, _ in row if not schema_violations(text)}
-        texts = list(dict.fromkeys([FALLBACK_PLAN.to_text(), *(plan.to_text() for plan in plans.values())]))
+        read = {text: read_plan(text) for row in proposals for text, _ in row}
+        plans = [FALLBACK_PLAN, *(plan for plan, _ in read.values() if plan is not None)]
+        texts = list(dict.fromkeys(plan.to_text() for plan in plans))
         vectors = dict(zip(texts, self.embed_texts(texts), strict=True))
 
         def judge(text: str, log_prob: float, seen: np.ndarray) -> Candidate:
-            plan = plans.get(text)
+            plan, violations = read[text]
             if plan is None:
-                return Candidate(text, log_prob, None, schema_violations(text))
+                return Candidate(text, log_prob, None, violations)
             cost = float(semantic_cost(vectors[plan.to_text()][None], seen[None])[0])
             return Candidate(text, log_prob, plan, (), cost, log_prob - self.config.semantic_weight * cost)
 
         choices = []
         for row, seen in zip(proposals, self.embed_observations(observations), strict=True):
             candidates = tuple(judge(text, log_prob, seen) for text, log_prob in row)
-            chosen = choose(candidates, self.config.reranking)
-            best = FALLBACK_PLAN if chosen is None else plans[candidates[chosen].text]
+            valid = [index for index, candidate in enumerate(candidates) if candidate.plan is not None]
+            if self.config.reranking:
+                # A stable order: the first of equals wins.
+                valid.sort(key=lambda index: -candidates[index].utility)
+            chosen = next(iter(valid), None)
+            best = FALLBACK_PLAN if chosen is None else candidates[chosen].plan or FALLBACK_PLAN
             choices.append(PlanChoice(best, candidates, chosen, vectors[best.to_text()], seen))
-        if self.config.plan_tokens == "pooled":
-            return choices
-        parts = self.embed_texts([text for choice in choices for text in choice.plan.constraints])
-        return [
-            dataclasses.replace(choice, constraint_vectors=three)
-            for choice, three in zip(choices, parts.reshape(len(choices), 3, -1), strict=True)
-        ]
+        if self.config.plan_tokens == "per_constraint":
+            parts = self.embed_texts([text for choice in choices for text in choice.plan.constraints])
+            for choice, three in zip(choices, parts.reshape(len(choices), 3, -1), strict=True):
+                choice.constraint_vectors = three
+        return choices
 
     def _answers(
         self, proposing: bool, questions: Sequence[str], asked: Sequence[Any], find: Callable[[Any], Iterable[Any]]

@@ -65,7 +65,7 @@ def training_means(model: OmgForSentimentAnalysis, processor: MsaProcessor, trai
     sums: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
     for batch in row_batches(model, processor, train, None, "training means"):
         perception = model.perceive(batch.complete)
-        classes = torch.nn.functional.one_hot(model.label_classes(batch.labels), len(model.config.class_scores))
+        classes = torch.nn.functional.one_hot(model.label_classes(batch.labels), len(model.config.class_names))
         # The first column counts every row.
         groups = torch.cat([torch.ones_like(classes[:, :1]), classes], dim=1).double()
         latents = model.encode_observed(perception)

@@ -210,7 +210,7 @@ def sample_trace(
             }
             for name in generated
         },
-        "class_probabilities": dict(zip(config.class_scores, probabilities, strict=True)),
+        "class_probabilities": dict(zip(config.class_names, probabilities, strict=True)),
         "score": float(model.score(logits)),
         "utility": utility_trace(costs, float(config.semantic_weight)),
     }

@@ -83,9 +83,6 @@ def build_knowledge_base(
         batch_size: Samples that are encoded together.
         media: Folder with the clips' recordings, see `MediaFolder`; for a language model that plans.
 
-    Returns:
-        The knowledge base, as it was written.
-
     Raises:
         MsaError: If one of these will not do; nothing is written then.
     """

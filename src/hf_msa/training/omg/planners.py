@@ -30,7 +30,7 @@ from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, tokenize
 from hf_msa.models.omg_observation import Observation
-from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan, parse_plan, schema_violations, sentiment_word
+from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan, read_plan, sentiment_word
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import Centering, MllmPlanner, Planner
 from hf_msa.training.lora import LoraSettings, LoraTrainer, LoraTrainingArguments, MllmExample, save_adapter
@@ -71,8 +71,8 @@ def fit_centering(planner: Planner, observations: Iterable[Observation], seed: i
     )
     sums, counts = [np.zeros(()), np.zeros(())], [0, 0]
     while chunk := list(islice(clips, _AT_ONCE)):
-        written = [text for proposed in planner.propose(chunk) for text, _ in proposed if not schema_violations(text)]
-        texts = [parse_plan(text).to_text() for text in written]
+        read = [read_plan(text)[0] for proposed in planner.propose(chunk) for text, _ in proposed]
+        texts = [plan.to_text() for plan in read if plan is not None]
         observed = planner.vectors([planner.content(seen) for seen in chunk])
         vectors = [planner.vectors(texts) if texts else None, observed]
         for place, some in enumerate(vectors):
@@ -160,13 +160,15 @@ class PlannerTrainingArguments(LoraTrainingArguments):
     num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the training split."})
 
 
-class PlanExamples(Sequence[MllmExample]):
+class PlanExamples(Sequence[MllmExample], TrainerCallback):
     """Training clips as questions for plans, each made when it is needed, with the plans that are to be given.
+
+    As a callback it makes other modalities go missing in each epoch, the same ones in a run that was interrupted in it.
 
     Args:
         planner: Asks as it does when it plans.
         observations, targets: Complete clips, and a plan for each.
-        seed: Of what is missing; another `draw` makes other modalities go missing (`randomly_restricted`).
+        seed: Of what is missing (`randomly_restricted`), beside the number of the draw, `draw`.
     """
 
     def __init__(
@@ -183,18 +185,11 @@ class PlanExamples(Sequence[MllmExample]):
         seen = randomly_restricted(self._observations[index], self._seed, self.draw)
         return MllmExample(self._planner.request(seen), self._targets[index].to_text())
 
-
-class _DrawOfEpoch(TrainerCallback):
-    """Makes other modalities go missing in each epoch, the same ones in a run that was interrupted in it."""
-
-    def __init__(self, examples: PlanExamples) -> None:
-        self._examples = examples
-
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the number of the epoch."""
-        self._examples.draw = int(state.epoch or 0)
+        self.draw = int(state.epoch or 0)
 
 
 def target_plans(planner: MllmPlanner, observations: Sequence[Observation], labels: Sequence[float]) -> list[Plan]:
@@ -248,10 +243,10 @@ def train_planner_adapter(
             fit_centering(planner, observations)
         write_json(file, [plan.to_dict() for plan in target_plans(planner, observations, labels)])
     PartialState().wait_for_everyone()
-    targets = [Plan.from_dict(values) for values in json.loads(file.read_text(encoding="utf-8"))]
+    targets = [Plan(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
     examples = PlanExamples(planner, observations, targets, arguments.seed)
     trainer = LoraTrainer(mllm, arguments, examples, str(planner.identity["model"]), settings)
-    trainer.add_callback(_DrawOfEpoch(examples))
+    trainer.add_callback(examples)
     state = trainer.fit()
     if trainer.is_world_process_zero():
         save_adapter(trainer.adapted, folder)
