@@ -1,4 +1,4 @@
-"""Does U-ACS do what it is for? A trained small model and experts made of random numbers, on the sample corpus.
+"""Study of U-ACS with scripted experts: a trained small model and experts made of random numbers, on the sample corpus.
 
 No public language model knows what the corpus planted, so the experts are scripted: each knows the label and adds an
 error of its own, larger on a few clips, with an entropy that follows the error or does not (`EXPERTS`). Everything of a
@@ -26,28 +26,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_msa.analysis import run_tool
+from hf_msa.analysis.estimates import format_bounds, format_number, format_spread
+from hf_msa.analysis.tool_report import Report
 from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import read_planted
-from hf_msa.evaluation.analysis import run_tool
-from hf_msa.evaluation.analysis.accuracy_cost import ACCURACY
-from hf_msa.evaluation.analysis.writing import format_number, format_spread, rows_table, write_markdown
 from hf_msa.evaluation.checkpoints import load_checkpoint, own_fields
 from hf_msa.evaluation.metrics import regression_metrics, resampled_metrics
 from hf_msa.evaluation.results import EvaluationFacts, build_results, predictions_table, write_results
 from hf_msa.evaluation.statistics import confidence_interval, resample_counts
 from hf_msa.evaluation.sweep import sweep
-from hf_msa.evaluation.uncertainty import auroc, fit_agreement, polarity_errors, require_tau
-from hf_msa.files import write_json
+from hf_msa.evaluation.uncertainty import auroc, polarity_errors
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
+from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.msa_mllm import MllmAnswer, MllmRequest
 from hf_msa.models.processing_msa import MsaProcessor
 from hf_msa.models.uacs_prompts import SECOND_OPINION, answer_text
 from hf_msa.models.uacs_rules import FAST, ROUTES
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
+from hf_msa.training.uacs.thresholds import fit_agreement, require_tau
 
 Floats = NDArray[np.float64]
 Columns = dict[str, Floats]
@@ -258,7 +259,7 @@ def escalation(cascades: Sequence[Columns], labels: Floats, hard: NDArray[np.boo
 
 def scores_of(scores: Sequence[Floats], labels: Floats, draws: Floats) -> dict[str, tuple[list[float], Floats]]:
     """MAE and accuracy of each seed, and their mean in each resample."""
-    metrics = ("mae", ACCURACY["mosi"])
+    metrics = ("mae", BUILT_IN["mosi"].main_accuracy)
     plain = [regression_metrics(each, labels, "mosi") for each in scores]
     drawn = [resampled_metrics(each, labels, "mosi", draws) for each in scores]
     return {name: ([row[name] for row in plain], np.mean([row[name] for row in drawn], axis=0)) for name in metrics}
@@ -404,13 +405,12 @@ def write_route(
 # --- The summary ---
 
 
-def summary(found: Mapping[str, Any]) -> list[str]:
-    """Sections of the Markdown page."""
-    parts = []
+def summarise(report: Report, found: Mapping[str, Any]) -> None:
+    """Write the sections of the Markdown page."""
     for name, values in found.items():
         expert = values["expert"]
-        parts += [
-            f"## Expert: {name}",
+        report.section(
+            f"Expert: {name}",
             f"Error deviation {expert['spread']:g}, on {100 * expert['few']:g} % of the clips {expert['spread_few']:g}; "
             f"entropy 0.1 + {expert['slope']:g} * error + noise of mean {expert['noise']:g}; second answers err "
             f"{expert['second']:g} times as much. Thresholds: "
@@ -418,40 +418,32 @@ def summary(found: Mapping[str, Any]) -> list[str]:
                 f"{tau} {format_spread([each[tau] for each in values['thresholds']])}" for tau in ("tau_1", "tau_2")
             )
             + f"; handed on: {format_spread(values['share handed on'])} of the clips.",
-            rows_table([_way(row) for row in values["ways"]]),
-            rows_table([_route(route, values["accounting"]) for route in ROUTES]),
-        ]
-    picked = next(iter(found.values()))["escalation"]
-    parts += [
-        "## What is handed on",
+            [_way(row) for row in values["ways"]],
+            [_route(route, values["accounting"]) for route in ROUTES],
+        )
+    report.section(
+        "What is handed on",
         "The same for every expert, as the small model decides alone.",
-        rows_table(
-            [
-                {
-                    "target": row["target"],
-                    "ranked by": row["ranking"],
-                    "AUROC": f"{format_spread(row['auroc'])} {_interval(row['interval'])}",
-                }
-                for row in picked
-            ]
-        ),
-    ]
-    return parts
+        [
+            {
+                "target": row["target"],
+                "ranked by": row["ranking"],
+                "AUROC": f"{format_spread(row['auroc'])} {format_bounds(row['interval'])}",
+            }
+            for row in next(iter(found.values()))["escalation"]
+        ],
+    )
 
 
 def _way(row: Mapping[str, Any]) -> dict[str, Any]:
     cells: dict[str, Any] = {"way": row["way"]}
     cells |= {name: format_spread(row[name]) for name in ("calls", "cost")}
-    for metric in ("mae", ACCURACY["mosi"]):
-        cells[metric] = f"{format_spread(row[metric])} {_interval(row[f'{metric} interval'])}"
+    for metric in ("mae", BUILT_IN["mosi"].main_accuracy):
+        cells[metric] = f"{format_spread(row[metric])} {format_bounds(row[f'{metric} interval'])}"
         key = f"U-ACS minus this, {metric}"
         same = row["way"] == "U-ACS"
-        cells[key] = None if same else f"{format_number(row[key])} {_interval(row[f'{key} interval'])}"
+        cells[key] = None if same else f"{format_number(row[key])} {format_bounds(row[f'{key} interval'])}"
     return cells
-
-
-def _interval(ends: Sequence[float]) -> str:
-    return f"[{', '.join(format_number(end) for end in ends)}]"
 
 
 def _route(route: str, accounting: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -490,16 +482,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = arguments.output / "runs" / str(place)
         found[name] = study(EXPERTS[name], systems, splits, hard, arguments.data, runs)
     facts = {"seeds": arguments.seeds, "test clips": len(hard), "hard clips": int(hard.sum())}
-    write_json(arguments.output / "uacs_stub_study.json", {**facts, "experts": found})
-    write_markdown(
-        arguments.output / "uacs_stub_study.md",
-        "# U-ACS with scripted experts on the sample corpus",
+    report = Report(arguments.output)
+    report.json("uacs_stub_study.json", {**facts, "experts": found})
+    report.summary(
+        "uacs_stub_study.md",
+        "U-ACS with scripted experts on the sample corpus",
         f"{len(hard)} test clips, of which {int(hard.sum())} are planted as hard; {len(systems)} training seeds of UBM. "
         "± is the standard deviation over them, brackets are 95 % bootstrap intervals over clips. Calls are questions to "
         f"the expert per clip; cost counts the small model as {SMALL_COST:.3f} of a call, the paper's ratio of seconds on "
         "MOSI. The experts know the labels and err by script: what is tested is the routing, no language model.",
-        *summary(found),
     )
+    summarise(report, found)
+    report.write()
     cascade, alone = str(arguments.output / "runs" / "0"), str(arguments.output / "runs" / "0" / "mllm")
     for tool, given in (
         ("uncertainty", [cascade]),

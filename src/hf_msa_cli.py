@@ -6,7 +6,8 @@ which takes seconds.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 
@@ -139,45 +140,10 @@ def _compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _analyze(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tool", help="which analysis; `hf-msa analyze list` names them")
-    parser.add_argument("runs", nargs="*", help="runs of one method")
-    parser.add_argument("--data", help="folder or Hub name of a prepared data set")
-    parser.add_argument("--output", help="folder for tables and figures (default: analysis/<tool> in the first run)")
-    parser.add_argument("--split", help="split to analyse, or all where a tool takes that (default: the tool's own)")
-    parser.add_argument("--rates", type=float, nargs="+", help="missing rates; for quadrants a low and a high one")
-    parser.add_argument("--metrics", nargs="+", help="metrics to draw")
-    parser.add_argument("--thresholds", type=float, nargs="+", help="true-class probabilities that clues start from")
-    parser.add_argument("--pieces", action="store_true", default=None, help="mask word pieces instead of whole words")
-    parser.add_argument("--cues", help="file of cue words: one per line, or a CSV with a column 'word'")
-    parser.add_argument("--examples", action="store_true", default=None, help="put utterances into the summary, too")
-    parser.add_argument("--steps", type=int, help="batches of the gradient probe")
-    parser.add_argument(
-        "--vary",
-        nargs="+",
-        metavar="FIELD=VALUE,VALUE",
-        help="values of configuration fields to try, e.g. top_k=1,5,10,20,50; several fields give the grid",
-    )
-    parser.add_argument("--batch-size", type=int, help="rows per batch (default: the tool's own)")
-    parser.add_argument(
-        "--samples", type=int, help="how many samples, the first of the split (default: the tool's own)"
-    )
-    parser.add_argument("--ids", nargs="+", help="ids of the samples to trace instead of the first")
-    parser.add_argument("--available", nargs="+", help="modalities that a trace leaves (default: all but text)")
-    parser.add_argument(
-        "--structure",
-        action="store_true",
-        default=None,
-        help="keep words, ids and labels of the data out of a trace, to publish it",
-    )
-    parser.add_argument(
-        "--validation",
-        nargs="+",
-        help="results of the same runs on the validation split, in the same order: thresholds come from there",
-    )
-    parser.add_argument(
-        "--subset-rule",
-        help="what is inconsistent: differs_from_M, not_all_equal or polarity_conflict (default: differs_from_M)",
-    )
+    # Each tool has a parser of its own, --help included, which takes the package; see `hf_msa.analysis.tools`.
+    parser.add_argument("-h", "--help", action="store_true", dest="wants_help")
+    parser.add_argument("tool", nargs="?")
+    parser.add_argument("options", nargs=argparse.REMAINDER)
 
 
 def _predict(parser: argparse.ArgumentParser) -> None:
@@ -204,21 +170,19 @@ def _impute(parser: argparse.ArgumentParser) -> None:
     _media(parser)
 
 
-def _kb(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    help_text = "encode the complete rows of a data set into a knowledge base for a trained model"
-    build = actions.add_parser("build", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-    build.add_argument("model", help="a run of omg (one seed), a saved model or a Hub name")
-    build.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
-    build.add_argument("--output", required=True, help="folder to write the knowledge base to")
-    build.add_argument("--split", default="train", help="train, validation or test (default: train)")
-    build.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: 64)")
-    _media(build)
-    help_text = "say what a knowledge base holds, and what lies nearest to an entry"
-    inspect = actions.add_parser("inspect", help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-    inspect.add_argument("folder", help="a knowledge base, or a run that has one (one seed or all of them)")
-    inspect.add_argument("--id", help="show the entries whose observations are nearest to this one's")
-    inspect.add_argument("--neighbours", type=int, default=10, help="how many of them (default: 10)")
+def _kb_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run of omg (one seed), a saved model or a Hub name")
+    parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
+    parser.add_argument("--output", required=True, help="folder to write the knowledge base to")
+    parser.add_argument("--split", default="train", help="train, validation or test (default: train)")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: 64)")
+    _media(parser)
+
+
+def _kb_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="a knowledge base, or a run that has one (one seed or all of them)")
+    parser.add_argument("--id", help="show the entries whose observations are nearest to this one's")
+    parser.add_argument("--neighbours", type=int, default=10, help="how many of them (default: 10)")
 
 
 def _push(parser: argparse.ArgumentParser) -> None:
@@ -232,19 +196,79 @@ def _recipes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help="only those of one method")
 
 
-_COMMANDS = {
-    "prepare": (_prepare, "convert raw benchmark files to a data set that load_dataset reads"),
-    "sample-corpus": (_sample_corpus, "generate a data set with known truth: try everything with no download"),
-    "recipes": (_recipes, "list methods, recipes and ablations"),
-    "train": (_train, "train a method by a recipe, all stages, any number of seeds"),
-    "evaluate": (_evaluate, "test a model over missing rates or patterns"),
-    "compare": (_compare, "put results side by side, with paired tests, and beside the papers'"),
-    "analyze": (_analyze, "look into a trained model with its paper's analysis tools"),
-    "predict": (_predict, "score one utterance"),
-    "impute": (_impute, "write a data set with the features that samples lack generated"),
-    "kb": (_kb, "build knowledge bases of OMG-Agent, and look into them"),
-    "push": (_push, "upload a run to the Hub and check what arrived"),
-}
+@dataclass(frozen=True)
+class Command:
+    """A command of `hf-msa`.
+
+    Args:
+        name: One word, or two, of which the first is one of `GROUPS`.
+        help: What it does, in a line.
+        add_arguments: Adds its arguments to a parser.
+        target: `module:function` that does it, imported when the command is run; it takes the arguments by name.
+        takes_training_flags: Whether what the parser does not know is handed on as `flags`.
+        has_own_help: Whether `--help` is an argument like any other.
+    """
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    target: str
+    takes_training_flags: bool = False
+    has_own_help: bool = False
+
+
+COMMANDS = (
+    Command(
+        "prepare",
+        "convert raw benchmark files to a data set that load_dataset reads",
+        _prepare,
+        "hf_msa.cli:prepare",
+    ),
+    Command(
+        "sample-corpus",
+        "generate a data set with known truth: try everything with no download",
+        _sample_corpus,
+        "hf_msa.cli:sample_corpus",
+    ),
+    Command("recipes", "list methods, recipes and ablations", _recipes, "hf_msa.cli:recipes"),
+    Command(
+        "train",
+        "train a method by a recipe, all stages, any number of seeds",
+        _train,
+        "hf_msa.cli:train",
+        takes_training_flags=True,
+    ),
+    Command("evaluate", "test a model over missing rates or patterns", _evaluate, "hf_msa.cli:evaluate"),
+    Command(
+        "compare",
+        "put results side by side, with paired tests, and beside the papers'",
+        _compare,
+        "hf_msa.cli:compare",
+    ),
+    Command(
+        "analyze",
+        "look into a trained model with its paper's analysis tools",
+        _analyze,
+        "hf_msa.cli:analyze",
+        has_own_help=True,
+    ),
+    Command("predict", "score one utterance", _predict, "hf_msa.cli:predict"),
+    Command("impute", "write a data set with the features that samples lack generated", _impute, "hf_msa.cli:impute"),
+    Command(
+        "kb build",
+        "encode the complete rows of a data set into a knowledge base for a trained model",
+        _kb_build,
+        "hf_msa.omg_knowledge_bases:build",
+    ),
+    Command(
+        "kb inspect",
+        "say what a knowledge base holds, and what lies nearest to an entry",
+        _kb_inspect,
+        "hf_msa.omg_knowledge_bases:inspect",
+    ),
+    Command("push", "upload a run to the Hub and check what arrived", _push, "hf_msa.cli:push"),
+)
+GROUPS = {"kb": "build knowledge bases of OMG-Agent, and look into them"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -255,17 +279,28 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the `hf-msa` command."""
+    """The parser of the `hf-msa` command; what it parses has the chosen `Command` as `command`."""
     parser = _Parser(
         prog="hf-msa", description="Multimodal sentiment analysis with missing modalities, on top of transformers."
     )
     parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (add_arguments, help_text) in _COMMANDS.items():
-        add_arguments(
-            commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    parser.set_defaults(command=None)
+    places = {"": parser.add_subparsers(metavar="COMMAND")}
+    for command in COMMANDS:
+        group, _, name = command.name.rpartition(" ")
+        if group not in places:
+            opened = places[""].add_parser(group, help=GROUPS[group], description=_sentence(GROUPS[group]))
+            places[group] = opened.add_subparsers(metavar="ACTION", required=True)
+        added = places[group].add_parser(
+            name, help=command.help, description=_sentence(command.help), add_help=not command.has_own_help
         )
+        command.add_arguments(added)
+        added.set_defaults(command=command)
     return parser
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,20 +313,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 2 input that cannot be used (one sentence says why).
     """
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "train":
-        parser.error(f"{arguments.command} takes no {' '.join(rest)}")
-    if arguments.version:
+    parsed, rest = parser.parse_known_args(argv)
+    arguments = vars(parsed)
+    command: Command | None = arguments.pop("command")
+    if arguments.pop("version"):
         from hf_msa._version import __version__
 
         sys.stdout.write(f"hf-msa {__version__}\n")
         return 0
-    if arguments.command is None:
+    if rest and (command is None or not command.takes_training_flags):
+        parser.error(f"{'hf-msa' if command is None else command.name} takes no {' '.join(rest)}")
+    if command is None:
         parser.print_help()
         return 0
     from hf_msa.cli import run_command
 
-    return run_command(arguments, rest)
+    flags = {"flags": rest} if command.takes_training_flags else {}
+    return run_command(command.name, command.target, {**arguments, **flags})
 
 
 if __name__ == "__main__":

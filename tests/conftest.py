@@ -1,9 +1,14 @@
 """Fixtures that every test may use."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from hf_msa.evaluation.results import write_results
+from made_results import make_results, make_table
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +18,16 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("HF_MSA_REAL_DATA is not set: it names the folder with real benchmark rows")
     return Path(folder)
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write a run's folder: ``write_run("a", noise=0.3, method="text")``."""
+
+    def write(name: str, *, predictions: bool = True, facts: dict[str, Any] | None = None, **table: Any) -> Path:
+        made = make_table(**table)
+        results = make_results(made, family=table.get("family", "mosi"), **(facts or {}))
+        write_results(tmp_path / name, results, made if predictions else None)
+        return tmp_path / name
+
+    return write

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_msa.methods import METHODS
+from nonempty import some
 from tiny import TINY_CONFIGS
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,9 @@ LEVELS = {
     "evaluation": 4,
     "training": 5,
     "hub": 6,
+    "analysis": 7,
     "imputation": 7,
+    "omg_knowledge_bases": 7,
     "pipelines": 7,
     "cli": 8,
 }
@@ -39,6 +42,11 @@ LEVELS = {
 MODELS_MAY_IMPORT = {"torch", "transformers", "numpy", "huggingface_hub"}
 # A method that is made of another one may import it.
 MADE_OF = {("uacs", "ubm")}
+# Files of no method that import those of methods, and why.
+KNOWS_METHODS = {
+    "hf_msa.methods": "registers the methods that come with hf_msa",
+    "hf_msa.imputation": "writes what OMG-Agent generates, which no other method does",
+}
 HEAVY = ("datasets", "peft", "librosa", "matplotlib")
 
 
@@ -104,12 +112,11 @@ def part(name: str) -> str:
 
 
 def method_of(name: str) -> str | None:
-    """The method to which a module belongs by its name: `modeling_tcmr`, `stages_tcmr`, `omg_planner`."""
-    stem = name.rpartition(".")[2]
-    if "_" not in stem:
-        return None
-    first, last = stem.split("_", 1)[0], stem.rsplit("_", 1)[1]
-    return last if last in METHODS else first if first in METHODS else None
+    """The method to which a module belongs, by the words of its path: `training.cmc.stages`, `models.omg_planner`."""
+    *_, before, last = ("", *re.split(r"[._]", name))
+    if last == "text":  # which is also the name of a modality
+        return "text" if before in ("configuration", "modeling") else None
+    return next((word for word in re.split(r"[._]", name) if word in METHODS and word != "text"), None)
 
 
 def test_every_part_has_a_level() -> None:
@@ -157,6 +164,22 @@ def test_no_method_imports_another() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_a_file_of_no_method_imports_none_of_one() -> None:
+    wrong = [
+        f"{found.source}:{found.line} imports {found.target}"
+        for found in inner_imports()
+        if method_of(found.source) is None and method_of(found.target) and found.source not in KNOWS_METHODS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_words_of_a_path_say_whose_it_is() -> None:
+    found = {name: method_of(f"hf_msa.{name}") for name in ("analysis.tcmr.clues", "models.omg_plan", "data.rows")}
+    assert list(found.values()) == ["tcmr", "omg", None]
+    assert (method_of("hf_msa.models.modeling_text"), method_of("hf_msa.training.text_states")) == ("text", None)
+    assert {method_of(name) for name in sources()} == {None, *METHODS}
+
+
 class TestModelsFolder:
     """What the remote-code machinery of transformers can copy and load."""
 
@@ -167,7 +190,7 @@ class TestModelsFolder:
 
     @pytest.mark.parametrize("path", files, ids=lambda path: path.stem)
     def test_imports_are_siblings_or_allowed_packages(self, path: Path) -> None:
-        for node in ast.walk(tree(path)):
+        for node in some(ast.walk(tree(path))):
             if isinstance(node, ast.Import):
                 packages = {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level:
@@ -187,7 +210,7 @@ class TestModelsFolder:
     def test_no_text_looks_like_a_relative_import(self, path: Path) -> None:
         # transformers finds the files to copy with these two patterns, in docstrings too.
         real = {node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in some(enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)):
             if re.match(r"\s*(from\s+\.|import\s+\.)", line):
                 assert number in real, f"line {number} is taken for an import when a checkpoint is saved: {line!r}"
 

@@ -51,7 +51,10 @@ def test_build_a_knowledge_base(work: Path, tmp_path: Path, capsys: pytest.Captu
         (["impute", "model", "--data", "nowhere", "--output", "out"], "impute: There is no folder 'nowhere'"),
         (["impute", "model", "--data", "clips", "--output", "out", "--protocol", "block"], "give modality, fixed"),
         (["impute", "model", "--data", "clips"], "--output"),
-        (["kb", "build", "model", "--data", "clips", "--output", "out", "--split", "dev"], "kb: Unknown split 'dev'"),
+        (
+            ["kb", "build", "model", "--data", "clips", "--output", "out", "--split", "dev"],
+            "kb build: Unknown split 'dev'",
+        ),
         (["kb", "build", "model", "--data", "clips", "--output", "out", "--batch-size", "0"], "give at least 1"),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_run_stands_for_the_knowledge_bases_of_its_seeds(tmp_path: Path, capsy
     [
         (["inspect", "kb", "--id", "a$_$2"], "Unknown entry 'a$_$2'. Did you mean 'a$_$"),
         (["inspect", "kb", "--neighbours", "0"], "--neighbours is 0; give at least 1."),
-        (["inspect", "kb", "--all"], "kb takes no --all"),
+        (["inspect", "kb", "--all"], "kb inspect takes no --all"),
         (
             ["inspect", "."],
             "'.' holds no knowledge base (no knowledge_base.json, no knowledge_base/knowledge_base.json,",

@@ -24,8 +24,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        _sync(temporary)
         # mkstemp makes the file private; a result should carry the permissions that any new file would.
         mask = os.umask(0)
         os.umask(mask)
@@ -34,6 +33,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync(file: Path) -> None:
+    """Have the content of a file on the disk before its name says that it is there."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 @contextlib.contextmanager
@@ -84,6 +89,7 @@ def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         # In the order in which they were written: what was written last says that everything is there.
         for file in sorted(temporary.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+            _sync(file)
             file.replace(target / file.name)
         temporary.rmdir()
     except BaseException:

@@ -215,7 +215,7 @@ _BUILT_IN: tuple[tuple[str, str, Any, Any, str | None], ...] = (
         "a small model that hands what it is unsure of to a multimodal language model",
         UacsConfig,
         UacsForSentimentAnalysis,
-        "hf_msa.training.uacs",
+        "hf_msa.training.uacs.stages",
     ),
     (
         "omg",

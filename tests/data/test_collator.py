@@ -20,6 +20,7 @@ from hf_msa.data.schema import msa_features
 from hf_msa.errors import MsaError
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
+from nonempty import some
 from tiny_tokenizer import CLS, PAD, SEP, UNK, tiny_tokenizer
 
 TEXTS = ["this is a good film", "bad", "the plot was very very weak", "not good zzz", "a film", "is the film good"]
@@ -136,7 +137,7 @@ def test_dtypes_and_optional_keys(processor):
 def test_complete_batches_are_what_the_processor_makes(processor, fixed):
     rows = example_rows()
     batch = MsaCollator(processor, pad_to_fixed=fixed)(rows)
-    for key, value in processor.from_rows(rows, pad_to_fixed=fixed).items():
+    for key, value in some(processor.from_rows(rows, pad_to_fixed=fixed).items()):
         torch.testing.assert_close(batch[key], value, rtol=0, atol=0, msg=key)
         assert batch[key].dtype == value.dtype
 
@@ -251,7 +252,7 @@ def test_workers_make_the_same_batches(processor):
     def batches(workers):
         return list(torch.utils.data.DataLoader(rows, batch_size=2, collate_fn=collator, num_workers=workers))
 
-    for here, there in zip(batches(0), batches(2), strict=True):
+    for here, there in some(zip(batches(0), batches(2), strict=True)):
         assert_same(here, there)
 
 

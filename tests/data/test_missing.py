@@ -25,6 +25,7 @@ from hf_msa.data.missing import (
 )
 from hf_msa.data.missing_base import _mix
 from hf_msa.errors import MsaError
+from nonempty import some
 from tiny_tokenizer import CLS, SEP, UNK, tiny_tokenizer
 
 IDS = ["a$_$1", "b$_$2"]
@@ -130,7 +131,7 @@ def test_seed_split_id_draw_and_modality_each_matter():
         mask["text"],
         mask["audio"][::-1],
     ]
-    for other in others:  # independent fair bits agree in about half of 128 places
+    for other in some(others):  # independent fair bits agree in about half of 128 places
         assert 0.3 < (mask["audio"] == other).mean() < 0.7
 
 
@@ -315,7 +316,7 @@ def test_user_masks_refuse_what_does_not_fit(tmp_path):
         (lambda: masks(UserMasks({"a$_$1": {"audio": [1] * 7}, "b$_$2": {}})), "7 entries"),
         (lambda: masks(UserMasks({"a$_$1": {}})), "no record for the sample 'b"),
     ]
-    for make, message in cases:
+    for make, message in some(cases):
         with pytest.raises(MsaError, match=message):
             make()
 
@@ -352,7 +353,7 @@ def test_legacy_masks_are_those_of_the_reference(rate):
     )
     rates = np.full((30, 3), rate, dtype=float) if rate is not None else np.zeros((30, 3))
     rates[order] = found.rates if rate is None else rate
-    for modality, expected in lnln(lengths, widths, rates, seed=7).items():
+    for modality, expected in some(lnln(lengths, widths, rates, seed=7).items()):
         mask = found.masks[modality]
         np.testing.assert_array_equal(mask, expected[order][:, : mask.shape[1]])
 
@@ -502,7 +503,7 @@ def test_apply_missing_gives_the_same_in_numpy():
     found = masks(FrameMissing(rate=0.5))
     in_torch = apply_missing(batch, found, UNK)
     in_numpy = apply_missing({key: value.numpy() for key, value in batch.items()}, found.masks, UNK)
-    for key, value in in_torch.items():
+    for key, value in some(in_torch.items()):
         np.testing.assert_array_equal(value.numpy(), in_numpy[key])
         assert in_numpy[key].dtype == value.numpy().dtype
 

@@ -18,6 +18,7 @@ from hf_msa.data.missing import (
     RandomPattern,
     UserMasks,
 )
+from nonempty import some
 
 MODALITIES = ("text", "audio", "vision")
 
@@ -95,7 +96,7 @@ def test_independent_of_batch_size_order_and_neighbours(split, protocol, random,
     whole = split.masks(protocol)
     order = list(range(len(split.ids)))
     random.shuffle(order)
-    for start in range(0, len(order), size):
+    for start in some(range(0, len(order), size)):
         rows = order[start : start + size]
         part = split.masks(protocol, rows)
         np.testing.assert_array_equal(part.rates, whole.rates[rows])
@@ -155,7 +156,7 @@ def test_user_masks_give_any_mask_back(split, protocol):
         for row, sample_id in enumerate(split.ids)
     }
     again = split.masks(UserMasks(table))
-    for name, mask in found.masks.items():
+    for name, mask in some(found.masks.items()):
         np.testing.assert_array_equal(again.masks[name], mask)
 
 
@@ -169,7 +170,7 @@ def test_the_realised_rate_is_close_to_the_nominal_one(kind, rate, seed):
     special[:, [0, 19]] = True
     ids = [f"v{i}" for i in range(count)]
     found = kind(rate=rate, seed=seed).masks(ids, "test", np.zeros(count), lengths, special)
-    for name, share in found.realised().items():
+    for name, share in some(found.realised().items()):
         # Five standard deviations of a mean over this many independent positions.
         positions = count * (18 if name == "text" else lengths[name][0])
         assert abs(share - rate) <= 5 * np.sqrt(rate * (1 - rate) / positions) + 1e-3

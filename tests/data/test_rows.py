@@ -233,3 +233,28 @@ def test_rows_of_a_prepared_file_become_batches(tmp_path):
     assert first["draw"].tolist() == [0] * 6
     assert second["draw"].tolist() == [1] * 6
     assert second["sample_index"].tolist() == list(range(6))
+
+
+def test_batches_of_some_rows_in_an_order():
+    rows = MsaRows(dataset_of(raw(5)), "train")
+    assert [[row["index"] for row in members] for members in rows.batches(2)] == [[0, 1], [2, 3], [4]]
+    assert [[row["index"] for row in members] for members in rows.batches(2, [3, 1, 0])] == [[3, 1], [0]]
+    assert list(rows.batches(2, [])) == []
+
+
+def test_order_by_length_sums_the_modalities_and_keeps_ties():
+    lengths = [(4, 1), (1, 1), (2, 3), (1, 2)]
+    rows = raw(4)
+    for row, (audio, vision) in zip(rows, lengths, strict=True):
+        row["audio"], row["vision"] = np.zeros((audio, 3), np.float32), np.zeros((vision, 2), np.float32)
+    assert MsaRows(dataset_of(rows), "train").by_length().tolist() == [1, 3, 0, 2]
+
+
+def test_rows_of_another_draw():
+    rows = MsaRows(dataset_of(raw(3)), "validation", tiny_tokenizer())
+    drawn = rows.in_draw(4)
+    assert [drawn[index]["draw"] for index in range(3)] == [4, 4, 4] and "draw" not in rows[0]
+    assert drawn.ids == rows.ids and drawn.split == "validation" and list(drawn.lengths) == list(rows.lengths)
+    np.testing.assert_array_equal(drawn[1]["audio"], rows[1]["audio"])
+    np.testing.assert_array_equal(drawn[1]["input_ids"], rows[1]["input_ids"])
+    assert rows.in_draw(4).in_draw(5)[0]["draw"] == 5

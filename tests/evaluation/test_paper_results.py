@@ -10,6 +10,7 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation import paper_results
 from hf_msa.evaluation.metrics import CLASS_METRICS, family_metrics
 from hf_msa.evaluation.paper_results import PaperEntry, load_paper_results, paper_names, parse_paper
+from nonempty import some
 
 RATES = tuple(index / 10 for index in range(10))
 
@@ -65,7 +66,7 @@ def test_tcmr_as_printed():
 def test_table_7_exceeds_table_2_by_what_it_says(method, dataset, gains):
     picked_on_test = find("tcmr", table="Table 7", dataset=dataset, method=method)
     picked_on_validation = find("tcmr", table="Table 2", dataset=dataset, method=method)
-    for metric, gain in gains.items():
+    for metric, gain in some(gains.items()):
         difference = picked_on_test.metrics[metric] - picked_on_validation.metrics[metric]
         assert 100 * difference == pytest.approx(gain, abs=0.001)
 
@@ -118,7 +119,7 @@ def test_known_errata():
 
 
 def test_numbers_fit_their_data_set_and_each_other():
-    for name in paper_names():
+    for name in some(paper_names()):
         for entry in load_paper_results(name).entries:
             family = "sims" if entry.dataset.startswith("sims") else "mosi"
             assert set(entry.metrics) <= {*family_metrics(family), *CLASS_METRICS}, entry

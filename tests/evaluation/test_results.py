@@ -38,6 +38,7 @@ from hf_msa.evaluation.results import (
 )
 from hf_msa.models.msa_label_families import BUILT_IN
 from made_results import RATES, make_results, make_table
+from nonempty import some
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
 
@@ -97,12 +98,12 @@ def test_numbers_are_the_metrics_of_the_rows(family):
     table = make_table(family=family)
     results = make_results(table, family=family)
     frame = table.to_pylist()
-    for run in results["runs"]:
+    for run in some(results["runs"]):
         key = (run["training_seed"], run["mask_seed"], run["rate"])
         rows = [row for row in frame if (row["training_seed"], row["mask_seed"], row["rate"]) == key]
         expected = regression_metrics([row["prediction"] for row in rows], [row["label"] for row in rows], family)
         assert run["metrics"] == pytest.approx(expected)
-    for estimate in results["mean_over_rates"].values():
+    for estimate in some(results["mean_over_rates"].values()):
         assert estimate["ci_low"] <= estimate["mean"] <= estimate["ci_high"]
 
 
@@ -297,7 +298,7 @@ def test_class_numbers_are_those_of_the_rows():
     table = make_table(class_logits=True)
     results = make_results(table)
     frame = table.to_pylist()
-    for run in results["runs"]:
+    for run in some(results["runs"]):
         key = (run["training_seed"], run["mask_seed"], run["rate"])
         rows = [row for row in frame if (row["training_seed"], row["mask_seed"], row["rate"]) == key]
         logits = [[row[name] for name in CLASS_COLUMNS] for row in rows]

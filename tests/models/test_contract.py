@@ -26,6 +26,7 @@ from hf_msa.models.modeling_msa import MsaPreTrainedModel, build_text_encoder, m
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
 from hf_msa.models.msa_inputs import INPUT_KEYS, MsaInputs
 from hf_msa.models.msa_outputs import MsaOutput
+from nonempty import some
 from tiny import TINY_CONFIGS, tiny_batch, tiny_labels, tiny_processor, tiny_rows, tiny_tcmr_config, tiny_text_config
 
 QUIET = pytest.mark.filterwarnings("ignore:(U-ACS|OMG-Agent) was called without:UserWarning")
@@ -316,7 +317,7 @@ def test_a_compute_of_another_signature_is_refused() -> None:
         "has to be annotated with what it returns": says_nothing,
         "a class made of MsaOutput": says_other,
     }
-    for message, compute in wrong.items():
+    for message, compute in some(wrong.items()):
         with pytest.raises(TypeError, match=message):
             type("Toy", (MsaPreTrainedModel,), {"compute": compute, "__annotations__": {"config": ToyConfig}})
 

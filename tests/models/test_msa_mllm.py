@@ -19,6 +19,7 @@ from hf_msa.models.msa_mllm import (
     parse_score,
 )
 from hf_msa.models.msa_mllm_processing import FramesVideoProcessor, OmniFramesProcessor, load_mllm_processor
+from nonempty import some
 from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm, tiny_mllm_processor, tiny_requests, tiny_thinker
 
 
@@ -107,7 +108,7 @@ KINDS = ("text", "text+audio", "text+frames", "text+audio+frames")
 
 class TestGenerate:
     def test_entropies_and_logprobs_are_those_of_the_scores(self, mllm: LocalMllm) -> None:
-        for request, (found,) in zip(tiny_requests(), mllm.generate(tiny_requests(), 5), strict=True):
+        for request, (found,) in some(zip(tiny_requests(), mllm.generate(tiny_requests(), 5), strict=True)):
             inputs = mllm.encode([request])
             plain = mllm.model.generate(
                 **inputs, max_new_tokens=5, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -169,7 +170,7 @@ class TestGenerate:
         )
         with torch.no_grad():
             plain = mllm.model(**inputs).logits[0, -1].log_softmax(-1)
-        for share, token in zip(expected.values.tolist(), expected.indices.tolist(), strict=True):
+        for share, token in some(zip(expected.values.tolist(), expected.indices.tolist(), strict=True)):
             seen = np.mean([abs(one.token_logprobs[0] - plain[token].item()) < 1e-4 for one in drawn])
             assert seen == pytest.approx(share, abs=0.1)  # four standard errors
 
@@ -241,7 +242,7 @@ class TestScore:
 
     def test_answers_of_different_lengths_do_not_disturb_each_other(self, mllm: LocalMllm) -> None:
         answers = ["1", "-0.4", "the score is 2", "0.0"]
-        for row, together in enumerate(mllm.score(tiny_requests(), answers)):
+        for row, together in some(enumerate(mllm.score(tiny_requests(), answers))):
             (alone,) = mllm.score(tiny_requests()[row : row + 1], answers[row : row + 1])
             assert alone.text == together.text == answers[row]
             assert alone.token_logprobs == pytest.approx(together.token_logprobs, abs=1e-4)

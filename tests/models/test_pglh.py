@@ -22,6 +22,7 @@ from hf_msa.models.modeling_pglh import (
     mean_error,
 )
 from hf_msa.models.msa_encoders import sinusoidal_positions
+from nonempty import some
 from tiny import UNK, VOCABULARY, tiny_batch, tiny_labels, tiny_pglh_config, tiny_processor, tiny_rows
 
 MODALITIES = ("text", "audio", "vision")
@@ -125,6 +126,12 @@ class TestVisibleEncoder:
     def encoder(self) -> VisibleEncoder:
         torch.manual_seed(0)
         return VisibleEncoder(3, tiny_pglh_config()).eval()
+
+    def test_it_ends_in_a_norm_as_its_layer_norms_first(self) -> None:
+        hidden = self.encoder()(torch.randn(3, 4, 3) * 7, self.visible).hidden
+        tokens = hidden[0], hidden[1, :2]
+        assert all(torch.allclose(each.mean(-1), torch.zeros(len(each)), atol=1e-5) for each in tokens)
+        assert all(torch.allclose(each.var(-1, unbiased=False), torch.ones(len(each)), atol=1e-3) for each in tokens)
 
     def test_visible_tokens_are_packed_to_the_front_in_order(self) -> None:
         tokens = self.encoder()(torch.randn(3, 4, 3), self.visible)
@@ -439,7 +446,7 @@ class TestGradients:
         """Processes that train together wait for the gradient of every parameter."""
         model = build().train()
         model(**masked_inputs(model.config, rate=rate)).loss.backward()
-        for name, parameter in model.named_parameters():
+        for name, parameter in some(model.named_parameters()):
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
 
@@ -501,7 +508,7 @@ class TestNoInfluence:
     def test_visible_content_does_matter(self, drop_decoder: bool, gradient: bool) -> None:
         inputs = masked_inputs(tiny_pglh_config())
         expected = self.scores(drop_decoder, gradient, inputs)
-        for name in MODALITIES[1:]:
+        for name in some(MODALITIES[1:]):
             other = {**inputs, f"{name}_values": inputs[f"{name}_values"] + 1}
             assert not torch.allclose(expected, self.scores(drop_decoder, gradient, other), atol=1e-4)
 
@@ -583,7 +590,7 @@ class TestInputs:
         model = build()
         inputs = masked_inputs(model.config, count)
         expected = model(**inputs).logits
-        for index in range(count):
+        for index in some(range(count)):
             alone = model(**{name: value[index : index + 1] for name, value in inputs.items()})
             assert torch.allclose(alone.logits[0], expected[index], atol=1e-5)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier
+from nonempty import some
 from tiny import tiny_batch, tiny_labels, tiny_tcmr_config
 
 ROWS = list(TcmrConfig.ABLATIONS)
@@ -135,7 +136,7 @@ def test_a_row_changes_what_it_says(row: str) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_names_fields_that_exist_and_changes_their_default(row: str) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(TcmrConfig)}
-    for name, value in TcmrConfig.ABLATIONS[row].items():
+    for name, value in some(TcmrConfig.ABLATIONS[row].items()):
         assert defaults[name] != value
         assert getattr(tiny_tcmr_config(**TcmrConfig.ABLATIONS[row]), name) == value
 
@@ -152,7 +153,7 @@ def test_a_row_trains_every_parameter_it_builds(row: str) -> None:
     }
     model(**batch, **targets).loss.backward()
     frozen = set() if model.polarity_classifier is None else set(model.polarity_classifier.parameters())
-    for name, parameter in model.named_parameters():
+    for name, parameter in some(model.named_parameters()):
         if parameter not in frozen:
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name

@@ -34,7 +34,6 @@ from hf_msa.models.uacs_rules import (
     polarity,
     random_choice,
     small_weight,
-    threshold,
 )
 from stub_expert import Says, StubExpert, noisy_answers, scripted
 from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
@@ -102,10 +101,6 @@ class TestRules:
     def test_weights(self, own: float, other: float, weight: float) -> None:
         found = small_weight(np.array([own]), np.array([other]), 1e-12)
         assert found.item() == pytest.approx(weight, abs=1e-6)
-
-    @pytest.mark.parametrize(("weight", "shift", "tau"), [(0.5, 0, 0.65), (0, 0, 0.4), (1, 0, 0.9), (0.5, -0.2, 0.45)])
-    def test_thresholds(self, weight: float, shift: float, tau: float) -> None:
-        assert threshold(0.4, 0.9, weight, shift) == pytest.approx(tau)
 
     @pytest.mark.parametrize(
         ("fields", "expected"),

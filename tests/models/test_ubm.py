@@ -15,6 +15,7 @@ from hf_msa.models.modeling_ubm import (
     class_entropy,
     ensemble_loss,
 )
+from nonempty import some
 from tiny import tiny_backbone, tiny_batch, tiny_labels, tiny_processor, tiny_rows, tiny_ubm_config
 
 KINDS = ("entropy", "prediction_truth", "ensemble", "score")
@@ -72,7 +73,7 @@ class TestSequences:
         encoder = self.encoder()
         values, mask = self.batch()
         found = encoder(values, mask)
-        for row, length in enumerate((9, 4, 1, 6)):
+        for row, length in some(enumerate((9, 4, 1, 6))):
             states, _ = encoder.lstm(values[row : row + 1, :length])
             assert torch.allclose(found[row], encoder.projection(states[0, -1]), atol=1e-6)
 

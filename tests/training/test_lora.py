@@ -22,6 +22,7 @@ from hf_msa.training.lora import (
     attach_adapter,
     save_adapter,
 )
+from nonempty import some
 from tiny_mllm import tiny_mllm, tiny_requests
 
 ANSWERS = ["-0.4", "1.2", "0.0", "2.0"]
@@ -90,7 +91,7 @@ class TestCollator:
         mllm = tiny_mllm()
         batch = AnswerCollator(mllm)(examples())
         end = mllm.tokenizer.eos_token
-        for row, answer in enumerate(ANSWERS):
+        for row, answer in some(enumerate(ANSWERS)):
             labels = batch["labels"][row]
             real = labels != -100
             assert mllm.tokenizer.decode(labels[real]) == f"{answer}{end}"
@@ -117,7 +118,7 @@ class TestTraining:
 
     def test_leaves_the_base_as_it_was(self, trained: tuple[LoraTrainer, LocalMllm, Path]) -> None:
         base = tiny_mllm().model.state_dict()
-        for name, value in trained[1].model.state_dict().items():
+        for name, value in some(trained[1].model.state_dict().items()):
             if "lora_" not in name:
                 assert torch.equal(value, base[name.replace(".base_layer", "")])
 

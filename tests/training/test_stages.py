@@ -202,6 +202,13 @@ def test_feature_statistics_match_numpy(trained: RunContext) -> None:
     assert np.allclose(mean, frames.mean(0)) and np.allclose(std, frames.std(0), atol=1e-6)
 
 
+def test_a_constant_feature_has_no_deviation() -> None:
+    """Sums of squares leave about 1e-17 of variance, by which nothing may be divided."""
+    frames = np.stack([np.full(1000, 0.1), np.arange(1000) * 1e-3], axis=1).astype(np.float32)
+    mean, std = feature_statistics([{"audio": frames}], "audio")  # type: ignore[arg-type]
+    assert mean[0] == pytest.approx(0.1) and std[0] == 0.0 and std[1] == pytest.approx(0.2887, abs=1e-4)
+
+
 def test_flags_on_the_optimiser_concern_the_final_stage() -> None:
     assert split_flags({"learning_rate": 1.0, "use_cpu": True}) == {
         "final": {"learning_rate": 1.0},

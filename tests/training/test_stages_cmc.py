@@ -21,6 +21,7 @@ from hf_msa.training.cmc.stages import CmcTrainer, CmcUnimodalTrainer, first_lab
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
 from hf_msa.training.text_states import TextStates, compute_text_states
+from nonempty import some
 
 QUIET = {"disable_tqdm": True, "use_cpu": True}
 MODALITIES = ("text", "audio", "vision")
@@ -316,7 +317,7 @@ def test_validation_loss_is_the_teachers_before_their_labels_move(corpus: Path, 
     with torch.no_grad():
         logits = trainer.teachers(**context.processor.from_rows(rows)).unimodal_logits
     classes = row_classes(context, "validation")
-    for index, name in enumerate(MODALITIES):
+    for index, name in some(enumerate(MODALITIES)):
         expected = F.cross_entropy(logits[:, index], classes).item()
         assert trainer.seen[0]["metrics"][f"eval_loss_{name}"] == pytest.approx(expected, abs=1e-3)
 

@@ -19,7 +19,6 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.report import caption
 from hf_msa.evaluation.sweep import sweep
-from hf_msa.evaluation.uncertainty import fit_agreement
 from hf_msa.hub.cards import card_of
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis, ask_expert
 from hf_msa.models.msa_mllm import MllmRequest
@@ -27,7 +26,8 @@ from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.uacs_prompts import answer_text
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, run_recipe
-from hf_msa.training.uacs import AnsweredRows, validation_requests
+from hf_msa.training.uacs.stages import AnsweredRows, validation_requests
+from hf_msa.training.uacs.thresholds import fit_agreement
 from stub_expert import Says, StubExpert
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 

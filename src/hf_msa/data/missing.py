@@ -93,7 +93,8 @@ class CompleteProtocol(MissingProtocol):
         """None."""
         return ()
 
-    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+    def drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        """Drop from a batch; see `MissingProtocol.drop`."""
         return samples.whole({})
 
 
@@ -139,7 +140,8 @@ class FrameMissing(MissingProtocol):
         check_seed(self.seed)
         object.__setattr__(self, "modalities", modality_names("modalities", self.modalities))
 
-    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+    def drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        """Drop from a batch; see `MissingProtocol.drop`."""
         masks = {}
         rates = np.zeros((len(samples.ids), len(MODALITIES)))
         for modality in (m for m in self.modalities if m in samples.maskable):
@@ -229,7 +231,8 @@ class ModalityMissing(MissingProtocol):
             self._ranks[split, draw] = rank
         return self._ranks[split, draw]
 
-    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+    def drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        """Drop from a batch; see `MissingProtocol.drop`."""
         rows = bound_rows(self, self._rows, samples.ids)
         rank = np.empty(len(rows), dtype=np.int64)
         for draw in np.unique(samples.draws):
@@ -283,7 +286,8 @@ class FixedPattern(MissingProtocol):
         """Those that are dropped."""
         return tuple(m for m in MODALITIES if m not in self.available)
 
-    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+    def drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        """Drop from a batch; see `MissingProtocol.drop`."""
         if not any(m in samples.lengths for m in self.available):
             raise MsaError(
                 f"The pattern keeps {' and '.join(self.available)}, but the data has only "
@@ -317,7 +321,8 @@ class RandomPattern(MissingProtocol):
         """All: which of them a sample loses is part of the draw."""
         return MODALITIES
 
-    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+    def drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        """Drop from a batch; see `MissingProtocol.drop`."""
         there = [m for m in MODALITIES if m in samples.lengths]
         present = np.stack([samples.lengths[m] > 0 for m in there], axis=1)
         patterns = 2 ** present.sum(axis=1) - 1
@@ -360,7 +365,8 @@ class BlockMissing(MissingProtocol):
         check_seed(self.seed)
         object.__setattr__(self, "modalities", modality_names("modalities", self.modalities))
 
-    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+    def drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        """Drop from a batch; see `MissingProtocol.drop`."""
         masks = {}
         rates = np.zeros((len(samples.ids), len(MODALITIES)))
         for modality in (m for m in self.modalities if m in samples.maskable):
@@ -428,7 +434,8 @@ class UserMasks(MissingProtocol):
         """Those that some record has a mask for."""
         return tuple(m for m in MODALITIES if any(m in record for record in self._table.values()))
 
-    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+    def drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        """Drop from a batch; see `MissingProtocol.drop`."""
         masks = {m: np.zeros_like(maskable) for m, maskable in samples.maskable.items()}
         for row, sample_id in enumerate(samples.ids):
             if sample_id not in self._table:

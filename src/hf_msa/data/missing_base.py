@@ -257,8 +257,16 @@ class MissingProtocol(ABC):
         """The modalities that this protocol may drop something of."""
 
     @abstractmethod
-    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
-        """Return masks (B, T) for the modalities that lose something, and nominal rates (B, 3)."""
+    def drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        """Drop from a batch.
+
+        Args:
+            samples: The batch; its `uniform` gives random numbers that depend on the sample, not on its neighbours.
+
+        Returns:
+            Boolean masks (B, T) of the modalities that lose something, True = dropped, padding and special tokens as they
+            come; and the nominal rates (B, 3), in the order of `MODALITIES`.
+        """
 
     def masks(
         self,
@@ -296,7 +304,7 @@ class MissingProtocol(ABC):
         if count and draw_keys.min() < 0:
             raise MsaError(f"A draw is {draw_keys.min()}; draws are counted from 0.")
         maskable = maskable_positions(known, special)
-        dropped, rates = self._drop(Samples(ids, split, draw_keys.astype(np.uint64), known, maskable))
+        dropped, rates = self.drop(Samples(ids, split, draw_keys.astype(np.uint64), known, maskable))
         # Nothing gets past this line onto padding or special tokens, whatever a protocol does.
         masks = {m: dropped[m] & real if m in dropped else np.zeros_like(real) for m, real in maskable.items()}
         nominal = np.array(rates, dtype=np.float32)

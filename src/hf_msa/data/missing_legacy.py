@@ -122,7 +122,8 @@ class LegacyLnln(MissingProtocol):
         object.__setattr__(bound, "_rows", numbered(ids))
         return bound
 
-    def _drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+    def drop(self, samples: Samples) -> tuple[dict[str, BoolArray], FloatArray]:
+        """Drop from a batch; see `MissingProtocol.drop`."""
         rows = bound_rows(self, self._rows, samples.ids)
         masks = {}
         rates = self._rates(samples, rows)

@@ -1,5 +1,6 @@
 """Rows as numpy views straight out of Arrow's memory, which is what makes a pass over a data set cheap."""
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -250,6 +251,16 @@ class MsaRows:
             row[name] = tokens[index]
         row["index"] = index
         return row
+
+    def by_length(self) -> NDArray[np.int64]:
+        """Places of the rows (N,), short ones first: batches of this order need little padding."""
+        return np.argsort(np.sum(list(self.lengths.values()), axis=0), kind="stable")
+
+    def in_draw(self, draw: int) -> "MsaRows":
+        """The same rows in another draw, which is what re-draws the missing pattern of a protocol."""
+        other = copy.copy(self)
+        other._values = {**self._values, "draw": [draw] * len(self)}
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         # The views are dropped, so that a process that is started anew maps the file instead of receiving a copy.

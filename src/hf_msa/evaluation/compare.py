@@ -7,7 +7,6 @@ rather than put into one table.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from hf_msa.evaluation.paper_results import PaperEntry, load_paper_results
 from hf_msa.evaluation.report import (
     UNDEFINED,
     chosen_metrics,
+    distinct_names,
     format_estimate,
     format_value,
     letters_text,
@@ -27,7 +27,6 @@ from hf_msa.evaluation.report import (
     metric_heading,
     other_training_data,
     rich_table,
-    run_name,
     setting_heading,
     setting_text,
     split_text,
@@ -249,7 +248,7 @@ def compare_runs(
     if len(folders) < 2 and not (papers and folders):
         raise MsaError(f"A comparison needs two runs, or one run and a paper; got {len(folders)}.")
     runs = [read_results(folder) for folder in folders]
-    names = _names(folders, runs)
+    names = distinct_names(folders, runs)
     for name, run in zip(names[1:], runs[1:], strict=True):
         _check_comparable(names[0], runs[0], name, run, allow_oracle)
     shown = _any_metrics(runs, metrics)
@@ -309,14 +308,6 @@ def _paper_rows(
 
 def _rate(rate: float | str) -> float | str:
     return rate if isinstance(rate, str) else round(rate, 6)
-
-
-def _names(folders: Sequence[str | os.PathLike[str]], runs: Sequence[Results]) -> list[str]:
-    """Names that tell the runs apart: the folder joins where method and ablation do not suffice."""
-    names = [run_name(run) for run in runs]
-    paths = [Path(folder) for folder in folders]
-    places = [(path.parent if path.suffix == ".json" else path).name or str(path) for path in paths]
-    return [f"{name}, {place}" if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
 
 
 def _check_comparable(first_name: str, first: Results, name: str, run: Results, allow_oracle: bool) -> None:

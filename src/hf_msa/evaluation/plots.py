@@ -1,7 +1,7 @@
 """Curves over missing rates, drawn from ``results.json`` alone."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from hf_msa.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CURVES_FILE = "curves"
 """The name, without ending, of the curves beside a result."""
@@ -25,6 +26,42 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _COLUMNS = 4
 
 
+def write_figure(stem: str | os.PathLike[str], draw: Callable[["Figure"], None]) -> list[Path]:
+    """Draw a figure and write it as PNG and as SVG; the same drawing gives the same files.
+
+    Args:
+        stem: Where to write, without ending: ``.png`` and ``.svg`` are added.
+        draw: Sets the size of the empty figure that it is called with, and draws on it.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        MsaError: If matplotlib is not installed.
+    """
+    require_package("matplotlib", "plots")
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "svg.hashsalt": "hf_msa",
+        "font.size": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    paths = [Path(f"{os.fspath(stem)}.{kind}") for kind in ("png", "svg")]
+    # Colours that the colour-blind can tell apart, too.
+    with matplotlib.style.context(["tableau-colorblind10", style]):
+        figure = Figure(layout="constrained", dpi=160)
+        draw(figure)
+        for path in paths:
+            with atomic_write(path) as temporary:
+                # Without a date the same numbers give the same file.
+                metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
+                figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+    return paths
+
+
 def plot_curves(
     runs: Sequence[Results],
     stem: str | os.PathLike[str],
@@ -32,27 +69,29 @@ def plot_curves(
     metrics: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
 ) -> list[Path]:
+    """Write a figure of `draw_curves`, see `write_figure`."""
+    return write_figure(stem, lambda figure: draw_curves(figure, runs, metrics, names))
+
+
+def draw_curves(
+    figure: "Figure",
+    runs: Sequence[Results],
+    metrics: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
     """Draw one small panel per metric: its mean over missing rates, with the bootstrap interval as a band.
 
     Availability patterns, which have no order, are drawn as points with error bars.
 
     Args:
+        figure: What to draw on.
         runs: Results of the same label family and rates.
-        stem: Where to write, without ending: ``.png`` and ``.svg`` are added.
         metrics: Names to show; all that every run has by default.
         names: Legend entries; method and ablation by default.
 
-    Returns:
-        The two paths.
-
     Raises:
-        MsaError: If matplotlib is not installed, there are no runs, more of them than can be told apart, or they
-            differ in label family or rates.
+        MsaError: If there are no runs, more of them than can be told apart, or they differ in label family or rates.
     """
-    require_package("matplotlib", "plots")
-    import matplotlib
-    from matplotlib.figure import Figure
-
     if not 1 <= len(runs) <= len(_COLOURS):
         raise MsaError(f"One to {len(_COLOURS)} runs can be told apart in a plot; got {len(runs)}.")
     rates = [entry["rate"] for entry in runs[0]["per_rate"]]
@@ -66,31 +105,17 @@ def plot_curves(
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     labels = list(names or map(run_name, runs))
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "hf_msa",
-        "font.size": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(2.7 * columns + 0.4, 2.2 * rows + 0.9), layout="constrained", dpi=160)
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for axis, metric in zip(axes.flat, shown, strict=False):
-            for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
-                _draw(axis, run, metric, index, label, len(runs))
-            _dress(axis, metric, rates)
-        for axis in axes.flat[len(shown) :]:
-            axis.set_visible(False)
-        figure.suptitle(_title(runs), fontsize=9)
-        handles, texts = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
-        paths = [Path(f"{os.fspath(stem)}.{kind}") for kind in ("png", "svg")]
-        for path in paths:
-            with atomic_write(path) as temporary:
-                # Without a date the same numbers give the same file.
-                metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
-                figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
-    return paths
+    figure.set_size_inches(2.7 * columns + 0.4, 2.2 * rows + 0.9)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, metric in zip(axes.flat, shown, strict=False):
+        for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
+            _draw(axis, run, metric, index, label, len(runs))
+        _dress(axis, metric, rates)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    figure.suptitle(_title(runs), fontsize=9)
+    handles, texts = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
 
 
 def _draw(axis: "Axes", run: Results, metric: str, index: int, label: str, runs: int) -> None:

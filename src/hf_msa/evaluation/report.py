@@ -1,6 +1,8 @@
 """Tables of a result: for the terminal, and as Markdown for cards and documents. All read from ``results.json``."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_msa.errors import MsaError, unknown_name
@@ -100,6 +102,19 @@ def run_name(results: Results) -> str:
     return f"{name} [oracle]" if results["oracle"] else name
 
 
+def distinct_names(folders: Sequence[str | os.PathLike[str]], runs: Sequence[Results]) -> list[str]:
+    """Names that tell runs apart: the folder joins where method and ablation do not suffice.
+
+    Args:
+        folders: Where the results are.
+        runs: The results.
+    """
+    names = [run_name(run) for run in runs]
+    paths = [Path(folder) for folder in folders]
+    places = [(path.parent if path.suffix == ".json" else path).name or str(path) for path in paths]
+    return [f"{name}, {place}" if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
+
+
 def other_training_data(results: Results) -> str | None:
     """The data set that the model was trained on, where it is known and another than the one of the result."""
     source = results.get("trained_on")
@@ -189,8 +204,8 @@ def caption(results: Results) -> str:
     which = f" ({', '.join(str(seed) for seed in seeds)})" if seeds else ""
     return (
         f"{dataset['name']}, {split_text(results)}, {count_text(results)}; "
-        f"protocol {results['protocol']['name']}, {_counted(rates, 'setting')}, {_counted(masks, 'mask draw')}; "
-        f"{_counted(count, 'training seed')}{which}; "
+        f"protocol {results['protocol']['name']}, {counted(rates, 'setting')}, {counted(masks, 'mask draw')}; "
+        f"{counted(count, 'training seed')}{which}; "
         f"{training_text(results)}"
         f"{expert_text(results)}"
         f"± is the standard deviation over training seeds, the interval a bootstrap over samples."
@@ -215,7 +230,8 @@ def expert_text(results: Results) -> str:
     return f"the language model was given {LANGUAGE_MODEL_INPUTS.get(given, given)}{lacking}; "
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

@@ -408,9 +408,9 @@ def build_results(
         },
         "bootstrap": {"resamples": resamples, "seed": bootstrap_seed, "confidence": CONFIDENCE},
     }
-    plain = _plain(results)
-    validate_results(plain, "the new result")
-    return dict(plain)
+    content = dict(plain(results))
+    validate_results(content, "the new result")
+    return content
 
 
 def _estimate(per_seed: NDArray[np.float64], resampled: NDArray[np.float64]) -> dict[str, float | int]:
@@ -419,14 +419,14 @@ def _estimate(per_seed: NDArray[np.float64], resampled: NDArray[np.float64]) -> 
     return {"mean": mean, "std": std, "n": len(per_seed), "ci_low": low, "ci_high": high}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turn numpy values, tuples and paths into what JSON has; NaN and infinity become None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -7,6 +7,7 @@ resample uses the same rows for every rate, mask and seed, so that what belongs 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,6 +61,11 @@ def resample_counts(n: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArra
     return np.bincount(flat, minlength=resamples * n).reshape(resamples, n).astype(np.float64)
 
 
+def all_and_resampled(n: int) -> NDArray[np.float64]:
+    """How often each of n rows counts: once in the first line, then as in the lines of `resample_counts`."""
+    return np.concatenate([np.ones((1, n)), resample_counts(n)])
+
+
 def confidence_interval(resampled: ArrayLike, level: float = CONFIDENCE) -> tuple[float, float]:
     """Percentile bootstrap interval.
 
@@ -101,3 +107,37 @@ def paired_p_value(first: ArrayLike, second: ArrayLike) -> float:
         return math.nan
     tail = min(int((difference <= 0).sum()), int((difference >= 0).sum()))
     return min(1.0, 2 * (1 + tail) / (1 + difference.size))
+
+
+def paired_difference(first: ArrayLike, second: ArrayLike) -> dict[str, float]:
+    """Mean of first minus second, with a 95 % bootstrap interval over samples.
+
+    Args:
+        first: One value per sample, (N,) with N >= 1.
+        second: Another value of the same samples.
+
+    Returns:
+        `difference`, `low` and `high`.
+    """
+    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    low, high = confidence_interval(resample_counts(len(difference)) @ difference / len(difference))
+    return {"difference": float(difference.mean()), "low": low, "high": high}
+
+
+def resampled_means(
+    values: NDArray[Any], counts: NDArray[np.float64], among: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """The mean over some of the samples in each resample.
+
+    Args:
+        values: One value per sample, or a flag, (N,).
+        counts: How often each sample is in each resample (resamples, N).
+        among: The samples that count (N,).
+
+    Returns:
+        (resamples,); NaN for a resample that holds none of them.
+    """
+    total = counts @ among.astype(np.float64)
+    means: NDArray[np.float64] = np.full(len(counts), math.nan)
+    np.divide(counts @ (values * among).astype(np.float64), total, out=means, where=total > 0)
+    return means

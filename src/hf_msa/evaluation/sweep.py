@@ -1,20 +1,88 @@
 """Running a model over missing rates or patterns: data loaded once, all rates of a batch together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.missing import Condition, Rate, RealisedRates, apply_missing
+from hf_msa.data.missing import Condition, MissingMasks, MissingProtocol, Rate, RealisedRates, apply_missing
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import as_msa_errors
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_outputs import MsaOutput
-from hf_msa.models.msa_schema import COMPLETE_KEYS, VALUE_KEYS
+from hf_msa.models.msa_schema import COMPLETE_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """Some rows before and after something was dropped of them, on the model's device.
+
+    Attributes:
+        protocol: Number of the protocol that dropped it.
+        places: Places of the rows (batch,).
+        members: The rows.
+        masks: What was dropped.
+        complete: The collated rows, labels included, without missing masks.
+        incomplete: The same as the protocol leaves them, with missing masks, and with the complete values under their keys.
+        inputs: What of it the model is given to predict with.
+    """
+
+    protocol: int
+    places: NDArray[np.int64]
+    members: list[dict[str, Any]]
+    masks: MissingMasks
+    complete: Mapping[str, torch.Tensor]
+    incomplete: Mapping[str, torch.Tensor]
+    inputs: dict[str, torch.Tensor]
+
+
+def masked_batches(
+    model: MsaPreTrainedModel,
+    processor: MsaProcessor,
+    rows: MsaRows,
+    protocols: Sequence[MissingProtocol],
+    what: str,
+    *,
+    places: Iterable[int] | None = None,
+    batch_size: int = 128,
+    split_ids: Sequence[str] | None = None,
+) -> Iterator[MaskedBatch]:
+    """Collate rows under several protocols; a batch is padded and moved once, then all protocols follow each other.
+
+    Args:
+        model: Says where to.
+        processor: The model's.
+        rows: Tokenised rows.
+        protocols: What is dropped.
+        what: Names the work, for the progress bar.
+        places: Places of the rows that are wanted; default: all, in order of length, so that little is padded.
+        batch_size: Rows per batch.
+        split_ids: The ids of the whole split, where `rows` are a part of it: what a protocol drops of a sample must not
+            depend on which other samples are looked at.
+    """
+    device = next(model.parameters()).device
+    ids = rows.ids if split_ids is None else split_ids
+    collate = MsaCollator(processor, None, split=rows.split)
+    drops = [MsaCollator(processor, protocol.bind(ids), split=rows.split).masks for protocol in protocols]
+    order = rows.by_length() if places is None else np.array(list(places), dtype=np.int64)
+    parts = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    bar = tqdm(rows.batches(batch_size, order), desc=what, total=len(parts), leave=False, disable=None)
+    for part, members in zip(parts, bar, strict=True):
+        complete = {
+            key: value.to(device) for key, value in collate(members).items() if key not in MISSING_MASK_KEYS.values()
+        }
+        originals = {COMPLETE_KEYS[name]: complete[key] for name, key in VALUE_KEYS.items() if key in complete}
+        for number, masks_of in enumerate(drops):
+            masks = masks_of(members)
+            incomplete = apply_missing(complete, masks, processor.tokenizer.unk_token_id) | originals
+            inputs = model.inputs_from(incomplete, predicting=True)
+            yield MaskedBatch(number, part, members, masks, complete, incomplete, inputs)
 
 
 @torch.inference_mode()
@@ -28,52 +96,41 @@ def sweep(
 ) -> tuple[list[dict[str, Any]], dict[tuple[int | None, Rate], dict[str, float]]]:
     """Predict all rows under all conditions.
 
-    A batch is padded and moved to the device once; the conditions then differ by masks only. Rows go in order of length, so
-    that little is padded.
-
     Args:
         model: In eval mode, on its device.
         processor: The model's processor.
         rows: Tokenised rows.
         tested: From `conditions`.
         batch_size: Rows per batch.
-        split_ids: The ids of the whole split, where `rows` are a part of it: what a protocol drops of a sample must not
-            depend on which other samples are looked at.
+        split_ids: See `masked_batches`.
 
     Returns:
         One part of a prediction table per condition (see `predictions_table`), rows in their own order, with every
         number that the model says of a sample (see `MsaPreTrainedModel.per_sample_outputs`); and the realised missing
         shares by (mask seed, rate).
     """
-    device = next(model.parameters()).device
-    bound = [
-        (seed, rate, protocol.bind(rows.ids if split_ids is None else split_ids)) for seed, rate, protocol in tested
-    ]
-    collator = MsaCollator(processor, None, split=rows.split)
-    order = np.argsort(np.sum(list(rows.lengths.values()), axis=0), kind="stable")
-    realised = [RealisedRates() for _ in bound]
-    collected: list[dict[str, np.ndarray]] = [{} for _ in bound]
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    realised = [RealisedRates() for _ in tested]
+    collected: list[dict[str, np.ndarray]] = [{} for _ in tested]
+    # Where the outputs belong that are still to come.
+    targets: list[tuple[NDArray[np.int64], dict[str, np.ndarray]]] = []
 
-    def given() -> Iterator[tuple[dict[str, torch.Tensor], list[dict[str, Any]]]]:
-        for indices in tqdm(batches, desc=f"sweep of {len(bound)} conditions", leave=False):
-            members = [rows[int(index)] for index in indices]
-            complete = {key: value.to(device) for key, value in collator(members).items()}
-            for number, (_, _, protocol) in enumerate(bound):
-                masks = MsaCollator(processor, protocol, split=rows.split).masks(members)
-                realised[number].add(masks)
-                batch = apply_missing(complete, masks, processor.tokenizer.unk_token_id)
-                originals = {COMPLETE_KEYS[m]: complete[key] for m, key in VALUE_KEYS.items() if key in complete}
-                yield model.inputs_from({**batch, **originals}, predicting=True), members
+    def inputs() -> Iterator[tuple[dict[str, torch.Tensor], list[dict[str, Any]]]]:
+        protocols = [protocol for _, _, protocol in tested]
+        what = f"sweep of {len(tested)} conditions"
+        for batch in masked_batches(
+            model, processor, rows, protocols, what, batch_size=batch_size, split_ids=split_ids
+        ):
+            realised[batch.protocol].add(batch.masks)
+            targets.append((batch.places, collected[batch.protocol]))
+            yield batch.inputs, batch.members
 
-    places = [(indices, columns) for indices in batches for columns in collected]
-    for (indices, columns), outputs in zip(places, _predicted(model, given(), processor), strict=True):
+    for outputs, (places, columns) in zip(_predicted(model, inputs(), processor), targets, strict=True):
         for name, value in model.per_sample_outputs(outputs).items():
             column = columns.setdefault("prediction" if name == "logits" else name, np.empty(len(rows), np.float32))
-            column[indices] = value.float().cpu().numpy()
+            column[places] = value.float().cpu().numpy()
     parts = []
     shares: dict[tuple[int | None, Rate], dict[str, float]] = {}
-    for (seed, rate, _), columns, share in zip(bound, collected, realised, strict=True):
+    for (seed, rate, _), columns, share in zip(tested, collected, realised, strict=True):
         parts.append({"id": rows.ids, "mask_seed": seed, "rate": rate, "label": rows.labels, **columns})
         shares[(seed, rate)] = share.shares()
     return parts, shares

@@ -42,7 +42,7 @@ class UacsConfig(UbmConfig):
         tau_1, tau_2 (`float`, *optional*): Thresholds of the small model and of the expert, which are sure up to and at
             them; set by calibration on the validation split. Given before training they stay as they are.
         calibration (`dict`, *optional*): The fits behind them, by `small` and `expert`; see
-            `hf_msa.evaluation.uncertainty.AgreementFit`.
+            `hf_msa.training.uacs.thresholds.AgreementFit`.
     """
 
     model_type = "hf_msa_uacs"

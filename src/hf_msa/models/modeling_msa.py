@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import inspect
+import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils.hub import cached_file
 
 from .configuration_msa import MsaConfig
@@ -23,6 +26,7 @@ from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, U
 Batch = Mapping[str, Tensor | None] | MsaInputs
 """A batch of the collator or the processor, or what `MsaPreTrainedModel.read` made of one."""
 
+_IMPORT_BY_FULL_NAME = re.compile(r"^from hf_msa\.models\.(\w+) import", re.MULTILINE)
 # Of `from_pretrained`, what is needed again to fetch other files from the same place.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
@@ -71,6 +75,29 @@ def read_labels(labels: Tensor, samples: int) -> Tensor:
         )
     labels = labels.reshape(samples)
     return labels if labels.is_floating_point() else labels.float()
+
+
+def bundle_code(folder: Path) -> None:
+    """Make the code that was saved with a model do without hf_msa, for a method whose own files lie in another package.
+
+    Those import from the files here by their full names, which the library that copies code does not follow: the files are
+    copied, too, and the imports say that they lie beside.
+
+    Args:
+        folder: The checkpoint's folder.
+    """
+    waiting = sorted(folder.glob("*.py"))
+    while waiting:
+        file = waiting.pop()
+        code = file.read_text(encoding="utf-8")
+        bundled = _IMPORT_BY_FULL_NAME.sub(r"from .\1 import", code)
+        if bundled != code:
+            file.write_text(bundled, encoding="utf-8")
+        for name in get_relative_imports(file):
+            source, beside = Path(__file__).with_name(f"{name}.py"), folder / f"{name}.py"
+            if source.is_file() and not beside.exists():
+                shutil.copyfile(source, beside)
+                waiting.append(beside)
 
 
 @dataclass(frozen=True)
@@ -209,11 +236,13 @@ class MsaPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
         """Save the weights, and what belongs beside them; see `transformers.PreTrainedModel.save_pretrained`."""
+        folder = Path(save_directory)
         if is_main_process:
-            folder = Path(save_directory)
             folder.mkdir(parents=True, exist_ok=True)
             self.save_side_files(folder)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        super().save_pretrained(folder, is_main_process, *args, **kwargs)
+        if is_main_process:
+            bundle_code(folder)
 
     def load_side_files(self) -> None:
         """Read what lies beside the weights of the checkpoint that was loaded, see `stored_file`; here nothing."""

@@ -1,4 +1,4 @@
-"""The rules of U-ACS as plain functions of numbers: polarity, weights, thresholds, and who answers."""
+"""The rules of U-ACS as plain functions of numbers: polarity, weights, and who answers."""
 
 import hashlib
 from collections.abc import Sequence
@@ -36,18 +36,6 @@ def small_weight(small: Floats, expert: Floats, epsilon: float) -> Floats:
     """
     own, other = 1 / (np.maximum(small, 0) + epsilon), 1 / (np.maximum(expert, 0) + epsilon)
     return np.asarray(own / (own + other), dtype=np.float64)
-
-
-def threshold(mean_same: float, mean_opposite: float, weight: float, shift: float) -> float:
-    """Threshold between the uncertainties of right and of wrong polarity (eq. 12).
-
-    Args:
-        mean_same: Mean uncertainty of the samples whose polarity is right.
-        mean_opposite: That of the others.
-        weight: Lambda: 0 gives the first, 1 the second.
-        shift: Beta, added.
-    """
-    return (1 - weight) * mean_same + weight * mean_opposite + shift
 
 
 def answer_routes(

@@ -1,0 +1,1 @@
+"""Tools for runs of U-ACS and of UBM, its small model."""

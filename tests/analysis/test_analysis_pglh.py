@@ -1,0 +1,159 @@
+"""Reconstruction error and prompt weights: numbers by hand, made logs, and a tiny trained run."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hf_msa.analysis import run_tool
+from hf_msa.analysis.common.trained_runs import find_runs
+from hf_msa.analysis.pglh.reconstruction import ErrorSums, error_rows
+from hf_msa.data.collator import MsaCollator
+from hf_msa.data.missing import FrameMissing
+from hf_msa.data.sample_corpus import write_sample_corpus
+from hf_msa.errors import MsaError
+from hf_msa.training.recipes import load_recipe
+from hf_msa.training.stages import run_recipe
+
+
+def read(path):
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_errors_by_hand():
+    target = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]]])
+    made = torch.tensor([[[1.0, 1.0], [1.0, 2.0], [0.0, 0.0]]])
+    sums = ErrorSums()
+    sums.add(made, target, torch.tensor([[True, True, False]]))
+    # Squared errors 0, 1, 4, 0 over two positions of width two.
+    assert sums.mean_squared_error() == pytest.approx(1.25)
+    assert sums.error_of(np.zeros(2)) == pytest.approx((1 + 0 + 9 + 4) / 4)
+    assert sums.error_of(np.array([2.0, 1.0])) == pytest.approx(1.0)
+    sums.add(made, target, torch.tensor([[False, False, True]]))
+    assert sums.positions == 3 and sums.mean_squared_error() == pytest.approx((5 + 50) / 6)
+    empty = ErrorSums()
+    empty.add(made, target, torch.zeros(1, 3, dtype=torch.bool))
+    assert math.isnan(empty.mean_squared_error()) and math.isnan(empty.error_of(np.zeros(2)))
+
+
+def test_rows_beside_the_trivial_reconstruction():
+    target, made = torch.tensor([[[0.0], [2.0], [4.0]]]), torch.tensor([[[0.0], [2.0], [3.0]]])
+    masked = torch.tensor([[False, False, True]])
+    sums = {}
+    for modality in ("audio", "text"):
+        for kind, where in (("masked", masked), ("visible", ~masked)):
+            sums[modality, 0.3, kind] = ErrorSums()
+            sums[modality, 0.3, kind].add(made, target, where)
+    rows = {(row["modality"], row["positions"]): row for row in error_rows(sums, {"audio": np.zeros(1)})}
+    # Standardised audio: the trivial reconstruction is 0. Text: the mean of all three, 2.
+    assert rows["audio", "masked"]["trivial mse"] == 16.0 and rows["text", "masked"]["trivial mse"] == 4.0
+    assert rows["audio", "visible"]["trivial mse"] == 2.0 and rows["text", "visible"]["trivial mse"] == 2.0
+    assert rows["audio", "masked"]["ratio"] == 1 / 16 and rows["text", "masked"]["ratio"] == 1 / 4
+    assert rows["audio", "visible"]["mse"] == 0.0 and rows["audio", "visible"]["n"] == 2
+
+
+def write_logged(folder, values, chosen=2.0):
+    history = [
+        {"epoch": float(epoch), "loss": 1.0, "alpha_text": value, "beta_audio": 1 - value}
+        for epoch, value in enumerate(values, 1)
+    ]
+    history.insert(1, {"epoch": 1.0, "eval_loss": 2.0})
+    facts = {
+        "seed": int(folder.name.removeprefix("seed-")),
+        "method": "pglh",
+        "ablation": None,
+        "selection": {"epoch": chosen, "stage": "main"},
+        "stages": [{"name": "main", "history": history}],
+    }
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "config.json").write_text("{}")
+
+
+def test_prompt_weights_of_a_log(tmp_path):
+    write_logged(tmp_path / "run" / "seed-1", [0.5, 0.6, 0.7])
+    write_logged(tmp_path / "run" / "seed-2", [0.5, 0.8])
+    paths = run_tool("prompts", [str(tmp_path / "run")])
+    assert {path.name for path in paths} == {"prompts.csv", "prompts.md", "prompts.png", "prompts.svg"}
+    rows = read(paths[0])
+    assert [(row["training seed"], row["epoch"]) for row in rows] == [
+        tuple(pair) for pair in ("11", "12", "13", "21", "22")
+    ]
+    assert [float(row["alpha_text"]) for row in rows] == [0.5, 0.6, 0.7, 0.5, 0.8]
+    summary = (tmp_path / "run" / "analysis" / "prompts" / "prompts.md").read_text()
+    # Chosen: 0.6 and 0.8; last: 0.7 and 0.8; moved: 0.1 and 0.3.
+    assert "| alpha_text | 0.500 ± 0.000 | 0.700 ± 0.141 | 0.750 ± 0.071 | 0.200 ± 0.141 |" in summary
+    assert "| beta_audio | 0.500 ± 0.000 | 0.300 ± 0.141 | 0.250 ± 0.071 | -0.200 ± 0.141 |" in summary
+
+
+def test_runs_without_prompts(tmp_path):
+    write_logged(tmp_path / "seed-1", [])
+    with pytest.raises(MsaError, match="no alpha or beta"):
+        run_tool("prompts", [str(tmp_path / "seed-1")])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=3))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "pglh"
+    recipe = load_recipe("pglh/sample", assignments=["stages.main.num_train_epochs=2", "missing.selection_repeats=1"])
+    run_recipe(recipe, data, folder, 5, {"disable_tqdm": True})
+    return str(folder)
+
+
+def test_reconstruction_of_a_run(data, trained, tmp_path):
+    paths = run_tool("reconstruction", [trained], data=data, output=str(tmp_path), rates=[0.0, 0.5])
+    assert {path.name for path in paths} == {f"reconstruction.{kind}" for kind in ("csv", "md", "png", "svg")}
+    rows = {(r["modality"], r["rate"], r["positions"]): r for r in read(tmp_path / "reconstruction.csv")}
+    assert len(rows) == 3 * 2 * 2
+    (run,) = find_runs([trained], "pglh")
+    validation = run.rows(data, "validation")
+    model, processor = run.load(validation)
+    collator = MsaCollator(processor, FrameMissing(rate=0.5, seed=1111), split="validation", return_complete=True)
+    batch = collator([validation[index] for index in range(len(validation))])
+    inputs = {k: v for k, v in batch.items() if "values" in k or "mask" in k or k in ("complete_input_ids", "labels")}
+    with torch.no_grad():
+        losses = model(input_ids=batch["input_ids"], **inputs).losses
+    # The training loss on the same batch sums what the tool takes apart.
+    masked = sum(float(rows[m, "0.5", "masked"]["mse"]) for m in ("text", "audio", "vision"))
+    assert masked == pytest.approx(float(losses["mask"]), rel=1e-4)
+    everywhere = 0.0
+    for modality in ("text", "audio", "vision"):
+        parts = [rows[modality, "0.5", kind] for kind in ("masked", "visible")]
+        counts = [int(part["n"]) for part in parts]
+        everywhere += np.average([float(part["mse"]) for part in parts], weights=counts)
+        assert rows[modality, "0", "masked"]["mse"] == "" and int(rows[modality, "0", "visible"]["n"]) == sum(counts)
+    assert everywhere == pytest.approx(float(losses["global"]), rel=1e-4)
+    values, mask = batch["complete_audio_values"], batch["audio_missing_mask"] & batch["audio_attention_mask"].bool()
+    assert float(rows["audio", "0.5", "masked"]["trivial mse"]) == pytest.approx(
+        float(values[mask].square().mean()), rel=1e-4
+    )
+
+
+def test_prompt_weights_of_a_run(trained, tmp_path):
+    run_tool("prompts", [trained], output=str(tmp_path))
+    rows = read(tmp_path / "prompts.csv")
+    names = {"alpha_text", "alpha_audio", "alpha_vision", "beta_audio", "beta_vision"}
+    assert [row["epoch"] for row in rows] == ["1", "2"] and names == set(rows[0]) - {"training seed", "epoch"}
+    assert all(float(row[name]) == pytest.approx(0.5, abs=0.1) for row in rows for name in names)
+
+
+def test_without_a_decoder_nothing_is_reconstructed(data, trained, tmp_path):
+    (run,) = find_runs([trained], "pglh")
+    model, processor = run.load(run.rows(data, "validation"))
+    kept = type(model).from_pretrained(run.folder, drop_decoder=True)
+    folder = tmp_path / "seed-5"
+    kept.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "run.json").write_text((run.folder / "run.json").read_text())
+    with pytest.raises(MsaError, match="has no decoder"):
+        run_tool("reconstruction", [str(folder)], data=data, output=str(tmp_path / "out"))

@@ -1,0 +1,50 @@
+"""Fits of uncertainty by right and wrong polarity, with numbers made by hand."""
+
+import numpy as np
+import pytest
+
+from hf_msa.errors import MsaError
+from hf_msa.training.uacs.thresholds import AgreementFit, Gaussian, fit_agreement, require_tau
+
+PREDICTIONS = np.array([1.0, -0.5, 0.2, -0.1, 0.0, 2.0, -1.0])
+LABELS = np.array([2.0, -1.0, -0.4, 0.6, 1.0, 0.0, -2.0])
+UNCERTAINTIES = np.array([0.3, 0.5, 0.8, 0.9, 1.0, 7.0, np.inf])
+
+
+def test_groups_and_their_moments() -> None:
+    """Right: rows 0, 1. Wrong: rows 2, 3, and 4, whose prediction has no sign. Row 5 has no label, row 6 no answer."""
+    fit = fit_agreement(PREDICTIONS, LABELS, UNCERTAINTIES)
+    assert fit.same is not None and fit.opposite is not None
+    assert (fit.same.n, fit.opposite.n) == (2, 3)
+    assert fit.same.mean == pytest.approx(0.4) and fit.same.std == pytest.approx(0.1)
+    assert fit.opposite.mean == pytest.approx(0.9)
+    assert fit.opposite.std == pytest.approx(np.sqrt((0.01 + 0.0 + 0.01) / 3))
+    assert fit.opposite.mean == pytest.approx(UNCERTAINTIES[2:5].mean()), "maximum likelihood: the sample mean"
+
+
+@pytest.mark.parametrize(
+    ("weight", "shift", "tau"),
+    [(0.5, 0.0, 0.65), (0.0, 0.0, 0.4), (1.0, 0.0, 0.9), (0.25, -0.2, 0.325), (0.5, -0.2, 0.45)],
+)
+def test_thresholds(weight: float, shift: float, tau: float) -> None:
+    fit = fit_agreement(PREDICTIONS, LABELS, UNCERTAINTIES)
+    assert fit.tau(weight, shift) == pytest.approx(tau)
+    assert require_tau(fit, weight, shift, "tau_1") == pytest.approx(tau)
+
+
+@pytest.mark.parametrize(("kept", "word"), [([0, 1], "wrong"), ([2, 3], "right"), ([5, 6], "right")])
+def test_an_empty_group_is_refused(kept: list[int], word: str) -> None:
+    fit = fit_agreement(PREDICTIONS[kept], LABELS[kept], UNCERTAINTIES[kept])
+    assert fit.tau(0.5, 0.0) is None
+    with pytest.raises(MsaError, match=f"tau_2 cannot be calibrated: .* the {word} polarity; .*model.tau_2="):
+        require_tau(fit, 0.5, 0.0, "tau_2")
+
+
+def test_lengths_that_differ_are_refused() -> None:
+    with pytest.raises(MsaError, match="There are 7 predictions, 6 labels and 7 uncertainties"):
+        fit_agreement(PREDICTIONS, LABELS[:6], UNCERTAINTIES)
+
+
+def test_a_fit_survives_json() -> None:
+    fit = AgreementFit(Gaussian(0.4, 0.1, 2), None)
+    assert AgreementFit.from_dict(fit.to_dict()) == fit
