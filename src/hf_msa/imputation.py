@@ -264,11 +264,9 @@ class _Completed:
         """Undo what the processor does to features."""
         extractor = self._processor.feature_extractor
         mean, std = getattr(extractor, f"{name}_mean"), getattr(extractor, f"{name}_std")
-        return (
-            values
-            if mean is None or std is None
-            else values * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
-        )
+        if mean is None or std is None:
+            return values
+        return values * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
 
 
 def _card(about: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The executor of OMG-Agent against numbers made by hand, and what its masks, adapters and samplers promise."""
 
-import importlib
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -347,14 +347,13 @@ class TestSchedulers:
         assert scheduler.timesteps[0] == 999 and scheduler.timesteps[-1] == 19
         assert not any(scheduler.config.get(key) for key in ("clip_sample", "thresholding"))
         assert scheduler.config.prediction_type == "epsilon"
+        noise = torch.randn(2, 3)
+        assert scheduler.init_noise_sigma == 1 and scheduler.scale_model_input(noise, scheduler.timesteps[0]) is noise
         assert build_scheduler(name).config.prediction_type == "v_prediction"
 
     def test_a_missing_library_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def absent(name: str) -> Any:
-            raise ImportError(name)
-
-        monkeypatch.setattr(importlib, "import_module", absent)
-        with pytest.raises(ImportError, match=r"hf-msa\[omg\]"):
+        monkeypatch.setitem(sys.modules, "diffusers", None)
+        with pytest.raises(ImportError, match=r"needs the package 'diffusers'.*: pip install 'hf-msa\[omg\]'"):
             build_scheduler()
 
 

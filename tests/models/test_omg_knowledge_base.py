@@ -213,7 +213,7 @@ class TestOlderFiles:
     def test_without_datasets_the_extra_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_older(tmp_path / "kb")
         monkeypatch.setitem(sys.modules, "datasets", None)
-        with pytest.raises(ImportError, match=r"needs the package 'datasets'.*: pip install 'hf-msa\[omg\]'"):
+        with pytest.raises(ImportError, match=r"needs the package 'datasets'.*: pip install 'datasets'"):
             KnowledgeBase.load(tmp_path / "kb")
 
     def test_nothing_but_torch_and_safetensors_reads_today_s(

@@ -26,6 +26,7 @@ from hf_msa.models.omg_planner import (
     normalize,
     plan_prompt,
     semantic_cost,
+    to_half,
 )
 from hf_msa.training.omg.planners import fit_centering, fit_light_planner
 from scripted_mllm import ScriptedMllm, says
@@ -367,9 +368,21 @@ class TestMemory:
             for name in ("plan_vector", "observation_vector", "constraint_vectors"):
                 assert np.array_equal(getattr(one, name), getattr(other, name))
 
+    def test_what_was_written_comes_back_to_the_letter(self) -> None:
+        texts = (("Entity: \u5f71\u7247\udc00", (-1.25, -0.1)), ("", (float("-inf"),)))
+        mllm = ScriptedMllm(says(*texts), lambda request: (1.0, 0.0))
+        planner = asking(mllm, num_candidates=2)
+        expected = [(("Entity: \u5f71\u7247\udc00", -1.35), ("", float("-inf")))]
+        assert planner.propose([Observation("a film")]) == planner.propose([Observation("a film")]) == expected
+        assert len(mllm.asked) == 1
+
+    def test_what_is_too_large_for_half_precision_stays_finite(self) -> None:
+        half = to_half(np.array([[1e9, -1e9, 0.1]], dtype=np.float32))
+        assert half.dtype == np.float16 and half.tolist() == [[65504.0, -65504.0, float(np.float16(0.1))]]
+
     def test_a_store_that_forgets_everything_changes_nothing(self) -> None:
         class ForgetfulStore(PlanStore):
-            def _write(self, values: Any) -> None:
+            def write(self, answers: Any) -> None:
                 pass
 
         asked = [Observation("a film"), Observation("a play")]

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,16 @@ from transformers import AutoModel
 
 import hf_msa.training.omg.stages as stages_omg
 from hf_msa.data.loading import load_split
+from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.sweep import masked_batches
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_light_planner import _ENCODER_TEXTS, LightPlanner, tokenize
 from hf_msa.models.omg_observation import observe_rows
-from hf_msa.training.omg.entries import complete_batches
 from hf_msa.training.omg.planners import fit_centering, fit_light_planner
 from hf_msa.training.omg.plans import PlannedRows, is_partial, observed_patterns, patterns
 from hf_msa.training.omg.stages import OmgTrainer
@@ -219,7 +221,9 @@ class TestWhatARunGives:
     def test_latents_of_the_training_split_are_centred_and_of_unit_deviation(self, run: RunContext) -> None:
         model = loaded(run)
         real: dict[str, list[torch.Tensor]] = {}
-        for _, perception in complete_batches(model, run.processor, run.rows["train"]):
+        train = run.rows["train"]
+        for batch in masked_batches(model, run.processor, train, [CompleteProtocol()], "latents"):
+            perception = model.perceive(batch.complete)
             for name, latents in model.encode_observed(perception).items():
                 real.setdefault(name, []).append(latents[LatentVae.latent_mask(perception.masks[name])])
         assert set(real) == {"text", "audio", "vision"}
@@ -366,13 +370,24 @@ class TestHelpers:
         available = {"text": torch.tensor([True, False]), "audio": torch.tensor([True, False])}
         assert observed_patterns(available) == [("text", "audio"), ()]
 
-    def test_scales_by_hand(self) -> None:
+    def test_scales_by_hand(self, monkeypatch: pytest.MonkeyPatch) -> None:
         vae = LatentVae(5, tiny_omg_config(latent_dim=2))
-        stages_omg.fit_scale(vae, torch.tensor([[1.0, 10.0], [3.0, 10.0]]))
+        monkeypatch.setattr(vae, "encode", lambda values, mask: (values, None))
+        # Of the second sample, which has three positions less, the second latent is not real.
+        means = torch.tensor([[[1.0, 10.0], [3.0, 10.0]], [[2.0, 10.0], [99.0, 99.0]]])
+        mask = torch.tensor([[True, True, True, True], [True, False, False, False]])
+        perception = SimpleNamespace(values={"text": means}, masks={"text": mask})
+        executors = {"text": SimpleNamespace(vae=vae)}
+        model: Any = SimpleNamespace(
+            config=SimpleNamespace(modalities=("text",)), executors_by_name=executors, perceive=lambda _: perception
+        )
+        monkeypatch.setattr(stages_omg, "masked_batches", lambda *_, **__: [SimpleNamespace(complete={})])
+        stages_omg.fit_scales(model, None, None)
         assert vae.latent_mean.tolist() == [2.0, 10.0], "each channel has its own center"
-        assert vae.latent_std.item() == pytest.approx(0.5**0.5), "and all have one deviation"
-        with pytest.raises(MsaError, match="do not vary"):
-            stages_omg.fit_scale(vae, torch.ones(3, 2))
+        assert vae.latent_std.item() == pytest.approx((2 / 6) ** 0.5), "and all have one deviation"
+        perception.values["text"] = torch.ones(2, 2, 2)
+        with pytest.raises(MsaError, match="The latents of text in the training split do not vary"):
+            stages_omg.fit_scales(model, None, None)
 
     def test_partial(self) -> None:
         mask = torch.tensor([[True, False], [False, False]])

@@ -195,23 +195,10 @@ class OmgConfig(MsaConfig):
 
     def validate_omg(self) -> None:
         """Check numbers, and what has to go together."""
-        counts = (
-            "planner_batch_size",
-            "num_candidates",
-            "plan_max_new_tokens",
-            "query_dim",
-            "top_k",
-            "sequence_length",
-        )
-        sizes = (
-            "latent_dim",
-            "vae_hidden",
-            "denoiser_layers",
-            "denoiser_dim",
-            "denoiser_heads",
-            "num_train_timesteps",
-        )
-        self.check_numbers(*counts, *sizes, "num_inference_steps", "fusion_dim", at_least=1)
+        counts = ("planner_batch_size", "num_candidates", "plan_max_new_tokens", "top_k", "sequence_length")
+        denoiser = ("denoiser_layers", "denoiser_dim", "denoiser_heads")
+        sizes = (*denoiser, "query_dim", "latent_dim", "vae_hidden", "fusion_dim")
+        self.check_numbers(*counts, *sizes, "num_train_timesteps", "num_inference_steps", at_least=1)
         losses = (f"{name}_loss_weight" for name in ("plan", "evidence", "task", "alignment"))
         self.check_numbers("semantic_weight", *losses, at_least=0)
         self.check_numbers("retrieval_temperature", "plan_temperature", above=0)

@@ -275,13 +275,12 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                     f"The planner in {PLANNER_FILE} is of the kind {kind!r}, but the configuration says planner="
                     f"{self.config.planner!r}; load the checkpoint with the planner that it was trained with."
                 )
-            made: Any = MllmPlanner if kind == "mllm" else LightPlanner
-            source: Any = (
-                self.load_language_model()
-                if kind == "mllm"
-                else functools.partial(self.embed_texts, processor.tokenizer)
-            )
-            self._planner = made.from_dict(self.planner_values, source, self.config, PlanStore(self.answers_folder))
+            values, store = self.planner_values, PlanStore(self.answers_folder)
+            if kind == "mllm":
+                self._planner = MllmPlanner.from_dict(values, self.load_language_model(), self.config, store)
+            else:
+                encode = functools.partial(self.embed_texts, processor.tokenizer)
+                self._planner = LightPlanner.from_dict(values, encode, self.config, store)
         return self._planner
 
     @property
@@ -499,23 +498,18 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             where the modality is there; and step costs `(batch, steps)`, NaN there.
         """
         config, complete, values, costs = self.config, dict(latents), {}, {}
+        steps = config.num_inference_steps
         scheduler = build_scheduler(config.scheduler, config.num_train_timesteps, config.prediction_type)
         for name, executor in self.executors_by_name.items():
             rows = (~perception.available[name]).nonzero().squeeze(1)
             values[name] = torch.zeros_like(perception.values[name])
-            costs[name] = torch.full((len(perception), config.num_inference_steps), math.nan, device=rows.device)
+            costs[name] = torch.full((len(perception), steps), math.nan, device=rows.device)
             if not len(rows):
                 continue
-            seeds, steps = perception.seeds(config.generation_seed, name), config.num_inference_steps
-            observed, plan, evidence = (part[rows] for part in self._executor_inputs(name, conditions, latents[name]))
+            seeds = perception.seeds(config.generation_seed, name)
+            given = (*self._executor_inputs(name, conditions, latents[name]), perception.wanted[name])
             features, made, cost = executor.generate(
-                [seeds[row] for row in rows.tolist()],
-                scheduler,
-                steps,
-                observed,
-                plan,
-                evidence,
-                perception.wanted[name][rows],
+                [seeds[row] for row in rows.tolist()], scheduler, steps, *(part[rows] for part in given)
             )
             complete[name] = latents[name].index_copy(0, rows, made.to(latents[name]))
             values[name] = values[name].index_copy(0, rows, features.to(values[name]))

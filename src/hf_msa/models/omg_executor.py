@@ -11,7 +11,6 @@ two positions, plans `(batch, tokens, plan_width)`, observations `(batch, plan_w
 are scaled: on the training split they have a standard deviation of one.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +21,9 @@ from torch.nn import functional as F
 from .configuration_omg import OmgConfig
 from .modeling_msa import masked_mean
 from .msa_encoders import sinusoidal_positions
+from .msa_packages import optional_package
 
-# Name in configurations -> class in diffusers.
+# Name in configurations -> class in diffusers; none of them scales what the denoiser reads, or the noise to begin with.
 SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm_solver++": "DPMSolverMultistepScheduler"}
 
 
@@ -196,12 +196,12 @@ class Denoiser(nn.Module):
             )
             for _ in range(config.denoiser_layers)
         )
-        half, layers = config.denoiser_layers // 2, config.denoiser_layers
-        shallow, deep = range(half), range(half, layers)
+        layers = range(config.denoiser_layers)
+        shallow, deep = layers[: len(layers) // 2], layers[len(layers) // 2 :]
         for_evidence, for_plan = {
             "hierarchical": (shallow, deep),
             "reversed": (deep, shallow),
-            "concat": (range(layers), range(0)),
+            "concat": (layers, range(0)),
             "single_stream": (shallow, range(0)),
         }[config.injection]
         adapter_in = dim + latent_dim if config.injection == "concat" else latent_dim
@@ -287,12 +287,7 @@ def build_scheduler(name: str = "ddpm", num_train_timesteps: int = 1000, predict
     Raises:
         ImportError: If diffusers is not installed.
     """
-    try:
-        diffusers = importlib.import_module("diffusers")
-    except ImportError as error:
-        raise ImportError(
-            "Generating needs the package 'diffusers', which is not installed: pip install 'hf-msa[omg]'."
-        ) from error
+    diffusers = optional_package("diffusers", "hf-msa[omg]", "Generating")
     ddpm = diffusers.DDPMScheduler(
         num_train_timesteps=num_train_timesteps,
         beta_start=1e-4,
@@ -399,13 +394,12 @@ class ModalityExecutor(nn.Module):
         scheduler.set_timesteps(num_steps)
         coarse = LatentVae.latent_mask(mask)
         noise, generators = draw_noise(seeds, evidence.shape[1:])
-        latents = _blank((noise * scheduler.init_noise_sigma).to(mask.device), coarse)
+        latents = _blank(noise.to(mask.device), coarse)
         costs = []
         # With some numbers of steps diffusers rounds to one time step too many, which is below 0.
         for step in scheduler.timesteps[:num_steps]:
             timesteps = torch.full((len(seeds),), int(step), device=mask.device)
-            noisy = scheduler.scale_model_input(latents, step)
-            predicted = self.denoiser(noisy, timesteps, observed, plan, evidence, coarse)
+            predicted = self.denoiser(latents, timesteps, observed, plan, evidence, coarse)
             following = _blank(scheduler.step(predicted, step, latents, generator=generators).prev_sample, coarse)
             costs.append(masked_mean((following - latents) ** 2, coarse).mean(dim=-1))
             latents = following

@@ -1,11 +1,12 @@
 """FAISS for knowledge bases of OMG-Agent that are too large to compare every key with every query: an option."""
 
-import importlib
 import re
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .msa_packages import optional_package
 
 # With most sizes of 0 and with graphs of a single link, FAISS ends the process or never comes back.
 _DEADLY_FACTORY = re.compile(r"(?<!\d)0+(?!\d)|(?:HNSW|NSG)0*1(?!\d)")
@@ -27,12 +28,7 @@ class FaissIndex:
     """
 
     def __init__(self, keys: Tensor, factory: str, nprobe: int | None = None, ef_search: int | None = None) -> None:
-        try:
-            self._faiss = importlib.import_module("faiss")
-        except ImportError as error:
-            raise ImportError(
-                f"The index {factory!r} needs the package 'faiss', which is not installed: pip install 'hf-msa[kb]'."
-            ) from error
+        self._faiss = optional_package("faiss", "hf-msa[kb]", f"The index {factory!r}")
         self._factory, table = factory, np.ascontiguousarray(keys.cpu().numpy(), dtype=np.float32)
         try:
             if _DEADLY_FACTORY.search(factory):

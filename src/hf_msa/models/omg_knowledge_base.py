@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .msa_packages import optional_package
+
 ENTRIES_FILE = "entries.safetensors"
 DESCRIPTION_FILE = "knowledge_base.json"
 FORMAT = 2
@@ -132,12 +134,7 @@ class KnowledgeBase:
 
 def _read_arrow(about: Mapping[str, Any], place: Callable[[str], Path]) -> tuple[list[str], dict[str, Tensor]]:
     """Ids and columns of the format before: Arrow files, whose readers take lengths for granted unless they are asked."""
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise ImportError(
-            "This older knowledge base needs the package 'datasets', which is not installed: pip install 'hf-msa[omg]'."
-        ) from error
+    datasets = optional_package("datasets", "datasets", "This older knowledge base")
     strange = [name for name in about["files"] if not re.fullmatch(r"\w[\w-]*\.arrow", name, re.ASCII)]
     if strange:
         raise ValueError(f"{strange[0]!r} is not the plain name of an Arrow file")

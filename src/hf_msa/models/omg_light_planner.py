@@ -17,8 +17,8 @@ from .msa_schema import FEATURE_MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer, summarize
 from .omg_observation import Observation
 from .omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan
-from .omg_plan_store import PlanStore, Proposals, to_half
-from .omg_planner import NOTHING_OBSERVED, Centering, Planner, content_hash
+from .omg_plan_store import PlanStore
+from .omg_planner import NOTHING_OBSERVED, Centering, Planner, Proposals, content_hash, to_half
 
 # Counts the changes of what is proposed for equal observations by an equal fit.
 _RULES = 1
@@ -181,14 +181,13 @@ class LightPlanner(Planner):
         """
         found = []
         for row in self.probe_inputs(observations):
-            pattern = tuple(row)
-            if pattern and pattern not in self.probes:
+            probe = self.probes.get(tuple(row))
+            if row and probe is None:
                 raise ValueError(
-                    f"The light planner has no probe for {' and '.join(pattern)}; fit it on samples that have them together."
+                    f"The light planner has no probe for {' and '.join(row)}; fit it on samples that have them together."
                 )
-            probe = self.probes.get(pattern)
-            values = np.concatenate(list(row.values())) if row else np.zeros(0)
-            found.append((0.0, 0.0) if probe is None else (probe.predict(values), probe.deviation))
+            values = list(row.values())
+            found.append((0.0, 0.0) if probe is None else (probe.predict(np.concatenate(values)), probe.deviation))
         return found
 
     def probe_inputs(self, observations: Sequence[Observation]) -> list[dict[str, np.ndarray]]:
@@ -214,11 +213,8 @@ class LightPlanner(Planner):
     def _fitted(self) -> dict[str, Any]:
         words = {word: list(counts) for word, counts in self.lexicon.words.items()}
         probes = [
-            {
-                "modalities": list(pattern),
-                **{name: np.asarray(value).tolist() for name, value in one._asdict().items()},
-            }
-            for pattern, one in self.probes.items()
+            {"modalities": list(pattern), **{name: np.asarray(one).tolist() for name, one in probe._asdict().items()}}
+            for pattern, probe in self.probes.items()
         ]
         return {"lexicon": {**self.lexicon._asdict(), "words": words}, "probes": probes}
 
@@ -259,10 +255,10 @@ class LightPlanner(Planner):
 
     def content(self, observation: Observation) -> str:
         """All that is observed in words: it cannot hear or see, so features are said even where there are recordings."""
-        return self._seen_text(_without_media(observation)) or NOTHING_OBSERVED
+        return self._seen_text(dataclasses.replace(observation, audio=None, frames=None)) or NOTHING_OBSERVED
 
     def _question(self, observation: Observation) -> str:
-        return _without_media(observation).digest
+        return dataclasses.replace(observation, audio=None, frames=None).digest
 
     def _identity(self, proposing: bool) -> Mapping[str, Any]:
         if not proposing:
@@ -284,7 +280,3 @@ class LightPlanner(Planner):
         """A hash of what the text encoder makes of two texts."""
         vectors = to_half(np.asarray(self.encode(_ENCODER_TEXTS), dtype=np.float32))
         return hashlib.blake2b(repr(vectors.shape).encode() + vectors.tobytes(), digest_size=16).hexdigest()
-
-
-def _without_media(observation: Observation) -> Observation:
-    return dataclasses.replace(observation, audio=None, frames=None)

@@ -21,7 +21,10 @@ from .msa_schema import MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer
 from .omg_observation import Observation
 from .omg_plan import FALLBACK_PLAN, Plan, read_plan
-from .omg_plan_store import PlanStore, Proposals, to_half
+from .omg_plan_store import PlanStore
+
+Proposals = tuple[tuple[str, float], ...]
+"""What was written, and its log-probability, for each candidate."""
 
 # Stands for a clip of which nothing was observed: no network has a vector for no words at all.
 NOTHING_OBSERVED = "Nothing of this clip was observed."
@@ -38,6 +41,13 @@ class Centering(NamedTuple):
 
     plan_mean: np.ndarray
     observation_mean: np.ndarray
+
+
+def to_half(vectors: np.ndarray) -> np.ndarray:
+    """Round vectors to the half precision in which they are kept; what is too large becomes the largest half."""
+    largest = float(np.finfo(np.float16).max)
+    half: np.ndarray = np.clip(vectors, -largest, largest).astype("<f2")
+    return half
 
 
 def normalize(vectors: np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
@@ -181,13 +191,19 @@ class Planner(ABC):
 
     def propose(self, observations: Sequence[Observation]) -> list[Proposals]:
         """As `_propose`, but looked up first."""
-        return self._answers(True, [self._question(seen) for seen in observations], observations, self._propose)
+        questions = [self._question(seen) for seen in observations]
+        answers = self._answers(
+            True, questions, observations, lambda some: (json.dumps(row).encode() for row in self._propose(some))
+        )
+        return [tuple((text, number) for text, number in json.loads(answer)) for answer in answers]
 
     def vectors(self, contents: Sequence[Any]) -> np.ndarray:
         """Vectors of texts (g: plans, their constraints, transcripts) or of `content` (psi), not centred; float32."""
         questions = [one if isinstance(one, str) else one.digest for one in contents]
-        answers = self._answers(False, questions, contents, lambda some: to_half(self._embed(some)))
-        return np.stack(answers).astype(np.float32)
+        answers = self._answers(
+            False, questions, contents, lambda some: (row.tobytes() for row in to_half(self._embed(some)))
+        )
+        return np.stack([np.frombuffer(answer, "<f2") for answer in answers]).astype(np.float32)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts, centred and of length 1."""
@@ -232,18 +248,16 @@ class Planner(ABC):
         return choices
 
     def _answers(
-        self, proposing: bool, questions: Sequence[str], asked: Sequence[Any], find: Callable[[Any], Iterable[Any]]
-    ) -> list[Any]:
+        self, proposing: bool, questions: Sequence[str], asked: Sequence[Any], find: Callable[[Any], Iterable[bytes]]
+    ) -> list[bytes]:
         """Answers out of the store; what is not in it is found, equal questions once, and kept."""
-        look_up: Any = self.store.proposals if proposing else self.store.vectors
-        keep: Any = self.store.add_proposals if proposing else self.store.add_vectors
         identity = content_hash(self._identity(proposing))
         keys = [content_hash([proposing, identity, question]) for question in questions]
-        known = look_up(keys)
+        known = self.store.read(keys)
         unknown = {key: one for key, one in zip(keys, asked, strict=True) if key not in known}
         if unknown:
             found = dict(zip(unknown, find(list(unknown.values())), strict=True))
-            keep(found)
+            self.store.write(found)
             known |= found
         return [known[key] for key in keys]
 

@@ -1,33 +1,20 @@
 """Encoding complete samples into a knowledge base of OMG-Agent: in training, or of other data for a trained model."""
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from hf_msa.data.collator import MsaCollator
 from hf_msa.data.loading import load_split
+from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.prepare import check_output
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.checkpoints import checkpoint_rows, find_model, load_checkpoint, method_of
-from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception
+from hf_msa.evaluation.sweep import masked_batches
+from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
-
-
-@torch.no_grad()
-def complete_batches(
-    model: OmgForSentimentAnalysis, processor: Any, rows: MsaRows, batch_size: int = 64
-) -> Iterator[tuple[list[dict[str, Any]], Perception]]:
-    """The rows with nothing dropped, some at a time, and what the model perceives of them."""
-    collator = MsaCollator(processor, None, split=rows.split)
-    batches = math.ceil(len(rows) / batch_size)
-    for members in tqdm(rows.batches(batch_size), f"{rows.split} rows", batches, leave=False, disable=None):
-        yield members, model.perceive({key: value.to(model.device) for key, value in collator(members).items()})
 
 
 @torch.no_grad()
@@ -42,9 +29,11 @@ def encode_rows(model: OmgForSentimentAnalysis, processor: Any, rows: MsaRows, b
     """
     ids: list[str] = []
     parts: dict[str, list[Tensor]] = {}
-    for members, perception in complete_batches(model, processor, rows, batch_size):
+    protocols, order = [CompleteProtocol()], range(len(rows))
+    for batch in masked_batches(model, processor, rows, protocols, "entries", places=order, batch_size=batch_size):
+        perception = model.perceive(batch.complete)
         complete = ~perception.lacking
-        chosen = [member for member, there in zip(members, complete.tolist(), strict=True) if there]
+        chosen = [member for member, there in zip(batch.members, complete.tolist(), strict=True) if there]
         if not chosen:
             continue
         ids += [str(member["id"]) for member in chosen]

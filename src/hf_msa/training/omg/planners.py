@@ -33,7 +33,7 @@ from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan, read_plan, sentiment_word
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import Centering, MllmPlanner, Planner
-from hf_msa.training.lora import LoraSettings, LoraTrainer, LoraTrainingArguments, MllmExample, save_adapter
+from hf_msa.training.lora import LoraTrainer, LoraTrainingArguments, MllmExample, save_adapter
 
 TARGETS_FILE = "targets.json"
 # Observations that are planned for together: their media need not all be in memory.
@@ -209,7 +209,6 @@ def train_planner_adapter(
     labels: Sequence[float],
     arguments: LoraTrainingArguments,
     folder: str | os.PathLike[str],
-    settings: LoraSettings | None = None,
 ) -> dict[str, Any]:
     """Teach a planner's language model to plan from a part of a clip.
 
@@ -222,7 +221,6 @@ def train_planner_adapter(
         observations, labels: Of the training split alone, complete; observations may be made when they are asked for.
         arguments: Of the training, its seed among them.
         folder: Where the adapter goes; replaced as a whole.
-        settings: Shape of the adapter.
 
     Returns:
         Facts for the log: `samples`, `epochs`, `history` of the losses, and `adapter`, the hash of its weights.
@@ -245,7 +243,7 @@ def train_planner_adapter(
     PartialState().wait_for_everyone()
     targets = [Plan(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
     examples = PlanExamples(planner, observations, targets, arguments.seed)
-    trainer = LoraTrainer(mllm, arguments, examples, str(planner.identity["model"]), settings)
+    trainer = LoraTrainer(mllm, arguments, examples, str(planner.identity["model"]))
     trainer.add_callback(examples)
     state = trainer.fit()
     if trainer.is_world_process_zero():

@@ -27,12 +27,12 @@ from transformers.trainer_callback import TrainerState
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
 from hf_msa.errors import MsaError, as_msa_errors, require_package
 from hf_msa.evaluation.checkpoints import ANSWERS_FOLDER
+from hf_msa.evaluation.sweep import masked_batches
 from hf_msa.files import write_json
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_omg import KNOWLEDGE_BASE_FOLDER, PLANNER_FILE, OmgForSentimentAnalysis
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
-from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import MllmPlanner, Planner
@@ -41,7 +41,7 @@ from hf_msa.training.stages import RunContext
 from hf_msa.training.text_states import TextStates, compute_text_states
 from hf_msa.training.trainer import AdamTrainer
 
-from .entries import complete_batches, encode_rows
+from .entries import encode_rows
 from .planners import PlannerTrainingArguments, fit_centering, fit_light_planner, train_planner_adapter
 from .plans import CompleteObservations, PlannedRows, is_partial, observed_patterns, patterns
 
@@ -150,7 +150,13 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     executors = model.executors_by_name.values()
     train("vae", "pretrain", [part for one in executors for part in (one.vae, one.semantics)], complete=True)
     folder = context.stage_folder("knowledge_base") / KNOWLEDGE_BASE_FOLDER
-    context.made_stage("knowledge_base", lambda _: make_knowledge_base(context, model, folder))
+
+    def encode(_: Path) -> dict[str, Any]:
+        base = encode_rows(model, context.processor, context.rows["train"])
+        base.save(folder)
+        return {"entries": len(base)}
+
+    context.made_stage("knowledge_base", encode)
     model.knowledge_base = KnowledgeBase.load(folder)
     if not config.refit_classifier:
         train("classifier", None, [model.fusion], complete=True)
@@ -246,36 +252,25 @@ def make_plans(context: RunContext, model: OmgForSentimentAnalysis, planned: dic
 
 @torch.no_grad()
 def fit_scales(model: OmgForSentimentAnalysis, processor: Any, rows: Any) -> None:
-    """Scale the latents of each modality to a standard deviation of one on complete training rows."""
+    """Set center and scale of the latents of each modality by complete training rows.
+
+    The center is each channel's mean, without which most of what diffusion has to generate would be the same for every
+    sample; the scale is one deviation for all channels, so that channels the autoencoder does not use stay small.
+
+    Raises:
+        MsaError: If the latents of a modality do not vary.
+    """
     found: dict[str, list[Tensor]] = {name: [] for name in model.config.modalities}
-    for _, perception in complete_batches(model, processor, rows):
+    for batch in masked_batches(model, processor, rows, [CompleteProtocol()], "latents", batch_size=64):
+        perception = model.perceive(batch.complete)
         for name, parts in found.items():
             vae, mask = model.executors_by_name[name].vae, perception.masks[name]
             parts.append(vae.encode(perception.values[name], mask)[0][vae.latent_mask(mask)])
     for name, parts in found.items():
-        fit_scale(model.executors_by_name[name].vae, torch.cat(parts))
-
-
-@torch.no_grad()
-def fit_scale(vae: LatentVae, means: Tensor) -> None:
-    """Set center and scale of latents by unscaled ones of the training split, `(latents, latent_dim)`.
-
-    That is each channel's mean, without which most of what diffusion has to generate would be the same for every sample; and
-    one deviation for all channels, so that channels the autoencoder does not use stay small.
-
-    Raises:
-        MsaError: If they do not vary.
-    """
-    center = means.mean(dim=0)
-    scale = (means - center).square().mean().sqrt()
-    if not scale > 0:
-        raise MsaError("The latents of the training split do not vary; train the autoencoders for longer.")
-    vae.latent_mean.copy_(center)
-    vae.latent_std.copy_(scale)
-
-
-def make_knowledge_base(context: RunContext, model: OmgForSentimentAnalysis, folder: Path) -> dict[str, Any]:
-    """Encode those training rows that have all modalities, and write the knowledge base into `folder`."""
-    base = encode_rows(model, context.processor, context.rows["train"])
-    base.save(folder)
-    return {"entries": len(base)}
+        vae, latents = model.executors_by_name[name].vae, torch.cat(parts)
+        vae.latent_mean.copy_(latents.mean(dim=0))
+        vae.latent_std.copy_((latents - vae.latent_mean).square().mean().sqrt())
+        if not vae.latent_std > 0:
+            raise MsaError(
+                f"The latents of {name} in the training split do not vary; train the autoencoders for longer."
+            )
