@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan, read_plan, sentiment_wor
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import Centering, MllmPlanner, Planner
 from hf_msa.training.lora import LoraTrainer, LoraTrainingArguments, MllmExample, save_adapter
+
+from .plans import patterns
 
 TARGETS_FILE = "targets.json"
 # Observations that are planned for together: their media need not all be in memory.
@@ -144,12 +146,11 @@ def fit_light_planner(
     for row, text, label in zip(rows, texts, labels, strict=True):
         if text:
             row["text"][0] = score_without_itself(lexicon, text, label)
-    for count in range(1, len(MODALITIES) + 1):
-        for pattern in combinations(MODALITIES, count):
-            members = [index for index, row in enumerate(rows) if set(pattern) <= set(row)]
-            if members:
-                table = np.stack([np.concatenate([rows[index][name] for name in pattern]) for index in members])
-                planner.probes[pattern] = fit_probe(table, np.array([labels[index] for index in members]), ridge)
+    for pattern in patterns(MODALITIES):
+        members = [index for index, row in enumerate(rows) if set(pattern) <= set(row)]
+        if members:
+            table = np.stack([np.concatenate([rows[index][name] for name in pattern]) for index in members])
+            planner.probes[pattern] = fit_probe(table, np.array([labels[index] for index in members]), ridge)
     return planner
 
 
