@@ -58,16 +58,12 @@ def _train(parser: argparse.ArgumentParser) -> None:
     )
     _media(parser)
     parser.add_argument("--text-model", help="folder or Hub name of a BERT-family checkpoint")
-    parser.add_argument(
-        "--set",
-        dest="assignments",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override the recipe, e.g. model.num_tokens=4",
-    )
+    _assignments(parser, "--set", "assignments", "override the recipe, e.g. model.num_tokens=4")
     parser.epilog = "Any flag of transformers.TrainingArguments is taken too, e.g. --num_train_epochs 5 --bf16."
+
+
+def _assignments(parser: argparse.ArgumentParser, flag: str, name: str, help_text: str) -> None:
+    parser.add_argument(flag, dest=name, action="extend", nargs="+", default=[], metavar="FIELD=VALUE", help=help_text)
 
 
 def _media(parser: argparse.ArgumentParser) -> None:
@@ -90,14 +86,11 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         default="frame",
         help="frame, block, modality, pattern, fixed, user, legacy_lnln or complete (default: frame)",
     )
-    parser.add_argument(
+    _assignments(
+        parser,
         "--protocol-set",
-        dest="protocol_assignments",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="settings of the protocol, e.g. blocks=2 for block, source=masks.json for user, audio_width=9 for legacy_lnln",
+        "protocol_assignments",
+        "settings of the protocol, e.g. blocks=2 for block, source=masks.json for user, audio_width=9 for legacy_lnln",
     )
     parser.add_argument("--rates", type=float, nargs="+", help="missing rates (default: the protocol's own)")
     parser.add_argument("--mask-seeds", type=int, nargs="+", default=[1111], help="seeds of the masks (default: 1111)")
@@ -109,14 +102,11 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "--subset-rule",
         help="what is inconsistent: differs_from_M, not_all_equal or polarity_conflict (default: differs_from_M)",
     )
-    parser.add_argument(
+    _assignments(
+        parser,
         "--set",
-        dest="assignments",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change the model's configuration, e.g. route=mllm for U-ACS; needs --output",
+        "assignments",
+        "change the model's configuration, e.g. route=mllm for U-ACS; needs --output",
     )
     parser.add_argument("--batch-size", type=int, default=128, help="rows per batch (default: 128)")
     _media(parser)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from hf_msa.methods import METHODS
+from hf_msa.models.configuration_msa import MsaConfig
+from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from nonempty import some
 from tiny import TINY_CONFIGS
 
@@ -46,6 +48,17 @@ MADE_OF = {("uacs", "ubm")}
 KNOWS_METHODS = {
     "hf_msa.methods": "registers the methods that come with hf_msa",
     "hf_msa.imputation": "writes what OMG-Agent generates, which no other method does",
+}
+# Names that mean to transformers what they always mean there.
+OF_TRANSFORMERS = {
+    *(
+        "accepts_loss_kwargs",
+        "base_model_prefix",
+        "config_class",
+        "main_input_name",
+        "supports_gradient_checkpointing",
+    ),
+    *("keys_to_ignore_at_inference", "model_type", "sub_configs", "sub_configs_defaults", "validate"),
 }
 HEAVY = ("datasets", "peft", "librosa", "matplotlib")
 
@@ -255,3 +268,13 @@ def test_importing_the_package_is_light() -> None:
     code = f"import sys, hf_msa; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("owner", [MsaPreTrainedModel, MsaConfig])
+def test_the_contract_names_all_that_a_method_can_override(owner: type) -> None:
+    """The tables of CONTRIBUTING.md are complete, and name nothing that is gone."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition(f"(`{owner.__name__}`) |")[2].partition("\n\n")[0]
+    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    own = {name for name in (*vars(owner), *owner.__annotations__) if not name.startswith("_")}
+    assert named - OF_TRANSFORMERS <= own and own - OF_TRANSFORMERS <= named, (named - own, own - named)

@@ -10,7 +10,18 @@ import pytest
 
 import hf_msa
 
-PUBLIC = ["METHODS", "MsaCollator", "MsaProcessor", "__version__", "load_msa", "register_method", "regression_metrics"]
+PUBLIC = [
+    "METHODS",
+    "MsaCollator",
+    "MsaProcessor",
+    "__version__",
+    "load_msa",
+    "register_dataset",
+    "register_label_family",
+    "register_method",
+    "register_protocol",
+    "regression_metrics",
+]
 TREE = ast.parse(Path(str(hf_msa.__file__)).read_text(encoding="utf-8"))
 
 

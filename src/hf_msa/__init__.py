@@ -13,13 +13,19 @@ from .methods import METHODS, register_method
 if TYPE_CHECKING:
     from .data.collator import MsaCollator
     from .data.loading import load_msa
+    from .data.missing import register_protocol
+    from .data.schema import register_dataset
     from .evaluation.metrics import regression_metrics
+    from .label_families import register_label_family
     from .models.processing_msa import MsaProcessor
 
 _LAZY = {
     "MsaCollator": "hf_msa.data.collator",
     "MsaProcessor": "hf_msa.models.processing_msa",
     "load_msa": "hf_msa.data.loading",
+    "register_dataset": "hf_msa.data.schema",
+    "register_label_family": "hf_msa.label_families",
+    "register_protocol": "hf_msa.data.missing",
     "regression_metrics": "hf_msa.evaluation.metrics",
 }
 
@@ -29,7 +35,10 @@ __all__ = [
     "MsaProcessor",
     "__version__",
     "load_msa",
+    "register_dataset",
+    "register_label_family",
     "register_method",
+    "register_protocol",
     "regression_metrics",
 ]
 

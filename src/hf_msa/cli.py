@@ -1,4 +1,4 @@
-"""What the commands of `hf-msa` do; their arguments are defined in `hf_msa_cli`."""
+"""The work of the commands of `hf-msa`, whose arguments are defined in `hf_msa_cli`."""
 
 import dataclasses
 import importlib

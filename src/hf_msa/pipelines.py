@@ -67,7 +67,7 @@ class SentimentPredictor:
             for what it did not need to compute.
 
         Raises:
-            MsaError: If the features do not fit the checkpoint, or another model that it asks is not to be had.
+            MsaError: If the features do not fit the checkpoint, or another model that it asks cannot be reached.
         """
         given = {"audio": audio, "vision": vision, "waveform": waveform, "frames": frames}
         try:

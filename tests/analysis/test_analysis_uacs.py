@@ -160,7 +160,7 @@ class TestRanking:
         assert coverage_risks(np.zeros(4), losses) == pytest.approx(np.mean(orders, axis=0), abs=0.1)
 
     def test_polarity(self) -> None:
-        counted, wrong = polarity_errors(np.array([[0.1, 0.0, -1.0, 1.0]]), np.array([1.0, 1.0, 1.0, 0.0]))
+        counted, wrong = polarity_errors(np.array([[0.1, 0.0, -1.0, 1.0]]), np.array([1.0, 1.0, 1.0, 0.0]), "mosi")
         assert counted.tolist() == [[True, True, True, False]] and wrong.tolist() == [[False, True, True, True]]
 
 

@@ -32,9 +32,9 @@ def columns(rows: list[tuple[float, ...]]) -> dict[str, list[float]]:
 def test_rules_by_hand(index: int, rule: str) -> None:
     unimodal = columns([row[1] for row in ROWS])
     expected = [number for number, row in enumerate(ROWS) if row[2][index]]
-    assert Subset("inconsistent", rule).rows(LABELS, unimodal).tolist() == expected
+    assert Subset("inconsistent", rule).rows(LABELS, unimodal, "sims").tolist() == expected
     rest = [number for number in range(len(ROWS)) if number not in expected]
-    assert Subset("consistent", rule).rows(LABELS, unimodal).tolist() == rest
+    assert Subset("consistent", rule).rows(LABELS, unimodal, "sims").tolist() == rest
 
 
 @given(st.lists(st.tuples(*[st.sampled_from([-1.0, 0.0, 0.3])] * 4), min_size=1, max_size=20))
@@ -54,7 +54,7 @@ def test_sizes_on_the_real_sims_test_split(real_data: Path, rule: str, size: int
     labels = [float(row["label"]) for row in rows]
     unimodal = {key: [float(row[key]) for row in rows] for key in ("label_T", "label_A", "label_V")}
     assert len(labels) == 457
-    found = {name: Subset(name, rule).rows(labels, unimodal) for name in SUBSETS}
+    found = {name: Subset(name, rule).rows(labels, unimodal, "sims") for name in SUBSETS}
     assert len(found["inconsistent"]) == size and len(found["consistent"]) == 457 - size
     if rule == DEFAULT_RULE:
         # The printed accuracy of CMC on its inconsistent subset.
@@ -64,9 +64,9 @@ def test_sizes_on_the_real_sims_test_split(real_data: Path, rule: str, size: int
 def test_only_the_modalities_that_the_data_has() -> None:
     # Vision disagrees with the rest; without its labels nothing does.
     all_three = {"label_text": [1.0, 1.0], "label_audio": [1.0, 1.0], "label_vision": [1.0, -1.0]}
-    assert Subset("inconsistent").rows([1.0, 1.0], all_three).tolist() == [1]
+    assert Subset("inconsistent").rows([1.0, 1.0], all_three, "sims").tolist() == [1]
     with pytest.raises(MsaError, match="None of the 2 samples is inconsistent"):
-        Subset("inconsistent").rows([1.0, 1.0], {"label_text": [1.0, 1.0]})
+        Subset("inconsistent").rows([1.0, 1.0], {"label_text": [1.0, 1.0]}, "sims")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_only_the_modalities_that_the_data_has() -> None:
 )
 def test_what_has_no_subset(subset: Subset, unimodal: dict[str, list[float]], message: str) -> None:
     with pytest.raises(MsaError, match=message) as error:
-        subset.rows([1.0], unimodal)
+        subset.rows([1.0], unimodal, "sims")
     assert "\n" not in str(error.value)
 
 
@@ -96,3 +96,10 @@ def test_names() -> None:
     assert subset_text({"name": "inconsistent", "rule": "not_all_equal", "n_of": 9}) == (
         "inconsistent subset (not_all_equal)"
     )
+
+
+def test_classes_lie_about_the_neutral_label_of_the_family():
+    stars = {"name": "stars", "low": 1, "high": 5}
+    labels, unimodal = [2.0, 4.0, 3.0], {"label_text": [4.0, 5.0, 3.0], "label_audio": [1.0, 3.5, 3.0]}
+    for rule in ("differs_from_M", "polarity_conflict"):
+        assert Subset("inconsistent", rule).rows(labels, unimodal, stars).tolist() == [0]

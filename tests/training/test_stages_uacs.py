@@ -105,7 +105,7 @@ class TestSmallModelAlone:
         model = AutoModel.from_pretrained(run.folder)
         rows = run.rows["validation"]
         (found,), _ = sweep(model, run.processor, rows, [(0, "all", CompleteProtocol())])
-        fit = fit_agreement(found["prediction"], rows.labels, found["uncertainty"])
+        fit = fit_agreement(found["prediction"], rows.labels, found["uncertainty"], "mosi")
         assert fit.same is not None and fit.opposite is not None
         assert model.config.tau_1 == pytest.approx((fit.same.mean + fit.opposite.mean) / 2, rel=1e-4)
         kept = model.config.calibration["small"]
@@ -146,7 +146,10 @@ class TestExpert:
         ]
         answers = ask_expert(StubExpert(by_hash), requests, model.config)
         fit = fit_agreement(
-            np.array([answer.score for answer in answers]), rows.labels, np.array([a.uncertainty for a in answers])
+            np.array([answer.score for answer in answers]),
+            rows.labels,
+            np.array([a.uncertainty for a in answers]),
+            "mosi",
         )
         assert fit.same is not None and fit.opposite is not None
         assert model.config.tau_2 == pytest.approx((fit.same.mean + fit.opposite.mean) / 2)
@@ -183,6 +186,7 @@ class TestExpert:
             np.array([answer.score for answer in given]),
             run.rows["validation"].labels,
             np.array([answer.uncertainty for answer in given]),
+            "mosi",
         )
         assert model.config.calibration["expert"] == fit.to_dict()
 

@@ -13,7 +13,7 @@ UNCERTAINTIES = np.array([0.3, 0.5, 0.8, 0.9, 1.0, 7.0, np.inf])
 
 def test_groups_and_their_moments() -> None:
     """Right: rows 0, 1. Wrong: rows 2, 3, and 4, whose prediction has no sign. Row 5 has no label, row 6 no answer."""
-    fit = fit_agreement(PREDICTIONS, LABELS, UNCERTAINTIES)
+    fit = fit_agreement(PREDICTIONS, LABELS, UNCERTAINTIES, "mosi")
     assert fit.same is not None and fit.opposite is not None
     assert (fit.same.n, fit.opposite.n) == (2, 3)
     assert fit.same.mean == pytest.approx(0.4) and fit.same.std == pytest.approx(0.1)
@@ -27,14 +27,14 @@ def test_groups_and_their_moments() -> None:
     [(0.5, 0.0, 0.65), (0.0, 0.0, 0.4), (1.0, 0.0, 0.9), (0.25, -0.2, 0.325), (0.5, -0.2, 0.45)],
 )
 def test_thresholds(weight: float, shift: float, tau: float) -> None:
-    fit = fit_agreement(PREDICTIONS, LABELS, UNCERTAINTIES)
+    fit = fit_agreement(PREDICTIONS, LABELS, UNCERTAINTIES, "mosi")
     assert fit.tau(weight, shift) == pytest.approx(tau)
     assert require_tau(fit, weight, shift, "tau_1") == pytest.approx(tau)
 
 
 @pytest.mark.parametrize(("kept", "word"), [([0, 1], "wrong"), ([2, 3], "right"), ([5, 6], "right")])
 def test_an_empty_group_is_refused(kept: list[int], word: str) -> None:
-    fit = fit_agreement(PREDICTIONS[kept], LABELS[kept], UNCERTAINTIES[kept])
+    fit = fit_agreement(PREDICTIONS[kept], LABELS[kept], UNCERTAINTIES[kept], "mosi")
     assert fit.tau(0.5, 0.0) is None
     with pytest.raises(MsaError, match=f"tau_2 cannot be calibrated: .* the {word} polarity; .*model.tau_2="):
         require_tau(fit, 0.5, 0.0, "tau_2")
@@ -42,9 +42,16 @@ def test_an_empty_group_is_refused(kept: list[int], word: str) -> None:
 
 def test_lengths_that_differ_are_refused() -> None:
     with pytest.raises(MsaError, match="There are 7 predictions, 6 labels and 7 uncertainties"):
-        fit_agreement(PREDICTIONS, LABELS[:6], UNCERTAINTIES)
+        fit_agreement(PREDICTIONS, LABELS[:6], UNCERTAINTIES, "mosi")
 
 
 def test_a_fit_survives_json() -> None:
     fit = AgreementFit(Gaussian(0.4, 0.1, 2), None)
     assert AgreementFit.from_dict(fit.to_dict()) == fit
+
+
+def test_polarity_lies_about_the_neutral_score_of_the_family() -> None:
+    stars = {"name": "stars", "low": 1, "high": 5}
+    assert fit_agreement(PREDICTIONS + 3, LABELS + 3, UNCERTAINTIES, stars) == fit_agreement(
+        PREDICTIONS, LABELS, UNCERTAINTIES, "mosi"
+    )

@@ -1,4 +1,4 @@
-"""What all missing-data protocols stand on: counter-based randomness, the masks, the abstract protocol, the checks.
+"""The ground of all missing-data protocols: counter-based randomness, masks, the abstract protocol, checks.
 
 Randomness is counter based. A sample's 64-bit key is the blake2b hash of (seed, split, id); everything after it is
 splitmix64 over the key, the purpose, the draw and the position, so that one vectorised numpy step serves a whole batch

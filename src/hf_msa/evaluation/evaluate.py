@@ -138,7 +138,7 @@ def evaluate_runs(
         split_ids = whole.ids
         facts.dataset["subset"] = {**dataclasses.asdict(part), "n_of": len(split_ids)}
         unimodal = {name: dataset[name][:] for name in UNIMODAL_LABEL_KEYS.values() if name in dataset.column_names}
-        dataset = dataset.select(part.rows(whole.labels, unimodal))
+        dataset = dataset.select(part.rows(whole.labels, unimodal, known.family))
     parts: list[dict[str, Any]] = []
     rows: MsaRows | None = None
     tested: list[Condition] = []
@@ -163,9 +163,9 @@ def evaluate_runs(
         facts.language_model_input = network.language_model_input
         facts.config = own_fields(network.config)
         del network
-    told = tested[0].protocol.to_dict()
+    fields = tested[0].protocol.to_dict()
     facts.protocol = {"name": protocol} | {
-        k: v for k, v in told.items() if k not in ("name", "rate", "seed", "available")
+        k: v for k, v in fields.items() if k not in ("name", "rate", "seed", "available")
     }
     facts.seconds = round(time.perf_counter() - started, 2)
     content, files = write_evaluation(target, predictions_table(parts), facts)

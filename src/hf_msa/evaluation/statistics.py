@@ -1,4 +1,4 @@
-"""How sure a number is: spread over seeds, bootstrap intervals over samples, paired tests between runs.
+"""Certainty of numbers: spread over seeds, bootstrap intervals over samples, paired tests between runs.
 
 Two kinds of chance are kept apart. The spread over *training seeds* says how much a re-trained model would differ; the
 bootstrap over *test samples* says how much another test set of the same size would. All resampling draws rows: one

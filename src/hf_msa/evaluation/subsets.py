@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_msa.errors import MsaError, unknown_name
+from hf_msa.label_families import AnyFamily, find_label_family
+from hf_msa.models.msa_label_families import NEUTRAL
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -26,8 +28,8 @@ def differs_from_m(multimodal: IntArray, unimodal: IntArray) -> BoolArray:
     """Inconsistent: some modality's class differs from the multimodal class.
 
     Args:
-        multimodal: Signs of the labels of N samples; shape (N,).
-        unimodal: Signs of the labels of M single modalities; shape (N, M).
+        multimodal: Polarities of the labels of N samples, see `LabelFamily.polarity`; shape (N,).
+        unimodal: Polarities of the labels of M single modalities; shape (N, M).
 
     Returns:
         Whether each sample is inconsistent; shape (N,).
@@ -42,7 +44,7 @@ def not_all_equal(multimodal: IntArray, unimodal: IntArray) -> BoolArray:
 
 def polarity_conflict(multimodal: IntArray, unimodal: IntArray) -> BoolArray:
     """Inconsistent: one modality is negative and another positive; arguments and result as in `differs_from_m`."""
-    return np.asarray((unimodal < 0).any(axis=1) & (unimodal > 0).any(axis=1))
+    return np.asarray((unimodal < NEUTRAL).any(axis=1) & (unimodal > NEUTRAL).any(axis=1))
 
 
 RULES: dict[str, Callable[[IntArray, IntArray], BoolArray]] = {
@@ -78,12 +80,13 @@ class Subset:
         """The folder of its results in that of the run; another rule is another subset."""
         return f"{SUBSET_FOLDER}{self.name}" + ("" if self.rule == DEFAULT_RULE else f"-{self.rule}")
 
-    def rows(self, labels: ArrayLike, unimodal: Mapping[str, ArrayLike]) -> IntArray:
+    def rows(self, labels: ArrayLike, unimodal: Mapping[str, ArrayLike], family: AnyFamily) -> IntArray:
         """Find the subset's rows.
 
         Args:
             labels: The labels of N samples; shape (N,).
             unimodal: Column name -> the labels of one modality, (N,); those that the data has.
+            family: The label family, which says what is neutral.
 
         Returns:
             The row numbers, ascending.
@@ -105,9 +108,9 @@ class Subset:
                     f"{int(np.isnan(values).sum())} of {values.size} samples have no {name}, so it is not known "
                     "whether their modalities agree; evaluate the whole split, or complete the labels."
                 )
-        multimodal = np.sign(np.asarray(labels, dtype=np.float64)).astype(np.int64)
-        signs = np.stack([np.sign(values).astype(np.int64) for values in columns.values()], axis=1)
-        inconsistent = RULES[self.rule](multimodal, signs)
+        polarity = find_label_family(family).polarity
+        multimodal = polarity(np.asarray(labels, dtype=np.float64))
+        inconsistent = RULES[self.rule](multimodal, np.stack(list(map(polarity, columns.values())), axis=1))
         found = np.flatnonzero(inconsistent if self.name == "inconsistent" else ~inconsistent)
         if not found.size:
             raise MsaError(

@@ -8,21 +8,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_msa.label_families import AnyFamily, find_label_family
+from hf_msa.models.msa_label_families import NEUTRAL
+
 
 def polarity_errors(
-    predictions: NDArray[np.floating[Any]], labels: NDArray[np.floating[Any]]
+    predictions: NDArray[np.floating[Any]], labels: NDArray[np.floating[Any]], family: AnyFamily
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which samples have a polarity, and where the predicted one is not it.
 
     Args:
-        predictions: Scores `(..., samples)`; a score of exactly zero has no polarity and is wrong.
-        labels: True scores `(samples,)`; those of exactly zero are not counted.
+        predictions: Scores `(..., samples)`; one that is exactly neutral has no polarity and is wrong.
+        labels: True scores `(samples,)`; those that are exactly neutral are not counted.
+        family: The label family, which says what is neutral.
 
     Returns:
         What counts, and what is wrong, both `(..., samples)`.
     """
-    counted = np.broadcast_to(np.asarray(labels) != 0, np.shape(predictions)).copy()
-    return counted, np.sign(predictions) != np.sign(labels)
+    known = find_label_family(family)
+    true = known.polarity(np.asarray(labels))
+    counted = np.broadcast_to(true != NEUTRAL, np.shape(predictions)).copy()
+    return counted, known.polarity(np.asarray(predictions)) != true
 
 
 def auroc(

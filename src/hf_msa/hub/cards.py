@@ -310,8 +310,8 @@ def _dataset_facts(recorded: Mapping[str, Any]) -> dict[str, Any]:
     from hf_msa.data.schema import DATASETS
 
     known = DATASETS.get(recorded["name"])
-    told = {**(known.facts.to_dict() if known else {}), **recorded}
-    return {**UNKNOWN_DATASET, **{key: value for key, value in told.items() if value not in (None, "", "unknown")}}
+    facts = {**(known.facts.to_dict() if known else {}), **recorded}
+    return {**UNKNOWN_DATASET, **{key: value for key, value in facts.items() if value not in (None, "", "unknown")}}
 
 
 def _card_data(

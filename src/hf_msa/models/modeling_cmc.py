@@ -7,14 +7,14 @@ each modality, and their encoders and classifiers are what the model starts from
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_cmc import CmcConfig
-from .modeling_msa import MsaPreTrainedModel, build_text_encoder, masked_mean
+from .modeling_msa import MsaPreTrainedModel, MsaStageModel, build_text_encoder, masked_mean
 from .msa_encoders import encode_by_length, padding_mask
 from .msa_inputs import MsaInputs
 from .msa_label_families import LabelFamily
@@ -215,7 +215,8 @@ class CmcClassifier(nn.Module):
 class CmcBranch(nn.Module):
     """Everything that one modality has to itself: batch norm (not for text), projection, Transformer, classifier.
 
-    The Transformer is torch's, without positions: but for the text encoder's own, the order of frames does not count.
+    The Transformer is torch's, without positions: the order of frames does not count, and that of words only in the text
+    encoder.
 
     Args:
         config: The model's configuration.
@@ -416,14 +417,8 @@ class CmcPreTrainedModel(MsaPreTrainedModel):
         return {"loss": loss, "losses": {name: term.detach() for name, term in terms.items()}}
 
 
-class CmcUnimodalModels(CmcPreTrainedModel):
-    """First stage: a classifier of its own for each modality, trained on unimodal (pseudo) labels.
-
-    A stage of training, saved and loaded by its own class and not through an Auto class.
-    """
-
-    _auto_class: Any = None
-    _auto_classes: ClassVar[tuple[str, ...]] = ()
+class CmcUnimodalModels(CmcPreTrainedModel, MsaStageModel):
+    """First stage: a classifier of its own for each modality, trained on unimodal (pseudo) labels."""
 
     def __init__(self, config: CmcConfig) -> None:
         super().__init__(config, classifies=True)

@@ -576,3 +576,10 @@ class MsaPreTrainedModel(PreTrainedModel):
     def logged_values(self) -> dict[str, float]:
         """Learned numbers that are worth following while training; they go into the log beside the losses."""
         return {}
+
+
+class MsaStageModel(MsaPreTrainedModel):
+    """Base class of models that only a stage of training needs: saved and loaded by their own class, not an Auto class."""
+
+    _auto_class: Any = None
+    _auto_classes: ClassVar[tuple[str, ...]] = ()

@@ -9,14 +9,14 @@ target of the reconstruction.
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_tcmr import TcmrConfig
-from .modeling_msa import MsaPreTrainedModel, build_text_encoder
+from .modeling_msa import MsaPreTrainedModel, MsaStageModel, build_text_encoder
 from .msa_attention import HyperFusion
 from .msa_encoders import CrossTransformer, SequenceEncoder, TokenTransformer, perceptron
 from .msa_inputs import MsaInputs
@@ -146,16 +146,14 @@ class ProxyGenerator(nn.Module):
         return weight * audio + (1 - weight) * vision, gate
 
 
-class TcmrPolarityClassifier(MsaPreTrainedModel):
+class TcmrPolarityClassifier(MsaStageModel):
     """Three-way polarity of text, trained on complete text; its true-class probability is the confidence target.
 
-    Section 3.4, eq. 7. A stage of training, saved and loaded by its own class and not through an Auto class.
+    Section 3.4, eq. 7.
     """
 
     config: TcmrConfig
     reads = ("text",)
-    _auto_class: Any = None
-    _auto_classes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: TcmrConfig) -> None:
         super().__init__(config)
@@ -197,16 +195,11 @@ class TcmrPolarityClassifier(MsaPreTrainedModel):
         return chosen
 
 
-class TcmrTextRegressor(MsaPreTrainedModel):
-    """Sentiment score from complete text; its features are the reconstruction target H_t^c (eq. 11).
-
-    A stage of training, saved and loaded by its own class and not through an Auto class.
-    """
+class TcmrTextRegressor(MsaStageModel):
+    """Sentiment score from complete text; its features are the reconstruction target H_t^c (eq. 11)."""
 
     config: TcmrConfig
     reads = ("text",)
-    _auto_class: Any = None
-    _auto_classes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: TcmrConfig) -> None:
         super().__init__(config)

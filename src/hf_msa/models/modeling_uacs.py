@@ -300,7 +300,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             processor: The model's processor.
 
         Raises:
-            ValueError: If a threshold is not set, or the expert is not to be had.
+            ValueError: If a threshold is not set, or the expert cannot be loaded or reached.
             ImportError: If a package that the expert needs is not installed.
         """
         return next(iter(self.predict_batches([(inputs, rows)], processor)))
@@ -325,7 +325,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             The outputs, in the order of the batches.
 
         Raises:
-            ValueError: If a threshold is not set, or the expert is not to be had.
+            ValueError: If a threshold is not set, or the expert cannot be loaded or reached.
             ImportError: If a package that the expert needs is not installed.
         """
         enough = _EXPERT_BATCHES * self.config.expert_batch_size

@@ -1,4 +1,4 @@
-"""What every model reads of a batch, put together and checked in one place."""
+"""The inputs of every model, put together and checked in one place."""
 
 import dataclasses
 from dataclasses import dataclass

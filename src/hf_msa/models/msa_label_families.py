@@ -14,9 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .msa_schema import SENTIMENT_SCALE
+from .msa_schema import SENTIMENT_CLASSES, SENTIMENT_SCALE
 
 Values = TypeVar("Values", NDArray[Any], Tensor)
+
+NEUTRAL = SENTIMENT_CLASSES.index("neutral")
+"""What `LabelFamily.polarity` says of a neutral score."""
 
 SCORE_METRICS = ("fine_acc", "has0_acc2", "has0_f1", "non0_acc2", "non0_f1", "mae", "corr")
 """The metrics of a score of a family that names none."""

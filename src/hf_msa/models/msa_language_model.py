@@ -1,4 +1,4 @@
-"""What the methods share that ask a language model: which one it is, its LoRA adapter, and what it is given of a sample."""
+"""Base of the methods that ask a language model: which one it is, its LoRA adapter, and what it is given of a sample."""
 
 import shutil
 from pathlib import Path

@@ -142,7 +142,7 @@ class EndpointMllm:
         return [answers[begin : begin + num_candidates] for begin in range(0, len(answers), num_candidates)]
 
     def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
-        """Not to be had from a server of chat completions.
+        """Refuse: a server of chat completions cannot do this.
 
         Raises:
             ValueError: Always.

@@ -1,4 +1,4 @@
-"""What is left of a sample's words, sound and pictures where a batch says that something of it is dropped.
+"""The rest of a sample's words, sound and pictures where a batch says that something of it is dropped.
 
 Used by models that show samples to a language model: U-ACS its expert, OMG-Agent its planner.
 """

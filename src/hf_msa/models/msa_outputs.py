@@ -1,4 +1,4 @@
-"""What the models return."""
+"""Output of the models."""
 
 from dataclasses import dataclass
 

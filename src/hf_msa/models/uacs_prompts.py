@@ -1,4 +1,4 @@
-"""What U-ACS asks the expert: our own wording of what the paper's two templates ask for (its appendix D)."""
+"""Questions of U-ACS to its expert: our own wording of what the paper's two templates ask for (its appendix D)."""
 
 import json
 from typing import Any

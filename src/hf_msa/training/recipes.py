@@ -35,7 +35,7 @@ class MissingRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A run, but for its data, seed and output folder.
+    """A run without its data, seed and output folder.
 
     Args:
         name: `<method>/<dataset>`, or the file it was read from.

@@ -101,7 +101,9 @@ def analyze_consistency_gap(
     labels = read_labels(data, dataset["split"]).of(grids[0].ids, grids[0].labels, names[0])
     unimodal = {UNIMODAL_LABEL_KEYS[modality]: values for modality, values in labels.unimodal.items()}
     # Each subset is asked for, because neither may be empty.
-    chosen = {subset: Subset(subset, subset_rule).rows(labels.multimodal, unimodal) for subset in SUBSETS}
+    chosen = {
+        subset: Subset(subset, subset_rule).rows(labels.multimodal, unimodal, labels.family) for subset in SUBSETS
+    }
     inconsistent = np.isin(np.arange(len(labels.ids)), chosen["inconsistent"])
     scores = [subset_scores(grid, dataset["label_family"], inconsistent) for grid in grids]
     table = [

@@ -74,7 +74,7 @@ def analyze_risk_coverage(runs: Sequence[str], report: Report) -> None:
 def losses(numbers: SampleNumbers, scores: Floats, risk: str) -> tuple[Floats, np.ndarray]:
     """The loss of each sample's score (S, N), by one of `_RISKS`, and whether it counts, both (S, N)."""
     if risk == "polarity":
-        judged, wrong = polarity_errors(scores, numbers.labels)
+        judged, wrong = polarity_errors(scores, numbers.labels, numbers.family)
         return wrong.astype(np.float64), judged
     # As the metric of this label family.
     clipped = np.clip(scores, numbers.family.low, numbers.family.high) if numbers.family.clip else scores
@@ -112,7 +112,7 @@ def area_row(numbers: SampleNumbers, kind: Uncertainty, curves: Mapping[str, Flo
                 for u, v, j in zip(kind.values, loss, judged, strict=True)
             ]
         )
-    judged, wrong = polarity_errors(kind.scores, numbers.labels)
+    judged, wrong = polarity_errors(kind.scores, numbers.labels, numbers.family)
     triples = zip(kind.values, wrong, judged, strict=True)
     return row | {"AUROC": Estimate.of([auroc(u[j], w[j], counts[:, j]) for u, w, j in triples])}
 

@@ -83,7 +83,7 @@ def read_labels(data: str, split: str) -> SplitLabels:
 
 def planted_rows(data: str, split: str) -> list[dict[str, Any]] | None:
     """What is planted in each sample of a split of a sample corpus; None for other data."""
-    from hf_msa.data.sample_corpus.writing import CONFIG_FILE, PLANTED_FOLDER, read_planted
+    from hf_msa.data.sample_corpus.corpus_files import CONFIG_FILE, PLANTED_FOLDER, read_planted
 
     if not (Path(data) / PLANTED_FOLDER / CONFIG_FILE).is_file():
         return None

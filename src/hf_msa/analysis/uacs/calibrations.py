@@ -70,7 +70,7 @@ def calibrations(numbers: SampleNumbers, validation: SampleNumbers | None) -> di
     found = {}
     for kind in uncertainties(validation):
         pairs = zip(kind.scores, kind.values, strict=True)
-        fits = [fit_agreement(scores, validation.labels, values) for scores, values in pairs]
+        fits = [fit_agreement(scores, validation.labels, values, validation.family) for scores, values in pairs]
         found[kind.whose] = [Calibration(fit, fit.tau(weight, shift)) for fit in fits]
     return found
 

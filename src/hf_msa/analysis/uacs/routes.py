@@ -87,8 +87,8 @@ def route_rows(numbers: SampleNumbers) -> list[dict[str, Any]]:
     rows = []
     for s, seed in enumerate(numbers.seeds):
         at = {name: values[s] for name, values in numbers.columns.items()}
-        judged, wrong = polarity_errors(at["prediction"], numbers.labels)
-        _, wrong_before = polarity_errors(at["small_score"], numbers.labels)
+        judged, wrong = polarity_errors(at["prediction"], numbers.labels, numbers.family)
+        _, wrong_before = polarity_errors(at["small_score"], numbers.labels, numbers.family)
         for name in (*ROUTES, _ALL):
             inside = np.ones(len(judged), dtype=bool) if name == _ALL else at["route"] == ROUTES.index(name)
             n, polar = int(inside.sum()), int((inside & judged).sum())

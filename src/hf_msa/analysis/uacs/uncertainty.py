@@ -44,7 +44,7 @@ Flags = NDArray[np.bool_]
 _BINS = 25
 
 
-_Panel = tuple[str, Floats, Uncertainty, Sequence[Calibration]]
+_Panel = tuple[str, SampleNumbers, Uncertainty, Sequence[Calibration]]
 """A panel of the figure: its title, the labels of the samples (N,), the uncertainty, and its threshold per seed."""
 
 
@@ -75,14 +75,14 @@ def analyze_uncertainty(runs: Sequence[str], report: Report, *, validation: Sequ
             fits += [{"run": name, **row} for row in fit_rows(numbers, kind, known)]
             sure, rule = sure_samples(numbers, kind, taus)
             told.append({"run": name, "uncertainty": kind.name, "sure by": rule, **error_row(numbers, kind, sure)})
-            panels.append((f"{name}: {kind.name}", numbers.labels, kind, known))
+            panels.append((f"{name}: {kind.name}", numbers, kind, known))
     report.csv("uncertainty.csv", told)
     report.csv("fits.csv", fits)
     report.summary(
         "uncertainty.md",
         "Uncertainty and wrong polarity",
         f"{next(iter(found.values())).data_text}, samples with a label "
-        "other than 0. ± is the standard deviation over training seeds, brackets are 95 % bootstrap intervals over "
+        "that is not neutral. ± is the standard deviation over training seeds, brackets are 95 % bootstrap intervals over "
         "samples. AUROC: how likely a sample with a wrong polarity is more uncertain than one with the right one. "
         "-|score| is the trivial uncertainty that any model has.",
         [row | {"n": format_number(row["n"], 0)} for row in told],
@@ -137,7 +137,7 @@ def error_row(numbers: SampleNumbers, kind: Uncertainty, sure: Flags) -> dict[st
         `n`, the mean number of samples that count; estimates of AUROC, share of samples that are not sure, and the shares
         of wrong polarities among the sure and the others.
     """
-    judged, wrong = polarity_errors(kind.scores, numbers.labels)
+    judged, wrong = polarity_errors(kind.scores, numbers.labels, numbers.family)
     judged &= np.isfinite(kind.values)
     counts = all_and_resampled(len(numbers.ids))
     found = [
@@ -157,7 +157,7 @@ def fit_rows(numbers: SampleNumbers, kind: Uncertainty, known: Sequence[Calibrat
     """Per training seed the normal distributions of both groups on the samples shown, and those behind the threshold."""
     rows = []
     for seed, scores, values, calibration in zip(numbers.seeds, kind.scores, kind.values, known, strict=True):
-        fit = fit_agreement(scores, numbers.labels, values)
+        fit = fit_agreement(scores, numbers.labels, values, numbers.family)
         row: dict[str, Any] = {"uncertainty": kind.name, "training seed": seed}
         for prefix, of in (("", fit), ("validation ", calibration.fit)):
             for name in ("same", "opposite"):
@@ -200,8 +200,10 @@ def _draw(figure: Figure, panels: Sequence[_Panel]) -> None:
     )
 
 
-def _draw_panel(axis: "Axes", title: str, labels: Floats, kind: Uncertainty, known: Sequence[Calibration]) -> None:
-    judged, wrong = polarity_errors(kind.scores, labels)
+def _draw_panel(
+    axis: "Axes", title: str, numbers: SampleNumbers, kind: Uncertainty, known: Sequence[Calibration]
+) -> None:
+    judged, wrong = polarity_errors(kind.scores, numbers.labels, numbers.family)
     judged &= np.isfinite(kind.values)
     shown = kind.values[judged]
     axis.set_title(title, fontsize=7)

@@ -7,6 +7,7 @@ tokenizer and tiny BERT), `ceiling` (the best possible prediction under a mask),
 
 from hf_msa.data.sample_corpus.ceiling import ceiling_predictions, kept_masks
 from hf_msa.data.sample_corpus.checks import check_corpus
+from hf_msa.data.sample_corpus.corpus_files import PlantedSplit, read_planted, write_sample_corpus
 from hf_msa.data.sample_corpus.grammar import ROLES, score_tokens
 from hf_msa.data.sample_corpus.story import (
     PRESETS,
@@ -16,7 +17,6 @@ from hf_msa.data.sample_corpus.story import (
     generate_rows,
     preset,
 )
-from hf_msa.data.sample_corpus.writing import PlantedSplit, read_planted, write_sample_corpus
 
 __all__ = [
     "PRESETS",

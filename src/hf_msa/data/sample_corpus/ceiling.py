@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_msa.data.sample_corpus import story
+from hf_msa.data.sample_corpus.corpus_files import PlantedSplit
 from hf_msa.data.sample_corpus.grammar import HIGHEST, LOWEST, grammar_for
 from hf_msa.data.sample_corpus.story import Floats, SampleCorpusConfig, expected_label, tone_prior
-from hf_msa.data.sample_corpus.writing import PlantedSplit
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_schema import FEATURE_MODALITIES, MODALITIES
 

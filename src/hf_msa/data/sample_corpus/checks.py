@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_msa.data.sample_corpus.ceiling import ceiling_predictions
+from hf_msa.data.sample_corpus.corpus_files import TEXT_MODEL_FOLDER, PlantedSplit, read_planted
 from hf_msa.data.sample_corpus.grammar import HIGHEST, LOWEST, score_tokens
 from hf_msa.data.sample_corpus.story import Floats, generate_rows
-from hf_msa.data.sample_corpus.writing import TEXT_MODEL_FOLDER, PlantedSplit, read_planted
 from hf_msa.data.schema import SPLITS
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_schema import FEATURE_MODALITIES, MODALITIES
@@ -93,8 +93,8 @@ def _check_rows(split: str, rows: list[dict[str, Any]], planted: PlantedSplit) -
         score, roles, contributions = score_tokens(facts["tokens"])
         if (row["text"].split(), roles, contributions) != (facts["tokens"], facts["roles"], facts["contributions"]):
             return [f"the roles or contributions of {name} do not follow from its words"]
-        told = min(max(math.fsum(contributions), LOWEST), HIGHEST)
-        if abs(told - score) > 1e-9 or score != facts["latent_text"]:
+        summed = min(max(math.fsum(contributions), LOWEST), HIGHEST)
+        if abs(summed - score) > 1e-9 or score != facts["latent_text"]:
             return [f"the text sentiment of {name} is not the sum of its words' contributions"]
         truth = [m for m in MODALITIES if m != facts["lying_modality"] and (m, facts["kind"]) != ("text", "silent")]
         if any(facts[f"latent_{m}"] != facts["consensus"] for m in truth):

@@ -442,11 +442,11 @@ def _show(
     envelope = arousal * np.sin(np.pi * (np.arange(frames) + 0.5) / frames)
     noise = _remembered(generator.standard_normal((frames, width)))
     heavy = np.clip(generator.standard_t(2, (frames, int(channels.heavy.sum()))), -50, 50)
-    told = scene.offset[modality] + signal[:, None] * channels.sentiment + noise
-    evidence = (told * channels.sentiment).sum(axis=1)
-    told += envelope[:, None] * channels.arousal
-    told[:, channels.heavy] = heavy
-    shown = channels.level + channels.scale * scene.gain[modality] * told
+    values = scene.offset[modality] + signal[:, None] * channels.sentiment + noise
+    evidence = (values * channels.sentiment).sum(axis=1)
+    values += envelope[:, None] * channels.arousal
+    values[:, channels.heavy] = heavy
+    shown = channels.level + channels.scale * scene.gain[modality] * values
     shown[:, channels.dead] = 0.0
     lost = generator.random(frames) < LOST_FRAMES
     shown[lost] = 0.0

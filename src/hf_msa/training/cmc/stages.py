@@ -46,7 +46,7 @@ class _TextDecayTrainer(AdamTrainer):
     """Adam, with weight decay for the text encoder alone (public code)."""
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weights of the text encoder, but for its biases and norms."""
+        """Weights of the text encoder without its biases and norms."""
         return [name for name in super().get_decay_parameter_names(model) if name.startswith("text_encoder.")]
 
 

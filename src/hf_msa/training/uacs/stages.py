@@ -21,6 +21,7 @@ from hf_msa.data.missing import Condition
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import as_msa_errors
 from hf_msa.evaluation.sweep import sweep
+from hf_msa.label_families import AnyFamily
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_uacs import ExpertAnswer, UacsForSentimentAnalysis, ask_expert
@@ -135,7 +136,7 @@ def calibrate(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     A threshold that the recipe gives stays; its fit is kept beside it all the same.
 
     Raises:
-        MsaError: If the expert is not to be had, or a group of samples is empty and no threshold is given.
+        MsaError: If the expert cannot be loaded or reached, or a group of samples is empty and no threshold is given.
     """
     facts = context.made_stage("calibration", lambda folder: find_thresholds(context, model, folder / ANSWERS_FILE))
     for name in ("temperature", "tau_1", "tau_2", "calibration"):
@@ -157,14 +158,14 @@ def find_thresholds(context: RunContext, model: UacsForSentimentAnalysis, answer
         protocol = context.collator("validation").protocol
         (small,), _ = sweep(model, context.processor, rows, [Condition(0, "validation", protocol)])
     fits: dict[str, AgreementFit] = {
-        "small": fit_agreement(small["prediction"], rows.labels, small["uncertainty"]),
+        "small": fit_agreement(small["prediction"], rows.labels, small["uncertainty"], model.config.family),
     }
     unparsed: int | None = None
     if config.route != "fast":
         with as_msa_errors():
             requests = validation_requests(context, model)
             given = cached_answers(answers, model.expert, requests, config, total=len(rows))
-        fits["expert"] = fit_answers(given, rows)
+        fits["expert"] = fit_answers(given, rows, config.family)
         unparsed = sum(answer.score is None for answer in given)
     taus: dict[str, float | None] = {"tau_1": config.tau_1, "tau_2": config.tau_2}
     for field, name in (("tau_1", "small"), ("tau_2", "expert")):
@@ -189,15 +190,16 @@ def small_model_alone(config: UacsConfig) -> Iterator[None]:
         config.route = route
 
 
-def fit_answers(answers: Sequence[ExpertAnswer], rows: MsaRows) -> AgreementFit:
+def fit_answers(answers: Sequence[ExpertAnswer], rows: MsaRows, family: AnyFamily) -> AgreementFit:
     """The fit of the expert's answers; those without a number are left out.
 
     Args:
         answers: One per row.
         rows: With labels.
+        family: The label family.
     """
     scores: NDArray[np.float64] = np.array([answer.score or 0.0 for answer in answers])
-    return fit_agreement(scores, rows.labels, np.array([answer.uncertainty for answer in answers]))
+    return fit_agreement(scores, rows.labels, np.array([answer.uncertainty for answer in answers]), family)
 
 
 def cached_answers(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.uncertainty import polarity_errors
+from hf_msa.label_families import AnyFamily
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,18 @@ def fit_agreement(
     predictions: NDArray[np.floating[Any]],
     labels: NDArray[np.floating[Any]],
     uncertainties: NDArray[np.floating[Any]],
+    family: AnyFamily,
 ) -> AgreementFit:
     """Fit the uncertainties of right and of wrong polarity.
 
-    Samples whose label is zero have no polarity and are left out, as in Acc2 (non-zero). A prediction of exactly zero has
-    none either and counts as wrong. Samples without a finite uncertainty are left out: an answer that could not be read.
+    Samples whose label is neutral have no polarity and are left out, as in Acc2 (non-zero). A neutral prediction has none
+    either and counts as wrong. Samples without a finite uncertainty are left out: an answer that could not be read.
 
     Args:
         predictions: Scores `(samples,)` on rows that were not trained on.
         labels: True scores `(samples,)`.
         uncertainties: Of the predictions `(samples,)`.
+        family: The label family, which says what is neutral.
 
     Raises:
         MsaError: If the three differ in length.
@@ -88,7 +91,7 @@ def fit_agreement(
             "one of each per sample."
         )
     values = np.asarray(uncertainties, dtype=np.float64)
-    counted, wrong = polarity_errors(predictions, labels)
+    counted, wrong = polarity_errors(predictions, labels, family)
     counted &= np.isfinite(values)
     groups = [values[counted & ~wrong], values[counted & wrong]]
     return AgreementFit(*(Gaussian.fit(group) if len(group) else None for group in groups))
@@ -110,7 +113,7 @@ def require_tau(fit: AgreementFit, weight: float, shift: float, field: str) -> f
     if tau is None:
         kind = "right" if fit.same is None else "wrong"
         raise MsaError(
-            f"{field} cannot be calibrated: no validation sample with a label other than 0 and an answer was predicted with "
-            f"the {kind} polarity; give it yourself with --set model.{field}=..., or use more validation data."
+            f"{field} cannot be calibrated: no validation sample with a label that is not neutral and an answer was "
+            f"predicted with the {kind} polarity; give it with --set model.{field}=..., or use more validation rows."
         )
     return tau
