@@ -75,20 +75,15 @@ def fit_centering(planner: Planner, observations: Iterable[Observation], seed: i
     while chunk := list(islice(clips, _AT_ONCE)):
         read = [read_plan(text)[0] for proposed in planner.propose(chunk) for text, _ in proposed]
         texts = [plan.to_text() for plan in read if plan is not None]
-        observed = planner.vectors([planner.content(seen) for seen in chunk])
-        vectors = [planner.vectors(texts) if texts else None, observed]
-        for place, some in enumerate(vectors):
-            if some is not None:
-                sums[place] = sums[place] + some.sum(0, dtype=np.float64)
-                counts[place] += len(some)
+        for place, contents in enumerate((texts, [planner.content(seen) for seen in chunk])):
+            if contents:
+                sums[place] = sums[place] + planner.vectors(contents).sum(0, dtype=np.float64)
+                counts[place] += len(contents)
     if not counts[1]:
         raise MsaError("No observations were given; the means are taken over those of the training split.")
     if not counts[0]:
         sums[0], counts[0] = planner.vectors([FALLBACK_PLAN.to_text()])[0], 1
-    plan_mean, observation_mean = (
-        np.asarray(one / count, np.float32) for one, count in zip(sums, counts, strict=True)
-    )
-    planner.centering = Centering(plan_mean, observation_mean)
+    planner.centering = Centering(*(np.asarray(sums[place] / counts[place], np.float32) for place in (0, 1)))
 
 
 def fit_lexicon(texts: Sequence[str], labels: Sequence[float], prior: float = 5.0) -> Lexicon:
