@@ -1,8 +1,8 @@
 """Search in knowledge bases of growing size: ``python -m benchmarks.retrieval``; see docs/retrieval.md.
 
-Generated keys are searched through `KnowledgeBase`, as OMG-Agent does it: queries per second, how many of the exact ten
-nearest are found, what building the index takes (at loading, and whenever the keys are made anew), and its size. Beside it
-the reading of what was found from a mapped file, with latents of the true shapes.
+Generated keys are searched as OMG-Agent does it, exactly (``Flat``) or by an index of FAISS: queries per second, how many of
+the exact ten nearest are found, what building the index takes (whenever the keys are made anew), and its size. Beside it the
+reading of what was found from a mapped file, with latents of the true shapes.
 """
 
 import argparse
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hf_msa.models.msa_schema import MODALITIES
+from hf_msa.models.omg_faiss import FaissIndex
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 
 from .report import write_both
@@ -52,7 +55,7 @@ class Setting:
         embedding_dim: Width of plans and observations, for the reading of entries.
         latent_shape: Shape of an entry's latents of each modality, for the same.
         repeats: Measured turns.
-        threads: Threads of FAISS.
+        threads: Threads of torch and FAISS.
     """
 
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
@@ -101,18 +104,24 @@ def computing(run: Callable[..., Result], *arguments: Any) -> tuple[float, Resul
     return time.process_time() - started, result
 
 
-def searched(base: KnowledgeBase, queries: Floats, exact: Rows, setting: Setting) -> dict[str, Any]:
-    """Speed and recall of one index at one effort.
+def exact_rows(keys: Floats, queries: Floats) -> Rows:
+    """The nearest keys, as `EvidenceRetriever` finds them without an index."""
+    rows: Rows = (torch.from_numpy(queries) @ torch.from_numpy(keys).T).topk(FOUND, dim=1).indices.numpy()
+    return rows
+
+
+def searched(search: Callable[[Floats], Rows], queries: Floats, exact: Rows, setting: Setting) -> dict[str, Any]:
+    """Speed and recall of one search.
 
     Args:
-        base: The knowledge base.
+        search: Finds rows `(batch, FOUND)` for queries.
         queries: `(queries, width)`.
         exact: Rows of the true nearest entries `(queries, FOUND)`.
         setting: Says how much is measured.
     """
 
     def found(size: int, count: int) -> list[Rows]:
-        return [base.search(queries[start : start + size], FOUND)[1] for start in range(0, count, size)]
+        return [search(queries[start : start + size]) for start in range(0, count, size)]
 
     batch, single = [], []
     rows: list[Rows] = []
@@ -121,21 +130,11 @@ def searched(base: KnowledgeBase, queries: Floats, exact: Rows, setting: Setting
         batch.append(len(queries) / seconds)
         count = min(setting.single_queries, len(queries))
         single.append(count / computing(found, 1, count)[0])
-    effort = {name: getattr(base, name) for name in ("nprobe", "ef_search") if getattr(base, name) is not None}
     return {
-        "effort": effort,
         "recall": found_share(np.concatenate(rows), exact),
         "batch_per_second": spread(batch),
         "single_per_second": spread(single),
     }
-
-
-def efforts(base: KnowledgeBase) -> list[KnowledgeBase]:
-    """The knowledge base at every effort of `EFFORTS` that suits its index."""
-    for beginning, (name, numbers) in EFFORTS.items():
-        if base.factory.startswith(beginning):
-            return [base.with_search(**{name: number}) for number in numbers]
-    return [base]
 
 
 def measure_size(entries: int, setting: Setting) -> dict[str, Any]:
@@ -151,35 +150,47 @@ def measure_size(entries: int, setting: Setting) -> dict[str, Any]:
     import faiss
 
     keys, queries = clustered(entries, setting.width, 1), clustered(setting.queries, setting.width, 2)
-    little = np.ones((entries, 1), dtype=np.float32)
-    whole = KnowledgeBase.build([str(row) for row in range(entries)], keys, little, little, {"text": little[:, None]})
-    del keys
-    exact = whole.search(queries, FOUND)[1]
-    measured = {}
+    exact = exact_rows(keys, queries)
+    measured: dict[str, Any] = {}
     for pattern in setting.indexes:
         factory = pattern.format(lists=round(math.sqrt(entries)))
-        seconds, built = computing(KnowledgeBase, whole.dataset, factory)
-        measured[factory] = {
-            "build_seconds": seconds,
-            "index_bytes": len(faiss.serialize_index(built.index)),
-            "searches": [searched(base, queries, exact, setting) for base in efforts(built)],
-        }
+        if factory == "Flat":
+            search = {"effort": {}, **searched(lambda some: exact_rows(keys, some), queries, exact, setting)}
+            measured[factory] = {"build_seconds": 0.0, "index_bytes": keys.nbytes, "searches": [search]}
+            continue
+        seconds, index = computing(FaissIndex, torch.from_numpy(keys), factory)
+        name, numbers = next((effort for start, effort in EFFORTS.items() if factory.startswith(start)), ("", (0,)))
+        searches = []
+        for number in numbers:
+            effort = {name: number} if name else {}
+            index.set_effort(**effort)
+
+            def search_index(some: Floats, index: FaissIndex = index) -> Rows:
+                rows: Rows = index.search(torch.from_numpy(some), FOUND).numpy()
+                return rows
+
+            searches.append({"effort": effort, **searched(search_index, queries, exact, setting)})
+        size = len(faiss.serialize_index(index.index))
+        measured[factory] = {"build_seconds": seconds, "index_bytes": size, "searches": searches}
     return measured
 
 
 def measure_reading(setting: Setting) -> dict[str, Any]:
     """Reading of entries with latents of the true shapes from a mapped file: of the smallest size."""
     entries = min(setting.sizes)
-    draw = np.random.default_rng(3)
-    wide = draw.standard_normal((entries, setting.embedding_dim), dtype=np.float32)
-    values = {name: draw.standard_normal((entries, *setting.latent_shape), dtype=np.float32) for name in MODALITIES}
-    keys = clustered(entries, setting.width, 1)
+    draw = torch.Generator().manual_seed(3)
+    wide = torch.randn(entries, setting.embedding_dim, generator=draw)
+    values = {name: torch.randn(entries, *setting.latent_shape, generator=draw) for name in MODALITIES}
     with tempfile.TemporaryDirectory() as folder:
-        KnowledgeBase.build([str(row) for row in range(entries)], keys, wide, wide, values).save(folder)
+        KnowledgeBase([str(row) for row in range(entries)], wide, wide, values).save(folder)
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
         base = KnowledgeBase.load(folder)
-        batches = draw.integers(entries, size=(setting.repeats, setting.batch_size, FOUND + 1))
-        seconds = [computing(base.candidates, rows)[0] for rows in batches]
+
+        def read(rows: Tensor) -> list[Tensor]:
+            return [table[rows] for table in (base.plans, *base.values.values())]
+
+        batches = torch.randint(entries, (setting.repeats, setting.batch_size, FOUND + 1), generator=draw)
+        seconds = [computing(read, rows)[0] for rows in batches]
     return {
         "entries": entries,
         "bytes_per_entry": size / entries,
@@ -196,11 +207,10 @@ def measure(setting: Setting) -> dict[str, Any]:
     Returns:
         What retrieval.json holds.
     """
-    import datasets
     import faiss
 
     quiet()
-    datasets.disable_progress_bars()
+    torch.set_num_threads(setting.threads)
     faiss.omp_set_num_threads(setting.threads)
     return {
         "schema_version": 1,
@@ -239,7 +249,7 @@ def markdown(content: dict[str, Any]) -> str:
         f"Unit keys of width {about['width']} in {CLUSTERS:,} overlapping clusters of {DIMENSIONS} dimensions, "
         f"{about['queries']} queries of the same kind "
         f"({min(about['single_queries'], about['queries'])} of them one at a time), the {FOUND} nearest of each; medians, "
-        f"lowest and highest of {about['repeats']} turns. Building includes reading ids and keys of the entries.",
+        f"lowest and highest of {about['repeats']} turns.",
         "",
         f"Reading {FOUND + 1} entries per sample from a mapped file of {reading['entries']:,}, with embeddings of width "
         f"{about['embedding_dim']} and latents {frames} x {channels} of each of the {len(MODALITIES)} modalities: "

@@ -165,14 +165,13 @@ def _kb_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
     parser.add_argument("--output", required=True, help="folder to write the knowledge base to")
     parser.add_argument("--split", default="train", help="train, validation or test (default: train)")
-    parser.add_argument("--factory", help="FAISS factory string of the index, e.g. HNSW32 (default: the model's own)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: 64)")
     _media(parser)
 
 
 def _kb_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="a knowledge base, or a run that has one (one seed or all of them)")
-    parser.add_argument("--id", help="show the entries whose keys are nearest to this one's")
+    parser.add_argument("--id", help="show the entries whose observations are nearest to this one's")
     parser.add_argument("--neighbours", type=int, default=10, help="how many of them (default: 10)")
 
 

@@ -14,8 +14,8 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts, msa_features
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_observation import observe_rows
-from hf_msa.models.omg_planner import LightPlanner, fit_centering
 from hf_msa.training.omg.entries import build_knowledge_base
+from hf_msa.training.omg.planners import fit_centering, fit_light_planner
 from tiny import WIDTHS, WORDS, tiny_omg_config, tiny_processor
 
 SIZES = {"train": 16, "validation": 4, "test": 12}
@@ -84,7 +84,7 @@ def write_checkpoint(folder: Path, data: Path, **fields: Any) -> Path:
     rows = MsaRows(load_msa(data, "train"), "train")
     observations = observe_rows([rows[index] for index in range(len(rows))], processor=processor)
     encode = functools.partial(model.embed_texts, processor.tokenizer)
-    planner = LightPlanner.fit(observations, rows.labels.tolist(), encode, model.planner_settings())
+    planner = fit_light_planner(observations, rows.labels.tolist(), encode, config)
     fit_centering(planner, observations)
     model.set_planner(planner)
     model.save_pretrained(folder / "bare")

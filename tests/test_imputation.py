@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.missing import ModalityMissing
@@ -19,12 +18,11 @@ from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.imputation import IMPUTATION_FILE, impute
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.modeling_text import TextForSentimentAnalysis
-from hf_msa.models.omg_knowledge_base import KEY, OBSERVATION, PLAN, KnowledgeBase
+from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.training.omg.entries import build_knowledge_base
 from made_omg import SIZES, write_checkpoint, write_clips
 from tiny import tiny_omg_config, tiny_processor, tiny_text_config
 
-pytest.importorskip("faiss")
 pytest.importorskip("diffusers")
 
 
@@ -287,7 +285,7 @@ class TestKnowledgeBases:
             str(work / "model"), str(work / "lacking"), str(tmp_path / "kb"), split="test", batch_size=5
         )
         assert base.ids == [f"test$_${number}" for number in range(12) if number % 3 and number != 1]
-        assert base.ids == KnowledgeBase.load(tmp_path / "kb").ids and base.factory == "Flat"
+        assert base.ids == KnowledgeBase.load(tmp_path / "kb").ids
 
     def test_its_numbers_are_those_of_the_model(self, work: Path) -> None:
         model, processor = load_checkpoint(str(work / "model"))
@@ -296,22 +294,40 @@ class TestKnowledgeBases:
         assert base is not None and len(base) == SIZES["train"]
         row = MsaRows(load_msa(work / "clips", "train"), "train")[2]
         inputs = processor.from_rows([row])
-        (choice,) = model.plan_rows(inputs, [row], processor)
+        plans, _ = model.plan_inputs(inputs, [row], processor)
+        assert plans is not None
+        (choice,) = plans
         latents = model.encode_observed(model.perceive(inputs))
-        np.testing.assert_allclose(base.numbers(PLAN)[2], choice.plan_vector, atol=1e-3)
-        np.testing.assert_allclose(base.numbers(OBSERVATION)[2], choice.observation_vector, atol=1e-3)
-        np.testing.assert_allclose(base.numbers("value_vision")[2], latents["vision"][0].numpy(), atol=1e-5)
-        told = (torch.from_numpy(np.array(base.numbers(name)[2:3])) for name in (OBSERVATION, PLAN))
-        np.testing.assert_allclose(base.numbers(KEY)[2], model.retriever.keys(*told)[0].detach().numpy(), atol=1e-5)
+        np.testing.assert_allclose(base.plans[2], choice.plan_vector, atol=1e-3)
+        np.testing.assert_allclose(base.observations[2], choice.observation_vector, atol=1e-3)
+        np.testing.assert_allclose(base.values["vision"][2], latents["vision"][0].numpy(), atol=1e-5)
 
     def test_another_index(self, work: Path, tmp_path: Path) -> None:
-        arguments = (str(work / "model"), str(work / "clips"))
-        assert build_knowledge_base(*arguments, str(tmp_path / "kb"), factory="HNSW4").factory == "HNSW4"
+        pytest.importorskip("faiss")
+        row = {**load_msa(work / "clips", "test")[0], "vision_present": False}
+        found = []
+        for factory in ("Flat", "HNSW4"):
+            model, processor = load_checkpoint(str(work / "model"), {"index_factory": factory})
+            assert isinstance(model, OmgForSentimentAnalysis)
+            found.append(model.generate_missing(processor.from_rows([row]), [row], processor).evidence_ids)
+            assert (model.retriever._index is None) == (factory == "Flat")
+        assert found[0] == found[1], "so few entries a graph finds all of"
+        model.config.index_factory = "Flot"
+        model.save_pretrained(tmp_path / "model")
+        processor.save_pretrained(tmp_path / "model")
         with pytest.raises(MsaError, match="FAISS cannot build the index 'Flot'"):
-            build_knowledge_base(*arguments, str(tmp_path / "other"), factory="Flot")
-        with pytest.raises(MsaError, match="not empty"):
-            build_knowledge_base(*arguments, str(tmp_path / "kb"))
-        assert [path.name for path in tmp_path.iterdir()] == ["kb"]
+            impute(str(tmp_path / "model"), str(work / "lacking"), str(tmp_path / "out"))
+
+    def test_numbers_that_are_not_finite(self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        encode = OmgForSentimentAnalysis.encode_observed
+        monkeypatch.setattr(
+            OmgForSentimentAnalysis,
+            "encode_observed",
+            lambda model, seen: {name: value / 0 for name, value in encode(model, seen).items()},
+        )
+        with pytest.raises(MsaError, match="hold numbers that are not finite"):
+            build_knowledge_base(str(work / "model"), str(work / "clips"), str(tmp_path / "kb"))
+        assert not (tmp_path / "kb").exists()
 
     def test_data_without_a_complete_row(self, work: Path, tmp_path: Path) -> None:
         write_clips(tmp_path / "blind", lambda _, __: {"vision_present": False})

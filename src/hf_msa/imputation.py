@@ -10,12 +10,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from torch import Tensor
 
 from ._version import __version__
 from .data.collator import MsaCollator
@@ -26,21 +25,13 @@ from .data.rows import MsaRows
 from .data.schema import ANNOTATION, PRESENCE, TEXT, DatasetFacts, msa_features
 from .data.validation import ValidationReport
 from .errors import MsaError, as_msa_errors
-from .evaluation.checkpoints import (
-    attach_answers,
-    attach_media,
-    check_widths,
-    find_model,
-    load_checkpoint,
-    method_of,
-    own_fields,
-)
+from .evaluation.checkpoints import checkpoint_rows, find_model, load_checkpoint, method_of, own_fields
 from .files import write_json
 from .methods import METHODS
 from .models.modeling_msa import MsaPreTrainedModel
 from .models.modeling_omg import GeneratedBatch
 from .models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
-from .models.omg_retriever import NO_ENTRY
+from .models.omg_observation import has_modality
 from .models.processing_msa import MsaProcessor
 
 IMPUTATION_FILE = "imputation.json"
@@ -50,19 +41,6 @@ PLAN = "plan"
 EVIDENCE = "evidence"
 
 _WHOLE_PROTOCOLS = ("modality", "fixed", "pattern")
-
-
-@runtime_checkable
-class Generator(Protocol):
-    """A model that generates what samples lack."""
-
-    def generate_missing(
-        self,
-        inputs: Mapping[str, Tensor],
-        rows: Sequence[Mapping[str, Any]] | None = None,
-        processor: Any = None,
-    ) -> GeneratedBatch:
-        """See `OmgForSentimentAnalysis.generate_missing`."""
 
 
 def impute(
@@ -92,9 +70,7 @@ def impute(
         splits: Which splits to complete; default: all.
         protocol: Drop whole modalities first, and generate them, for studies: ``"modality"`` (with `rate`), ``"fixed"``
             (with `available`) or ``"pattern"``. A transcript that is dropped is empty afterwards. None drops nothing.
-        rate: Missing rate.
-        available: Modalities that stay.
-        mask_seed: Of the masks.
+        rate, available, mask_seed: Missing rate, modalities that stay, and seed of the masks, of the protocol.
         batch_size: Samples that are completed together.
         media: Folder with the clips' recordings, see `MediaFolder`; for a language model that plans.
         overwrite: Whether an existing folder may be replaced, which happens only once the new one is complete.
@@ -114,8 +90,8 @@ def impute(
     facts = dataset_facts(data)
     name = find_model(model)
     network, processor = load_checkpoint(name)
-    if not isinstance(network, Generator):
-        able = [method.name for method in METHODS.values() if issubclass(method.model_class, Generator)]
+    if not hasattr(network, "generate_missing"):
+        able = [method.name for method in METHODS.values() if hasattr(method.model_class, "generate_missing")]
         raise MsaError(
             f"{model!r} is a model of the method {method_of(network)!r}, which generates no features; give one of "
             f"{', '.join(able)}."
@@ -125,10 +101,7 @@ def impute(
         dataset = load_split(data, split)
         if any(column in dataset.column_names for column in GENERATED.values()):
             raise MsaError(f"{data!r} was itself made by imputation; give the data that it was made from.")
-        rows[split] = part = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)
-        check_widths(network, part, name, may_lack=True)
-        attach_media(network, media, part, name)
-    attach_answers(network, name)
+        rows[split] = checkpoint_rows(network, processor, name, dataset, split, media, may_lack=True)
     source = _Completed(network, processor, rows, facts, dropping, batch_size)
     about = {
         "model": Path(name).name if Path(name).is_dir() else name,
@@ -154,12 +127,10 @@ def _protocol(
 ) -> MissingProtocol | None:
     fields = {"rate": rate, "available": available, "seed": seed}
     given = {field: value for field, value in fields.items() if value is not None}
-    if name is None:
-        if given:
-            raise MsaError(
-                f"--{next(iter(given))} belongs to a --protocol; give --protocol modality, fixed or pattern."
-            )
+    if name is None and not given:
         return None
+    if name is None:
+        raise MsaError(f"--{next(iter(given))} belongs to a --protocol; give --protocol modality, fixed or pattern.")
     if name not in _WHOLE_PROTOCOLS:
         raise MsaError(
             f"--protocol is {name!r}; give modality, fixed or pattern, which drop whole modalities, or leave it out to "
@@ -174,9 +145,7 @@ def _identity(name: str, network: MsaPreTrainedModel) -> dict[str, str]:
         return {"revision": str(network.config._commit_hash)}
     digest = hashlib.sha256()
     for file in sorted(Path(name).glob("*.safetensors")):
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
+        digest.update(file.read_bytes())
     return {"weights_sha256": digest.hexdigest()}
 
 
@@ -187,18 +156,15 @@ class _Completed:
 
     def __init__(
         self,
-        network: MsaPreTrainedModel,
+        network: Any,
         processor: MsaProcessor,
         rows: Mapping[str, MsaRows],
         facts: DatasetFacts,
         protocol: MissingProtocol | None,
         batch_size: int,
     ) -> None:
-        self._network = network
-        self._processor = processor
-        self._rows = rows
+        self._network, self._processor, self._rows, self._batch_size = network, processor, rows, batch_size
         self._protocol = protocol or CompleteProtocol()
-        self._batch_size = batch_size
         self._generated = {split: Counter[str]() for split in rows}
         self.notes: list[str] = []
         self.description = f"{facts.source}, completed by {method_of(network)}"
@@ -219,14 +185,10 @@ class _Completed:
             presence=True,
         )
         text, number, flag = (datasets.Value(kind) for kind in ("string", "float32", "bool"))
-        self.features = datasets.Features(
-            {
-                **self._schema,
-                **{GENERATED[name]: flag for name in self.widths},
-                PLAN: {"entity": text, "action": text, "sentiment": text, "is_fallback": flag},
-                EVIDENCE: datasets.List({"id": text, "weight": number}),
-            }
-        )
+        plan = {"entity": text, "action": text, "sentiment": text, "is_fallback": flag}
+        evidence = datasets.List({"id": text, "weight": number})
+        generated = {GENERATED[name]: flag for name in self.widths}
+        self.features = datasets.Features({**self._schema, **generated, PLAN: plan, EVIDENCE: evidence})
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Per split its samples, and of how many each modality was generated, as far as rows were asked for."""
@@ -243,14 +205,13 @@ class _Completed:
         """Yield the rows of a split."""
         rows = self._rows[split]
         collator = MsaCollator(self._processor, self._protocol.bind(rows.ids), split=split)
-        for start in range(0, len(rows), self._batch_size):
-            members = [rows[index] for index in range(start, min(start + self._batch_size, len(rows)))]
+        for members in rows.batches(self._batch_size):
             masks = collator.masks(members).masks
             lacking = [
                 [
                     name
                     for name in (TEXT, *self.widths)
-                    if not _is_there(member, name) or (name in masks and masks[name][place].any())
+                    if not has_modality(member, name) or (name in masks and masks[name][place].any())
                 ]
                 for place, member in enumerate(members)
             ]
@@ -268,26 +229,22 @@ class _Completed:
 
     def _row(self, member: Mapping[str, Any], lacking: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
         row = {column: member[column] for column in self._schema if column in member}
-        for name in self.widths:
+        for name, width in self.widths.items():
             is_generated = name in lacking and name in made
-            row[PRESENCE[name]] = is_generated or name not in lacking
-            row[GENERATED[name]] = is_generated
-            if is_generated:
-                row[name] = made[name]
-            elif name in lacking:
-                row[name] = np.zeros((1, self.widths[name]), np.float32)
+            row |= {PRESENCE[name]: is_generated or name not in lacking, GENERATED[name]: is_generated}
+            if name in lacking:
+                row[name] = made.get(name, np.zeros((1, width), np.float32))
         if TEXT in lacking:
             row[TEXT] = ""
         return {**row, PLAN: made.get(PLAN), EVIDENCE: made.get(EVIDENCE, [])}
 
     def _generate(self, members: Sequence[Mapping[str, Any]], collator: MsaCollator) -> list[dict[str, Any]]:
         """Features of what each sample lacks, in the data's units, with plan and evidence."""
-        assert isinstance(self._network, Generator)
         batch = {key: value.to(self._network.device) for key, value in collator(members).items()}
         with as_msa_errors(), torch.inference_mode():
-            made = self._network.generate_missing(batch, members, self._processor)
+            made: GeneratedBatch = self._network.generate_missing(batch, members, self._processor)
         found = []
-        for place in range(len(members)):
+        for place, ids in enumerate(made.evidence_ids):
             entry: dict[str, Any] = {}
             for name in self._read:
                 mask = made.masks[name][place]
@@ -297,10 +254,9 @@ class _Completed:
                 choice = made.plans[place]
                 entry[PLAN] = {**choice.plan.to_dict(), "is_fallback": choice.is_fallback}
             if made.evidence is not None:
-                weights, rows = made.evidence.weights[place].tolist(), made.evidence.entries[place].tolist()
-                real = [weight for weight, row in zip(weights, rows, strict=True) if row != NO_ENTRY]
-                ids = made.evidence_ids[place]
-                entry[EVIDENCE] = [{"id": name, "weight": weight} for name, weight in zip(ids, real, strict=True)]
+                # What there was no entry for stands behind the others.
+                weights = made.evidence.weights[place].tolist()
+                entry[EVIDENCE] = [{"id": name, "weight": one} for name, one in zip(ids, weights, strict=False)]
             found.append(entry)
         return found
 
@@ -313,16 +269,8 @@ class _Completed:
         return values * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
 
 
-def _is_there(row: Mapping[str, Any], name: str) -> bool:
-    if name == TEXT:
-        return bool(str(row[TEXT]).strip())
-    return row.get(name) is not None and bool(row.get(PRESENCE[name], True))
-
-
 def _card(about: Mapping[str, Any]) -> str:
-    hashed = (
-        f"revision `{about['revision']}`" if "revision" in about else f"weights sha256 `{about['weights_sha256']}`"
-    )
+    kind, digest = ("revision", "revision") if "revision" in about else ("weights sha256", "weights_sha256")
     dropped = (
         "Nothing was dropped before: what is generated is what the data lacked."
         if about["protocol"] is None
@@ -330,9 +278,9 @@ def _card(about: Mapping[str, Any]) -> str:
     )
     return f"""## What is generated
 
-Features that samples lacked were generated by the model `{about["model"]}` ({METHODS[about["method"]].title}; {hashed}).
-They are a plausible guess under what was observed, no recording of what was said or shown, and results on them have to say
-so. {dropped} `{IMPUTATION_FILE}` has the counts and the model's whole configuration, seeds included.
+Features that samples lacked were generated by the model `{about["model"]}` ({METHODS[about["method"]].title}; {kind}
+`{about[digest]}`). They are a plausible guess under what was observed, no recording of what was said or shown, and results
+on them have to say so. {dropped} `{IMPUTATION_FILE}` has the counts and the model's whole configuration, seeds included.
 
 - `audio_generated`, `vision_generated`: whether the features are generated; `audio_present`, `vision_present` are true then
 - `plan`: what the planner took the sample to express; empty where nothing was generated

@@ -3,23 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cosine_similarity
 
 from .errors import MsaError, unknown_name
 from .models.modeling_omg import KNOWLEDGE_BASE_FOLDER
-from .models.omg_knowledge_base import (
-    DESCRIPTION_FILE,
-    INDEX_FILE,
-    KEY,
-    OBSERVATION,
-    PLAN,
-    VALUE_PREFIX,
-    KnowledgeBase,
-)
-from .models.omg_retriever import NO_ENTRY
+from .models.omg_knowledge_base import DESCRIPTION_FILE, NO_ENTRY, KnowledgeBase
 
 
 def build(*, output: str, **options: Any) -> None:
@@ -34,7 +24,7 @@ def inspect(*, folder: str, id: str | None, neighbours: int) -> None:
 
     Args:
         folder: See `knowledge_bases`.
-        id: An entry, to show those whose keys are nearest to its own; None: none.
+        id: An entry, to show those whose observations are nearest to its own; None: none.
         neighbours: How many of them.
 
     Raises:
@@ -74,32 +64,22 @@ def knowledge_bases(folder: str) -> list[Path]:
 
 
 def _describe(base: KnowledgeBase, folder: Path) -> None:
-    shapes = {name: " x ".join(map(str, shape)) for name, shape in base.shapes.items()}
-    sizes = {path.name: path.stat().st_size / 2**20 for path in folder.iterdir()}
-    efforts = {"nprobe": base.nprobe, "ef_search": base.ef_search}
-    effort = [f"{name} {number}" for name, number in efforts.items() if number is not None]
-    lines = {
-        "entries": f"{len(base):,}",
-        "modalities": ", ".join(f"{name} {shapes[VALUE_PREFIX + name]}" for name in base.modalities),
-        "widths": ", ".join(f"{name} {shapes[name]}" for name in (KEY, PLAN, OBSERVATION)),
-        "index": ", ".join([base.factory, *effort]),
-        "on disk": f"{sum(sizes.values()):,.1f} MiB, of which {sizes.get(INDEX_FILE, 0):,.1f} MiB index",
-    }
+    shapes = {name: " x ".join(map(str, value.shape[1:])) for name, value in sorted(base.values.items())}
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     print(f"Knowledge base: {folder}")
-    for name, value in lines.items():
-        print(f"  {name + ':':<12}{value}")
+    print(f"  entries:    {len(base):,}")
+    print(f"  latents:    {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
+    print(f"  vectors:    {base.plans.shape[1]}")
+    print(f"  on disk:    {size:,.1f} MiB")
 
 
 def _show_nearest(base: KnowledgeBase, entry: str, count: int) -> None:
-    own = base.rows_of([entry])
-    if own[0] == NO_ENTRY:
+    (own,) = base.rows_of([entry]).tolist()
+    if own == NO_ENTRY:
         raise unknown_name("entry", entry, base.ids)
-    # One more than asked for, as the entry itself is found as well.
-    rows = base.search(base.numbers(KEY)[own], min(count + 1, len(base)))[1]
-    rows = rows[(rows != own) & (rows != NO_ENTRY)][:count]
-    read = base.candidates(np.concatenate([own, rows]))
-    table = Table("entry", "cosine of keys", "cosine of plans", title=f"Nearest to {entry}")
-    cosines = [cosine_similarity(vectors[:1], vectors[1:]).tolist() for vectors in (read.keys, read.plans)]
-    for row, key, plan in zip(rows, *cosines, strict=True):
-        table.add_row(base.ids[row], f"{key:.3f}", f"{plan:.3f}")
+    cosines = [cosine_similarity(vectors[own : own + 1], vectors) for vectors in (base.observations, base.plans)]
+    nearest = [row for row in cosines[0].argsort(descending=True).tolist() if row != own][:count]
+    table = Table("entry", "cosine of observations", "cosine of plans", title=f"Nearest to {entry}")
+    for row in nearest:
+        table.add_row(base.ids[row], *(f"{values[row]:.3f}" for values in cosines))
     Console().print(table)

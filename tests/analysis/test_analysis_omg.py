@@ -65,7 +65,7 @@ def trained(data, tmp_path_factory):
     sizes = {"vae_hidden": 8, "latent_dim": 4, "query_dim": 8, "denoiser_dim": 16, "denoiser_layers": 2}
     sizes |= {"denoiser_heads": 2, "denoiser_feedforward_dim": 16, "num_inference_steps": 2, "sequence_length": 10}
     sizes |= {"scheduler": "ddim"}
-    stages = ("vae", "semantics", "classifier", "main", "classifier_after")
+    stages = ("vae", "main", "classifier_after")
     recipe = load_recipe(
         "omg/sample",
         assignments=[
@@ -196,7 +196,7 @@ def test_imputation_of_a_run(data, trained, loaded, tmp_path):
         mae = np.abs(predicted - rows.labels).mean()
         assert float(scores[name, "generated"]["mae"]) == pytest.approx(mae, rel=1e-4)
         latents = {**model.encode_observed(model.perceive(inputs)), name: truth[name]}
-        vectors = model.told(inputs, members, processor)[1]
+        vectors = model.plan_inputs(inputs, members, processor)[1]
         logits = model.classify(model.perceive(inputs), vectors["observation_vectors"], latents)
         mae = np.abs(model.score(logits)[:, 0].detach().numpy() - rows.labels).mean()
         assert float(scores[name, "truth"]["mae"]) == pytest.approx(mae, rel=1e-4)
@@ -298,11 +298,11 @@ def test_a_training_samples_own_entry_is_never_counted(data, trained, loaded):
     (run,) = find_runs([trained], "omg")
     train, whole = run.rows(data, "train"), model.knowledge_base
     rows = [whole.ids.index(train.ids[index]) for index in (0, 1)]
-    entries = whole.candidates(np.array([rows]))
-    two = type(whole).build(
+    two = type(whole)(
         [whole.ids[row] for row in rows],
-        *(whole.numbers(name)[rows] for name in ("key", "plan", "observation")),
-        {name: values[0].numpy() for name, values in entries.values.items()},
+        whole.plans[rows],
+        whole.observations[rows],
+        {name: values[rows] for name, values in whole.values.items()},
     )
     model.knowledge_base = two
     try:

@@ -14,12 +14,13 @@ from transformers import AutoModel, AutoProcessor
 from hf_msa.hub.push import _contents, push_run
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
-from hf_msa.models.omg_planner import LightPlanner, observe_rows
+from hf_msa.models.omg_observation import observe_rows
+from hf_msa.training.omg.planners import fit_light_planner
 from loopback_hub import OWNER, LoopbackHub
 from test_push import WORDS, save_run
 
 REPO = f"{OWNER}/omg-mosi"
-BESIDE = {"knowledge_base.json", "data-00000-of-00001.arrow", "keys.faiss", "state.json", "dataset_info.json"}
+BESIDE = {"knowledge_base.json", "entries.safetensors"}
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 
 
@@ -47,20 +48,14 @@ def run_folder(tmp_path: Path) -> Path:
             torch.nn.init.normal_(parameter, std=0.5)
     processor, rows = AutoProcessor.from_pretrained(folder), made_rows()
     encode = functools.partial(model.embed_texts, processor.tokenizer)
-    model.set_planner(LightPlanner.fit(observe_rows(rows), [-1.0, 2.0, 0.5, 1.0], encode, model.planner_settings()))
-    generator = np.random.default_rng(1)
-    width = model.config.plan_width
-    plans, observations = (generator.normal(size=(5, width)).astype(np.float32) for _ in range(2))
-    model.knowledge_base = KnowledgeBase.build(
-        [f"train-{index}" for index in range(5)],
-        keys=model.retriever.keys(torch.from_numpy(observations), torch.from_numpy(plans)).numpy(),
-        plans=plans,
-        observations=observations,
-        values={
-            name: generator.normal(size=(5, (model.config.positions(name) + 1) // 2, 32)).astype(np.float32)
-            for name in model.config.modalities
-        },
-    )
+    model.set_planner(fit_light_planner(observe_rows(rows), [-1.0, 2.0, 0.5, 1.0], encode, model.config))
+    draw = torch.Generator().manual_seed(1)
+    plans, observations = (torch.randn(5, model.config.plan_width, generator=draw) for _ in range(2))
+    values = {
+        name: torch.randn(5, (model.config.positions(name) + 1) // 2, 32, generator=draw)
+        for name in model.config.modalities
+    }
+    model.knowledge_base = KnowledgeBase([f"train-{index}" for index in range(5)], plans, observations, values)
     model.save_pretrained(folder)
     return folder
 
@@ -78,8 +73,7 @@ def test_from_the_hub_it_plans_retrieves_and_predicts_the_same(loopback_hub: Loo
     assert torch.equal(out.logits, expected.logits) and torch.equal(out.planned_score, expected.planned_score)
     made, again = (one.generate_missing(batch, rows, processor) for one in (here, model))
     assert again.evidence_ids == made.evidence_ids and len(made.evidence_ids[1]) == 2
-    assert loopback_hub.count("GET", ".arrow") == 1
-    assert loopback_hub.count("GET", "keys.faiss") == 0, "an index is built anew, not believed"
+    assert loopback_hub.count("GET", "entries.safetensors") == 1
     here.knowledge_base = None
     here._origin = None
     assert not torch.allclose(here.predict_rows(batch, rows, processor).logits[1], expected.logits[1], atol=1e-6)

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
-from hf_msa.models.omg_planner import MllmPlanner, observe_rows
+from hf_msa.models.omg_observation import observe_rows
+from hf_msa.models.omg_planner import MllmPlanner
 from scripted_mllm import ScriptedMllm, says
 from test_omg import (
     LOST,
+    base_of,
     drop,
     entries_as_samples,
     evidence,
@@ -21,7 +23,7 @@ from test_omg import (
     fresh,
     give_base,
     learning,
-    told,
+    some_vectors,
     unit,
     whole,
 )
@@ -39,7 +41,7 @@ def ablated(name: str, **overrides: Any) -> OmgForSentimentAnalysis:
 
 
 def predict(model: OmgForSentimentAnalysis, **changes: Tensor) -> Tensor:
-    logits: Tensor = model(**{**drop(tiny_batch(model.config), *LOST), **told(), **changes}).class_logits
+    logits: Tensor = model(**{**drop(tiny_batch(model.config), *LOST), **some_vectors(), **changes}).class_logits
     return logits
 
 
@@ -76,23 +78,23 @@ class TestPlanner:
         assert torch.equal(predict(model), predict(model, **other))
         assert not torch.allclose(predict(full)[0], predict(full, **other)[0], atol=1e-5)
         seen = model.perceive(drop(tiny_batch(model.config), *LOST))
-        given = model.conditions(seen, told()["plan_vectors"], None, None)
+        given = model.conditions(seen, {"plan_vectors": some_vectors()["plan_vectors"]})
         assert torch.allclose(given.plan.norm(dim=1), torch.ones(4)) and given.plan_tokens.shape == (4, 1, 32)
-        assert torch.equal(given.plan, model.conditions(seen, None, None, None).plan), "a sample keeps its own"
+        assert torch.equal(given.plan, model.conditions(seen, {}).plan), "a sample keeps its own"
         assert len({tuple(row.tolist()) for row in given.plan}) == 4
         model.train()
-        drawn = [model.conditions(seen, None, None, None).plan for _ in range(2)]
+        drawn = [model.conditions(seen, {}).plan for _ in range(2)]
         assert not torch.equal(*drawn), "in training it is another one each time"
 
-    def test_wo_planner_the_observation_is_still_told(self) -> None:
+    def test_wo_planner_the_observation_is_still_given(self) -> None:
         model = whole(**OmgConfig.ABLATIONS["wo_planner"])
         rows, processor = tiny_rows(model.config), tiny_processor(model.config)
-        plans, vectors = model.told({}, rows, processor)
+        plans, vectors = model.plan_inputs({}, rows, processor)
         assert plans is None and set(vectors) == {"observation_vectors"}
         expected = model.planner(processor).embed_observations(observe_rows(rows))
         assert torch.equal(vectors["observation_vectors"], torch.from_numpy(expected))
         # What a knowledge base is made of are plans all the same.
-        plans, vectors = model.told_of(observe_rows(rows), processor, always=True)
+        plans, vectors = model.plan_observations(observe_rows(rows), processor, always=True)
         assert plans is not None and vectors["plan_vectors"].shape == (4, 32)
 
     @pytest.mark.parametrize(("name", "chosen"), [("wo_reranking", 1), ("wo_refit", 2)])
@@ -100,37 +102,38 @@ class TestPlanner:
         model = fresh(**OmgConfig.ABLATIONS[name], condition_dim=2)
         plan = "Entity: he; Action: {}; Sentiment: positive"
         script = says(("nonsense", [0.0]), (plan.format("waits"), [-5.0]), (plan.format("laughs"), [-1.0]))
-        model.set_planner(MllmPlanner(ScriptedMllm(script), model.planner_settings()))
+        model.set_planner(MllmPlanner(ScriptedMllm(script), model.config))
         rows = tiny_rows(model.config)
-        assert [plan.chosen for plan in model.plan_rows({}, rows, tiny_processor(model.config))] == [chosen] * 4
+        assert [plan.chosen for plan in model.plan_inputs({}, rows, tiny_processor(model.config))[0]] == [chosen] * 4
 
     @pytest.mark.parametrize(("name", "chosen"), [("mean_log_prob", 1), ("wo_refit", 0)])
     def test_mean_log_prob_counts_a_token_and_not_the_plan(self, name: str, chosen: int) -> None:
         model = fresh(**OmgConfig.ABLATIONS[name], condition_dim=2)
         plan = "Entity: he; Action: {}; Sentiment: positive"
         script = says((plan.format("waits"), [-1.0]), (plan.format("laughs"), [-0.5, -0.5, -0.5]))
-        model.set_planner(MllmPlanner(ScriptedMllm(script), model.planner_settings()))
+        model.set_planner(MllmPlanner(ScriptedMllm(script), model.config))
         rows = tiny_rows(model.config)[:1]
-        assert model.plan_rows({}, rows, tiny_processor(model.config))[0].chosen == chosen
+        assert model.plan_inputs({}, rows, tiny_processor(model.config))[0][0].chosen == chosen
 
     def test_wo_lora_no_adapter_is_loaded(self, tmp_path: Path) -> None:
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             (tmp_path / file).write_bytes(b"{}")
         full = fresh(planner="mllm", planner_model="somewhere")
-        full.set_planner(None, adapter=tmp_path)
+        full.set_adapter_folder(tmp_path)
         full.save_pretrained(tmp_path / "full")
         loaded = OmgForSentimentAnalysis.from_pretrained(tmp_path / "full")
         assert loaded.adapter_folder() == tmp_path / "full" / "adapter"
         frozen = OmgForSentimentAnalysis.from_pretrained(tmp_path / "full", **OmgConfig.ABLATIONS["wo_lora"])
         assert frozen.adapter_folder() is None
 
-    def test_wo_verbalizer_is_told_of_no_features(self) -> None:
+    def test_wo_verbalizer_no_features_are_said(self) -> None:
         model = fresh(planner="mllm", **OmgConfig.ABLATIONS["wo_verbalizer"])
         assert model.language_model_input == "transcript" and fresh(planner="mllm").language_model_input == "words"
         verbalizer = MsaVerbalizer.fit([{m: row[m] for m in MODALITIES[1:]} for row in tiny_rows(model.config)])
         seen = observe_rows(tiny_rows(model.config))
         asked = [
-            MllmPlanner(ScriptedMllm(says()), verbalizer=given).request(seen[0]).prompt for given in (verbalizer, None)
+            MllmPlanner(ScriptedMllm(says()), model.config, given).request(seen[0]).prompt
+            for given in (verbalizer, None)
         ]
         assert "Voice:" in asked[0] and "Voice:" not in asked[1]
 
@@ -138,8 +141,8 @@ class TestPlanner:
         model = ablated("plan_per_constraint")
         three = torch.stack([unit(4, seed=seed) for seed in (1, 2, 3)], dim=1)
         seen = model.perceive(tiny_batch(model.config))
-        given = model.conditions(seen, told()["plan_vectors"], three, told()["observation_vectors"])
-        assert torch.equal(given.plan_tokens, three) and torch.equal(given.plan, told()["plan_vectors"])
+        given = model.conditions(seen, {**some_vectors(), "constraint_vectors": three})
+        assert torch.equal(given.plan_tokens, three) and torch.equal(given.plan, some_vectors()["plan_vectors"])
         swapped = three[:, [0, 2, 1]] * torch.tensor([1.0, 1.0, -1.0]).view(1, 3, 1)
         changed = (predict(model, constraint_vectors=three) - predict(model, constraint_vectors=swapped)).abs().sum(
             1
@@ -159,41 +162,40 @@ class TestRetriever:
         assert not torch.allclose(predict(full)[0], before_full[0], atol=1e-5)
         model.knowledge_base = None
         assert torch.equal(predict(model), before), "its evidence is zero"
-        out = model(**drop(tiny_batch(model.config), *LOST), **told())
+        out = model(**drop(tiny_batch(model.config), *LOST), **some_vectors())
         assert torch.isnan(out.alignment_cost).all()
         assert "alignment" not in learn(model).losses
         assert not any(p.requires_grad for p in model.retriever.parameters())
 
     def test_wo_sparse_attention_the_evidence_is_the_mean(self) -> None:
         model = ablated("wo_sparse_attention")
-        found = evidence(model, tiny_batch(model.config), told())
-        assert model.knowledge_base is not None
-        values = torch.from_numpy(model.knowledge_base.numbers("value_vision")[found.entries.numpy()])
-        assert torch.allclose(found.values["vision"], values.mean(1), atol=1e-6)
+        found = evidence(model, tiny_batch(model.config), some_vectors())
+        assert torch.allclose(
+            found.values["vision"], base_of(model).values["vision"][found.entries].mean(1), atol=1e-6
+        )
         assert torch.equal(found.weights, torch.full((4, 3), 1 / 3))
 
     def test_content_only_retrieval_does_not_ask_for_the_plan(self) -> None:
         model, full = ablated("content_only_retrieval"), ablated("wo_refit")
-        batch, other = tiny_batch(model.config), {**told(), "plan_vectors": unit(4, seed=99)}
-        assert torch.equal(evidence(model, batch, told()).entries, evidence(model, batch, other).entries)
-        assert not torch.equal(evidence(full, batch, told()).entries, evidence(full, batch, other).entries)
+        batch, other = tiny_batch(model.config), {**some_vectors(), "plan_vectors": unit(4, seed=99)}
+        assert torch.equal(evidence(model, batch, some_vectors()).entries, evidence(model, batch, other).entries)
+        assert not torch.equal(evidence(full, batch, some_vectors()).entries, evidence(full, batch, other).entries)
         assert model.retriever.projection.in_features == 32 and full.retriever.projection.in_features == 64
-        moved = {**told(), "observation_vectors": unit(4, seed=99)}
-        assert not torch.equal(evidence(model, batch, told()).entries, evidence(model, batch, moved).entries)
+        moved = {**some_vectors(), "observation_vectors": unit(4, seed=99)}
+        assert not torch.equal(evidence(model, batch, some_vectors()).entries, evidence(model, batch, moved).entries)
 
     def test_random_plan_retrieval_asks_with_the_plan_of_another(self) -> None:
         model = ablated("random_plan_retrieval")
-        batch, other = tiny_batch(model.config), {**told(), "plan_vectors": unit(4, seed=99)}
-        first, second = evidence(model, batch, told()), evidence(model, batch, other)
+        batch, other = tiny_batch(model.config), {**some_vectors(), "plan_vectors": unit(4, seed=99)}
+        first, second = evidence(model, batch, some_vectors()), evidence(model, batch, other)
         assert torch.equal(first.similarities, second.similarities)
         assert not torch.allclose(first.alignment_cost, second.alignment_cost), "that is of the sample's own plan"
-        base = model.knowledge_base
-        assert base is not None
+        base = base_of(model)
         vectors = entries_as_samples(model, list(range(len(base))))
         query = model.retriever.project(
-            told()["observation_vectors"][:1].expand(len(base), -1), vectors["plan_vectors"]
+            some_vectors()["observation_vectors"][:1].expand(len(base), -1), vectors["plan_vectors"]
         )
-        cosines = nn.functional.normalize(query, dim=-1) @ torch.from_numpy(base.numbers("key").copy()).T
+        cosines = nn.functional.normalize(query, dim=-1) @ model.retriever.keys(base).T
         best = cosines.topk(3, dim=1).values
         assert (best - first.similarities[0]).abs().max(1).values.min() < 1e-5, "one entry's plan it was"
 
@@ -204,7 +206,7 @@ class TestRetriever:
 
     @pytest.mark.parametrize("count", [1, 5, 20, 50])
     def test_top_k(self, count: int) -> None:
-        found = evidence(model := fresh_with_base(f"top_k_{count}"), tiny_batch(model.config), told())
+        found = evidence(model := fresh_with_base(f"top_k_{count}"), tiny_batch(model.config), some_vectors())
         assert (found.weights > 0).sum(1).tolist() == [min(count, 12)] * 4
 
 
@@ -252,7 +254,7 @@ class TestLosses:
         out = model.train()(**inputs, objective="generate")
         seen, complete = model.perceive(inputs), model.perceive(tiny_batch(model.config))
         latents, targets = model.encode_observed(seen), model.encode_observed(complete)
-        bar = model._scheduler.alphas_cumprod[500]
+        bar = model._schedule.alphas_cumprod[500]
         for name, row in (("audio", 0), ("text", 2), ("vision", 2), ("vision", 3)):
             noisy = bar.sqrt() * targets[name][row] + (1 - bar).sqrt() * noises[name][row]
             real = complete.masks[name][row].unflatten(0, (-1, 2)).any(1).unsqueeze(1)
@@ -281,9 +283,20 @@ class TestLosses:
                 found.append(model(**learning(model), objective="generate").losses["evidence"].item())
             assert (found[0] > found[1] / 100) == grows, name
 
-    def test_noise_weight_none_is_equation_15_to_the_letter(self) -> None:
-        one, full = learn(ablated("noise_weight_none")), learn(ablated("wo_refit"))
-        assert one.losses["plan"] == full.losses["plan"] and one.losses["noise"] < full.losses["noise"]
+    def test_epsilon_prediction_is_equation_15_to_the_letter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = ablated("epsilon_prediction").train()
+        noises = fixed_draws(model, monkeypatch, [10, 20, 30, 40])
+        for executor in model.executors_by_name.values():
+            nn.init.zeros_(executor.denoiser.project_out.weight)
+            nn.init.zeros_(executor.denoiser.project_out.bias)
+        out = model(**learning(model), objective="generate")
+        # Nothing is predicted, so all of the noise is missed, on as many latents as are real.
+        seen = model.perceive(tiny_batch(model.config))
+        missed = []
+        for name, row in (("audio", 0), ("text", 2), ("vision", 2), ("vision", 3)):
+            real = seen.masks[name][row].unflatten(0, (-1, 2)).any(1)
+            missed.append(noises[name][row][real].square().mean().item())
+        assert out.losses["noise"].item() == pytest.approx(sum(missed) / 4, rel=1e-4)
 
     def test_wo_refit_is_a_matter_of_stages(self) -> None:
         model, full = ablated("wo_refit"), fresh()

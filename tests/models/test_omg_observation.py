@@ -1,7 +1,6 @@
 """What the planner is shown of rows: nothing of what is missing, and a digest that says just that."""
 
 import dataclasses
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -160,22 +159,3 @@ class TestRestriction:
         assert WHOLE.restricted(["vision"]).modalities == ("vision",)
         assert WHOLE.restricted(["text", "audio"]).features == {}
         assert WHOLE.restricted(["text", "audio", "vision"]).digest == WHOLE.digest
-
-    def test_random_sets_are_equally_likely_and_never_empty(self) -> None:
-        counts = Counter(WHOLE.randomly_restricted(0, draw).modalities for draw in range(1400))
-        assert len(counts) == 7 and () not in counts
-        # Each is binomial with mean 200 and deviation 13.
-        assert all(140 < count < 260 for count in counts.values())
-
-    def test_random_sets_depend_on_seed_draw_and_observation_alone(self) -> None:
-        again = dataclasses.replace(WHOLE)
-        for seed in range(5):
-            assert WHOLE.randomly_restricted(seed).digest == again.randomly_restricted(seed).digest
-        others = [Observation(str(i), np.ones(4, np.float32)).randomly_restricted(0).modalities for i in range(20)]
-        assert len(set(others)) == 3
-        assert len({WHOLE.randomly_restricted(seed).modalities for seed in range(20)}) > 1
-
-    def test_a_single_modality_stays(self) -> None:
-        alone = Observation("good")
-        assert alone.randomly_restricted(3) is alone
-        assert Observation().randomly_restricted(3).modalities == ()

@@ -11,36 +11,26 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest, adapter_digest
 from hf_msa.models.msa_schema import SENTIMENT_SCALE
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, rule_entity_action, tokenize
+from hf_msa.models.omg_observation import Observation
+from hf_msa.models.omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan, read_plan, sentiment_word
 from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import (
-    FALLBACK_PLAN,
-    MAX_PHRASE,
-    Candidate,
     Centering,
-    Lexicon,
-    LightPlanner,
     MllmPlanner,
-    Observation,
-    Plan,
-    PlannerSettings,
-    RidgeProbe,
-    choose,
-    fit_centering,
+    Planner,
     normalize,
-    parse_plan,
     plan_prompt,
-    planner_from_dict,
-    planner_to_dict,
-    rule_entity_action,
-    schema_violations,
     semantic_cost,
-    sentiment_word,
-    tokenize,
+    to_half,
 )
+from hf_msa.training.omg.planners import fit_centering, fit_light_planner
 from scripted_mllm import ScriptedMllm, says
+from tiny import tiny_omg_config
 from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm
 
 GLAD = Plan("a woman", "praises the film", "positive")
@@ -57,14 +47,32 @@ def by_prompt(**vectors: Sequence[float]) -> Callable[[MllmRequest], Sequence[fl
     return vector
 
 
+def asking(mllm: Any, **options: Any) -> MllmPlanner:
+    """A planner that asks this model; options are fields of its configuration, or arguments of its own."""
+    given = {name: options.pop(name, None) for name in ("verbalizer", "centering", "store", "adapter")}
+    return MllmPlanner(mllm, tiny_omg_config(**options), **given)
+
+
+def score_of(text: str) -> int:
+    plan, _ = read_plan(text)
+    assert plan is not None
+    return plan.score
+
+
+def identities(planner: Planner) -> str:
+    """What the planner's answers depend on."""
+    said = None if planner.verbalizer is None else planner.verbalizer.to_dict()
+    return json.dumps([said, *(planner._identity(proposing) for proposing in (True, False))])
+
+
 class TestSchema:
     def test_a_plan_survives_text_and_json(self) -> None:
         assert GLAD.to_text() == "Entity: a woman; Action: praises the film; Sentiment: positive"
-        assert parse_plan(GLAD.to_text()) == GLAD
-        assert Plan.from_dict(json.loads(json.dumps(GLAD.to_dict()))) == GLAD
+        assert read_plan(GLAD.to_text()) == (GLAD, ())
+        assert Plan(**json.loads(json.dumps(GLAD.to_dict()))) == GLAD
 
     def test_a_model_may_write_one_field_on_each_line_and_in_capitals(self) -> None:
-        assert parse_plan('ENTITY:  "a   woman"\nAction: praises the film.\n\nSentiment: Positive.\n') == GLAD
+        assert read_plan('ENTITY:  "a   woman"\nAction: praises the film.\n\nSentiment: Positive.\n') == (GLAD, ())
 
     @pytest.mark.parametrize(
         ("text", "problem"),
@@ -84,13 +92,11 @@ class TestSchema:
         ],
     )
     def test_violations_are_named_and_refused(self, text: str, problem: str) -> None:
-        found = schema_violations(text)
-        assert len(found) == 1 and problem in found[0]
-        with pytest.raises(ValueError, match=r"."):
-            parse_plan(text)
+        plan, found = read_plan(text)
+        assert plan is None and len(found) == 1 and problem in found[0]
 
     def test_every_violation_is_named(self) -> None:
-        assert len(schema_violations("Entity: ; Action: ; Sentiment: glad")) == 3
+        assert len(read_plan("Entity: ; Action: ; Sentiment: glad")[1]) == 3
 
     @pytest.mark.parametrize("entity", ["", " a", "a;b", "a\nb", "a.", "b" * (MAX_PHRASE + 1)])
     def test_a_plan_that_could_not_be_read_back_cannot_be_made(self, entity: str) -> None:
@@ -104,14 +110,17 @@ class TestSchema:
             plan = Plan(entity, action, sentiment)
         except ValueError:
             return
-        assert parse_plan(plan.to_text()) == plan
+        assert read_plan(plan.to_text()) == (plan, ())
 
     def test_scores_and_words(self) -> None:
-        assert [sentiment_word(score) for score in range(-3, 4)] == list(SENTIMENT_SCALE)
+        mosi, sims = LabelFamily.of("mosi"), LabelFamily.of("sims")
+        assert [sentiment_word(score, mosi) for score in range(-3, 4)] == list(SENTIMENT_SCALE)
         assert [Plan("a", "b", word).score for word in SENTIMENT_SCALE] == [-3, -2, -1, 0, 1, 2, 3]
-        assert sentiment_word(-9.0) == "strongly negative"
-        assert sentiment_word(1.6) == sentiment_word(2.4) == "positive"
-        assert sentiment_word(0.6, (-1.0, 1.0)) == "positive"  # 1.8 on the scale of seven
+        assert sentiment_word(-9.0, mosi) == "strongly negative"
+        assert sentiment_word(1.6, mosi) == sentiment_word(2.4, mosi) == "positive"
+        assert sentiment_word(0.6, sims) == "positive"  # 1.8 on the scale of seven
+        stars = LabelFamily.from_dict({"name": "stars", "low": 1, "high": 5})
+        assert [sentiment_word(score, stars) for score in (1, 3, 5)] == [SENTIMENT_SCALE[n] for n in (0, 3, 6)]
 
     def test_the_fallback_is_neutral(self) -> None:
         assert FALLBACK_PLAN.to_text() == "Entity: a speaker; Action: speaks; Sentiment: neutral"
@@ -141,12 +150,12 @@ class TestCosts:
 
 
 class TestChoice:
-    def test_first_of_equals_and_none_of_the_broken(self) -> None:
-        broken = Candidate(BROKEN, 0.0, None, ("fields",))
-        low, high = (Candidate("", -1.0, plan, (), 0.0, utility) for plan, utility in ((SAD, -2.0), (GLAD, -1.0)))
-        assert choose([broken, low, high, high]) == 2
-        assert choose([broken, low, high], reranking=False) == 1
-        assert choose([broken, broken]) is choose([]) is None
+    def test_the_first_of_equals_wins(self) -> None:
+        low, high = (SAD.to_text(), (-2.0,)), (GLAD.to_text(), (-1.0,))
+        mllm = ScriptedMllm(says((BROKEN, (0.0,)), low, high, high))
+        for reranking, chosen in ((True, 2), (False, 1)):
+            (choice,) = asking(mllm, reranking=reranking).plan([Observation("words")])
+            assert choice.chosen == chosen and not choice.is_fallback
 
     def test_utility_by_hand(self) -> None:
         # Observed (1, 0). GLAD is at cosine .6: -1.1 - .3 * .4 = -1.22. SAD is opposite: -.8 - .3 * 2 = -1.4.
@@ -154,21 +163,21 @@ class TestChoice:
             says((SAD.to_text(), (-0.5, -0.3)), (GLAD.to_text(), (-1.0, -0.1))),
             by_prompt(praises=(3.0, 4.0), leaves=(-2.0, 0.0)),
         )
-        (choice,) = MllmPlanner(mllm).plan([Observation("words")])
+        (choice,) = asking(mllm).plan([Observation("words")])
         assert choice.plan == GLAD and choice.chosen == 1 and not choice.is_fallback
         assert [candidate.cost for candidate in choice.candidates] == pytest.approx([2.0, 0.4])
         assert [candidate.utility for candidate in choice.candidates] == pytest.approx([-1.4, -1.22])
         assert choice.plan_vector == pytest.approx([0.6, 0.8])
         assert choice.observation_vector == pytest.approx([1.0, 0.0])
-        (unweighted,) = MllmPlanner(mllm, PlannerSettings(semantic_weight=0.0)).plan([Observation("words")])
+        (unweighted,) = asking(mllm, semantic_weight=0.0).plan([Observation("words")])
         assert unweighted.plan == SAD
-        (first,) = MllmPlanner(mllm, PlannerSettings(reranking=False)).plan([Observation("words")])
+        (first,) = asking(mllm, reranking=False).plan([Observation("words")])
         assert first.plan == SAD and first.chosen == 0
 
     def test_sum_prefers_short_answers_and_mean_does_not(self) -> None:
         mllm = ScriptedMllm(says((SAD.to_text(), (-1.0, -1.0)), (GLAD.to_text(), (-0.6,) * 4)))
-        (literal,) = MllmPlanner(mllm).plan([Observation("words")])
-        (mean,) = MllmPlanner(mllm, PlannerSettings(log_prob="mean")).plan([Observation("words")])
+        (literal,) = asking(mllm).plan([Observation("words")])
+        (mean,) = asking(mllm, log_prob="mean").plan([Observation("words")])
         assert literal.plan == SAD and mean.plan == GLAD
         assert [candidate.log_prob for candidate in literal.candidates] == pytest.approx([-2.0, -2.4])
         assert [candidate.log_prob for candidate in mean.candidates] == pytest.approx([-1.0, -0.6])
@@ -176,14 +185,14 @@ class TestChoice:
     def test_a_broken_candidate_never_wins(self) -> None:
         mllm = ScriptedMllm(says((BROKEN, (0.0,)), (GLAD.to_text(), (-50.0,))))
         for reranking in (True, False):
-            (choice,) = MllmPlanner(mllm, PlannerSettings(reranking=reranking)).plan([Observation("words")])
+            (choice,) = asking(mllm, reranking=reranking).plan([Observation("words")])
             assert choice.plan == GLAD and choice.chosen == 1
             broken = choice.candidates[0]
             assert broken.utility == -math.inf and math.isnan(broken.cost) and broken.violations
 
     def test_all_broken_gives_the_fallback_and_says_so(self) -> None:
         mllm = ScriptedMllm(says((BROKEN, (0.0,)), ("", ())), by_prompt(speaks=(0.0, 2.0)))
-        (choice,) = MllmPlanner(mllm, PlannerSettings(log_prob="mean")).plan([Observation("words")])
+        (choice,) = asking(mllm, log_prob="mean").plan([Observation("words")])
         assert choice.plan == FALLBACK_PLAN and choice.is_fallback
         assert choice.plan_vector == pytest.approx([0.0, 1.0])
 
@@ -196,11 +205,11 @@ class TestMllmPlanner:
     features = {"audio": np.full((2, 1), 3.0), "vision": np.full((2, 1), -3.0)}
 
     def planner(self, mllm: ScriptedMllm, **options: Any) -> MllmPlanner:
-        return MllmPlanner(mllm, verbalizer=self.verbalizer, **options)
+        return asking(mllm, verbalizer=self.verbalizer, **options)
 
     def test_draws_as_the_settings_say(self) -> None:
         mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))))
-        planner = MllmPlanner(mllm, PlannerSettings(seed=7))
+        planner = asking(mllm, generation_seed=7)
         planner.plan([Observation("a"), Observation("b")])
         assert mllm.options == [
             {"max_new_tokens": 48, "num_candidates": 5, "temperature": 0.8, "top_p": 0.9, "seed": 7}
@@ -242,7 +251,7 @@ class TestMllmPlanner:
         assert "pitch" not in request.prompt and "lip corner puller" in request.prompt
 
     def test_without_the_verbaliser_features_are_unsaid(self) -> None:
-        prompt = MllmPlanner(ScriptedMllm(says())).request(Observation("great film", features=self.features)).prompt
+        prompt = asking(ScriptedMllm(says())).request(Observation("great film", features=self.features)).prompt
         assert prompt == plan_prompt("great film", ["text"])
 
     def test_vectors_are_of_bare_text_without_the_question(self) -> None:
@@ -258,8 +267,8 @@ class TestMllmPlanner:
             says((GLAD.to_text(), (-1.0,)), (SAD.to_text(), (-1.5,)), (BROKEN, (0.0,))),
             by_prompt(praises=(10.0, 1.0), leaves=(10.0, -1.0), loud=(0.0, 6.0), quiet=(0.0, 2.0), glad=(99.0, 99.0)),
         )
-        planner = MllmPlanner(mllm)
-        planner.fit_centering([Observation("loud"), Observation("quiet")])
+        planner = asking(mllm)
+        fit_centering(planner, [Observation("loud"), Observation("quiet")])
         assert planner.centering is not None
         assert planner.centering.plan_mean == pytest.approx([10.0, 0.0])  # the broken one has no say
         assert planner.centering.observation_mean == pytest.approx([0.0, 4.0])
@@ -268,20 +277,13 @@ class TestMllmPlanner:
         assert [candidate.utility for candidate in loud.candidates[:2]] == pytest.approx([-1.0, -2.1])
         assert [candidate.utility for candidate in quiet.candidates[:2]] == pytest.approx([-1.6, -1.5])
         assert (loud.plan, quiet.plan) == (GLAD, SAD)
-        again = Centering.from_dict(json.loads(json.dumps(planner.centering.to_dict())))
-        assert np.array_equal(again.plan_mean, planner.centering.plan_mean)
+        again = MllmPlanner.from_dict(json.loads(json.dumps(planner.to_dict())), mllm, planner.config).centering
+        assert again is not None and np.array_equal(again.plan_mean, planner.centering.plan_mean)
         assert again.observation_mean.dtype == np.float32
 
     def test_nothing_to_take_the_means_of_is_refused(self) -> None:
         with pytest.raises(ValueError, match="training split"):
-            MllmPlanner(ScriptedMllm(says())).fit_centering([])
-
-    @pytest.mark.parametrize(
-        "options", [{"num_candidates": 0}, {"temperature": 0.0}, {"log_prob": "max"}, {"semantic_weight": -1.0}]
-    )
-    def test_settings_that_make_no_sense_are_refused(self, options: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match="is"):
-            PlannerSettings(**options)
+            fit_centering(asking(ScriptedMllm(says())), [])
 
 
 class TestMemory:
@@ -296,7 +298,7 @@ class TestMemory:
 
     def test_equal_observations_and_texts_are_asked_once(self) -> None:
         mllm = self.mllm()
-        planner = MllmPlanner(mllm)
+        planner = asking(mllm)
         clips = [Observation("a film"), Observation("a play"), Observation("a film")]
         first = planner.plan(clips)
         assert (len(mllm.asked), len(mllm.embedded)) == (2, 5)  # two clips; the fallback and two plans, two clips
@@ -307,7 +309,7 @@ class TestMemory:
             assert np.array_equal(one.observation_vector, other.observation_vector)
 
     def test_fresh_vectors_are_rounded_as_stored_ones_are(self) -> None:
-        planner = MllmPlanner(self.mllm())
+        planner = asking(self.mllm())
         (vector,) = planner.embed_texts([GLAD.to_text()])
         exact = np.array([[1 / 3, 0.7]])
         assert np.array_equal(vector, normalize(exact.astype(np.float16))[0])
@@ -316,13 +318,13 @@ class TestMemory:
     def test_centring_and_choice_are_not_remembered(self) -> None:
         store = PlanStore()
         mllm = self.mllm()
-        plain = MllmPlanner(mllm, store=store)
+        plain = asking(mllm, store=store)
         asked = [Observation("a film")]
         (before,) = plain.plan(asked)
         count = len(mllm.asked) + len(mllm.embedded)
         plain.centering = Centering(np.array([1.0, 1.0], np.float32), np.zeros(2, np.float32))
         (centred,) = plain.plan(asked)
-        other = MllmPlanner(mllm, PlannerSettings(reranking=False, semantic_weight=9.0), store=store)
+        other = asking(mllm, reranking=False, semantic_weight=9.0, store=store)
         (first,) = other.plan(asked)
         assert len(mllm.asked) + len(mllm.embedded) == count
         assert before.plan == GLAD and first.chosen == 0
@@ -335,21 +337,21 @@ class TestMemory:
         named.name = "another"
         verbalizer = TestMllmPlanner.verbalizer
         planners = [
-            MllmPlanner(mllm, store=store),
-            MllmPlanner(mllm, PlannerSettings(seed=1), store=store),
-            MllmPlanner(mllm, PlannerSettings(temperature=0.5), store=store),
-            MllmPlanner(mllm, PlannerSettings(log_prob="mean"), store=store),
-            MllmPlanner(mllm, PlannerSettings(num_candidates=4), store=store),
-            MllmPlanner(mllm, store=store, adapter="0123456789"),
-            MllmPlanner(mllm, verbalizer=verbalizer, store=store),
-            MllmPlanner(named, store=store),
+            asking(mllm, store=store),
+            asking(mllm, generation_seed=1, store=store),
+            asking(mllm, plan_temperature=0.5, store=store),
+            asking(mllm, log_prob="mean", store=store),
+            asking(mllm, num_candidates=4, store=store),
+            asking(mllm, store=store, adapter="0123456789"),
+            asking(mllm, verbalizer=verbalizer, store=store),
+            asking(named, store=store),
         ]
-        assert len({planner.fingerprint for planner in planners}) == len(planners)
+        assert len({identities(planner) for planner in planners}) == len(planners)
         for number, planner in enumerate(planners, 1):
             planner.propose([Observation("a film", features=TestMllmPlanner.features)])
             assert len(mllm.asked) + len(named.asked) == number
-        same = MllmPlanner(mllm, PlannerSettings(semantic_weight=0.0), None, Centering(np.ones(2), np.ones(2)), store)
-        assert same.fingerprint == planners[0].fingerprint
+        same = asking(mllm, semantic_weight=0.0, centering=Centering(np.ones(2), np.ones(2)), store=store)
+        assert identities(same) == identities(planners[0])
         same.propose([Observation("a film", features=TestMllmPlanner.features)])
         assert len(mllm.asked) + len(named.asked) == len(planners)
 
@@ -357,22 +359,34 @@ class TestMemory:
         mllm = self.mllm()
         asked = [Observation("a film", tiny_audio()), Observation("a play")]
         store = PlanStore(tmp_path)
-        fresh = MllmPlanner(mllm, store=store).plan(asked, constraints=True)
+        fresh = asking(mllm, store=store, plan_tokens="per_constraint").plan(asked)
         count = len(mllm.asked) + len(mllm.embedded)
-        cached = MllmPlanner(mllm, store=PlanStore(tmp_path)).plan(asked, constraints=True)
+        cached = asking(mllm, store=PlanStore(tmp_path), plan_tokens="per_constraint").plan(asked)
         assert len(mllm.asked) + len(mllm.embedded) == count
         for one, other in zip(fresh, cached, strict=True):
             assert one.candidates == other.candidates and one.plan == other.plan
             for name in ("plan_vector", "observation_vector", "constraint_vectors"):
                 assert np.array_equal(getattr(one, name), getattr(other, name))
 
+    def test_what_was_written_comes_back_to_the_letter(self) -> None:
+        texts = (("Entity: \u5f71\u7247\udc00", (-1.25, -0.1)), ("", (float("-inf"),)))
+        mllm = ScriptedMllm(says(*texts), lambda request: (1.0, 0.0))
+        planner = asking(mllm, num_candidates=2)
+        expected = [(("Entity: \u5f71\u7247\udc00", -1.35), ("", float("-inf")))]
+        assert planner.propose([Observation("a film")]) == planner.propose([Observation("a film")]) == expected
+        assert len(mllm.asked) == 1
+
+    def test_what_is_too_large_for_half_precision_stays_finite(self) -> None:
+        half = to_half(np.array([[1e9, -1e9, 0.1]], dtype=np.float32))
+        assert half.dtype == np.float16 and half.tolist() == [[65504.0, -65504.0, float(np.float16(0.1))]]
+
     def test_a_store_that_forgets_everything_changes_nothing(self) -> None:
         class ForgetfulStore(PlanStore):
-            def _write(self, values: Any) -> None:
+            def write(self, answers: Any) -> None:
                 pass
 
         asked = [Observation("a film"), Observation("a play")]
-        kept, forgotten = (MllmPlanner(self.mllm(), store=store).plan(asked) for store in (None, ForgetfulStore()))
+        kept, forgotten = (asking(self.mllm(), store=store).plan(asked) for store in (None, ForgetfulStore()))
         assert [choice.candidates for choice in kept] == [choice.candidates for choice in forgotten]
 
     def test_a_model_on_this_machine_is_known_by_what_it_is_and_not_where(self, tmp_path: Path) -> None:
@@ -381,13 +395,13 @@ class TestMemory:
             (tmp_path / folder / "adapter_model.safetensors").write_bytes(weights)
 
         def planner(**options: Any) -> MllmPlanner:
-            return MllmPlanner(LocalMllm.from_pretrained("org/model", **options))
+            return asking(LocalMllm.from_pretrained("org/model", **options))
 
         one, moved, other = (planner(adapter=str(tmp_path / folder)) for folder in "abc")
-        assert one.fingerprint == moved.fingerprint != other.fingerprint
+        assert identities(one) == identities(moved) != identities(other)
         assert one.name == f"org/model+{adapter_digest(tmp_path / 'a')[:8]}" and planner().name == "org/model"
-        assert len({planner(**{key: "4bit"}).fingerprint for key in ("dtype", "revision")}) == 2
-        assert planner().fingerprint != one.fingerprint
+        assert len({identities(planner(**{key: "4bit"})) for key in ("dtype", "revision")}) == 2
+        assert identities(planner()) != identities(one)
 
 
 class TestConstraints:
@@ -396,43 +410,27 @@ class TestConstraints:
             says((GLAD.to_text(), (-1.0,))),
             lambda request: (float(request.prompt.count(":")), 4.0 if "positive" in request.prompt else 0.0),
         )
-        planner = MllmPlanner(mllm, centering=Centering(np.array([-2.0, 0.0], np.float32), np.zeros(2, np.float32)))
-        plain, (choice,) = planner.plan([Observation("a")]), planner.plan([Observation("a")], constraints=True)
-        assert plain[0].constraint_vectors is None
+        centering = Centering(np.array([-2.0, 0.0], np.float32), np.zeros(2, np.float32))
+        plain, three = (asking(mllm, centering=centering, plan_tokens=kind) for kind in ("pooled", "per_constraint"))
+        (without,), (choice,) = plain.plan([Observation("a")]), three.plan([Observation("a")])
+        assert without.constraint_vectors is None
         assert GLAD.constraints == ("Entity: a woman", "Action: praises the film", "Sentiment: positive")
         assert choice.constraint_vectors == pytest.approx(np.array([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]))
 
     def test_the_fallback_has_them_too(self) -> None:
-        planner = MllmPlanner(ScriptedMllm(says((BROKEN, (0.0,)))))
-        assert [choice.constraint_vectors.shape for choice in planner.plan([Observation("a")] * 2, True)] == [
-            (3, 2)
-        ] * 2
-
-
-class TestCentringOnWhatIsMissing:
-    def test_each_clip_counts_as_it_is_and_with_something_missing(self) -> None:
-        mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))), by_prompt(praises=(4.0, 0.0), loud=(0.0, 6.0)))
-        planner = MllmPlanner(mllm)
-        clips = [Observation("loud", tiny_audio(seed)) for seed in range(40)]
-        fit_centering(planner, iter(clips), seed=5)
-        assert planner.centering is not None
-        # With its words a clip is at (0, 6), without them at (1, 0).
-        words = [seen.transcript is not None for clip in clips for seen in (clip, clip.randomly_restricted(5))]
-        share = sum(words) / len(words)
-        assert 0.5 < share < 1
-        assert planner.centering.observation_mean == pytest.approx([1 - share, 6 * share])
-        assert planner.centering.plan_mean == pytest.approx([4.0, 0.0])
+        planner = asking(ScriptedMllm(says((BROKEN, (0.0,)))), plan_tokens="per_constraint")
+        assert [choice.constraint_vectors.shape for choice in planner.plan([Observation("a")] * 2)] == [(3, 2)] * 2
 
 
 class TestSaving:
     def test_an_mllm_planner_survives_json(self) -> None:
         mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))), by_prompt(praises=(4.0, 0.5)))
-        planner = MllmPlanner(mllm, PlannerSettings(seed=3), TestMllmPlanner.verbalizer, adapter="0123456789abcdef")
-        planner.fit_centering([Observation("a"), Observation("b")])
-        values = json.loads(json.dumps(planner_to_dict(planner)))
+        planner = asking(mllm, generation_seed=3, verbalizer=TestMllmPlanner.verbalizer, adapter="0123456789abcdef")
+        fit_centering(planner, [Observation("a"), Observation("b")])
+        values = json.loads(json.dumps(planner.to_dict()))
         assert values["kind"] == "mllm" and values["model"] == "scripted"
-        again = planner_from_dict(values, mllm, PlannerSettings(seed=3))
-        assert again.fingerprint == planner.fingerprint and again.name == planner.name == "scripted+01234567"
+        again = MllmPlanner.from_dict(values, mllm, planner.config)
+        assert identities(again) == identities(planner) and again.name == planner.name == "scripted+01234567"
         seen = Observation("c", features=TestMllmPlanner.features)
         (one,), (other,) = again.plan([seen]), planner.plan([seen])
         assert one.candidates == other.candidates
@@ -442,33 +440,24 @@ class TestSaving:
         (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
         adapted = LocalMllm.from_pretrained("org/model", adapter=str(tmp_path))
         plain = LocalMllm.from_pretrained("org/model")
-        values = planner_to_dict(MllmPlanner(adapted))
-        assert planner_from_dict(values, adapted).fingerprint == MllmPlanner(adapted).fingerprint
+        values, config = asking(adapted).to_dict(), tiny_omg_config()
+        assert identities(MllmPlanner.from_dict(values, adapted, config)) == identities(asking(adapted))
         # A model in memory does not know whether it has one.
-        assert planner_from_dict(values, tiny_mllm()).to_dict()["adapter"] == values["adapter"]
-        for saved, model in ((values, plain), (planner_to_dict(MllmPlanner(plain)), adapted)):
+        assert MllmPlanner.from_dict(values, tiny_mllm(), config).to_dict()["adapter"] == values["adapter"]
+        for saved, model in ((values, plain), (asking(plain).to_dict(), adapted)):
             with pytest.raises(ValueError, match="load the model with the adapter"):
-                planner_from_dict(saved, model)
+                MllmPlanner.from_dict(saved, model, config)
 
     def test_a_planner_without_anything_fitted_survives_too(self) -> None:
         mllm = ScriptedMllm(says())
-        again = planner_from_dict(planner_to_dict(MllmPlanner(mllm)), mllm)
-        assert again.centering is again.verbalizer is None and again.settings == PlannerSettings()
-
-    def test_another_kind_of_source_or_planner_is_refused_in_a_sentence(self) -> None:
-        values = planner_to_dict(MllmPlanner(ScriptedMllm(says())))
-        with pytest.raises(ValueError, match="not an encoder"):
-            planner_from_dict(values, encode)
-        with pytest.raises(ValueError, match="not a language model"):
-            planner_from_dict({**values, "kind": "light"}, ScriptedMllm(says()))
-        with pytest.raises(ValueError, match="must be one of mllm, light"):
-            planner_from_dict({}, encode)
+        again = MllmPlanner.from_dict(asking(mllm).to_dict(), mllm, tiny_omg_config())
+        assert again.centering is again.verbalizer is None
 
 
 def test_a_real_model_with_random_weights_plans_too() -> None:
     seen = [Observation("great film", tiny_audio(), tiny_frames()), Observation(None, tiny_audio())]
-    planner = MllmPlanner(tiny_mllm(), PlannerSettings(num_candidates=2, max_new_tokens=3))
-    planner.fit_centering(seen)
+    planner = asking(tiny_mllm(), num_candidates=2, plan_max_new_tokens=3)
+    fit_centering(planner, seen)
     both = planner.plan(seen)
     for choice in both:
         assert choice.is_fallback and choice.plan == FALLBACK_PLAN and len(choice.candidates) == 2
@@ -518,36 +507,16 @@ class TestRules:
 
 class TestProbe:
     def test_lexicon_by_hand(self) -> None:
-        lexicon = Lexicon.fit(["good film", "good good", "bad film"], [2.0, 1.0, -3.0], prior=1.0)
-        assert lexicon.words == {"good": (2, 3.0), "film": (2, -1.0), "bad": (1, -3.0)}
+        lexicon = Lexicon(0.0, {"good": (2, 3.0), "film": (2, -1.0), "bad": (1, -3.0)}, prior=1.0)
         assert lexicon.score("good") == pytest.approx(3 / 3)
         assert lexicon.score("good film") == pytest.approx((1 - 1 / 3) / 2)
         assert lexicon.score("new bad") == pytest.approx(-3 / 2 / 2)
         assert lexicon.score("?!") == 0.0
 
-    def test_a_training_text_does_not_score_itself(self) -> None:
-        lexicon = Lexicon.fit(["good film", "good good", "bad film"], [2.0, 1.0, -3.0], prior=1.0)
-        assert lexicon.score("bad film", own_label=-3.0) == pytest.approx((0 / 1 + 2 / 2) / 2)
-
-    def test_ridge_by_hand(self) -> None:
-        probe = RidgeProbe.fit(np.array([[1.0, 7.0], [5.0, 7.0]]), np.array([0.0, 2.0]), ridge=1.0)
-        # x = (-1, 1), y = (-1, 1), so w = 2 / (2 + 1 * 2); the other column never differs.
-        assert probe.weights == pytest.approx([0.5, 0.0])
+    def test_probe_by_hand(self) -> None:
+        probe = RidgeProbe(np.array([3.0, 7.0]), np.array([2.0, 1.0]), np.array([0.5, 0.0]), 1.0, 0.5)
         assert probe.predict(np.array([5.0, 7.0])) == pytest.approx(1.5)
         assert probe.predict(np.array([3.0, 9.0])) == pytest.approx(1.0)
-        assert probe.deviation == pytest.approx(0.5)
-
-    def test_ridge_minimises_what_it_says(self) -> None:
-        rng = np.random.default_rng(0)
-        features, labels = rng.normal(size=(30, 4)), rng.normal(size=30)
-        probe = RidgeProbe.fit(features, labels, ridge=0.3)
-
-        def loss(weights: np.ndarray) -> float:
-            errors = labels - labels.mean() - (features - probe.center) / probe.scale @ weights
-            return float((errors**2).mean() + 0.3 * (weights**2).sum())
-
-        best = loss(probe.weights)
-        assert all(loss(probe.weights + 1e-2 * step) > best for step in (*np.eye(4), *-np.eye(4)))
 
 
 def encode(texts: Sequence[str]) -> np.ndarray:
@@ -565,8 +534,12 @@ class TestLightPlanner:
 
     verbalizer = MsaVerbalizer.fit(observation.features for observation in observations)
 
-    def planner(self, **options: Any) -> LightPlanner:
-        return LightPlanner.fit(self.observations, self.labels.tolist(), encode, ridge=0.01, **options)
+    def planner(self, encoder: Any = encode, sign: float = 1.0, ridge: float = 0.01, **options: Any) -> LightPlanner:
+        labels, verbalizer = (sign * self.labels).tolist(), options.pop("verbalizer", None)
+        config = tiny_omg_config(**options)
+        planner = fit_light_planner(self.observations, labels, encoder, config, verbalizer, ridge=ridge)
+        fit_centering(planner, self.observations)
+        return planner
 
     def test_has_a_probe_for_each_of_the_seven_patterns(self) -> None:
         assert set(self.planner().probes) == {
@@ -590,17 +563,16 @@ class TestLightPlanner:
 
     def test_candidates_are_the_words_around_the_score_with_their_probabilities(self) -> None:
         probe = RidgeProbe(np.zeros(3), np.ones(3), np.array([1.0, 0.0, 0.0]), 0.0, 1.0)
-        planner = LightPlanner(encode, Lexicon(0.0, {}), {("audio",): probe}, PlannerSettings(num_candidates=7))
+        planner = LightPlanner(encode, tiny_omg_config(num_candidates=7), Lexicon(0.0, {}), {("audio",): probe})
         ((*proposed,),) = planner.propose([Observation(features={"audio": np.full((2, 1), 0.9)})])
-        words = [parse_plan(text).score for text, _ in proposed]
+        words = [score_of(text) for text, _ in proposed]
         assert words == [1, 0, 2, -1, 3, -2, -3]
         weights = np.exp(-((np.array(words) - 0.9) ** 2) / 2)
         assert np.exp([log_prob for _, log_prob in proposed]) == pytest.approx(weights / weights.sum())
-        narrow = LightPlanner(
-            encode, planner.lexicon, planner.probes, PlannerSettings(num_candidates=2), label_range=(-1.0, 1.0)
-        )
+        config = tiny_omg_config(num_candidates=2, label_family="sims")
+        narrow = LightPlanner(encode, config, planner.lexicon, planner.probes)
         ((*proposed,),) = narrow.propose([Observation(features={"audio": np.full((2, 1), 0.6)})])
-        assert [parse_plan(text).score for text, _ in proposed] == [2, 1]  # .6 of 1 is 1.8 of 3
+        assert [score_of(text) for text, _ in proposed] == [2, 1]  # .6 of 1 is 1.8 of 3
 
     def test_a_plan_depends_on_its_own_observation_alone(self) -> None:
         planner = self.planner()
@@ -616,16 +588,14 @@ class TestLightPlanner:
         assert np.isfinite(choice.observation_vector).all()
 
     def test_an_unknown_pattern_is_refused(self) -> None:
-        planner = LightPlanner.fit([Observation("I love it")], [1.0], encode)
+        planner = fit_light_planner([Observation("I love it")], [1.0], encode, tiny_omg_config())
         with pytest.raises(ValueError, match="no probe for audio"):
             planner.plan([Observation(features={"audio": np.ones((2, 1))})])
-        with pytest.raises(ValueError, match="training split"):
-            LightPlanner.fit([], [], encode)
 
     def test_is_named_and_survives_json(self) -> None:
         planner = self.planner(verbalizer=self.verbalizer)
-        again = planner_from_dict(json.loads(json.dumps(planner_to_dict(planner))), encode)
-        assert again.name == "light planner" and again.fingerprint == planner.fingerprint
+        again = LightPlanner.from_dict(json.loads(json.dumps(planner.to_dict())), encode, planner.config)
+        assert again.name == "light planner" and identities(again) == identities(planner)
         for one, other in zip(planner.plan(self.observations[:7]), again.plan(self.observations[:7]), strict=True):
             assert one.candidates == other.candidates
             assert np.array_equal(one.plan_vector, other.plan_vector)
@@ -634,15 +604,15 @@ class TestLightPlanner:
     def test_another_fit_or_encoder_is_another_planner(self) -> None:
         planner = self.planner()
         others = [
-            LightPlanner.fit(self.observations, self.labels.tolist(), encode, ridge=0.5),
-            LightPlanner.fit(self.observations, (-self.labels).tolist(), encode, ridge=0.01),
-            self.planner(label_range=(-1.0, 1.0)),
-            self.planner(settings=PlannerSettings(num_candidates=3)),
+            self.planner(ridge=0.5),
+            self.planner(sign=-1.0),
+            self.planner(label_family="sims"),
+            self.planner(num_candidates=3),
             self.planner(verbalizer=self.verbalizer),
-            LightPlanner.fit(self.observations, self.labels.tolist(), lambda texts: encode(texts) + 1, ridge=0.01),
+            self.planner(encoder=lambda texts: encode(texts) + 1),
         ]
-        assert len({planner.fingerprint, *(other.fingerprint for other in others)}) == 7
-        assert self.planner().fingerprint == planner.fingerprint
+        assert len({identities(planner), *(identities(other) for other in others)}) == 7
+        assert identities(self.planner()) == identities(planner)
 
     def test_each_text_is_encoded_once_under_all_patterns(self) -> None:
         read: list[str] = []
@@ -651,7 +621,7 @@ class TestLightPlanner:
             read.extend(texts)
             return encode(texts)
 
-        planner = LightPlanner.fit(self.observations, self.labels.tolist(), counting)
+        planner = self.planner(encoder=counting)
         for modalities in (["text"], ["text", "audio"], ["text", "audio", "vision"]):
             planner.plan([observation.restricted(modalities) for observation in self.observations])
         assert len(read) == len(set(read))

@@ -20,8 +20,8 @@ from hf_msa.models.modeling_pglh import (
     VisibleEncoder,
     VisibleTokens,
     mean_error,
-    sinusoidal_positions,
 )
+from hf_msa.models.msa_encoders import sinusoidal_positions
 from nonempty import some
 from tiny import UNK, VOCABULARY, tiny_batch, tiny_labels, tiny_pglh_config, tiny_processor, tiny_rows
 
@@ -117,7 +117,7 @@ class TestConfiguration:
 
 def test_positions_are_sines_and_cosines_in_turn() -> None:
     expected = [[0, 1, 0, 1], [math.sin(1), math.cos(1), math.sin(0.01), math.cos(0.01)]]
-    assert torch.allclose(sinusoidal_positions(2, torch.zeros(4)), torch.tensor(expected), atol=1e-7)
+    assert torch.allclose(sinusoidal_positions(torch.arange(2), 4), torch.tensor(expected), atol=1e-7)
 
 
 class TestVisibleEncoder:
@@ -144,7 +144,7 @@ class TestVisibleEncoder:
         tokens = encoder(values, self.visible)
         for row in (0, 1):
             kept = self.visible[row]
-            alone = encoder.projection(values[row, kept]) + sinusoidal_positions(4, torch.zeros(16))[kept]
+            alone = encoder.projection(values[row, kept]) + sinusoidal_positions(torch.arange(4), 16)[kept]
             expected = encoder.transformer(alone[None])[0]
             assert torch.allclose(tokens.hidden[row, : len(expected)], expected, atol=1e-6)
 
@@ -191,17 +191,17 @@ class TestReconstructor:
         hidden = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
         restored = part.restore(hidden, torch.tensor([[0, 2]]), torch.tensor([[True, False, True, False]]))
         expected = torch.stack([hidden[0, 0], part.mask_token, hidden[0, 1], part.mask_token])
-        assert torch.equal(restored[0], expected + sinusoidal_positions(4, torch.zeros(2)))
+        assert torch.equal(restored[0], expected + sinusoidal_positions(torch.arange(4), 2))
 
     def test_restore_of_what_is_all_there_only_adds_positions(self) -> None:
         hidden = torch.randn(2, 3, 2)
         restored = self.reconstructor().restore(hidden, torch.arange(3).expand(2, -1), torch.ones(2, 3).bool())
-        assert torch.equal(restored, hidden + sinusoidal_positions(3, torch.zeros(2)))
+        assert torch.equal(restored, hidden + sinusoidal_positions(torch.arange(3), 2))
 
     def test_restore_of_nothing_is_mask_tokens_and_no_null_token(self) -> None:
         part = self.reconstructor()
         restored = part.restore(torch.full((1, 1, 2), 9.0), torch.tensor([[0]]), torch.zeros(1, 3).bool())
-        assert torch.equal(restored[0], part.mask_token + sinusoidal_positions(3, torch.zeros(2)))
+        assert torch.equal(restored[0], part.mask_token + sinusoidal_positions(torch.arange(3), 2))
 
     def test_a_prompt_over_equal_keys_is_the_mean_of_the_values(self) -> None:
         part = self.reconstructor()

@@ -1,4 +1,4 @@
-"""Adapters: where they sit, what they learn from, that they can be resumed, saved, loaded and merged."""
+"""Adapters: where they sit, what they learn from, that they can be resumed, saved and loaded."""
 
 import json
 import shutil
@@ -20,8 +20,6 @@ from hf_msa.training.lora import (
     LoraTrainingArguments,
     MllmExample,
     attach_adapter,
-    load_adapter,
-    merge_adapter,
     save_adapter,
 )
 from nonempty import some
@@ -164,9 +162,7 @@ class TestTraining:
 
 
 class TestSaving:
-    def test_is_loaded_bit_equal_in_both_ways(
-        self, trained: tuple[LoraTrainer, LocalMllm, Path], tmp_path: Path
-    ) -> None:
+    def test_is_loaded_bit_equal(self, trained: tuple[LoraTrainer, LocalMllm, Path], tmp_path: Path) -> None:
         trainer, mllm, _ = trained
         save_adapter(trainer.adapted, tmp_path / "adapter")
         names = {path.name for path in (tmp_path / "adapter").iterdir()}
@@ -176,10 +172,6 @@ class TestSaving:
         assert len(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) == 16
         expected = mllm.score(tiny_requests(), ANSWERS)
 
-        wrapped = tiny_mllm()
-        load_adapter(wrapped.model, tmp_path / "adapter")
-        assert wrapped.score(tiny_requests(), ANSWERS) == expected
-
         # The way that needs transformers' own loader alone, as `LocalMllm.from_pretrained(adapter=)` goes.
         base = tmp_path / "base"
         plain = tiny_mllm()
@@ -188,23 +180,6 @@ class TestSaving:
         loaded = LocalMllm.from_pretrained(str(base), adapter=str(tmp_path / "adapter"))
         loaded.processor.videos_kwargs = plain.processor.videos_kwargs
         assert loaded.score(tiny_requests(), ANSWERS) == expected
-
-    def test_merging_gives_the_same_answers_without_layers_of_its_own(
-        self, trained: tuple[LoraTrainer, LocalMllm, Path], tmp_path: Path
-    ) -> None:
-        trainer, mllm, _ = trained
-        save_adapter(trainer.adapted, tmp_path)
-        plain = tiny_mllm()
-        merged = LocalMllm(merge_adapter(load_adapter(plain.model, tmp_path)), plain.processor)
-        assert set(merged.model.state_dict()) == set(tiny_mllm().model.state_dict())
-        for one, other in zip(
-            merged.score(tiny_requests(), ANSWERS), mllm.score(tiny_requests(), ANSWERS), strict=True
-        ):
-            assert one.token_logprobs == pytest.approx(other.token_logprobs, abs=1e-3)
-
-    def test_what_is_no_adapter_is_refused_in_a_sentence(self, tmp_path: Path) -> None:
-        with pytest.raises(MsaError, match="cannot be put into"):
-            load_adapter(tiny_mllm().model, tmp_path)
 
     def test_an_adapter_that_does_not_load_names_both(self, tmp_path: Path) -> None:
         plain = tiny_mllm()

@@ -10,25 +10,20 @@ import pytest
 
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_mllm import LocalMllm, adapter_digest
-from hf_msa.models.omg_planner import (
-    FALLBACK_PLAN,
-    MllmPlanner,
-    Observation,
-    Plan,
-    PlannerSettings,
-    fit_centering,
-    planner_from_dict,
-    planner_to_dict,
-)
-from hf_msa.training.lora import AnswerCollator, load_adapter
-from hf_msa.training.omg.planner_adapter import (
+from hf_msa.models.omg_observation import Observation
+from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan
+from hf_msa.models.omg_planner import MllmPlanner
+from hf_msa.training.lora import AnswerCollator
+from hf_msa.training.omg.planners import (
     TARGETS_FILE,
     PlanExamples,
     PlannerTrainingArguments,
+    fit_centering,
     target_plans,
     train_planner_adapter,
 )
 from scripted_mllm import ScriptedMllm, says
+from tiny import tiny_omg_config
 from tiny_mllm import tiny_audio, tiny_mllm
 
 LABELS = [-2.0, 0.0, 1.2, 3.0]
@@ -52,8 +47,9 @@ class Clips(Sequence[Observation]):
         return Observation(f"clip number {index}", tiny_audio(index, 0.2))
 
 
-def planner(mllm: Any = None) -> MllmPlanner:
-    return MllmPlanner(mllm or tiny_mllm(), PlannerSettings(num_candidates=2, max_new_tokens=3))
+def planner(mllm: Any = None, **fields: Any) -> MllmPlanner:
+    config = tiny_omg_config(num_candidates=2, plan_max_new_tokens=3, **fields)
+    return MllmPlanner(mllm or tiny_mllm(), config)
 
 
 def arguments(folder: Path, **overrides: Any) -> PlannerTrainingArguments:
@@ -88,7 +84,7 @@ class TestTargets:
 
     def test_labels_of_another_range(self) -> None:
         mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))))
-        (target,) = target_plans(planner(mllm), Clips(), [-0.6], (-1.0, 1.0))
+        (target,) = target_plans(planner(mllm, label_family="sims"), Clips(), [-0.6])
         assert target.sentiment == "negative"
 
     def test_a_target_depends_on_its_own_clip_and_label_alone(self) -> None:
@@ -137,7 +133,7 @@ class TestTraining:
         assert len(losses) == 4 and losses[-1] < 0.7 * losses[0]
         assert (facts["samples"], facts["epochs"]) == (4, 4.0)
         # Random weights write no plan, so what is learned is the fallback with the labels' words.
-        targets = [Plan.from_dict(values) for values in json.loads((folder / TARGETS_FILE).read_text())]
+        targets = [Plan(**values) for values in json.loads((folder / TARGETS_FILE).read_text())]
         assert [plan.score for plan in targets] == [-2, 0, 1, 3]
         assert {(plan.entity, plan.action) for plan in targets} == {(FALLBACK_PLAN.entity, FALLBACK_PLAN.action)}
         requests = [adapted.request(clip) for clip in Clips()]
@@ -150,7 +146,7 @@ class TestTraining:
         adapted, facts, folder = trained
         assert adapted.adapter == facts["adapter"] == adapter_digest(folder / "adapter")
         assert adapted.centering is None
-        assert adapted.fingerprint != planner().fingerprint
+        assert adapted.identity != planner().identity
         assert adapted.name == f"tiny-thinker+{facts['adapter'][:8]}"
         json.dumps(facts)
 
@@ -159,9 +155,9 @@ class TestTraining:
         clips = list(Clips())
         fit_centering(adapted, clips)
         mllm = tiny_mllm()
-        load_adapter(mllm.model, folder / "adapter")
-        again = planner_from_dict(json.loads(json.dumps(planner_to_dict(adapted))), mllm, adapted.settings)
-        assert again.fingerprint == adapted.fingerprint
+        mllm.model.load_adapter(str(folder / "adapter"))
+        again = MllmPlanner.from_dict(json.loads(json.dumps(adapted.to_dict())), mllm, adapted.config)
+        assert again.identity == adapted.identity
         for one, other in zip(again.plan(clips), adapted.plan(clips), strict=True):
             assert [found.text for found in one.candidates] == [found.text for found in other.candidates]
             log_probs = [[found.log_prob for found in choice.candidates] for choice in (one, other)]

@@ -49,18 +49,17 @@ METHODS = {
     ),
     "omg": (
         [
-            *("stages.vae.num_train_epochs=2", "stages.semantics.num_train_epochs=2", "model.num_inference_steps=2"),
-            *("stages.classifier.num_train_epochs=2", "stages.classifier_after.num_train_epochs=2"),
+            *("stages.vae.num_train_epochs=2", "stages.classifier_after.num_train_epochs=2"),
+            "model.num_inference_steps=2",
             "stages.all.per_device_train_batch_size=16",
         ],
         [
             "plans/text_states_train.safetensors",  # before there is a planner
             "plans/planner.json",  # before there is a plan
             "vae/checkpoint-8/complete.json",
-            "semantics/stage.json",  # before there is a knowledge base
-            "classifier/checkpoint-4/trainer_state.json",  # while a checkpoint is being written
+            "vae/stage.json",  # before there is a knowledge base
             "main/checkpoint-4/complete.json",  # in the middle of an epoch
-            "main/checkpoint-12/keys.safetensors",  # before the checkpoint counts
+            "main/checkpoint-12/trainer_state.json",  # before the checkpoint counts
             "classifier_after/checkpoint-4/complete.json",
         ],
     ),

@@ -4,39 +4,43 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from transformers import AutoModel
 
 import hf_msa.training.omg.stages as stages_omg
 from hf_msa.data.loading import load_split
+from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.sweep import masked_batches
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
-from hf_msa.models.omg_light_planner import _ENCODER_TEXTS
-from hf_msa.models.omg_planner import LightPlanner, fit_centering, observe_rows, planner_to_dict, tokenize
-from hf_msa.training.omg.plans import PlannedRows, is_partial, left, patterns
+from hf_msa.models.omg_light_planner import _ENCODER_TEXTS, LightPlanner, tokenize
+from hf_msa.models.omg_observation import observe_rows
+from hf_msa.training.omg.planners import fit_centering, fit_light_planner
+from hf_msa.training.omg.plans import PlannedRows, is_partial, observed_patterns, patterns
 from hf_msa.training.omg.stages import OmgTrainer
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
+from tiny import tiny_omg_config
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 QUIET = {"disable_tqdm": True, "use_cpu": True}
-TRAINED = ("vae", "semantics", "classifier", "main", "classifier_after")
+TRAINED = ("vae", "main", "classifier_after")
 SMALL = [
     *("model.denoiser_dim=16", "model.denoiser_layers=2", "model.denoiser_heads=2", "model.num_inference_steps=3"),
     *("model.denoiser_feedforward_dim=16", "model.vae_hidden=8", "model.latent_dim=8", "model.fusion_dim=8"),
     *("model.query_dim=8", "model.top_k=3", "missing.selection_repeats=1", "stages.all.per_device_train_batch_size=8"),
-    *(f"stages.{stage}.num_train_epochs=1" for stage in TRAINED),
+    *(f"stages.{stage}.num_train_epochs=1" for stage in (*TRAINED, "classifier")),
 ]
 ABSENT = (2, 7)
 """Training rows without audio."""
@@ -93,12 +97,13 @@ class Watch:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.retrieved: dict[str, int] = {}
         self.own = 0
-        self.refreshed = 0
-        self.told = 0
+        self.projections: list[float] = []
+        self.current = 0
+        self.planned = 0
         self._rows: list[int] = []
         self._objective = ""
-        inputs, retrieve = OmgTrainer.model_inputs, OmgForSentimentAnalysis.retrieve
-        refresh, told = OmgForSentimentAnalysis.refresh_keys, OmgForSentimentAnalysis.told
+        inputs, conditions = OmgTrainer.model_inputs, OmgForSentimentAnalysis.conditions
+        plan_inputs = OmgForSentimentAnalysis.plan_inputs
 
         def model_inputs(trainer: OmgTrainer, batch: Any, training: bool) -> Any:
             base = trainer.model.knowledge_base
@@ -108,25 +113,26 @@ class Watch:
             return inputs(trainer, batch, training)
 
         def retrieving(model: OmgForSentimentAnalysis, *args: Any, **kwargs: Any) -> Any:
-            found = retrieve(model, *args, **kwargs)
+            given = conditions(model, *args, **kwargs)
+            found = given.evidence
             if model.training and found is not None:
                 self.retrieved[self._objective] = self.retrieved.get(self._objective, 0) + len(found.entries)
                 own = torch.tensor(self._rows).unsqueeze(1)
                 self.own += int(((found.entries == own) & (own >= 0)).sum())
-            return found
+                if self._objective == "generate":
+                    self.projections.append(model.retriever.projection.weight.detach().sum().item())
+                    base = base_of(model)
+                    itself = model.retriever(base.observations, base.plans, base)
+                    self.current += bool(torch.allclose(itself.similarities[:, 0], torch.ones(len(base)), atol=1e-5))
+            return given
 
-        def refreshing(model: OmgForSentimentAnalysis) -> None:
-            self.refreshed += 1
-            refresh(model)
-
-        def telling(model: OmgForSentimentAnalysis, *args: Any) -> Any:
-            self.told += 1
-            return told(model, *args)
+        def planning(model: OmgForSentimentAnalysis, *args: Any) -> Any:
+            self.planned += 1
+            return plan_inputs(model, *args)
 
         patch.setattr(OmgTrainer, "model_inputs", model_inputs)
-        patch.setattr(OmgForSentimentAnalysis, "retrieve", retrieving)
-        patch.setattr(OmgForSentimentAnalysis, "refresh_keys", refreshing)
-        patch.setattr(OmgForSentimentAnalysis, "told", telling)
+        patch.setattr(OmgForSentimentAnalysis, "conditions", retrieving)
+        patch.setattr(OmgForSentimentAnalysis, "plan_inputs", planning)
 
 
 @pytest.fixture(scope="module")
@@ -167,15 +173,15 @@ def text_states(context: RunContext, model: OmgForSentimentAnalysis) -> list[tor
 class TestWhatARunGives:
     def test_all_stages(self, run: RunContext) -> None:
         facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
-        names = ["plans", "vae", "semantics", "knowledge_base", "classifier", "main", "classifier_after"]
+        names = ["plans", "vae", "knowledge_base", "main", "classifier_after"]
         assert [stage["name"] for stage in facts["stages"]] == names
         assert facts["selection"]["stage"] == "main" and facts["language_model_input"] is None
         plans = facts["stages"][0]
         assert plans["planner"] == "light planner"
         counts = {split: len(names) for split, names in plans["patterns"].items()}
         assert counts == {"train": 7, "validation": 7}
-        assert facts["stages"][3]["entries"] == 20 - len(ABSENT)
-        history = facts["stages"][5]["history"]
+        assert facts["stages"][2]["entries"] == 20 - len(ABSENT)
+        history = facts["stages"][3]["history"]
         logged = {"loss_noise", "loss_plan", "loss_evidence", "loss_task", "loss_alignment", "eval_loss"}
         assert logged <= {name for entry in history for name in entry}
 
@@ -188,15 +194,12 @@ class TestWhatARunGives:
         assert model(**batch, labels=given["labels"]).loss.isfinite()
 
     def test_each_stage_changes_its_own_part(self, run: RunContext) -> None:
-        vae, semantics, classifier, main, after = (weights(run, stage) for stage in TRAINED)
-        scales = {name for name in vae if "latent_mean" in name or "latent_std" in name}
-        assert all((vae[name] == (0 if "mean" in name else 1)).all() for name in scales)
-        assert changed({k: v for k, v in vae.items() if k not in scales}, semantics) == {"executors.semantics"}
-        assert changed(semantics, classifier) == {"fusion"}
-        learned = {"executors.denoiser", "executors.alignment", "retriever", "fusion"}
-        assert changed(classifier, main) == learned
+        vae, main, after = (weights(run, stage) for stage in TRAINED)
+        assert changed(vae, main) == {"executors.denoiser", "executors.alignment", "retriever", "fusion"}
         assert changed(main, after) == {"fusion"}
         assert not changed(after, load_file(run.folder / "model.safetensors"))
+        fresh = run.new_model(OmgForSentimentAnalysis).state_dict()
+        assert changed(fresh, vae) == {"executors.vae", "executors.semantics", "text_mean", "text_std"}
 
     def test_latents_of_the_training_split_are_scaled(self, run: RunContext) -> None:
         model = loaded(run)
@@ -206,7 +209,7 @@ class TestWhatARunGives:
             "so that all are averaged to 50 positions, and all latents are real"
         )
         masks = torch.ones(20, model.config.positions("vision"), dtype=torch.bool)
-        values = torch.from_numpy(np.array(base.numbers("value_vision")))
+        values = base.values["vision"]
         assert LatentVae.latent_mask(masks).shape[1] == values.shape[1] and len(lengths) == 20
 
     def test_text_is_standardised_by_the_training_split(self, run: RunContext) -> None:
@@ -218,7 +221,9 @@ class TestWhatARunGives:
     def test_latents_of_the_training_split_are_centred_and_of_unit_deviation(self, run: RunContext) -> None:
         model = loaded(run)
         real: dict[str, list[torch.Tensor]] = {}
-        for _, perception in stages_omg.complete_batches(run, model):
+        train = run.rows["train"]
+        for batch in masked_batches(model, run.processor, train, [CompleteProtocol()], "latents"):
+            perception = model.perceive(batch.complete)
             for name, latents in model.encode_observed(perception).items():
                 real.setdefault(name, []).append(latents[LatentVae.latent_mask(perception.masks[name])])
         assert set(real) == {"text", "audio", "vision"}
@@ -244,35 +249,32 @@ class TestKnowledgeBase:
         latents = model.encode_observed(model.perceive(batch))
         for name, values in latents.items():
             # The text's states were rounded to half precision on their way.
-            assert np.allclose(base_of(model).numbers(f"value_{name}")[:2], values, atol=2e-2)
+            assert np.allclose(base_of(model).values[name][:2], values, atol=2e-2)
 
     def test_plans_and_observations_are_those_of_the_complete_rows(self, run: RunContext) -> None:
         model = loaded(run)
         rows = [run.rows["train"][index] for index in (0, 1, 3)]
-        choices = model.plan_rows({}, rows, run.processor)
+        choices, _ = model.plan_inputs({}, rows, run.processor)
+        assert choices is not None
         for place, (row, choice) in enumerate(zip(rows, choices, strict=True)):
             entry = base_of(model).ids.index(row["id"])
             assert entry == place
-            assert np.allclose(base_of(model).numbers("plan")[entry], choice.plan_vector, atol=2e-3)
-            assert np.allclose(base_of(model).numbers("observation")[entry], choice.observation_vector, atol=2e-3)
+            assert np.allclose(base_of(model).plans[entry], choice.plan_vector, atol=2e-3)
+            assert np.allclose(base_of(model).observations[entry], choice.observation_vector, atol=2e-3)
 
-    def test_keys_are_those_of_the_weights_that_were_chosen(self, run: RunContext) -> None:
-        model = loaded(run)
-        base = base_of(model)
-        joined = torch.from_numpy(np.concatenate([base.numbers("observation"), base.numbers("plan")], axis=1))
-        expected = F.normalize(F.gelu(model.retriever.projection(joined)), dim=1).detach()
-        assert np.allclose(base.numbers("key"), expected, atol=1e-6)
-        first = KnowledgeBase.load(run.stage_folder("knowledge_base") / "knowledge_base")
-        assert not np.allclose(first.numbers("key"), expected, atol=1e-4), "they have moved since they were made"
+    def test_is_saved_with_the_checkpoint_alone(self, run: RunContext) -> None:
+        folders = {path.parent.relative_to(run.folder) for path in run.folder.rglob("entries.safetensors")}
+        assert folders == {Path("knowledge_base"), Path("stages/knowledge_base/knowledge_base")}
 
-    def test_keys_are_made_anew_each_epoch(self, watched: tuple[RunContext, Watch]) -> None:
-        # Before training, after each of two epochs, and for the weights that were chosen.
-        assert watched[1].refreshed == 4
+    def test_each_step_retrieves_with_the_keys_of_its_weights(self, watched: tuple[RunContext, Watch]) -> None:
+        _, watch = watched
+        # In each of six steps the projection was another one, and an entry was always its own nearest neighbour.
+        assert len(set(watch.projections)) == 6 and watch.current == 6
 
     def test_nobody_retrieves_its_own_entry_in_training(self, watched: tuple[RunContext, Watch]) -> None:
         _, watch = watched
         assert watch.retrieved["generate"] == 2 * 20
-        assert watch.retrieved["None"] == 2 * 20, "the classifier before and after"
+        assert watch.retrieved["None"] == 20, "the classifier"
         assert watch.own == 0
 
     def test_data_without_a_complete_row_is_refused(
@@ -294,9 +296,9 @@ class TestPlanner:
         seen = observe_rows([rows[index] for index in range(20)], None, run.processor)
         planner = model.planner(run.processor)
         assert isinstance(planner, LightPlanner)
-        again = LightPlanner.fit(seen, rows.labels.tolist(), planner.encode, planner.settings, planner.verbalizer)
+        again = fit_light_planner(seen, rows.labels.tolist(), planner.encode, planner.config, planner.verbalizer)
         fit_centering(again, seen, 1)
-        first, second = planner_to_dict(planner), planner_to_dict(again)
+        first, second = planner.to_dict(), again.to_dict()
         assert first["lexicon"] == second["lexicon"]
         assert set(planner.lexicon.words) == {word for part in seen for word in tokenize(part.transcript or "")}
         for one, other in zip(first["probes"], second["probes"], strict=True):
@@ -310,7 +312,7 @@ class TestPlanner:
         context = prepare_run(run.recipe, str(corpus), tmp_path / "seed-1", 1, QUIET, few)
         context.rows = {"train": few["train"]}
         model = context.new_model(OmgForSentimentAnalysis).eval()
-        values = planner_to_dict(stages_omg.fit_planner(context, model))
+        values = stages_omg.fit_planner(context, model).to_dict()
         assert values["lexicon"] == json.loads((run.folder / "planner.json").read_text(encoding="utf-8"))["lexicon"]
 
     def test_what_was_found_is_not_asked_again_for_another_seed(
@@ -333,10 +335,10 @@ class TestPlanner:
         planned = PlannedRows(model, rows, run.processor)
         members = [{**rows[index], "draw": 3} for index in range(4)]
         batch = run.collator("validation")(members)
-        there = left(model.available(batch))
+        there = observed_patterns(model.available(batch))
         assert any(len(names) < 3 for names in there) and not is_partial(batch, model.available(batch))
         found = planned([0, 1, 2, 3], there)
-        _, expected = model.told(batch, members, run.processor)
+        _, expected = model.plan_inputs(batch, members, run.processor)
         assert found.keys() == expected.keys()
         for name, vectors in found.items():
             assert torch.allclose(vectors, expected[name], atol=1e-3)
@@ -345,8 +347,10 @@ class TestPlanner:
     def test_a_row_is_planned_for_once(self, run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
         model = loaded(run)
         planned, calls = PlannedRows(model, run.rows["validation"], run.processor), []
-        told_of = model.told_of
-        monkeypatch.setattr(model, "told_of", lambda seen, *a, **k: calls.append(len(seen)) or told_of(seen, *a, **k))
+        plan = model.plan_observations
+        monkeypatch.setattr(
+            model, "plan_observations", lambda seen, *a, **k: calls.append(len(seen)) or plan(seen, *a, **k)
+        )
         everything = patterns(model.config.modalities)
         planned.fill(everything[:2], "validation")
         assert calls == [12]
@@ -362,9 +366,28 @@ class TestHelpers:
         found = patterns(("text", "audio", "vision"))
         assert len(found) == 7 and found[0] == ("text", "audio", "vision") and ("text", "vision") in found
 
-    def test_left(self) -> None:
+    def test_observed_patterns(self) -> None:
         available = {"text": torch.tensor([True, False]), "audio": torch.tensor([True, False])}
-        assert left(available) == [("text", "audio"), ()]
+        assert observed_patterns(available) == [("text", "audio"), ()]
+
+    def test_scales_by_hand(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        vae = LatentVae(5, tiny_omg_config(latent_dim=2))
+        monkeypatch.setattr(vae, "encode", lambda values, mask: (values, None))
+        # Of the second sample, which has three positions less, the second latent is not real.
+        means = torch.tensor([[[1.0, 10.0], [3.0, 10.0]], [[2.0, 10.0], [99.0, 99.0]]])
+        mask = torch.tensor([[True, True, True, True], [True, False, False, False]])
+        perception = SimpleNamespace(values={"text": means}, masks={"text": mask})
+        executors = {"text": SimpleNamespace(vae=vae)}
+        model: Any = SimpleNamespace(
+            config=SimpleNamespace(modalities=("text",)), executors_by_name=executors, perceive=lambda _: perception
+        )
+        monkeypatch.setattr(stages_omg, "masked_batches", lambda *_, **__: [SimpleNamespace(complete={})])
+        stages_omg.fit_scales(model, None, None)
+        assert vae.latent_mean.tolist() == [2.0, 10.0], "each channel has its own center"
+        assert vae.latent_std.item() == pytest.approx((2 / 6) ** 0.5), "and all have one deviation"
+        perception.values["text"] = torch.ones(2, 2, 2)
+        with pytest.raises(MsaError, match="The latents of text in the training split do not vary"):
+            stages_omg.fit_scales(model, None, None)
 
     def test_partial(self) -> None:
         mask = torch.tensor([[True, False], [False, False]])
@@ -406,9 +429,7 @@ BREAKS: list[tuple[Any, str, Callable[..., bool], bool]] = [
     (PlannedRows, "fill", lambda planned, wanted, what: what == "validation", False),
     training("vae"),
     (stages_omg, "fit_scales", lambda *_: True, True),
-    training("semantics"),
     (KnowledgeBase, "save", lambda base, folder: "knowledge_base" in str(folder), False),
-    training("classifier"),
     training("main"),
     training("classifier_after"),
     (OmgForSentimentAnalysis, "save_pretrained", lambda model, folder, *_, **__: Path(folder).name == "seed-1", False),
@@ -418,7 +439,7 @@ BREAKS: list[tuple[Any, str, Callable[..., bool], bool]] = [
 def test_the_main_stage_goes_on_where_it_broke_off(
     corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
 ) -> None:
-    """Within an epoch with the keys of its beginning, between two with those of the next."""
+    """Within an epoch, and between two."""
     flags = dict.fromkeys(("save_strategy", "eval_strategy"), "steps") | {"save_steps": 1, "eval_steps": 1}
     contexts = []
     for name, breaks in (("whole", ()), ("broken", (1, 3, 5))):
@@ -437,11 +458,11 @@ def test_the_main_stage_goes_on_where_it_broke_off(
             assert (checkpoints / f"checkpoint-{step}" / "complete.json").is_file()
         contexts.append(whole())
     plain, resumed = contexts
-    assert plain.log[5]["epochs"] == 2
+    assert plain.log[3]["epochs"] == 2
     for stage in ("main", "classifier_after"):
         assert not changed(weights(plain, stage), weights(resumed, stage)), stage
     one, other = base_of(loaded(plain)), base_of(loaded(resumed))
-    assert all(np.array_equal(one.numbers(name), other.numbers(name)) for name in one.shapes)
+    assert torch.equal(one.plans, other.plans) and torch.equal(one.values["text"], other.values["text"])
 
 
 @pytest.mark.slow
@@ -461,12 +482,12 @@ def test_a_run_that_breaks_off_in_every_stage_ends_as_one_that_does_not(
     for stage in TRAINED:
         assert not changed(weights(plain, stage), weights(resumed, stage)), stage
     one, other = base_of(loaded(plain)), base_of(loaded(resumed))
-    assert all(np.array_equal(one.numbers(name), other.numbers(name)) for name in one.shapes)
+    assert torch.equal(one.plans, other.plans) and torch.equal(one.values["text"], other.values["text"])
 
 
 class TestProtocols:
     @pytest.mark.parametrize(
-        ("protocol", "told"),
+        ("protocol", "as_they_come"),
         [
             ("{name: modality, rate: 0.5}", False),
             ("{name: fixed, available: [audio]}", False),
@@ -482,15 +503,15 @@ class TestProtocols:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         protocol: str,
-        told: bool,
+        as_they_come: bool,
     ) -> None:
         """Where parts of sequences are dropped, samples are planned for as they come."""
         watch = Watch(monkeypatch)
         missing = [f"missing.train={protocol}", f"missing.validation={protocol}"]
         context = whole_run(corpus, tmp_path, few, *missing, shared=run.folder)
-        assert bool(watch.told) == told and watch.own == 0
-        assert changed(weights(context, "classifier"), weights(context, "main"))
-        history = [entry for entry in context.log[5]["history"] if "loss_noise" in entry]
+        assert bool(watch.planned) == as_they_come and watch.own == 0
+        assert changed(weights(run, "vae"), weights(context, "main"))
+        history = [entry for entry in context.log[3]["history"] if "loss_noise" in entry]
         # Where no modality is dropped whole there is none to generate: what the absent audio was nobody knows.
         assert (history[-1]["loss_noise"] > 0) == ("modality" in protocol or "fixed" in protocol)
 
@@ -509,7 +530,7 @@ class TestProtocols:
         assert trained == ["main", "classifier_after"]
         facts = [json.loads((one.folder / "run.json").read_text(encoding="utf-8")) for one in (first, second)]
         assert [one["train_rate"] for one in facts] == [0.0, 0.7]
-        assert not changed(weights(first, "classifier"), weights(second, "classifier"))
+        assert not changed(weights(first, "vae"), weights(second, "vae"))
         assert changed(weights(first, "main"), weights(second, "main")) >= {"executors.denoiser", "fusion"}
         assert (first.folder / "planner.json").read_bytes() == (second.folder / "planner.json").read_bytes()
 
@@ -519,8 +540,8 @@ class TestAblations:
         self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
     ) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_task_loss", shared=run.folder)
-        classifier, main, after = (weights(context, stage) for stage in ("classifier", "main", "classifier_after"))
-        assert changed(classifier, main) == {"executors.denoiser", "executors.alignment", "retriever"}
+        vae, main, after = (weights(context, stage) for stage in TRAINED)
+        assert changed(vae, main) == {"executors.denoiser", "executors.alignment", "retriever"}
         assert changed(main, after) == {"fusion"}
         assert not changed(after, load_file(context.folder / "model.safetensors"))
 
@@ -528,7 +549,8 @@ class TestAblations:
         self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
     ) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_refit", shared=run.folder)
-        assert context.log[-1]["name"] == "main"
+        assert [stage["name"] for stage in context.log][-2:] == ["classifier", "main"]
+        assert changed(weights(context, "vae"), weights(context, "classifier")) == {"fusion"}
         assert not changed(weights(context, "main"), load_file(context.folder / "model.safetensors"))
         evaluated = [entry for entry in context.log[-1]["history"] if "eval_loss" in entry]
         # What is validated is what users get: the classes of what is really generated.
@@ -537,8 +559,8 @@ class TestAblations:
     def test_wo_planner_runs_to_its_end(self, corpus: Path, few: dict[str, MsaRows], tmp_path: Path) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_planner")
         model = loaded(context)
-        plans = base_of(model).numbers("plan")
-        assert np.allclose(np.linalg.norm(plans, axis=1), 1.0, atol=1e-2), "entries have plans of their own"
+        lengths = base_of(model).plans.norm(dim=1)
+        assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-2), "entries have plans of their own"
         rows = [context.rows["validation"][index] for index in range(2)]
         out = model.predict_rows(context.processor.from_rows(rows), rows, context.processor)
         assert out.planned_score is None and torch.isfinite(out.logits).all()
@@ -547,7 +569,7 @@ class TestAblations:
         self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
     ) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_retriever", shared=run.folder)
-        assert changed(weights(context, "classifier"), weights(context, "main")) == {
+        assert changed(weights(context, "vae"), weights(context, "main")) == {
             "executors.denoiser",
             "executors.alignment",
             "fusion",
@@ -559,7 +581,7 @@ class TestAblations:
         recipe = load_recipe("omg/sample", ablation="wo_verbalizer", assignments=SMALL)
         context = prepare_run(recipe, str(corpus), tmp_path / "seed-1", 1, QUIET, few)
         model = context.new_model(OmgForSentimentAnalysis).eval()
-        assert planner_to_dict(stages_omg.fit_planner(context, model))["verbalizer"] is None
+        assert stages_omg.fit_planner(context, model).to_dict()["verbalizer"] is None
         assert json.loads((run.folder / "planner.json").read_text(encoding="utf-8"))["verbalizer"] is not None
 
 

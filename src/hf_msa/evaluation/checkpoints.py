@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -160,6 +161,30 @@ def check_widths(model: MsaPreTrainedModel, rows: MsaRows, name: str, may_lack: 
                 f"The data has {modality} of width {width}, but the checkpoint {name!r} was built for {modality}_dim="
                 f"{expected}; use a data set with features of the same kind as in training."
             )
+
+
+def checkpoint_rows(
+    model: MsaPreTrainedModel,
+    processor: MsaProcessor,
+    name: str,
+    dataset: datasets.Dataset,
+    split: str,
+    media: str | Path | None = None,
+    may_lack: bool = False,
+) -> MsaRows:
+    """The rows of a split for a checkpoint that is to be used on them: tokenised, with the widths that it reads.
+
+    The model is given their recordings, and may look up answers of its language model; see `attach_media`,
+    `attach_answers` and `check_widths`.
+
+    Raises:
+        MsaError: If the data has not what the checkpoint reads, or there is something amiss with the recordings.
+    """
+    rows = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)
+    check_widths(model, rows, name, may_lack)
+    attach_media(model, media, rows, name)
+    attach_answers(model, name)
+    return rows
 
 
 ANSWERS_FOLDER = "answers"

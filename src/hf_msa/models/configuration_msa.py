@@ -168,7 +168,7 @@ class MsaConfig(PreTrainedConfig):
     @property
     def asks_language_model(self) -> bool:
         """Whether the method asks a language model, which can make use of words, sound and pictures themselves."""
-        return False
+        return self.language_model is not None
 
     @property
     def language_model(self) -> LanguageModelSettings | None:

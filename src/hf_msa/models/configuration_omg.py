@@ -1,6 +1,5 @@
 """Configuration of OMG-Agent."""
 
-import math
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -43,9 +42,9 @@ class OmgConfig(MsaConfig):
         retrieval_query: Queries from observation and `"plan"` (eq. 7), from the observation alone (`"content"`), or with the
             plan of a random other sample (`"random_plan"`).
         retrieval_aggregation: Evidence is the sum weighted by `"attention"` (eq. 8), the `"mean"` of the top K, or `"none"`.
-        index_factory (`str`): FAISS factory string of the knowledge base's index.
-        index_nprobe, index_ef_search (`int`, *optional*): How thoroughly an `IVF` or `HNSW` index is searched, see
-            `KnowledgeBase.with_search`. `None`: FAISS's default, which misses much.
+        index_factory (`str`): `"Flat"` searches exactly; for very large knowledge bases, FAISS's factory string of an index.
+        index_nprobe, index_ef_search (`int`, *optional*): How thoroughly an `IVF` or `HNSW` index is searched. `None`:
+            FAISS's default, which misses much.
 
     Executor (sections 3.5, 3.6):
         sequence_length (`int`): Positions of each modality (4.1: 50, aligned); longer sequences are averaged to that many
@@ -55,6 +54,9 @@ class OmgConfig(MsaConfig):
         injection: Where plan and evidence enter: `"hierarchical"` (eqs. 12, 13), `"reversed"`, `"concat"` or
             `"single_stream"` (ablations).
         num_train_timesteps (`int`): Steps of the noise schedule (ours; linear betas).
+        prediction_type: What the denoisers predict, as diffusers calls it: `"v_prediction"` (ours), whose errors count alike
+            at all time steps and are no larger in the estimate of z_0; or `"epsilon"`, the noise (eqs. 10, 15, 16), of which
+            late steps, where nothing but the conditions tells samples apart, hardly count.
         scheduler: Sampler of diffusers: `"ddpm"` (eq. 11), `"ddim"` or `"dpm_solver++"`.
         num_inference_steps (`int`): Its steps. One gives the mean of what may be missing under the conditions; more give one
             of the many things that it may be, take longer, and score no better (ours, measured: docs/results.md).
@@ -68,9 +70,6 @@ class OmgConfig(MsaConfig):
         plan_loss_weight, evidence_loss_weight, task_loss_weight (`float`): Of L_plan, L_evi (eq. 15) and L_task (eq. 18;
             appendix A: 0.1 each).
         alignment_loss_weight (`float`): Of C_evi (eq. 9), which section 3.4 says is minimised, though eq. 15 leaves it out.
-        noise_weight: The first term of eq. 15 counts by `"inverse_alpha_bar"` of the sample's time step, so that errors of
-            the layers count alike at all steps (ours), or all alike (`"none"`, to the letter): late steps, where nothing but
-            the conditions tells samples apart, then hardly count, and what is generated may leave the range.
         refit_classifier (`bool`): Train the classifier once more when the executor is finished, on what that generates
             (ours): the one-step estimates of training are made of the true latents, so a classifier that has seen nothing
             else trusts generated ones too much.
@@ -98,7 +97,7 @@ class OmgConfig(MsaConfig):
         "single_stream": {"injection": "single_stream"},
         "content_only_retrieval": {"retrieval_query": "content"},
         "random_plan_retrieval": {"retrieval_query": "random_plan"},
-        "noise_weight_none": {"noise_weight": "none"},
+        "epsilon_prediction": {"prediction_type": "epsilon"},
         "wo_refit": {"refit_classifier": False},
         "wo_alignment_loss": {"alignment_loss_weight": 0.0},
         "wo_lora": {"planner_lora": False},
@@ -146,6 +145,7 @@ class OmgConfig(MsaConfig):
     denoiser_feedforward_dim: int = 1024
     injection: Literal["hierarchical", "reversed", "concat", "single_stream"] = "hierarchical"
     num_train_timesteps: int = 1000
+    prediction_type: Literal["v_prediction", "epsilon"] = "v_prediction"
     scheduler: Literal["ddpm", "ddim", "dpm_solver++"] = "ddpm"
     num_inference_steps: int = 1
     generation_seed: int = 0
@@ -157,20 +157,14 @@ class OmgConfig(MsaConfig):
     evidence_loss_weight: float | int = 0.1
     task_loss_weight: float | int = 0.1
     alignment_loss_weight: float | int = 0.1
-    noise_weight: Literal["inverse_alpha_bar", "none"] = "inverse_alpha_bar"
     refit_classifier: bool = True
     aux_weight: Literal["alpha_bar", "none"] = "alpha_bar"
     typical_lengths: dict[str, int] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes of the class logits; see `class_scores`."""
-        return tuple(self.class_scores)
-
-    @property
-    def asks_language_model(self) -> bool:
-        """Whether a language model plans."""
-        return self.planner == "mllm"
+        """The classes of the class logits: those of the label family."""
+        return tuple(self.family.classes)
 
     @property
     def language_model(self) -> LanguageModelSettings | None:
@@ -190,60 +184,38 @@ class OmgConfig(MsaConfig):
         )
 
     @property
-    def num_classes(self) -> int:
-        """Number of sentiment classes."""
-        return len(self.family.classes)
-
-    @property
     def plan_width(self) -> int:
         """Width of plan and observation vectors."""
         return int(self.condition_dim or self.text_config.hidden_size)
 
-    @property
-    def class_scores(self) -> dict[str, float]:
-        """Classes in the order of the class logits, with the score that each stands for."""
-        return self.family.classes
-
     def positions(self, modality: str) -> int:
-        """Positions on which the executor works on a modality.
-
-        Args:
-            modality: One of `MODALITIES`.
-        """
+        """Positions on which the executor works on a modality."""
         longest: int = getattr(self, f"{modality}_max_length")
         return min(self.sequence_length, longest)
 
     def validate_omg(self) -> None:
-        """Check numbers, and that there is a language model if one is to plan."""
-        for name in (
-            "planner_batch_size", "num_candidates", "plan_max_new_tokens", "query_dim", "top_k", "sequence_length",
-            "latent_dim", "vae_hidden", "denoiser_layers", "num_train_timesteps", "num_inference_steps", "fusion_dim",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in (
-            "semantic_weight", "plan_loss_weight", "evidence_loss_weight", "task_loss_weight", "alignment_loss_weight",
-        ):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        """Check numbers, and what has to go together."""
+        counts = ("planner_batch_size", "num_candidates", "plan_max_new_tokens", "top_k", "sequence_length")
+        denoiser = ("denoiser_layers", "denoiser_dim", "denoiser_heads")
+        sizes = (*denoiser, "query_dim", "latent_dim", "vae_hidden", "fusion_dim")
+        self.check_numbers(*counts, *sizes, "num_train_timesteps", "num_inference_steps", at_least=1)
+        losses = (f"{name}_loss_weight" for name in ("plan", "evidence", "task", "alignment"))
+        self.check_numbers("semantic_weight", *losses, at_least=0)
+        self.check_numbers("retrieval_temperature", "plan_temperature", above=0)
+        self.check_numbers("plan_top_p", above=0, at_most=1)
+        self.check_numbers("index_nprobe", "index_ef_search", at_least=1)
+        steps = self.num_train_timesteps
+        self.check_numbers("num_inference_steps", at_most=steps, hint=", as the noise schedule has no more steps")
+        if self.index_factory == "Flat" and not self.index_nprobe is self.index_ef_search is None:
+            raise ValueError("index_nprobe and index_ef_search are for an index; name it by index_factory.")
         if not self.task_loss_weight and not self.refit_classifier:
             raise ValueError(
                 "Without a task loss the classifier learns in its refit alone; leave refit_classifier on."
             )
-        if not self.retrieval_temperature > 0:
-            raise ValueError(f"retrieval_temperature must be above 0, got {self.retrieval_temperature}.")
-        if self.num_inference_steps > self.num_train_timesteps:
+        if self.denoiser_layers % 2 or self.denoiser_dim % 2 or self.denoiser_dim % self.denoiser_heads:
             raise ValueError(
-                f"num_inference_steps is {self.num_inference_steps}, but the noise schedule has only "
-                f"{self.num_train_timesteps} steps; take at most so many."
-            )
-        # The samplers of diffusers round their time steps to one too many then, the last of them below 0.
-        if math.ceil(self.num_train_timesteps / (self.num_train_timesteps / self.num_inference_steps)) > (
-            self.num_inference_steps
-        ):
-            raise ValueError(
-                f"The samplers cannot take {self.num_inference_steps} of {self.num_train_timesteps} steps at equal "
-                "distances; set num_inference_steps to one more or less."
+                f"denoiser_layers={self.denoiser_layers}, denoiser_dim={self.denoiser_dim} and denoiser_heads="
+                f"{self.denoiser_heads} were given: the first two must be even, and the second a multiple of the third."
             )
         if self.typical_lengths is not None and not set(self.typical_lengths) <= set(MODALITIES):
             raise ValueError(f"typical_lengths names {', '.join(self.typical_lengths)}; give {', '.join(MODALITIES)}.")

@@ -1,7 +1,7 @@
 """OMG-Agent: a planner says what a missing modality expresses, a retriever finds evidence, an executor generates it.
 
 Paper: "OMG-Agent: Toward Robust Missing Modality Generation with Decoupled Coarse-to-Fine Agentic Workflows". The parts are
-in `omg_planner`, `omg_retriever` and `omg_executor`; here they become one model that predicts. `forward` is told plans as
+in `omg_planner`, `omg_retriever` and `omg_executor`; here they become one model that predicts. `forward` takes plans as
 vectors; `predict_rows` and `generate_missing` have them made from the rows.
 """
 
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,31 +21,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_omg import OmgConfig
-from .modeling_msa import Batch, SideFile, build_text_encoder
+from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_outputs import MsaOutput
-from .omg_executor import (
-    Denoiser,
-    ExecutorOutput,
-    LatentVae,
-    ModalityExecutor,
-    auxiliary_weights,
-    build_scheduler,
-    draw_noise,
-    masked_mean,
-)
-from .omg_knowledge_base import DESCRIPTION_FILE, OBSERVATION, PLAN, KnowledgeBase
+from .omg_executor import LatentVae, ModalityExecutor, build_scheduler, draw_noise
+from .omg_knowledge_base import DESCRIPTION_FILE, NO_ENTRY, KnowledgeBase
+from .omg_light_planner import LightPlanner
 from .omg_observation import Observation, observe_rows
 from .omg_plan_store import PlanStore
-from .omg_planner import PlanChoice, Planner, PlannerSettings, planner_from_dict, planner_to_dict
-from .omg_retriever import NO_ENTRY, Evidence, EvidenceRetriever, random_entries
+from .omg_planner import MllmPlanner, PlanChoice, Planner
+from .omg_retriever import Evidence, EvidenceRetriever
 
 KNOWLEDGE_BASE_FOLDER = "knowledge_base"
 PLANNER_FILE = "planner.json"
 _TEXTS_AT_ONCE = 64
 
-Objective = Literal["autoencode", "semantics", "generate"]
+Objective = Literal["pretrain", "generate"]
 
 
 @dataclass
@@ -53,15 +45,13 @@ class OmgOutput(MsaOutput):
     """Output of `OmgForSentimentAnalysis`; NaN where a sample misses nothing, so that nothing was retrieved or generated.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Score: the classes' scores, weighted by their
+        logits (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The scores of the classes, weighted by their
             probabilities.
-        class_logits (`torch.FloatTensor` of shape `(batch, classes)`, *optional*): See `OmgConfig.class_scores`.
-        alignment_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_evi (eq. 9).
-        path_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_path of eq. 3, which the paper does not define:
-            the mean squared change of the latents in a step.
-        planned_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The plan's sentiment from -3 to 3; NaN where
-            `forward` was given no plan in words.
-        fallback_plan (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): 1 where no candidate kept to the schema.
+        class_logits (`torch.FloatTensor` of shape `(batch, classes)`, *optional*): Of the label family's classes.
+        alignment_cost, path_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_evi (eq. 9); and C_path of
+            eq. 3, which the paper does not define: the mean squared change of the latents in a step.
+        planned_score, fallback_plan (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The plan's sentiment from -3 to
+            3, and 1 where no candidate kept to the schema; only of `predict_rows`.
     """
 
     class_logits: torch.Tensor | None = None
@@ -115,9 +105,8 @@ class Perception:
         return [int.from_bytes(key.digest(), "big") for key in keyed]
 
 
-@dataclass(frozen=True, eq=False)
-class Conditions:
-    """What the executor is told of each sample.
+class Conditions(NamedTuple):
+    """What generation depends on beside the noise.
 
     Args:
         plan: c_S `(batch, plan_width)`.
@@ -132,39 +121,36 @@ class Conditions:
     evidence: Evidence | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class GeneratedBatch:
-    """What `generate_missing` returns.
+    """What was generated, with the plan and the evidence behind it.
 
     Args:
-        values: Modality -> features `(batch, positions, width)` in the model's units; zeros in rows that have the modality.
-            For text these are states of the text encoder.
+        values: Modality -> features `(batch, positions, width)` in the model's units, of text states of the text encoder;
+            zeros in rows that have the modality, as in `latents`.
         masks: Modality -> True = a generated position `(batch, positions)`.
-        latents: Modality -> z_0* `(batch, latents, latent_dim)`, zeros in rows that have the modality.
+        latents: Modality -> z_0* `(batch, latents, latent_dim)`.
         step_costs: Modality -> mean squared change of the latents in each step `(batch, steps)`, NaN in such rows.
-        plans: The planner's choices with all candidates; None where the batch came without rows.
         evidence: What was retrieved; None without a knowledge base.
         evidence_ids: Ids of the entries per sample, best first; their weights are in `evidence`.
         class_logits: The classifier's `(batch, classes)`.
+        plans: The planner's choices with all candidates; None where the batch came without rows.
     """
 
     values: dict[str, Tensor]
     masks: dict[str, Tensor]
     latents: dict[str, Tensor]
     step_costs: dict[str, Tensor]
-    plans: list[PlanChoice] | None
     evidence: Evidence | None
     evidence_ids: list[list[str]]
     class_logits: Tensor
+    plans: list[PlanChoice] | None = None
 
 
 class OmgFusion(nn.Module):
     """Fusion and f_phi of eq. 17: projections of the observation and of each modality's mean latent, and a classifier.
 
     The paper leaves both open (concatenation or pooling).
-
-    Args:
-        config: Widths, modalities, and number of classes.
     """
 
     def __init__(self, config: OmgConfig) -> None:
@@ -174,18 +160,10 @@ class OmgFusion(nn.Module):
         self.latents = nn.ModuleDict({name: nn.Linear(config.latent_dim, dim) for name in config.modalities})
         self.hidden = nn.Linear(dim * (1 + len(config.modalities)), dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(dim, config.num_classes)
+        self.classifier = nn.Linear(dim, len(config.class_names))
 
     def forward(self, observation: Tensor, pooled: Mapping[str, Tensor]) -> Tensor:
-        """Classify.
-
-        Args:
-            observation (`torch.FloatTensor` of shape `(batch, plan_width)`): u_X.
-            pooled (`dict[str, torch.FloatTensor]` of shape `(batch, latent_dim)`): Mean latent of each modality.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, classes)`.
-        """
+        """Class logits `(batch, classes)` of u_X `(batch, plan_width)` and the mean latents `(batch, latent_dim)`."""
         parts = [self.observation(observation), *(layer(pooled[name]) for name, layer in self.latents.items())]
         logits: Tensor = self.classifier(self.dropout(F.relu(self.hidden(torch.cat(parts, dim=-1)))))
         return logits
@@ -198,7 +176,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     the knowledge base are loaded when they are first needed, or given (`set_planner`, `knowledge_base`).
 
     Attributes:
-        planner_values: What the planner is made of, as `planner_to_dict` gives it; None for a model without one.
+        planner_values: What the planner is made of, as `Planner.to_dict` gives it; None for a model without one.
         saves_knowledge_base: Whether `save_pretrained` writes the knowledge base, too.
     """
 
@@ -219,34 +197,8 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         widths = {"text": config.text_config.hidden_size, **widths}
         self.register_buffer("text_mean", torch.zeros(widths["text"]))
         self.register_buffer("text_std", torch.ones(widths["text"]))
-        self.executors = nn.ModuleDict(
-            {
-                name: ModalityExecutor(
-                    width,
-                    config.plan_width,
-                    LatentVae(width, config.latent_dim, config.vae_hidden, config.kl_weight),
-                    Denoiser(
-                        config.latent_dim,
-                        config.plan_width,
-                        config.denoiser_dim,
-                        config.denoiser_layers,
-                        config.denoiser_heads,
-                        config.denoiser_feedforward_dim,
-                        config.injection,
-                        config.num_train_timesteps,
-                    ),
-                )
-                for name, width in widths.items()
-            }
-        )
-        self.retriever = EvidenceRetriever(
-            config.plan_width,
-            config.query_dim,
-            config.top_k,
-            config.retrieval_temperature,
-            "content" if config.retrieval_query == "content" else "plan",
-            config.retrieval_aggregation,
-        )
+        self.executors = nn.ModuleDict({name: ModalityExecutor(width, config) for name, width in widths.items()})
+        self.retriever = EvidenceRetriever(config)
         self.fusion = OmgFusion(config)
         self._planner: Planner | None = None
         self.planner_values: dict[str, Any] | None = None
@@ -267,22 +219,6 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         self.text_encoder.eval()
         return self
 
-    def train_only(self, *parts: str) -> None:
-        """Let some parts learn and fix all others.
-
-        Args:
-            *parts: Beginnings of parameters' names, with "*" for any modality, e.g. ``"executors.*.vae"``.
-        """
-        wanted = [part.split(".") for part in parts]
-        for name, parameter in self.named_parameters():
-            names = name.split(".")
-            parameter.requires_grad_(
-                any(
-                    len(part) <= len(names) and all(a in ("*", b) for a, b in zip(part, names, strict=False))
-                    for part in wanted
-                )
-            )
-
     @property
     def executors_by_name(self) -> dict[str, ModalityExecutor]:
         """The executor of each modality."""
@@ -291,17 +227,10 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     @property
     def output_columns(self) -> dict[str, tuple[str, ...]]:
         """The classes of the class logits."""
-        return {"class_logits": tuple(self.config.class_scores)}
+        return {"class_logits": self.config.class_names}
 
     def label_classes(self, labels: Tensor) -> Tensor:
-        """The class of each label, an index into the classes of the label family.
-
-        Args:
-            labels (`torch.FloatTensor` of any shape): In label units.
-
-        Returns:
-            `torch.LongTensor` of the same shape.
-        """
+        """The class of each label, an index into the classes of the label family; both of any shape."""
         return self.config.family.class_index(labels)
 
     # --- What lies beside the weights ---
@@ -316,31 +245,22 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def save_side_files(self, folder: Path) -> None:
         """Write what the planner was fitted to, its adapter, and the knowledge base."""
         super().save_side_files(folder)
-        values = self.planner_values if self._planner is None else planner_to_dict(self._planner)
+        values = self.planner_values if self._planner is None else self._planner.to_dict()
         if values is not None:
             (folder / PLANNER_FILE).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
         if self.saves_knowledge_base and self.knowledge_base is not None:
             self.knowledge_base.save(folder / KNOWLEDGE_BASE_FOLDER)
 
-    def set_planner(self, planner: Planner | None, adapter: str | Path | None = None) -> None:
-        """Plan with this planner.
-
-        Args:
-            planner: Fitted; None goes back to the checkpoint's.
-            adapter: Folder of its language model's adapter, which is copied into the checkpoint when the model is saved.
-        """
+    def set_planner(self, planner: Planner | None) -> None:
+        """Plan with a planner that was fitted elsewhere; None goes back to that of `planner_values`."""
         self._planner = planner
-        if adapter is not None:
-            self.set_adapter_folder(adapter)
 
     def planner(self, processor: Any) -> Planner:
-        """The planner; made when it is first needed.
-
-        Args:
-            processor: The model's processor; its tokenizer goes with the text encoder by which the light planner reads.
+        """The planner; made when it is first needed, with the processor's tokenizer where the text encoder reads for it.
 
         Raises:
-            ValueError: If the checkpoint has none, or its language model is not to be had.
+            ValueError: If the checkpoint has none, or one of another kind than the configuration names, or its language
+                model is not there.
             ImportError: If a package that it needs is not installed.
         """
         if self._planner is None:
@@ -349,59 +269,47 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                     f"This model has no planner: there is no {PLANNER_FILE} beside its weights; train it, or load a "
                     "checkpoint that was trained."
                 )
-            asks = self.config.asks_language_model
-            source = self.load_language_model() if asks else functools.partial(self.embed_texts, processor.tokenizer)
-            store = PlanStore(self.answers_folder)
-            self._planner = planner_from_dict(self.planner_values, source, self.planner_settings(), store)
+            kind = self.planner_values.get("kind")
+            if kind != self.config.planner:
+                raise ValueError(
+                    f"The planner in {PLANNER_FILE} is of the kind {kind!r}, but the configuration says planner="
+                    f"{self.config.planner!r}; load the checkpoint with the planner that it was trained with."
+                )
+            values, store = self.planner_values, PlanStore(self.answers_folder)
+            if kind == "mllm":
+                self._planner = MllmPlanner.from_dict(values, self.load_language_model(), self.config, store)
+            else:
+                encode = functools.partial(self.embed_texts, processor.tokenizer)
+                self._planner = LightPlanner.from_dict(values, encode, self.config, store)
         return self._planner
-
-    def planner_settings(self) -> PlannerSettings:
-        """How plans are drawn and chosen."""
-        config = self.config
-        return PlannerSettings(
-            num_candidates=config.num_candidates,
-            semantic_weight=config.semantic_weight,
-            log_prob=config.log_prob,
-            reranking=config.reranking,
-            temperature=config.plan_temperature,
-            top_p=config.plan_top_p,
-            max_new_tokens=config.plan_max_new_tokens,
-            seed=config.generation_seed,
-        )
 
     @property
     def knowledge_base(self) -> KnowledgeBase | None:
-        """What evidence is retrieved from; loaded when it is first needed, None where the checkpoint has none."""
+        """What evidence is retrieved from; loaded when it is first needed, None where the checkpoint has none.
+
+        Raises:
+            ValueError: If it cannot be read, or its entries are of another model.
+        """
         if self._knowledge_base is None and self.stored_file(DESCRIPTION_FILE, KNOWLEDGE_BASE_FOLDER) is not None:
-            self._knowledge_base = KnowledgeBase.fetch(lambda name: self.stored_file(name, KNOWLEDGE_BASE_FOLDER))
+            self.knowledge_base = KnowledgeBase.fetch(lambda name: self.stored_file(name, KNOWLEDGE_BASE_FOLDER))
         return self._knowledge_base
 
     @knowledge_base.setter
-    def knowledge_base(self, knowledge_base: KnowledgeBase | None) -> None:
-        self._knowledge_base = knowledge_base
-
-    def refresh_keys(self) -> None:
-        """Make the knowledge base's keys anew from its entries by the query projection as it now is."""
-        if self._knowledge_base is None:
-            return
-        device = self.retriever.projection.weight.device
-        observations, plans = (
-            torch.from_numpy(np.array(self._knowledge_base.numbers(name))).to(device) for name in (OBSERVATION, PLAN)
-        )
-        keys = self.retriever.keys(observations, plans)
-        self._knowledge_base = self._knowledge_base.with_keys(keys.cpu().numpy())
+    def knowledge_base(self, base: KnowledgeBase | None) -> None:
+        if base is not None:
+            config = self.config
+            found = {name: tuple(value.shape[1:]) for name, value in base.values.items()}
+            needed = {name: ((config.positions(name) + 1) // 2, config.latent_dim) for name in config.modalities}
+            if found != needed or base.plans.shape[1] != config.plan_width:
+                raise ValueError(
+                    f"The knowledge base has plans of width {base.plans.shape[1]} and latents {found}, but this model needs "
+                    f"width {config.plan_width} and {needed}; build it with this model (hf-msa kb build)."
+                )
+        self._knowledge_base = base
 
     @torch.no_grad()
     def embed_texts(self, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
-        """Mean state of the text encoder for each text, by which the light planner reads.
-
-        Args:
-            tokenizer: That of the text encoder.
-            texts: None of them empty.
-
-        Returns:
-            `(texts, text width)` float32.
-        """
+        """Mean state of the text encoder for each text, `(texts, text width)` float32, by which the light planner reads."""
         found = []
         for begin in range(0, len(texts), _TEXTS_AT_ONCE):
             encoded = tokenizer(
@@ -421,36 +329,27 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     # --- Perceiving ---
 
     def perceive(self, batch: Batch, text_states: Tensor | None = None) -> Perception:
-        """Put what is observed of a batch on the positions that the executor works on.
+        """Put what is observed of a batch on the positions that the executor works on; arguments as of `forward`.
 
         A position that was dropped is not observed; a modality of a sample is missing if none of its positions is left,
         where the special tokens of text do not count.
-
-        Args:
-            batch: Inputs as of `forward`.
-            text_states: States of the complete text `(batch, tokens, text width)` in place of running the text encoder; only
-                where text is dropped whole or not at all.
         """
         inputs = self.read(batch)
-        values: dict[str, Tensor] = {}
-        masks: dict[str, Tensor] = {}
-        wanted: dict[str, Tensor] = {}
-        available: dict[str, Tensor] = {}
-        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        seen = Perception({}, {}, {}, {}, {})
         for name in self.config.modalities:
-            value, real, visible = _positions(name, inputs)
-            available[name], known = visible.any(dim=1), _content(name, real).any(dim=1)
-            seen[name] = (value, visible)
+            value, real, content, visible = _positions(name, inputs)
+            seen.available[name], seen.seen[name] = visible.any(dim=1), (value, visible)
             if name == "text":
-                value = self._text_features(value, real, available[name], text_states)
-            values[name], masks[name] = self._on_grid(name, value, visible)
-            wanted[name] = self._wanted(name, real, known, available[name], masks[name])
-        return Perception(values, masks, wanted, available, seen)
+                value = self._text_features(value, real, seen.available[name], text_states)
+            lengths = torch.where(content.any(dim=1), real.sum(dim=1), -1)
+            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, lengths)
+            seen.wanted[name] = torch.where(seen.available[name].unsqueeze(1), seen.masks[name], missing)
+        return seen
 
     def available(self, batch: Batch) -> dict[str, Tensor]:
-        """Modality -> whether anything of it is observed `(batch,)`; see `perceive`."""
+        """Whether anything of each modality is observed `(batch,)`; see `perceive`."""
         inputs = self.read(batch)
-        return {name: _positions(name, inputs)[2].any(dim=1) for name in self.config.modalities}
+        return {name: _positions(name, inputs)[3].any(dim=1) for name in self.config.modalities}
 
     def _text_features(self, input_ids: Tensor, real: Tensor, available: Tensor, states: Tensor | None) -> Tensor:
         """Standardised states of the text encoder, zeros for rows whose text is missing."""
@@ -463,217 +362,158 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 states = states.index_copy(0, rows, encoded.to(states.dtype))
         return (states - self.text_mean) / self.text_std
 
-    def _on_grid(self, name: str, values: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Pad to the fixed number of positions, or average what is visible to that number."""
-        positions = self.config.positions(name)
+    def _on_grid(self, name: str, values: Tensor, visible: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values and what is visible on the fixed number of positions, padded, or averaged where there may be more.
+
+        Beside them what is generated where the modality is missing: its true length, or the typical one where that is not
+        known, -1.
+        """
+        config, positions = self.config, self.config.positions(name)
         values = values.masked_fill(~visible.unsqueeze(-1), 0.0)
-        if getattr(self.config, f"{name}_max_length") > positions:
-            return average_positions(values, visible, positions)
+        if getattr(config, f"{name}_max_length") > positions:
+            lengths = torch.full_like(lengths, positions)
+            values, visible = average_positions(values, visible, positions)
         short = positions - values.shape[1]
-        return F.pad(values, (0, 0, 0, short)), F.pad(visible, (0, short))
+        typical = min((config.typical_lengths or {}).get(name, positions), positions)
+        missing = torch.arange(positions, device=lengths.device) < torch.where(
+            lengths < 0, typical, lengths
+        ).unsqueeze(1)
+        return F.pad(values, (0, 0, 0, short)), F.pad(visible, (0, short)), missing
 
-    def _wanted(self, name: str, real: Tensor, known: Tensor, available: Tensor, observed: Tensor) -> Tensor:
-        """What is observed where the modality is there; its true length, if that is known, or the typical one elsewhere."""
-        positions = self.config.positions(name)
-        typical = (self.config.typical_lengths or {}).get(name, positions)
-        if getattr(self.config, f"{name}_max_length") > positions:
-            lengths = torch.full_like(available, positions, dtype=torch.long)
-        else:
-            lengths = torch.where(known, real.sum(dim=1), min(typical, positions))
-        missing = torch.arange(positions, device=real.device) < lengths.unsqueeze(1)
-        return torch.where(available.unsqueeze(1), observed, missing)
-
+    @torch.no_grad()
     def encode_observed(self, perception: Perception) -> dict[str, Tensor]:
-        """Scaled latents of what is observed, modality -> `(batch, latents, latent_dim)`; zeros where it is missing."""
-        with torch.no_grad():
-            return {
-                name: self.executors_by_name[name].vae.latents(values, perception.masks[name])
-                for name, values in perception.values.items()
-            }
+        """Scaled latents of what is observed of each modality `(batch, latents, latent_dim)`; zeros where it is missing."""
+        return {
+            name: executor.vae.latents(perception.values[name], perception.masks[name])
+            for name, executor in self.executors_by_name.items()
+        }
 
     # --- Planning and retrieving ---
-
-    def plan_rows(
-        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
-    ) -> list[PlanChoice]:
-        """Plan for each sample of a batch from what is left of it.
-
-        Args:
-            inputs: The forward's own arguments, which say what is dropped.
-            rows: See `MsaPreTrainedModel.predict_rows`; also `waveform` and `frames` where they are at hand.
-            processor: The model's processor.
-
-        Raises:
-            ValueError: If there is no planner, or its language model is not to be had.
-            ImportError: If a package that it needs is not installed.
-        """
-        return self.planner(processor).plan(
-            self.observations(inputs, rows, processor), constraints=self._needs_constraints
-        )
-
-    def told(
-        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
-    ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
-        """Plans of a batch and what forward takes of them; None where noise stands for plans. See `plan_rows`."""
-        return self.told_of(self.observations(inputs, rows, processor), processor)
-
-    def told_of(
-        self, observations: Sequence[Observation], processor: Any, always: bool = False
-    ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
-        """As `told`, for observations; `always` also where noise stands for plans, as knowledge bases are made of plans."""
-        if always or self.config.plan_source == "planner":
-            plans = self.planner(processor).plan(observations, constraints=self._needs_constraints)
-            return plans, self.plan_tensors(plans)
-        observed = self.planner(processor).embed_observations(observations)
-        return None, {"observation_vectors": torch.from_numpy(observed).float().to(self.device)}
 
     def observations(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> list[Observation]:
-        """What the planner gets to know of each sample; arguments as for `plan_rows`."""
+        """What the planner is shown of each sample of a batch; see `observe_rows`."""
         if self.media is not None and self.config.asks_language_model:
             rows = [{**row, **self.media(row)} for row in rows]
         return observe_rows(rows, inputs, processor, self.config.modalities)
 
-    @property
-    def _needs_constraints(self) -> bool:
-        return self.config.plan_tokens == "per_constraint"
+    def plan_inputs(
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
+    ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
+        """Plan for a batch: `plan_observations` of its `observations`."""
+        return self.plan_observations(self.observations(inputs, rows, processor), processor)
 
-    def plan_tensors(self, plans: Sequence[PlanChoice]) -> dict[str, Tensor]:
-        """What forward takes of plans: `plan_vectors`, `observation_vectors` and, if configured, `constraint_vectors`."""
-        found = {
-            "plan_vectors": np.stack([plan.plan_vector for plan in plans]),
-            "observation_vectors": np.stack([plan.observation_vector for plan in plans]),
-        }
-        if self._needs_constraints:
-            found["constraint_vectors"] = np.stack([cast(np.ndarray, plan.constraint_vectors) for plan in plans])
-        return {name: torch.from_numpy(vectors).float().to(self.device) for name, vectors in found.items()}
-
-    def own_entries(self, rows: Sequence[Mapping[str, Any]]) -> Tensor | None:
-        """Where the knowledge base holds the samples themselves, which are not retrieved for themselves.
-
-        Where something was dropped of a training sample, its own entry would give it back.
+    def plan_observations(
+        self, observations: Sequence[Observation], processor: Any, always: bool = False
+    ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
+        """The plans, None where noise stands for them; and what `forward` takes of them, the arguments `..._vectors`.
 
         Args:
-            rows: With `id`, where a sample has one.
+            observations: What is observed of each sample.
+            processor: See `planner`, also for errors.
+            always: Also where noise stands for plans, as knowledge bases are made of plans.
+        """
+        planner, plans = self.planner(processor), None
+        if not always and self.config.plan_source == "noise":
+            vectors = {"observation_vectors": planner.embed_observations(observations)}
+        else:
+            plans = planner.plan(observations)
+            vectors = {
+                "plan_vectors": np.stack([choice.plan_vector for choice in plans]),
+                "observation_vectors": np.stack([choice.observation_vector for choice in plans]),
+            }
+            if self.config.plan_tokens == "per_constraint":
+                three = [choice.constraint_vectors for choice in plans if choice.constraint_vectors is not None]
+                vectors["constraint_vectors"] = np.stack(three)
+        return plans, {name: torch.from_numpy(one).float().to(self.device) for name, one in vectors.items()}
 
-        Returns:
-            `torch.LongTensor` of shape `(batch,)`, `NO_ENTRY` for samples that are not in it; None without a knowledge base.
+    def own_entries(self, rows: Sequence[Mapping[str, Any]]) -> Tensor | None:
+        """Rows of the samples' own entries, by `id`, `(batch,)`; `NO_ENTRY` for others, None without a knowledge base.
+
+        They are not retrieved: where something was dropped of a training sample, its own entry would give it back.
         """
         base = self.knowledge_base
-        if base is None:
-            return None
-        return torch.from_numpy(base.rows_of([str(row.get("id", "")) for row in rows])).to(self.device)
+        return None if base is None else base.rows_of([str(row.get("id", "")) for row in rows]).to(self.device)
 
-    def retrieve(
-        self, perception: Perception, plan: Tensor, observation: Tensor, own_entries: Tensor | None = None
-    ) -> Evidence | None:
-        """Retrieve evidence for each sample (section 3.4).
+    def conditions(
+        self, perception: Perception, vectors: Mapping[str, Tensor | None], own_entries: Tensor | None = None
+    ) -> Conditions:
+        """Retrieve evidence (section 3.4), and put together what generation depends on.
 
         Args:
             perception: Of the batch.
-            plan: c_S `(batch, plan_width)`.
-            observation: u_X `(batch, plan_width)`.
-            own_entries: The samples' rows in the knowledge base `(batch,)`, which are left out; None: nothing is.
-
-        Returns:
-            The evidence; None without a knowledge base, or where retrieval is switched off.
+            vectors: The arguments `..._vectors` of `forward`; zeros stand for those that are not there.
+            own_entries: Entries that are left out, see the method of this name; None: nothing is.
         """
-        base = self.knowledge_base
-        if base is None or self.config.retrieval_aggregation == "none":
-            return None
-        asked = plan
-        if self.config.retrieval_query == "random_plan":
-            names = [str(seed) for seed in perception.seeds(self.config.generation_seed, "random_plan")]
-            own = torch.full((len(plan),), NO_ENTRY) if own_entries is None else own_entries.cpu()
-            drawn = random_entries(names, own, len(base), self.config.generation_seed)
-            asked = torch.from_numpy(np.array(base.numbers(PLAN)[drawn.numpy()])).to(plan)
-        queries = self.retriever.project(observation, asked)
-        _, rows = base.search(queries.detach().float().cpu().numpy(), self.config.top_k + (own_entries is not None))
-        evidence: Evidence = self.retriever(queries, plan, base.candidates(rows).to(plan.device), own_entries)
-        return evidence
-
-    def conditions(
-        self,
-        perception: Perception,
-        plan_vectors: Tensor | None,
-        constraint_vectors: Tensor | None,
-        observation_vectors: Tensor | None,
-        own_entries: Tensor | None = None,
-    ) -> Conditions:
-        """Put together what the executor is told; zeros stand for vectors that were not given."""
-        nothing = self.text_mean.new_zeros(len(perception), self.config.plan_width)
-        observation = nothing if observation_vectors is None else observation_vectors
-        plan = nothing if plan_vectors is None else plan_vectors
+        config, base = self.config, self.knowledge_base
+        plan, observation = (
+            self.text_mean.new_zeros(len(perception), config.plan_width) if given is None else given
+            for given in (vectors.get("plan_vectors"), vectors.get("observation_vectors"))
+        )
         tokens = plan.unsqueeze(1)
-        if self._needs_constraints:
-            tokens = tokens.expand(-1, 3, -1) if constraint_vectors is None else constraint_vectors
-        if self.config.plan_source == "noise":
-            tokens = self._noise_like(tokens, perception)
+        if config.plan_tokens == "per_constraint":
+            constraints = vectors.get("constraint_vectors")
+            tokens = tokens.expand(-1, 3, -1) if constraints is None else constraints
+        if config.plan_source == "noise":
+            # Random directions: new ones in training, those of each sample's own seed otherwise.
+            if self.training:
+                noise = torch.randn_like(tokens)
+            else:
+                noise = draw_noise(perception.seeds(config.generation_seed, "plan"), tokens.shape[1:])[0].to(tokens)
+            tokens = F.normalize(noise, dim=-1)
             plan = tokens[:, 0]
-        return Conditions(plan, tokens, observation, self.retrieve(perception, plan, observation, own_entries))
-
-    def _noise_like(self, tokens: Tensor, perception: Perception) -> Tensor:
-        """Random directions: new ones in training, those of each sample's own seed otherwise."""
-        if self.training:
-            noise = torch.randn_like(tokens)
-        else:
-            seeds = perception.seeds(self.config.generation_seed, "plan")
-            noise = torch.stack(
-                [torch.randn(tokens.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-            ).to(tokens)
-        return F.normalize(noise, dim=-1)
+        if base is None or config.retrieval_aggregation == "none":
+            return Conditions(plan, tokens, observation, None)
+        if config.index_factory == "Flat":
+            base = self._knowledge_base = base.to(plan.device)
+        asked = None
+        if config.retrieval_query == "random_plan":
+            seeds = perception.seeds(config.generation_seed, "random_plan")
+            own = [NO_ENTRY] * len(plan) if own_entries is None else own_entries.tolist()
+            asked = base.plans[random_entries(seeds, own, len(base), config.generation_seed)].to(plan)
+        return Conditions(plan, tokens, observation, self.retriever(observation, plan, base, own_entries, asked))
 
     # --- Generating and classifying ---
 
     @functools.cached_property
-    def _scheduler(self) -> Any:
-        return build_scheduler(self.config.scheduler, self.config.num_train_timesteps)
+    def _schedule(self) -> Any:
+        """Noise schedule of training."""
+        return build_scheduler("ddpm", self.config.num_train_timesteps, self.config.prediction_type)
 
-    def _evidence_of(self, name: str, conditions: Conditions, latents: Tensor) -> Tensor:
-        """Evidence of one modality, zeros without any, of the shape of its latents."""
-        return (
-            torch.zeros_like(latents) if conditions.evidence is None else conditions.evidence.values[name].to(latents)
-        )
+    def _executor_inputs(self, name: str, conditions: Conditions, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Observation, plan and evidence of a modality, the latter zeros of the shape of its latents where there is none."""
+        found = conditions.evidence
+        evidence = torch.zeros_like(latents) if found is None else found.values[name].to(latents)
+        return conditions.observation, conditions.plan_tokens, evidence
 
     @torch.no_grad()
     def execute(
         self, perception: Perception, conditions: Conditions, latents: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Generate whatever is missing (section 3.5, eq. 11).
-
-        Args:
-            perception: Of the batch.
-            conditions: What is told of each sample.
-            latents: Of what is observed, see `encode_observed`.
+        """Generate whatever is missing (section 3.5, eq. 11), beside the `latents` of what is observed (`encode_observed`).
 
         Returns:
             By modality: latents with the missing ones generated; generated features `(batch, positions, width)`, zeros
             where the modality is there; and step costs `(batch, steps)`, NaN there.
         """
-        complete, values, costs = dict(latents), {}, {}
+        config, complete, values, costs = self.config, dict(latents), {}, {}
+        steps = config.num_inference_steps
+        scheduler = build_scheduler(config.scheduler, config.num_train_timesteps, config.prediction_type)
         for name, executor in self.executors_by_name.items():
             rows = (~perception.available[name]).nonzero().squeeze(1)
             values[name] = torch.zeros_like(perception.values[name])
-            costs[name] = torch.full(
-                (len(latents[name]), self.config.num_inference_steps), math.nan, device=rows.device
-            )
+            costs[name] = torch.full((len(perception), steps), math.nan, device=rows.device)
             if not len(rows):
                 continue
-            seeds = perception.seeds(self.config.generation_seed, name)
-            made = executor.generate(
-                [seeds[row] for row in rows.tolist()],
-                self._scheduler,
-                conditions.observation[rows],
-                conditions.plan_tokens[rows],
-                self._evidence_of(name, conditions, latents[name])[rows],
-                perception.wanted[name][rows],
-                self.config.num_inference_steps,
+            seeds = perception.seeds(config.generation_seed, name)
+            given = (*self._executor_inputs(name, conditions, latents[name]), perception.wanted[name])
+            features, made, cost = executor.generate(
+                [seeds[row] for row in rows.tolist()], scheduler, steps, *(part[rows] for part in given)
             )
-            complete[name] = latents[name].index_copy(0, rows, made.latents.to(latents[name]))
-            values[name] = values[name].index_copy(0, rows, made.values.to(values[name]))
-            steps = made.step_costs.shape[1]
-            costs[name] = costs[name][:, :steps].index_copy(0, rows, made.step_costs.to(costs[name]))
+            complete[name] = latents[name].index_copy(0, rows, made.to(latents[name]))
+            values[name] = values[name].index_copy(0, rows, features.to(values[name]))
+            costs[name] = costs[name].index_copy(0, rows, cost.to(costs[name]))
         return complete, values, costs
 
     def classify(self, perception: Perception, observation: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
@@ -684,60 +524,48 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
 
     def score(self, class_logits: Tensor) -> Tensor:
         """Mean score of the classes, weighted by their probabilities; `(batch, 1)` in label units."""
-        scores = torch.tensor(list(self.config.class_scores.values()), device=class_logits.device)
+        scores = torch.tensor(list(self.config.family.classes.values()), device=class_logits.device)
         return (class_logits.float().softmax(dim=-1) * scores).sum(dim=-1, keepdim=True)
 
-    @torch.no_grad()
-    def generate_missing(
-        self,
-        inputs: Mapping[str, Tensor],
-        rows: Sequence[Mapping[str, Any]] | None = None,
-        processor: Any = None,
-    ) -> GeneratedBatch:
-        """Generate what is missing of each sample, with the plan and the evidence behind it.
-
-        Args:
-            inputs: The forward's own arguments. What is missing: modalities that are dropped whole, or absent.
-            rows: The raw rows, which plans are made from; see `MsaPreTrainedModel.predict_rows`. Without them the
-                `plan_vectors` and `observation_vectors` in `inputs` are used, or zeros.
-            processor: The model's processor, where rows are given.
-
-        Raises:
-            ValueError: If there is no planner, or its language model is not to be had.
-            ImportError: If a package is not installed.
-        """
-        own = None if rows is None else self.own_entries(rows)
-        plans, vectors = (None, {}) if rows is None else self.told(inputs, rows, processor)
-        told = {**inputs, **vectors}
-        perception = self.perceive(inputs)
-        plan, constraint, observation = (told.get(f"{name}_vectors") for name in ("plan", "constraint", "observation"))
-        conditions = self.conditions(perception, plan, constraint, observation, own)
+    def _generate(self, perception: Perception, conditions: Conditions) -> GeneratedBatch:
+        """Generate what is missing, and classify."""
         latents, values, costs = self.execute(perception, conditions, self.encode_observed(perception))
-        if "text" in values:
-            values["text"] = values["text"] * self.text_std + self.text_mean
-        masks = {
-            name: perception.wanted[name] & ~perception.available[name].unsqueeze(1) for name in self.config.modalities
-        }
+        class_logits = self.classify(perception, conditions.observation, latents)
+        values["text"] = values["text"] * self.text_std + self.text_mean
+        missing = {name: ~available for name, available in perception.available.items()}
+        masks = {name: wanted & missing[name].unsqueeze(1) for name, wanted in perception.wanted.items()}
+        evidence, base = conditions.evidence, self._knowledge_base
+        ids: list[list[str]] = [[] for _ in range(len(perception))]
+        if evidence is not None and base is not None:
+            ids = [[base.ids[row] for row in rows if row != NO_ENTRY] for rows in evidence.entries.tolist()]
         return GeneratedBatch(
             values={name: value.masked_fill(~masks[name].unsqueeze(-1), 0.0) for name, value in values.items()},
             masks=masks,
-            latents={
-                name: value.masked_fill(perception.available[name].view(-1, 1, 1), 0.0)
-                for name, value in latents.items()
-            },
+            latents={name: value * missing[name].view(-1, 1, 1) for name, value in latents.items()},
             step_costs=costs,
-            plans=plans,
-            evidence=conditions.evidence,
-            evidence_ids=self.evidence_ids(conditions.evidence, len(perception)),
-            class_logits=self.classify(perception, conditions.observation, latents),
+            evidence=evidence,
+            evidence_ids=ids,
+            class_logits=class_logits,
         )
 
-    def evidence_ids(self, evidence: Evidence | None, samples: int) -> list[list[str]]:
-        """Ids of the retrieved entries of each sample, best first."""
-        base = self.knowledge_base
-        if evidence is None or base is None:
-            return [[] for _ in range(samples)]
-        return [[base.ids[row] for row in rows if row != NO_ENTRY] for rows in evidence.entries.tolist()]
+    @torch.no_grad()
+    def generate_missing(
+        self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]] | None = None, processor: Any = None
+    ) -> GeneratedBatch:
+        """Generate what is missing of each sample: modalities that are dropped whole, or absent.
+
+        Args:
+            inputs: The forward's own arguments.
+            rows: The raw rows, which plans are made from; see `MsaPreTrainedModel.predict_rows`. Without them the
+                `..._vectors` in `inputs` are used, or zeros.
+            processor: The model's processor, where rows are given; see `planner`, also for errors.
+        """
+        plans, vectors = (None, {}) if rows is None else self.plan_inputs(inputs, rows, processor)
+        perception = self.perceive(inputs)
+        own_entries = None if rows is None else self.own_entries(rows)
+        made = self._generate(perception, self.conditions(perception, {**inputs, **vectors}, own_entries))
+        made.plans = plans
+        return made
 
     def compute(
         self,
@@ -759,17 +587,16 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         Args:
             inputs: The batch; with complete inputs for the objective `"generate"`.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): Scores in label units; give the loss.
-            plan_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): c_S; zeros if not given.
+            plan_vectors, observation_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): c_S and u_X.
             constraint_vectors (`torch.FloatTensor` of shape `(batch, 3, plan_width)`): One for each constraint of the plan.
-            observation_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): u_X; zeros if not given.
             text_states (`torch.FloatTensor` of shape `(batch, tokens, text width)`): States of the complete text, in place
                 of running the text encoder; for training, where text is dropped whole or not at all.
             own_entries (`torch.LongTensor` of shape `(batch,)`): The samples' own rows in the knowledge base, left out.
-            objective: `"autoencode"` gives the autoencoders' loss, `"semantics"` that of the feature side of g, both on what
-                is observed; `"generate"` that of eqs. 15 and 18. None predicts.
+            objective: `"pretrain"` gives the losses of the autoencoders and of the feature side of g, on what is observed;
+                `"generate"` that of eqs. 15 and 18. None predicts.
 
         Raises:
-            ValueError: If `"generate"` is asked for without labels or complete inputs.
+            ValueError: If plans are needed and not given, or labels or complete inputs.
         """
         if observation_vectors is None and labels is None and not self.training:
             warnings.warn(
@@ -778,11 +605,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 stacklevel=2,
             )
         perception = self.perceive(inputs, text_states)
-        if objective == "autoencode":
-            return self._autoencode(perception)
-        if objective == "semantics":
-            return self._learn_semantics(perception, plan_vectors)
-        conditions = self.conditions(perception, plan_vectors, constraint_vectors, observation_vectors, own_entries)
+        if objective == "pretrain":
+            return self._pretrain(perception, plan_vectors)
+        vectors = {
+            "plan_vectors": plan_vectors,
+            "constraint_vectors": constraint_vectors,
+            "observation_vectors": observation_vectors,
+        }
+        conditions = self.conditions(perception, vectors, own_entries)
         if objective == "generate":
             if labels is None or any(inputs.complete(name) is None for name in self.modalities):
                 raise ValueError(
@@ -791,73 +621,55 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 )
             whole = self.perceive(inputs.completed(), text_states)
             return self._learn_to_generate(perception, conditions, whole, labels)
-        latents, _, costs = self.execute(perception, conditions, self.encode_observed(perception))
-        class_logits = self.classify(perception, conditions.observation, latents)
-        loss = None if labels is None else F.cross_entropy(class_logits, self.label_classes(labels))
-        nothing = torch.full_like(class_logits[:, :1], math.nan)
-        alignment = nothing
-        if conditions.evidence is not None:
-            alignment = conditions.evidence.alignment_cost.to(nothing).unsqueeze(1).detach()
-            alignment = torch.where(perception.lacking.unsqueeze(1), alignment, nothing)
-        path = torch.stack([cost.mean(dim=1) for cost in costs.values()]).nanmean(dim=0).unsqueeze(1)
+        made = self._generate(perception, conditions)
+        loss = None if labels is None else F.cross_entropy(made.class_logits, self.label_classes(labels))
+        alignment = torch.full_like(made.class_logits[:, :1], math.nan)
+        if made.evidence is not None:
+            cost = made.evidence.alignment_cost.detach().to(alignment).unsqueeze(1)
+            alignment = torch.where(perception.lacking.unsqueeze(1), cost, alignment)
+        path = torch.stack([cost.mean(dim=1) for cost in made.step_costs.values()]).nanmean(dim=0).unsqueeze(1)
         return OmgOutput(
             loss=loss,
-            logits=self.score(class_logits),
+            logits=self.score(made.class_logits),
             losses=None if loss is None else {"task": loss.detach()},
-            class_logits=class_logits,
+            class_logits=made.class_logits,
             alignment_cost=alignment,
-            path_cost=path.to(nothing),
+            path_cost=path.to(alignment),
         )
 
     @torch.no_grad()
     def predict_rows(
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> OmgOutput:
-        """Plan from the rows, then predict.
-
-        Args:
-            inputs: The forward's own arguments.
-            rows: See `plan_rows`.
-            processor: The model's processor.
-
-        Raises:
-            ValueError: If there is no planner, or its language model is not to be had.
-            ImportError: If a package that it needs is not installed.
-        """
-        plans, vectors = self.told(inputs, rows, processor)
+        """Plan from the rows, then predict; see `MsaPreTrainedModel.predict_rows`, and `planner` for errors."""
+        plans, vectors = self.plan_inputs(inputs, rows, processor)
         outputs: OmgOutput = self(**{**inputs, **vectors, "own_entries": self.own_entries(rows)})
-        assert outputs.logits is not None
-        if plans is not None:
+        if plans is not None and outputs.logits is not None:
             outputs.planned_score = outputs.logits.new_tensor([[float(plan.plan.score)] for plan in plans])
             outputs.fallback_plan = outputs.logits.new_tensor([[float(plan.is_fallback)] for plan in plans])
         return outputs
 
     # --- Training losses ---
 
-    def _autoencode(self, perception: Perception) -> OmgOutput:
-        """Losses of the autoencoders on what is observed, summed over modalities."""
-        losses: dict[str, Tensor] = {}
-        total = self.text_mean.new_zeros(())
-        for name, executor in self.executors_by_name.items():
-            found = executor.vae(perception.values[name], perception.masks[name])
-            total = total + found.loss
-            losses |= {f"reconstruction_{name}": found.reconstruction.detach(), f"kl_{name}": found.kl.detach()}
-        return OmgOutput(loss=total, losses=losses)
+    def _pretrain(self, perception: Perception, plan_vectors: Tensor | None) -> OmgOutput:
+        """Losses of the parts that are frozen later, on what is observed, summed over modalities.
 
-    def _learn_semantics(self, perception: Perception, plan_vectors: Tensor | None) -> OmgOutput:
-        """1 - cosine of G(features) and the plan of the complete sample, mean over samples, summed over modalities."""
+        For each modality the reconstruction and divergence of its autoencoder; and 1 - cosine of G(features) and the plan,
+        mean over the samples that have the modality.
+        """
         if plan_vectors is None:
             raise ValueError("The feature side of g learns from the plans of complete samples; give plan_vectors.")
         losses: dict[str, Tensor] = {}
+        total = self.text_mean.new_zeros(())
         for name, executor in self.executors_by_name.items():
-            read = executor.semantics(perception.values[name], perception.masks[name])
-            there = perception.available[name].to(read.dtype)
-            distance = 1.0 - F.cosine_similarity(read, plan_vectors, dim=-1)
-            losses[f"semantics_{name}"] = (distance * there).sum() / there.sum().clamp(min=1.0)
-        return OmgOutput(
-            loss=torch.stack(list(losses.values())).sum(),
-            losses={name: value.detach() for name, value in losses.items()},
-        )
+            values, mask = perception.values[name], perception.masks[name]
+            reconstruction, kl = executor.vae(values, mask)
+            there = perception.available[name].to(values.dtype)
+            distance = 1.0 - F.cosine_similarity(executor.semantics(values, mask), plan_vectors, dim=-1)
+            semantics = (distance * there).sum() / there.sum().clamp(min=1.0)
+            total = total + reconstruction + self.config.kl_weight * kl + semantics
+            losses |= {f"reconstruction_{name}": reconstruction, f"kl_{name}": kl, f"semantics_{name}": semantics}
+        return OmgOutput(loss=total, losses={name: loss.detach() for name, loss in losses.items()})
 
     def _draws(self, perception: Perception, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Time steps `(batch,)` and noises of the targets' shapes: new ones in training, each sample's own otherwise."""
@@ -872,12 +684,6 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         }
         return torch.tensor([seed % steps for seed in seeds], device=device), noises
 
-    def _noise_loss(self, found: ExecutorOutput) -> Tensor:
-        """First term of eq. 15 per sample, with the weight that the configuration gives it."""
-        if self.config.noise_weight == "none":
-            return found.noise_loss
-        return found.noise_loss / found.alpha_bar
-
     def _learn_to_generate(
         self, perception: Perception, conditions: Conditions, whole: Perception, labels: Tensor
     ) -> OmgOutput:
@@ -888,65 +694,39 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         config = self.config
         latents, targets = self.encode_observed(perception), self.encode_observed(whole)
         timesteps, noises = self._draws(perception, targets)
-        outputs: list[tuple[ExecutorOutput, Tensor]] = []
-        is_estimated = torch.zeros_like(perception.lacking)
+        alpha_bar = self._schedule.alphas_cumprod.to(self.text_mean)[timesteps]
+        # How far a one-step estimate can be trusted.
+        trust = alpha_bar if config.aux_weight == "alpha_bar" else torch.ones_like(alpha_bar)
+        sums = dict.fromkeys(("noise", "plan", "evidence"), self.text_mean.new_zeros(()))
+        count, is_estimated = self.text_mean.new_zeros(()), torch.zeros_like(perception.lacking)
         for name, executor in self.executors_by_name.items():
             missing = ~perception.available[name]
             known = missing & whole.available[name]
             is_estimated = is_estimated | known
-            evidence = self._evidence_of(name, conditions, latents[name])
-            latents[name] = torch.where((missing & ~known).view(-1, 1, 1), evidence, latents[name])
+            given = self._executor_inputs(name, conditions, latents[name])
+            latents[name] = torch.where((missing & ~known).view(-1, 1, 1), given[2], latents[name])
             # Without anything to learn from, one row of weight 0 keeps the parameters in the graph: distributed training
             # waits for the gradients of all.
             rows = known.nonzero().squeeze(1) if known.any() else torch.zeros(1, dtype=torch.long, device=known.device)
             weights = known[rows].to(targets[name].dtype)
-            found: ExecutorOutput = executor(
-                targets[name][rows],
-                timesteps[rows],
-                noises[name][rows],
-                self._scheduler,
-                conditions.observation[rows],
-                conditions.plan_tokens[rows],
-                evidence[rows],
-                whole.masks[name][rows],
-            )
-            outputs.append((found, weights))
-            read = found.estimate if config.classifier_input == "estimate" else found.noisy
+            target, mask, drawn = targets[name][rows], whole.masks[name][rows], (timesteps[rows], noises[name][rows])
+            losses, noisy, estimate = executor(target, *drawn, self._schedule, *(part[rows] for part in given), mask)
+            factors = {"noise": weights, "plan": weights * trust[rows], "evidence": weights * trust[rows]}
+            sums = {term: total + (losses[term] * factors[term]).sum() for term, total in sums.items()}
+            count = count + weights.sum()
+            read = estimate if config.classifier_input == "estimate" else noisy
             chosen = torch.where(weights.view(-1, 1, 1) > 0, read, latents[name][rows])
             latents[name] = latents[name].index_copy(0, rows, chosen)
-        generated = torch.cat([weights for _, weights in outputs])
-        count = generated.sum().clamp(min=1.0)
-
-        def mean(values: Sequence[Tensor]) -> Tensor:
-            return (torch.cat(list(values)) * generated).sum() / count
-
-        def estimated(values: Sequence[Tensor]) -> Tensor:
-            """As `mean`, each sample weighted by how far its estimate can be trusted."""
-            bars = [auxiliary_weights(found.alpha_bar, config.aux_weight) for found, _ in outputs]
-            return mean([value * bar for value, bar in zip(values, bars, strict=True)])
-
         class_logits = self.classify(perception, conditions.observation, latents)
         task = F.cross_entropy(class_logits, self.label_classes(labels), reduction="none")
-        lacking = perception.lacking
-        alpha_bar = self._scheduler.alphas_cumprod.to(task)[timesteps]
-        trust = torch.where(is_estimated, auxiliary_weights(alpha_bar, config.aux_weight), torch.ones_like(task))
-        terms = {
-            "noise": mean([self._noise_loss(found) for found, _ in outputs]),
-            "plan": estimated([found.plan_loss for found, _ in outputs]),
-            "evidence": estimated([found.evidence_loss for found, _ in outputs]),
-            "task": (task * trust).mean(),
-        }
-        weights_of = {
-            "noise": 1.0,
-            "plan": config.plan_loss_weight,
-            "evidence": config.evidence_loss_weight,
-            "task": config.task_loss_weight,
-        }
+        terms = {term: total / count.clamp(min=1.0) for term, total in sums.items()}
+        terms["task"] = (task * torch.where(is_estimated, trust, torch.ones_like(trust))).mean()
         if conditions.evidence is not None:
-            cost = conditions.evidence.alignment_cost * lacking
-            terms["alignment"] = cost.sum() / lacking.sum().clamp(min=1)
-            weights_of["alignment"] = config.alignment_loss_weight
-        loss = torch.stack([weights_of[name] * term for name, term in terms.items()]).sum()
+            cost = conditions.evidence.alignment_cost * perception.lacking
+            terms["alignment"] = cost.sum() / perception.lacking.sum().clamp(min=1)
+        loss = terms["noise"]
+        for term in list(terms)[1:]:
+            loss = loss + getattr(config, f"{term}_loss_weight") * terms[term]
         return OmgOutput(
             loss=loss,
             logits=self.score(class_logits.detach()),
@@ -955,20 +735,19 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         )
 
 
-def _positions(name: str, inputs: MsaInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Values of a modality, its real positions, and those of them that are observed, none where no content is left."""
+def _positions(name: str, inputs: MsaInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Values of a modality, its real positions, those that say something, and those that are observed.
+
+    Special tokens of text say nothing; where nothing is observed that does, nothing is.
+    """
     real, dropped = inputs.attention(name).bool(), inputs.missing(name)
+    content = inner_tokens(real) if name == "text" else real
     visible = real if dropped is None else real & ~dropped.bool()
-    return inputs.values(name), real, visible & (_content(name, real) & visible).any(dim=1, keepdim=True)
-
-
-def _content(name: str, real: Tensor) -> Tensor:
-    """Positions that say something: all real ones, but for the special tokens of text."""
-    return inner_tokens(real) if name == "text" else real
+    return inputs.values(name), real, content, visible & (content & visible).any(dim=1, keepdim=True)
 
 
 def inner_tokens(real: Tensor) -> Tensor:
-    """Real tokens but the first and the last one, which are special `(batch, tokens)`."""
+    """Real tokens without the first and the last one, which are special `(batch, tokens)`."""
     places = torch.arange(real.shape[1], device=real.device)
     last = torch.where(real, places, -1).amax(dim=1, keepdim=True)
     first = torch.where(real, places, real.shape[1]).amin(dim=1, keepdim=True)
@@ -976,13 +755,15 @@ def inner_tokens(real: Tensor) -> Tensor:
 
 
 def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """Average the visible positions of each sequence into a fixed number of bins of equal length.
+    """Average what is visible of each sequence into a fixed number of bins of equal length.
+
+    Neighbouring bins share a position where the length is no multiple of their number, and repeat positions where the
+    sequence is shorter.
 
     Args:
         values (`torch.FloatTensor` of shape `(batch, length, width)`): Zeros where nothing is visible.
         visible (`torch.BoolTensor` of shape `(batch, length)`): True = counts.
-        positions: Number of bins. Neighbouring bins share a position where the length is no multiple of it, and repeat
-            positions where the sequence is shorter.
+        positions: Number of bins.
 
     Returns:
         Averages `(batch, positions, width)`, and True in all bins of rows that have anything visible `(batch, positions)`.
@@ -994,11 +775,26 @@ def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[
     begins = bins * counts // positions
     ends = torch.maximum(((bins + 1) * counts + positions - 1) // positions, begins + 1).clamp(max=values.shape[1])
     sums = F.pad(packed.double().cumsum(dim=1), (0, 0, 1, 0))
-
-    def until(ends: Tensor) -> Tensor:
-        return sums.gather(1, ends.unsqueeze(-1).expand(-1, -1, values.shape[2]))
-
-    lengths = (ends - begins).clamp(min=1).unsqueeze(-1)
+    until = [sums.gather(1, places.unsqueeze(-1).expand(-1, -1, values.shape[2])) for places in (begins, ends)]
+    averages = ((until[1] - until[0]) / (ends - begins).clamp(min=1).unsqueeze(-1)).to(values.dtype)
     there = (counts > 0).expand(-1, positions)
-    averages = ((until(ends) - until(begins)) / lengths).to(values.dtype)
     return averages.masked_fill(~there.unsqueeze(-1), 0.0), there
+
+
+def random_entries(numbers: Sequence[int], own_entries: Sequence[int], entries: int, seed: int) -> list[int]:
+    """Draw for each sample an entry other than its own, whose plan stands in for the sample's (Random-Plan retrieval).
+
+    A draw depends on the sample's number, the seed, and how many `entries` there are; own entries may be `NO_ENTRY`.
+
+    Raises:
+        ValueError: If there is no entry to draw.
+    """
+    drawn = []
+    for number, own in zip(numbers, own_entries, strict=True):
+        others = entries - (own != NO_ENTRY)
+        if others < 1:
+            raise ValueError("The knowledge base has no entry other than the sample's own to draw; add one.")
+        digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
+        row = int.from_bytes(digest, "big") % others
+        drawn.append(row + (own != NO_ENTRY and row >= own))
+    return drawn

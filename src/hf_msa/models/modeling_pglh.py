@@ -6,7 +6,6 @@ unimodal-to-bimodal prompt fusion (UBPF, section 3.1.2). UBPF reads the encoders
 alike; that text guides them shows only in what the reconstruction taught the encoders.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 from .configuration_pglh import PglhConfig
 from .modeling_msa import Batch, MsaPreTrainedModel, build_text_encoder, masked_mean
 from .msa_attention import multi_head_attention
-from .msa_encoders import encode_by_length, padding_mask
+from .msa_encoders import encode_by_length, padding_mask, sinusoidal_positions
 from .msa_inputs import MsaInputs
 from .msa_outputs import MsaOutput
 from .msa_schema import FEATURE_MODALITIES
@@ -49,22 +48,6 @@ class VisibleTokens:
     hidden: Tensor
     mask: Tensor
     index: Tensor
-
-
-def sinusoidal_positions(length: int, like: Tensor) -> Tensor:
-    """Fixed positions: sines and cosines in turn, of wavelengths from 2 pi to 20000 pi.
-
-    Args:
-        length: Number of positions.
-        like (`torch.FloatTensor` of shape `(width,)`): Gives the width of a position, which is even, device and dtype.
-
-    Returns:
-        `torch.FloatTensor` of shape `(length, width)`.
-    """
-    (width,) = like.shape
-    steps = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
-    angles = torch.arange(length, device=like.device).unsqueeze(1) * torch.exp(steps * (-math.log(10000.0) / width))
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like.dtype)
 
 
 def build_layer(config: PglhConfig, feedforward_dim: int) -> nn.TransformerEncoderLayer:
@@ -201,7 +184,8 @@ class VisibleEncoder(nn.Module):
         place = torch.arange(kept, device=values.device)
         packed = values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
         packed = packed.masked_fill((place >= counts).unsqueeze(-1), 0.0)
-        positions = sinusoidal_positions(values.shape[1], self.null_token)
+        places = torch.arange(values.shape[1], device=values.device)
+        positions = sinusoidal_positions(places, len(self.null_token)).to(self.null_token.dtype)
         # A row without any token encodes one of zeros, which the null token then replaces.
         mask = place < counts.clamp(min=1)
         hidden = transform(self.transformer, self.projection(packed) + positions[index], mask)
@@ -265,7 +249,8 @@ class Reconstructor(nn.Module):
         batch, length, width = *visible.shape, hidden.shape[-1]
         placed = hidden.new_zeros(batch, length, width).scatter(1, index.unsqueeze(-1).expand(-1, -1, width), hidden)
         restored = torch.where(visible.unsqueeze(-1), placed, self.mask_token)
-        return restored + sinusoidal_positions(length, self.mask_token)
+        positions = sinusoidal_positions(torch.arange(length, device=hidden.device), width)
+        return restored + positions.to(self.mask_token.dtype)
 
     def forward(self, tokens: VisibleTokens, text: VisibleTokens, visible: Tensor, valid: Tensor) -> Tensor:
         """Reconstruct.

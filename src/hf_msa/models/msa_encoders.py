@@ -4,6 +4,7 @@ Positions are learned tables over the longest sequence; a shorter one takes the 
 attended to: True or 1 = attend.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -49,6 +50,21 @@ def padding_mask(attend: Tensor) -> Tensor | None:
         it of a GPU would mean to wait for it.
     """
     return None if attend.device.type == "cpu" and bool(attend.all()) else ~attend
+
+
+def sinusoidal_positions(places: Tensor, width: int) -> Tensor:
+    """Fixed positions: sines and cosines in turn, of wavelengths from 2 pi to 20000 pi.
+
+    Args:
+        places (`torch.Tensor` of any shape): Places in a sequence, or time steps.
+        width: Width of a position, even.
+
+    Returns:
+        `torch.FloatTensor` of shape `(*places.shape, width)`.
+    """
+    steps = torch.arange(0, width, 2, device=places.device, dtype=torch.float32)
+    angles = places.float().unsqueeze(-1) * torch.exp(steps * (-math.log(10000.0) / width))
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 def perceptron(widths: Sequence[int]) -> nn.Sequential:

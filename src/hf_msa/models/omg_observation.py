@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .msa_observed import missing_positions, visible_media, visible_words
-from .msa_schema import ATTENTION_MASK_KEYS, FEATURE_MODALITIES, MODALITIES
+from .msa_schema import ATTENTION_MASK_KEYS, MODALITIES
 
 _MEDIA_KEYS = {"audio": "waveform", "vision": "frames"}
 
@@ -43,28 +43,17 @@ class Observation:
     @cached_property
     def digest(self) -> str:
         """A hash of all that is observed, for caches: equal observations have equal digests."""
-        parts = hashlib.blake2b(digest_size=16)
-
-        def add(name: str, array: np.ndarray | None) -> None:
+        features = ((f"{name} features", self.features[name]) for name in sorted(self.features))
+        parts = hashlib.blake2b(repr(self.transcript).encode(), digest_size=16)
+        for name, array in (("audio", self.audio), ("frames", self.frames), *features):
             if array is not None:
                 parts.update(f"\0{name}{array.shape}{array.dtype.str}\0".encode())
                 parts.update(np.ascontiguousarray(array).tobytes())
-
-        parts.update(repr(self.transcript).encode())
-        add("audio", self.audio)
-        add("frames", self.frames)
-        if self.frames is not None:
-            parts.update(repr(self.frames_per_second).encode())
-        for name in sorted(self.features):
-            add(f"{name} features", self.features[name])
+                parts.update(repr(self.frames_per_second).encode() if name == "frames" else b"")
         return parts.hexdigest()
 
     def restricted(self, available: Collection[str]) -> "Observation":
-        """The same clip with some modalities missing.
-
-        Args:
-            available: Names of the modalities that stay where they are there.
-        """
+        """The same clip, of which only the `available` modalities stay."""
         return dataclasses.replace(
             self,
             transcript=self.transcript if "text" in available else None,
@@ -72,20 +61,6 @@ class Observation:
             frames=self.frames if "vision" in available else None,
             features={name: values for name, values in self.features.items() if name in available},
         )
-
-    def randomly_restricted(self, seed: int, draw: int = 0) -> "Observation":
-        """The same clip with a random set of its modalities, at least one: each set, the whole one too, is equally likely.
-
-        Args:
-            seed: Of the draw, which depends on it, the number of the draw and what is observed alone.
-            draw: Another number is another set, e.g. in each epoch.
-        """
-        names = self.modalities
-        if len(names) < 2:
-            return self
-        number = int.from_bytes(hashlib.blake2b(f"{seed} {draw} {self.digest}".encode(), digest_size=16).digest())
-        chosen = number % (2 ** len(names) - 1) + 1
-        return self.restricted([name for place, name in enumerate(names) if chosen >> place & 1])
 
 
 def observe_rows(
@@ -117,23 +92,18 @@ def observe_rows(
         for name, key in ATTENTION_MASK_KEYS.items()
         if inputs is not None and key in inputs
     }
-    everywhere = [True] * len(rows)
-    seen = []
+    observations = []
     for index, (row, missing) in enumerate(zip(rows, missing_positions(rows, inputs), strict=True)):
-        there = [name for name in modalities if _is_there(row, name) and attended.get(name, everywhere)[index]]
+        there = [name for name in modalities if has_modality(row, name) and attended.get(name, {index: True})[index]]
         is_partial = any(mask.any() for mask in missing.values())
-        transcript, media, features = None, {}, {}
-        if "text" in there:
-            transcript = str(row["text"])
-            if inputs is not None and "text" in missing and missing["text"].any():
-                if processor is None:
-                    raise ValueError("Words of the samples are dropped; give the processor, which can say which.")
-                transcript = visible_words(inputs["input_ids"][index].tolist(), missing["text"], processor.tokenizer)
-        for name in FEATURE_MODALITIES:
-            if name not in there:
-                continue
-            mask = missing.get(name)
-            raw = row.get(_MEDIA_KEYS[name])
+        transcript = str(row["text"]) if "text" in there else None
+        if transcript is not None and inputs is not None and "text" in missing and missing["text"].any():
+            if processor is None:
+                raise ValueError("Words of the samples are dropped; give the processor, which can say which.")
+            transcript = visible_words(inputs["input_ids"][index].tolist(), missing["text"], processor.tokenizer)
+        media, features = {}, {}
+        for name in (name for name in there if name != "text"):
+            mask, raw = missing.get(name), row.get(_MEDIA_KEYS[name])
             if raw is not None and len(raw) and not (is_partial and mask is None):
                 media[name] = visible_media(np.asarray(raw), mask, cut=name == "vision")
             if row.get(name) is not None:
@@ -142,20 +112,13 @@ def observe_rows(
                 frames = frames if mask is None else frames[: len(mask)][~mask[: len(frames)]]
                 if len(frames):
                     features[name] = frames
-        waveform = media.get("audio")
-        seen.append(
-            Observation(
-                transcript,
-                None if waveform is None else waveform.astype(np.float32, copy=False),
-                media.get("vision"),
-                features,
-                float(row.get("frames_per_second") or 2.0),
-            )
-        )
-    return seen
+        waveform, fps = media.get("audio"), float(row.get("frames_per_second") or 2.0)
+        waveform = None if waveform is None else waveform.astype(np.float32, copy=False)
+        observations.append(Observation(transcript, waveform, media.get("vision"), features, fps))
+    return observations
 
 
-def _is_there(row: Mapping[str, Any], modality: str) -> bool:
+def has_modality(row: Mapping[str, Any], modality: str) -> bool:
     """Whether a complete row has something of a modality."""
     if modality == "text":
         return bool(str(row.get("text") or "").strip())

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .msa_label_families import LabelFamily
 from .msa_schema import SENTIMENT_SCALE
 
 PLAN_FIELDS = ("entity", "action", "sentiment")
@@ -11,14 +12,10 @@ MAX_PHRASE = 60
 """Longest entity or action, in characters."""
 
 
-def sentiment_word(label: float, label_range: tuple[float, float] = (-3.0, 3.0)) -> str:
-    """The word for a score.
-
-    Args:
-        label: In label units; clipped to the range, then rounded to the nearest of seven classes (half to even).
-        label_range: Lowest and highest label, as far from 0 as each other.
-    """
-    return SENTIMENT_SCALE[round(min(max(label / label_range[1] * 3, -3.0), 3.0)) + 3]
+def sentiment_word(label: float, family: LabelFamily) -> str:
+    """The word for a label: clipped to the family's range, then rounded to the nearest of seven classes (half to even)."""
+    position = (label - family.neutral) / (family.high - family.neutral) * 3
+    return SENTIMENT_SCALE[round(min(max(position, -3.0), 3.0)) + 3]
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Plan:
         return SENTIMENT_SCALE.index(self.sentiment) - 3
 
     def to_text(self) -> str:
-        """One line, as models are asked to write it: what g reads, and what `parse_plan` reads back."""
+        """One line, as models are asked to write it: what g reads, and what `read_plan` reads back."""
         return "; ".join(self.constraints)
 
     @property
@@ -61,56 +58,25 @@ class Plan:
         return entity, action, sentiment
 
     def to_dict(self) -> dict[str, str]:
-        """Plain JSON values."""
+        """The fields by name."""
         return {"entity": self.entity, "action": self.action, "sentiment": self.sentiment}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, str]) -> "Plan":
-        """Rebuild a plan from `to_dict`."""
-        return cls(**{name: values[name] for name in PLAN_FIELDS})
 
-
-def parse_plan(text: str) -> Plan:
+def read_plan(text: str) -> tuple[Plan | None, tuple[str, ...]]:
     """Read a plan that a model wrote: three fields in their order, on one line or one on each.
 
     Capitals, spaces around words, quotation marks around a value and a full stop at its end make no difference.
 
-    Args:
-        text: The answer.
-
-    Raises:
-        ValueError: If it breaks the schema; `schema_violations` says how.
+    Returns:
+        The plan, None where it breaks the schema; and the ways in which it does.
     """
-    fields = _read_fields(text)
-    if fields is None:
-        raise ValueError(
-            f"{text!r} is no plan; the three fields {', '.join(PLAN_FIELDS)} are needed, once each, in this order."
-        )
-    return Plan(**fields)
-
-
-def schema_violations(text: str) -> tuple[str, ...]:
-    """In which ways an answer breaks the schema, empty where it is a plan.
-
-    Args:
-        text: The answer.
-    """
-    fields = _read_fields(text)
-    if fields is None:
-        return (f"the fields are not {', '.join(PLAN_FIELDS)}",)
-    return _violations(fields)
-
-
-def _read_fields(text: str) -> dict[str, str] | None:
-    """Values by field name; None unless there are just the three fields in their order."""
     parts = [part.partition(":") for part in re.split(r"[;\n]", text) if part.strip()]
     if tuple(name.strip().lower() for name, _, _ in parts) != PLAN_FIELDS:
-        return None
-    fields = {
-        name: " ".join(value.split()).strip(" \"'.") for name, (_, _, value) in zip(PLAN_FIELDS, parts, strict=True)
-    }
-    fields["sentiment"] = fields["sentiment"].lower()
-    return fields
+        return None, (f"the fields are not {', '.join(PLAN_FIELDS)}",)
+    entity, action, sentiment = (" ".join(value.split()).strip(" \"'.") for _, _, value in parts)
+    fields = {"entity": entity, "action": action, "sentiment": sentiment.lower()}
+    violations = _violations(fields)
+    return None if violations else Plan(**fields), violations
 
 
 def _violations(fields: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What OMG-Agent's planner has found before: a question to a large model is asked once, and every run needs the same ones.
+"""Answers that OMG-Agent's planner was given before: every run needs the same ones, and a large model is asked once.
 
 A SQLite database, in a file that several processes may use at once, or a temporary one of this process. Keys are hashes of
 everything that an answer depends on (see `Planner`), so planners, data sets, seeds and ablations may share a file, and it
@@ -6,40 +6,21 @@ may be deleted at any time: what was in it is asked again.
 """
 
 import hashlib
-import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-Proposals = tuple[tuple[str, float], ...]
-"""What was written, and its log-probability, for each candidate."""
-
 PLANS_FILE = "plans.sqlite3"
-_LARGEST_HALF = float(np.finfo(np.float16).max)
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS plans (key TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
 )
-_SECONDS = 60.0
-_KEYS_AT_ONCE = 500
-
-
-def to_half(vectors: np.ndarray) -> np.ndarray:
-    """Round vectors to the half precision in which they are kept; what is too large becomes the largest half.
-
-    Args:
-        vectors: `(rows, width)`.
-    """
-    half: np.ndarray = np.clip(vectors, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16)
-    return half
 
 
 class PlanStore:
-    """Where a planner looks before it asks its model, and leaves what it was told.
+    """Where a planner looks before it asks its model, and leaves the answers.
 
     What is stored says neither what is chosen nor how vectors are centred: both are worked out anew each time. Of answers
     that two processes write to one key the first stays. A file that is damaged is left alone, with a warning.
@@ -57,45 +38,22 @@ class PlanStore:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._opened: tuple[int, sqlite3.Connection] | None = None
 
-    def proposals(self, keys: Iterable[str]) -> dict[str, Proposals]:
-        """Those of the proposals that are known, by key."""
-        return {
-            key: tuple((text, log_prob) for text, log_prob in json.loads(value)) for key, value in self._read(keys)
-        }
+    def read(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """Those of the answers that are known, by key."""
+        answers, connection = {}, self._connection()
+        for key in dict.fromkeys(keys):
+            found = connection.execute("SELECT value, digest FROM plans WHERE key = ?", (key,)).fetchone()
+            if found is not None and found[1] == _digest(found[0]):
+                answers[key] = found[0]
+            elif found is not None:
+                # Not what was written: it is asked again.
+                with connection:
+                    connection.execute("DELETE FROM plans WHERE key = ?", (key,))
+        return answers
 
-    def vectors(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
-        """Those of the vectors that are known, `(width,)` float16 each, by key."""
-        return {key: np.frombuffer(value, dtype="<f2").astype(np.float16) for key, value in self._read(keys)}
-
-    def add_proposals(self, found: Mapping[str, Proposals]) -> None:
-        """Keep proposals."""
-        self._write({key: json.dumps(value).encode() for key, value in found.items()})
-
-    def add_vectors(self, found: Mapping[str, np.ndarray]) -> None:
-        """Keep vectors, `(width,)` float16 each."""
-        self._write({key: value.astype("<f2").tobytes() for key, value in found.items()})
-
-    def __len__(self) -> int:
-        (count,) = self._connection().execute("SELECT COUNT(*) FROM plans").fetchone()
-        return int(count)
-
-    def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        connection = self._connection()
-        wanted = list(dict.fromkeys(keys))
-        for begin in range(0, len(wanted), _KEYS_AT_ONCE):
-            some = wanted[begin : begin + _KEYS_AT_ONCE]
-            places = ", ".join("?" * len(some))
-            rows = connection.execute(f"SELECT key, value, digest FROM plans WHERE key IN ({places})", some).fetchall()
-            for key, value, digest in rows:
-                if digest == _digest(value):
-                    yield key, value
-                else:
-                    # Not what was written: it is asked again.
-                    with connection:
-                        connection.execute("DELETE FROM plans WHERE key = ?", (key,))
-
-    def _write(self, values: Mapping[str, bytes]) -> None:
-        rows = [(key, value, _digest(value)) for key, value in values.items()]
+    def write(self, answers: Mapping[str, bytes]) -> None:
+        """Keep answers by their keys."""
+        rows = [(key, value, _digest(value)) for key, value in answers.items()]
         with self._connection() as connection:
             connection.executemany("INSERT OR IGNORE INTO plans VALUES (?, ?, ?)", rows)
 
@@ -108,33 +66,27 @@ class PlanStore:
     def _open(self) -> sqlite3.Connection:
         # Without a name SQLite keeps a database in memory, and in a temporary file where it grows large.
         file = "" if self.folder is None else str(self.folder / PLANS_FILE)
+        connection = sqlite3.connect(file, timeout=60.0, check_same_thread=False)
         try:
-            return _opened(file)
+            # Readers and a writer do not wait for each other.
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            with connection:
+                connection.execute(_TABLE)
+                connection.execute("SELECT key, value, digest FROM plans LIMIT 1").fetchone()
         except sqlite3.DatabaseError as error:
+            connection.close()
             logging.getLogger(__name__).warning(
                 "The kept plans in %r cannot be used (%s); what was in them is asked again, and the file may be deleted.",
                 file,
                 error,
             )
-            return _opened("")
+            connection = sqlite3.connect("", check_same_thread=False)
+            connection.execute(_TABLE)
+        return connection
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
-
-
-def _opened(file: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(file, timeout=_SECONDS, check_same_thread=False)
-    try:
-        # Readers and a writer do not wait for each other.
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        with connection:
-            connection.execute(_TABLE)
-            connection.execute("SELECT key, value, digest FROM plans LIMIT 1").fetchone()
-    except sqlite3.DatabaseError:
-        connection.close()
-        raise
-    return connection
 
 
 def _digest(value: bytes) -> bytes:

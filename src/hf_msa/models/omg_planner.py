@@ -1,70 +1,286 @@
 """OMG-Agent's planner: a plan of who does what with which sentiment, from those modalities of a clip that are observed.
 
-`MllmPlanner` asks a multimodal language model; `LightPlanner` needs none, and is ours. Both give plans and vectors in the
-same form. All names that a user of planners needs can be imported from here.
+Candidates are drawn, those that break the schema are dropped, and of the others the one wins that is probable and close in
+meaning to what was observed (paper, eqs. 5 and 6). `MllmPlanner` asks a multimodal language model; `LightPlanner`, in a file
+of its own, needs none. Both give plans and vectors in the same form.
 """
 
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-from transformers.utils import logging
 
+from .configuration_omg import OmgConfig
 from .msa_mllm import Mllm, MllmAnswer, MllmRequest
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer
-from .omg_light_planner import Lexicon, LightPlanner, RidgeProbe, rule_entity_action, tokenize
-from .omg_observation import Observation, observe_rows
-from .omg_plan import FALLBACK_PLAN, MAX_PHRASE, PLAN_FIELDS, Plan, parse_plan, schema_violations, sentiment_word
-from .omg_plan_store import PlanStore, Proposals
-from .omg_planner_base import (
-    NOTHING_OBSERVED,
-    Candidate,
-    Centering,
-    PlanChoice,
-    Planner,
-    PlannerSettings,
-    choose,
-    normalize,
-    semantic_cost,
-)
+from .omg_observation import Observation
+from .omg_plan import FALLBACK_PLAN, Plan, read_plan
+from .omg_plan_store import PlanStore
 
-__all__ = [
-    "FALLBACK_PLAN",
-    "MAX_PHRASE",
-    "PLANNER_KINDS",
-    "PLAN_FIELDS",
-    "SENTIMENT_SCALE",
-    "Candidate",
-    "Centering",
-    "Lexicon",
-    "LightPlanner",
-    "MllmPlanner",
-    "Observation",
-    "Plan",
-    "PlanChoice",
-    "PlanStore",
-    "Planner",
-    "PlannerSettings",
-    "Proposals",
-    "RidgeProbe",
-    "choose",
-    "fit_centering",
-    "normalize",
-    "observe_rows",
-    "parse_plan",
-    "plan_prompt",
-    "planner_from_dict",
-    "planner_to_dict",
-    "rule_entity_action",
-    "schema_violations",
-    "semantic_cost",
-    "sentiment_word",
-    "tokenize",
-]
+Proposals = tuple[tuple[str, float], ...]
+"""What was written, and its log-probability, for each candidate."""
 
-PLANNER_KINDS = ("mllm", "light")
+# Stands for a clip of which nothing was observed: no network has a vector for no words at all.
+NOTHING_OBSERVED = "Nothing of this clip was observed."
 _SOURCES = {"text": "its words", "audio": "its sound", "vision": "its pictures"}
+
+
+class Centering(NamedTuple):
+    """Moves vectors to where cosines tell them apart: mean-pooled vectors of language models are close to parallel.
+
+    Args:
+        plan_mean: `(width,)`, mean of the plans' vectors on the training split.
+        observation_mean: `(width,)`, mean of the observations' vectors there.
+    """
+
+    plan_mean: np.ndarray
+    observation_mean: np.ndarray
+
+
+def to_half(vectors: np.ndarray) -> np.ndarray:
+    """Round vectors to the half precision in which they are kept; what is too large becomes the largest half."""
+    largest = float(np.finfo(np.float16).max)
+    half: np.ndarray = np.clip(vectors, -largest, largest).astype("<f2")
+    return half
+
+
+def normalize(vectors: np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
+    """Subtract a mean `(width,)`, if any, from vectors `(rows, width)` and scale to length 1; zeros stay zeros."""
+    centred = np.asarray(vectors, dtype=np.float64) - (0.0 if mean is None else mean)
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit: np.ndarray = (centred / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+    return unit
+
+
+def semantic_cost(plans: np.ndarray, observations: np.ndarray) -> np.ndarray:
+    """1 - cosine of plans and what was observed (eq. 6).
+
+    Args:
+        plans: Vectors `(rows, width)`.
+        observations: Vectors of the same shape, or one row for all.
+
+    Returns:
+        `(rows,)` from 0, parallel, to 2, opposite; 1 where a vector is zero.
+    """
+    cosines = (normalize(plans) * normalize(observations)).sum(1)
+    cost: np.ndarray = 1.0 - np.clip(cosines, -1.0, 1.0)
+    return cost
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was proposed, and how it was judged.
+
+    Args:
+        text: What was written.
+        log_prob: Sum or mean over its tokens.
+        plan: None where it breaks the schema.
+        violations: How it does; empty where it does not.
+        cost: C_sem, from 0 to 2; nan where it breaks the schema.
+        utility: What eq. 5 maximises; minus infinity where it breaks the schema.
+    """
+
+    text: str
+    log_prob: float
+    plan: Plan | None
+    violations: tuple[str, ...] = ()
+    cost: float = math.nan
+    utility: float = -math.inf
+
+
+@dataclass(eq=False)
+class PlanChoice:
+    """The plan of one observation, and how it came about.
+
+    Args:
+        plan: The winner.
+        candidates: All that were proposed.
+        chosen: Index of the winner; None where every candidate broke the schema, and the plan is `FALLBACK_PLAN`.
+        plan_vector: c_S `(width,)`: g(plan), centred, of length 1.
+        observation_vector: u_X `(width,)`: psi(observation), centred, of length 1.
+        constraint_vectors: `(3, width)`: g of entity, action and sentiment by themselves, each centred, of length 1; None
+            unless the configuration's `plan_tokens` are those.
+    """
+
+    plan: Plan
+    candidates: tuple[Candidate, ...]
+    chosen: int | None
+    plan_vector: np.ndarray
+    observation_vector: np.ndarray
+    constraint_vectors: np.ndarray | None = None
+
+    @property
+    def is_fallback(self) -> bool:
+        """Whether no candidate kept to the schema."""
+        return self.chosen is None
+
+
+class Planner(ABC):
+    """Judging candidates, choosing, and vectors: what all planners share.
+
+    Answers are looked up in `store` before anything is asked. Vectors are rounded to half precision, whether they come from
+    there or not, so that a plan does not depend on it.
+
+    Args:
+        config: How plans are drawn and chosen.
+        verbalizer: Says features in words where raw media are absent; None leaves them unsaid.
+        centering: Means of the training split; None, before they are known, only scales vectors to length 1.
+        store: Earlier answers; by default those of this planner.
+    """
+
+    def __init__(
+        self,
+        config: OmgConfig,
+        verbalizer: MsaVerbalizer | None = None,
+        centering: Centering | None = None,
+        store: PlanStore | None = None,
+    ) -> None:
+        self.config = config
+        self.verbalizer = verbalizer
+        self.centering = centering
+        self.store = PlanStore() if store is None else store
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Which planner this is, for results."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """All that a training split was needed for, as plain JSON values; a class method `from_dict` rebuilds it."""
+        means, said = self.centering, self.verbalizer
+        return {
+            "centering": None if means is None else {name: mean.tolist() for name, mean in means._asdict().items()},
+            "verbalizer": None if said is None else said.to_dict(),
+        }
+
+    @staticmethod
+    def _shared_parts(values: Mapping[str, Any]) -> tuple[MsaVerbalizer | None, Centering | None]:
+        """Verbalizer and centering out of `to_dict`."""
+        said, means = values["verbalizer"], values["centering"]
+        return (
+            None if said is None else MsaVerbalizer.from_dict(said),
+            None if means is None else Centering(**{name: np.array(mean, np.float32) for name, mean in means.items()}),
+        )
+
+    @abstractmethod
+    def content(self, observation: Observation) -> Any:
+        """What is observed, as `vectors` reads it."""
+
+    @abstractmethod
+    def _embed(self, contents: Sequence[Any]) -> np.ndarray:
+        """Vectors of texts or `content`, `(contents, width)`, not centred."""
+
+    @abstractmethod
+    def _propose(self, observations: Sequence[Observation]) -> Sequence[Proposals]:
+        """For each observation the candidates: what was written, and its log-probability."""
+
+    @abstractmethod
+    def _question(self, observation: Observation) -> str:
+        """What candidates are asked for by, or a hash of it."""
+
+    @abstractmethod
+    def _identity(self, proposing: bool) -> Mapping[str, Any]:
+        """What vectors, or candidates, depend on beside the question, as plain JSON values."""
+
+    def propose(self, observations: Sequence[Observation]) -> list[Proposals]:
+        """As `_propose`, but looked up first."""
+        questions = [self._question(seen) for seen in observations]
+        answers = self._answers(
+            True, questions, observations, lambda some: (json.dumps(row).encode() for row in self._propose(some))
+        )
+        return [tuple((text, number) for text, number in json.loads(answer)) for answer in answers]
+
+    def vectors(self, contents: Sequence[Any]) -> np.ndarray:
+        """Vectors of texts (g: plans, their constraints, transcripts) or of `content` (psi), not centred; float32."""
+        questions = [one if isinstance(one, str) else one.digest for one in contents]
+        answers = self._answers(
+            False, questions, contents, lambda some: (row.tobytes() for row in to_half(self._embed(some)))
+        )
+        return np.stack([np.frombuffer(answer, "<f2") for answer in answers]).astype(np.float32)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of texts, centred and of length 1."""
+        return normalize(self.vectors(texts), None if self.centering is None else self.centering.plan_mean)
+
+    def embed_observations(self, observations: Sequence[Observation]) -> np.ndarray:
+        """Vectors of observations, centred and of length 1."""
+        mean = None if self.centering is None else self.centering.observation_mean
+        return normalize(self.vectors([self.content(seen) for seen in observations]), mean)
+
+    def plan(self, observations: Sequence[Observation]) -> list[PlanChoice]:
+        """Plan for each observation; its plan depends on it alone, as far as the model's numbers do."""
+        if not observations:
+            return []
+        proposals = self.propose(observations)
+        read = {text: read_plan(text) for row in proposals for text, _ in row}
+        plans = [FALLBACK_PLAN, *(plan for plan, _ in read.values() if plan is not None)]
+        texts = list(dict.fromkeys(plan.to_text() for plan in plans))
+        vectors = dict(zip(texts, self.embed_texts(texts), strict=True))
+
+        def judge(text: str, log_prob: float, seen: np.ndarray) -> Candidate:
+            plan, violations = read[text]
+            if plan is None:
+                return Candidate(text, log_prob, None, violations)
+            cost = float(semantic_cost(vectors[plan.to_text()][None], seen[None])[0])
+            return Candidate(text, log_prob, plan, (), cost, log_prob - self.config.semantic_weight * cost)
+
+        choices = []
+        for row, seen in zip(proposals, self.embed_observations(observations), strict=True):
+            candidates = tuple(judge(text, log_prob, seen) for text, log_prob in row)
+            valid = [index for index, candidate in enumerate(candidates) if candidate.plan is not None]
+            if self.config.reranking:
+                # A stable order: the first of equals wins.
+                valid.sort(key=lambda index: -candidates[index].utility)
+            chosen = next(iter(valid), None)
+            best = FALLBACK_PLAN if chosen is None else candidates[chosen].plan or FALLBACK_PLAN
+            choices.append(PlanChoice(best, candidates, chosen, vectors[best.to_text()], seen))
+        if self.config.plan_tokens == "per_constraint":
+            parts = self.embed_texts([text for choice in choices for text in choice.plan.constraints])
+            for choice, three in zip(choices, parts.reshape(len(choices), 3, -1), strict=True):
+                choice.constraint_vectors = three
+        return choices
+
+    def _answers(
+        self, proposing: bool, questions: Sequence[str], asked: Sequence[Any], find: Callable[[Any], Iterable[bytes]]
+    ) -> list[bytes]:
+        """Answers out of the store; what is not in it is found, equal questions once, and kept."""
+        identity = content_hash(self._identity(proposing))
+        keys = [content_hash([proposing, identity, question]) for question in questions]
+        known = self.store.read(keys)
+        unknown = {key: one for key, one in zip(keys, asked, strict=True) if key not in known}
+        if unknown:
+            found = dict(zip(unknown, find(list(unknown.values())), strict=True))
+            self.store.write(found)
+            known |= found
+        return [known[key] for key in keys]
+
+    def _describe(self, observation: Observation) -> tuple[str, tuple[str, ...]]:
+        """Features in words where the media are absent, and the names of all modalities that are given in any form."""
+        raw = {"text": observation.transcript, "audio": observation.audio, "vision": observation.frames}
+        given = {name for name, value in raw.items() if value is not None}
+        spoken = {name: values for name, values in observation.features.items() if name not in given}
+        description = self.verbalizer.describe(spoken) if self.verbalizer is not None and spoken else ""
+        if description:
+            given |= set(spoken)
+        return description, tuple(name for name in MODALITIES if name in given)
+
+    def _seen_text(self, observation: Observation) -> str:
+        """What is observed, as far as it can be read, with no instruction."""
+        description, _ = self._describe(observation)
+        return "\n".join(part for part in (observation.transcript, description) if part)
+
+
+def content_hash(value: Any) -> str:
+    """A hash of plain JSON values."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def plan_prompt(transcript: str | None, modalities: Collection[str], description: str = "") -> str:
@@ -98,10 +314,7 @@ class MllmPlanner(Planner):
 
     Args:
         mllm: The model, with its adapter where it has one.
-        settings: How plans are drawn and chosen.
-        verbalizer: Says features in words where raw media are absent; None leaves them unsaid.
-        centering: Means of the training split, or None.
-        store: What was found before.
+        config, verbalizer, centering, store: See `Planner`.
         adapter: Hash of the weights of the model's adapter (`adapter_digest`), where the model itself does not know it: an
             adapter that was trained in place.
     """
@@ -109,24 +322,21 @@ class MllmPlanner(Planner):
     def __init__(
         self,
         mllm: Mllm,
-        settings: PlannerSettings | None = None,
+        config: OmgConfig,
         verbalizer: MsaVerbalizer | None = None,
         centering: Centering | None = None,
         store: PlanStore | None = None,
         adapter: str | None = None,
     ) -> None:
-        super().__init__(settings, verbalizer, centering, store)
+        super().__init__(config, verbalizer, centering, store)
         self.mllm = mllm
         self.adapter = adapter
 
     @property
     def identity(self) -> dict[str, str | None]:
         """The model, its adapter, and how its weights are read, see `LocalMllm.identity`; of other models the name."""
-        return {
-            "adapter": None,
-            **_known_identity(self.mllm),
-            **({} if self.adapter is None else {"adapter": self.adapter}),
-        }
+        known = {"adapter": None, **_known_identity(self.mllm)}
+        return known if self.adapter is None else {**known, "adapter": self.adapter}
 
     @property
     def name(self) -> str:
@@ -135,61 +345,64 @@ class MllmPlanner(Planner):
         return str(model) if adapter is None else f"{model}+{adapter[:8]}"
 
     def request(self, observation: Observation) -> MllmRequest:
-        """The question for a plan; its digest changes with anything that the model sees.
-
-        Args:
-            observation: What is there of the clip.
-        """
+        """The question for a plan; its digest changes with anything that the model sees."""
         description, modalities = self._describe(observation)
         return _request(plan_prompt(observation.transcript, modalities, description), observation)
 
     def to_dict(self) -> dict[str, Any]:
-        """Model, adapter, centring and verbaliser; the settings are not in it."""
-        return {
-            "kind": "mllm",
-            "model": self.identity["model"],
-            "adapter": self.identity["adapter"],
-            "centering": None if self.centering is None else self.centering.to_dict(),
-            "verbalizer": None if self.verbalizer is None else self.verbalizer.to_dict(),
-        }
+        """Model, adapter, centring and verbaliser."""
+        known = {name: self.identity[name] for name in ("model", "adapter")}
+        return {"kind": "mllm", **known, **super().to_dict()}
 
-    def _identity(self, kind: str) -> Mapping[str, Any]:
-        if kind != "proposals":
-            return self.identity
-        settings = self.settings
-        drawn = ("num_candidates", "log_prob", "temperature", "top_p", "max_new_tokens", "seed")
-        # The wording is in each question as well; here it tells fingerprints apart.
-        wording = [plan_prompt("words", MODALITIES), plan_prompt(None, (), "description")]
-        return {**self.identity, **{name: getattr(settings, name) for name in drawn}, "wording": wording}
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], mllm: Mllm, config: OmgConfig, store: PlanStore | None = None
+    ) -> "MllmPlanner":
+        """Rebuild the planner from `to_dict`, with the model, and its adapter where it was saved with one.
 
-    def _question(self, kind: str, observation: Observation) -> str:
-        return (self.request(observation) if kind == "proposals" else self._content(observation)).digest
+        Raises:
+            ValueError: If the model is known to have another adapter than the one with which the planner was fitted.
+        """
+        known = _known_identity(mllm)
+        if known.get("adapter", values["adapter"]) != values["adapter"]:
+            raise ValueError(
+                f"The planner was fitted with the adapter {values['adapter']}, but its language model has "
+                f"{known['adapter']}; load the model with the adapter that lies beside the planner, or fit the planner anew."
+            )
+        adapter = None if "adapter" in known else values["adapter"]
+        return cls(mllm, config, *cls._shared_parts(values), store, adapter)
+
+    def _identity(self, proposing: bool) -> Mapping[str, Any]:
+        return {**self.identity, **self._draws(), "log_prob": self.config.log_prob} if proposing else self.identity
+
+    def _question(self, observation: Observation) -> str:
+        return self.request(observation).digest
 
     def _propose(self, observations: Sequence[Observation]) -> list[Proposals]:
         """Draw candidates: each one string, its fields in fixed order, so that each is drawn given those before it."""
-        settings = self.settings
-        answers = self.mllm.generate(
-            [self.request(observation) for observation in observations],
-            max_new_tokens=settings.max_new_tokens,
-            num_candidates=settings.num_candidates,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed,
-        )
+        answers = self.mllm.generate([self.request(observation) for observation in observations], **self._draws())
         return [tuple((answer.text, self._log_prob(answer)) for answer in row) for row in answers]
 
+    def _draws(self) -> dict[str, Any]:
+        """How candidates are drawn, as `Mllm.generate` takes it."""
+        config = self.config
+        return {
+            "num_candidates": config.num_candidates,
+            "temperature": config.plan_temperature,
+            "top_p": config.plan_top_p,
+            "max_new_tokens": config.plan_max_new_tokens,
+            "seed": config.generation_seed,
+        }
+
     def _log_prob(self, answer: MllmAnswer) -> float:
-        if self.settings.log_prob == "sum" or not answer.token_logprobs:
+        if self.config.log_prob == "sum" or not answer.token_logprobs:
             return answer.logprob
         return answer.logprob / len(answer.token_logprobs)
 
-    def _read(self, texts: Sequence[str]) -> np.ndarray:
-        return self.mllm.embed([MllmRequest(text) for text in texts])
+    def _embed(self, contents: Sequence[str | MllmRequest]) -> np.ndarray:
+        return self.mllm.embed([MllmRequest(one) if isinstance(one, str) else one for one in contents])
 
-    def _perceive(self, observations: Sequence[Observation]) -> np.ndarray:
-        return self.mllm.embed([self._content(observation) for observation in observations])
-
-    def _content(self, observation: Observation) -> MllmRequest:
+    def content(self, observation: Observation) -> MllmRequest:
         """All that is observed, without a question."""
         text = self._seen_text(observation)
         if not text and observation.audio is None and observation.frames is None:
@@ -199,80 +412,6 @@ class MllmPlanner(Planner):
 
 def _request(prompt: str, observation: Observation) -> MllmRequest:
     return MllmRequest(prompt, observation.audio, observation.frames, frames_per_second=observation.frames_per_second)
-
-
-def fit_centering(planner: Planner, observations: Iterable[Observation], seed: int = 0) -> None:
-    """Take the means of the training split over its clips as they are and each once with some modalities missing.
-
-    Plans are asked for in both states, so that is what vectors are centred on.
-
-    Args:
-        planner: Gets the means; a light planner is fitted already (`LightPlanner.fit`).
-        observations: Of the training split alone, as complete as they are; read once, some at a time.
-        seed: Of what is missing, see `Observation.randomly_restricted`.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    bar = logging.tqdm(observations, desc="plans of training clips", leave=False, disable=None)
-    planner.fit_centering(seen for whole in bar for seen in (whole, whole.randomly_restricted(seed)))
-
-
-def planner_to_dict(planner: Planner) -> dict[str, Any]:
-    """All of a planner that a training split was needed for, as plain JSON values.
-
-    Args:
-        planner: Its model or text encoder, its settings and its store are not in it.
-    """
-    return planner.to_dict()
-
-
-def planner_from_dict(
-    values: Mapping[str, Any],
-    source: Mllm | Callable[[Sequence[str]], np.ndarray],
-    settings: PlannerSettings | None = None,
-    store: PlanStore | None = None,
-) -> Planner:
-    """Rebuild a planner.
-
-    Args:
-        values: What `planner_to_dict` gave; ``values["kind"]`` is one of `PLANNER_KINDS`.
-        source: For "mllm" the model, with its adapter where it was saved with one; for "light" the text encoder.
-        settings: How plans are drawn and chosen.
-        store: What was found before.
-
-    Raises:
-        ValueError: If the kind is unknown, the source is not of the kind, or a language model is known to have another
-            adapter than the one with which the planner was fitted.
-    """
-    kind = values.get("kind")
-    if kind not in PLANNER_KINDS:
-        raise ValueError(f"The planner is of the kind {kind!r}; it must be one of {', '.join(PLANNER_KINDS)}.")
-    if callable(source):
-        if kind == "mllm":
-            raise ValueError(
-                "A planner of the kind 'mllm' was saved; give its multimodal language model, not an encoder."
-            )
-        return LightPlanner.from_dict(values, source, settings, store)
-    if kind == "light":
-        raise ValueError("A planner of the kind 'light' was saved; give its text encoder, not a language model.")
-    centering, verbalizer = values["centering"], values["verbalizer"]
-    planner = MllmPlanner(
-        source,
-        settings,
-        None if verbalizer is None else MsaVerbalizer.from_dict(verbalizer),
-        None if centering is None else Centering.from_dict(centering),
-        store,
-    )
-    known = _known_identity(source)
-    if "adapter" not in known:
-        planner.adapter = values["adapter"]
-    elif known["adapter"] != values["adapter"]:
-        raise ValueError(
-            f"The planner was fitted with the adapter {values['adapter']}, but its language model has {known['adapter']}; "
-            "load the model with the adapter that lies beside the planner, or fit the planner anew."
-        )
-    return planner
 
 
 def _known_identity(mllm: Mllm) -> dict[str, str | None]:

@@ -1,53 +1,25 @@
-"""The Evidence Retriever of OMG-Agent: a query of what was observed and planned, and sparse attention over what is like it.
+"""The Evidence Retriever of OMG-Agent: a query of observation and plan, and sparse attention over the nearest entries."""
 
-The search for candidates is not part of it: an index gives each query's nearest entries, and what is here weighs them, so
-that gradients reach the projection of the query.
-"""
-
-import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-QUERIES = ("plan", "content")
-"""What a query and a key are made of: the observation and the plan, or the observation alone."""
-AGGREGATIONS = ("attention", "mean", "none")
-"""How the values of the top K become evidence: weighted by their similarity, all alike, or zeros in their place."""
-NO_ENTRY = -1
-"""Stands where an index has found no entry, and for a sample that is not in the knowledge base."""
+from .configuration_omg import OmgConfig
+from .omg_faiss import FaissIndex
+from .omg_knowledge_base import NO_ENTRY, KnowledgeBase
 
-
-class Candidates(NamedTuple):
-    """Entries of a knowledge base that an index has found for each query.
-
-    Args:
-        entries: Their rows in the knowledge base (B, C), `NO_ENTRY` where there is none.
-        keys: Their keys (B, C, query_dim).
-        plans: Embeddings of their plans (B, C, embedding_dim).
-        values: Modality -> their latents (B, C, frames, latent_dim).
-    """
-
-    entries: Tensor
-    keys: Tensor
-    plans: Tensor
-    values: dict[str, Tensor]
-
-    def to(self, device: torch.device | str) -> "Candidates":
-        """Return the same candidates on a device."""
-        values = {name: value.to(device) for name, value in self.values.items()}
-        return Candidates(self.entries.to(device), self.keys.to(device), self.plans.to(device), values)
+# Entries whose keys are made together.
+_ENTRIES_AT_ONCE = 65536
 
 
 class Evidence(NamedTuple):
     """What was retrieved for each sample, best first.
 
     Args:
-        values: Modality -> evidence E (B, frames, latent_dim).
-        entries: The top K as rows of the knowledge base (B, K), `NO_ENTRY` where there were fewer; K is at most the number
-            of candidates.
+        values: Modality -> evidence E (B, latents, latent_dim).
+        entries: The top K as rows of the knowledge base (B, K), `NO_ENTRY` where there were fewer.
         weights: Share of each of them in the evidence (B, K); they sum to 1, or are all 0 where nothing was retrieved.
         similarities: Cosine of query and key (B, K), 0 where there is no entry.
         alignment_cost: C_evi (B,) in [0, 2], how far the plans of what was retrieved are from the sample's own (eq. 9);
@@ -61,156 +33,100 @@ class Evidence(NamedTuple):
     alignment_cost: Tensor
 
 
-def random_entries(sample_ids: Sequence[str], own_entries: Tensor, entries: int, seed: int) -> Tensor:
-    """Draw for each sample an entry other than its own, whose plan stands in for the sample's (Random-Plan retrieval).
-
-    A draw depends on the seed, the sample's id and the size of the knowledge base, not on the rest of the batch.
-
-    Args:
-        sample_ids: The samples' ids, B of them.
-        own_entries: The samples' rows in the knowledge base (B,), `NO_ENTRY` for those that are not in it.
-        entries: Size of the knowledge base.
-        seed: Of the draws.
-
-    Returns:
-        Rows of the knowledge base (B,), on the CPU.
-
-    Raises:
-        ValueError: If there is no entry to draw.
-    """
-    drawn = []
-    for sample_id, own in zip(sample_ids, own_entries.tolist(), strict=True):
-        others = entries - (own != NO_ENTRY)
-        if others < 1:
-            raise ValueError(
-                f"The knowledge base has {entries} entries, none of them other than the sample's own; add one."
-            )
-        digest = hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=8).digest()
-        row = int.from_bytes(digest, "big") % others
-        drawn.append(row + (own != NO_ENTRY and row >= own))
-    return torch.tensor(drawn, dtype=torch.long)
-
-
 class EvidenceRetriever(nn.Module):
-    """Queries, keys, and sparse attention over candidates (OMG-Agent section 3.4, eq. 7-9).
+    """Queries, keys, and sparse attention over the nearest entries (section 3.4, eqs. 7 to 9).
 
-    With `aggregation="mean"` the evidence alone changes: the alignment cost keeps the attention's weights, through which
-    the projection goes on learning. With `"none"` nothing teaches the projection, which is therefore frozen.
+    The search compares every key with every query, on the model's device; in a base that is too large for that, FAISS
+    searches where the configuration names an index. Training searches exactly in any case, as its keys change at every step.
 
-    Args:
-        embedding_dim: Width of the embeddings of observations and plans.
-        query_dim: Width of queries and keys. The paper gives none.
-        top_k: How many entries are attended to.
-        temperature: Kappa, by which cosines are divided.
-        query: One of `QUERIES`; ``"content"`` is the ablation Content-Only. (Random-Plan is ``"plan"`` with the plans of
-            `random_entries` given to `project`.)
-        aggregation: One of `AGGREGATIONS`; ``"mean"`` is the ablation w/o Sparse Attn, ``"none"`` w/o Retriever.
-
-    Raises:
-        ValueError: If a value is none of those.
+    Where the evidence is a mean of the top K, the alignment cost keeps the attention's weights, through which the projection
+    goes on learning. Without evidence nothing teaches the projection, which is therefore frozen.
     """
 
-    def __init__(
-        self,
-        embedding_dim: int,
-        query_dim: int = 256,
-        top_k: int = 10,
-        temperature: float = 0.07,
-        query: str = "plan",
-        aggregation: str = "attention",
-    ) -> None:
+    def __init__(self, config: OmgConfig) -> None:
         super().__init__()
-        for name, value, allowed in (("query", query, QUERIES), ("aggregation", aggregation, AGGREGATIONS)):
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}; at least 1 entry must be retrieved.")
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be above 0.")
-        self.embedding_dim = embedding_dim
-        self.top_k = top_k
-        self.temperature = temperature
-        self.query = query
-        self.aggregation = aggregation
-        self.projection = nn.Linear(embedding_dim * (2 if query == "plan" else 1), query_dim)
-        self.projection.requires_grad_(aggregation != "none")
+        self.config = config
+        parts = 1 if config.retrieval_query == "content" else 2
+        self.projection = nn.Linear(config.plan_width * parts, config.query_dim)
+        self.projection.requires_grad_(config.retrieval_aggregation != "none")
+        self._keys: tuple[tuple[Any, ...], Tensor] | None = None
+        self._index: FaissIndex | None = None
 
     def project(self, observations: Tensor, plans: Tensor) -> Tensor:
-        """Project observations and plans to queries (eq. 7); keys are the same of complete samples, see `keys`.
+        """Project observations u_X and plans c_S `(..., plan_width)` to queries `(..., query_dim)`, not normalised (eq. 7).
 
-        Args:
-            observations: Embeddings u_X of what was observed (..., embedding_dim).
-            plans: Embeddings c_S of the plans, of the same shape; not read by content-only retrieval.
-
-        Returns:
-            Queries (..., query_dim), not normalised.
-
-        Raises:
-            ValueError: If an embedding has another width.
+        Content-only retrieval reads no plans.
         """
-        for name, given in (("observations", observations), ("plans", plans)):
-            if given.shape[-1] != self.embedding_dim:
-                raise ValueError(
-                    f"The {name} have width {given.shape[-1]}; this retriever was made for {self.embedding_dim}."
-                )
-        joined = torch.cat([observations, plans], dim=-1) if self.query == "plan" else observations
+        joined = observations if self.config.retrieval_query == "content" else torch.cat([observations, plans], dim=-1)
         return F.gelu(self.projection(joined))
 
-    @torch.no_grad()
-    def keys(self, observations: Tensor, plans: Tensor) -> Tensor:
-        """Project entries of the knowledge base to keys: unit vectors without gradient, to be made anew each epoch.
+    def keys(self, base: KnowledgeBase) -> Tensor:
+        """The same projection of the entries: unit vectors `(N, query_dim)` in full precision, without gradient.
 
-        Args:
-            observations: Embeddings of the complete samples (N, embedding_dim).
-            plans: Embeddings of their plans or transcripts (N, embedding_dim).
-
-        Returns:
-            Keys (N, query_dim), float32.
+        They are those of the projection as it is now, and made anew only where it has changed.
         """
-        return F.normalize(self.project(observations, plans).float(), dim=-1)
+        weight, bias = self.projection.weight, self.projection.bias
+        made_of = (base, weight.data_ptr(), weight._version, bias.data_ptr(), bias._version)
+        if self._keys is None or self._keys[0] != made_of:
+            # No tensors of inference mode, with which training could not go on.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+                pairs = zip(base.observations.split(_ENTRIES_AT_ONCE), base.plans.split(_ENTRIES_AT_ONCE), strict=True)
+                keys = torch.cat([self.project(seen.to(weight), plans.to(weight)).float() for seen, plans in pairs])
+                self._keys, self._index = (made_of, F.normalize(keys, dim=-1)), None
+        return self._keys[1]
+
+    def _search(self, queries: Tensor, base: KnowledgeBase, count: int) -> Tensor:
+        """Rows of the nearest entries (B, count), best first; `NO_ENTRY` where an index has found fewer."""
+        keys, config = self.keys(base), self.config
+        if self.training or config.index_factory == "Flat":
+            return (queries @ keys.T).topk(count, dim=1).indices
+        if self._index is None:
+            self._index = FaissIndex(keys, config.index_factory, config.index_nprobe, config.index_ef_search)
+        return self._index.search(queries, count)
 
     def forward(
-        self, queries: Tensor, plans: Tensor, candidates: Candidates, own_entries: Tensor | None = None
+        self,
+        observation: Tensor,
+        plan: Tensor,
+        base: KnowledgeBase,
+        own_entries: Tensor | None = None,
+        asked: Tensor | None = None,
     ) -> Evidence:
-        """Weigh the top K of the candidates and mix their values (eq. 8), and compare their plans with the sample's (eq. 9).
+        """Mix the values of the top K (eq. 8), and compare their plans with the sample's (eq. 9).
 
-        Gradients reach `queries` and `plans`, never the candidates.
+        Gradients reach the queries and `plan`, never the entries.
 
         Args:
-            queries: From `project` (B, query_dim).
-            plans: The samples' own plans c_S (B, embedding_dim), also where `project` was given others.
-            candidates: What the index found; for K entries besides the sample's own it has to be asked for K + 1.
-            own_entries: Rows of the samples in the knowledge base (B,), which are left out; `NO_ENTRY` for samples that
-                are not in it. None: nothing is left out (evaluation).
-
-        Returns:
-            The evidence; in float32, except the values, which keep their type.
+            observation, plan (`torch.FloatTensor` of shape `(B, plan_width)`): u_X and c_S.
+            base: Where to search.
+            own_entries (`torch.LongTensor` of shape `(B,)`, *optional*): Rows of the samples themselves, which are left
+                out; `NO_ENTRY` for samples that are not in it.
+            asked (`torch.FloatTensor` of shape `(B, plan_width)`, *optional*): Plans to search with in place of `plan`.
         """
-        entries = candidates.entries
+        queries = F.normalize(self.project(observation, plan if asked is None else asked).float(), dim=-1)
+        wanted = self.config.top_k + (own_entries is not None)
+        with torch.autocast(queries.device.type, enabled=False):
+            entries = self._search(queries.detach(), base, min(wanted, len(base)))
+            cosines = torch.einsum("bq,bcq->bc", queries, self.keys(base)[entries.clamp(min=0)])
         valid = entries != NO_ENTRY
         if own_entries is not None:
             valid = valid & (entries != own_entries.unsqueeze(1))
-        if self.aggregation == "none":
-            valid = torch.zeros_like(valid)
-        keys = F.normalize(candidates.keys.detach().float(), dim=-1)
-        cosines = torch.einsum("bq,bcq->bc", F.normalize(queries.float(), dim=-1), keys)
         # A finite number, so that the softmax of a row without any entry has a gradient (of 0).
         lowest = torch.finfo(cosines.dtype).min
-        ranked, chosen = cosines.masked_fill(~valid, lowest).topk(min(self.top_k, cosines.shape[1]), dim=1)
-        valid = valid.gather(1, chosen)
-        attention = (ranked / self.temperature).masked_fill(~valid, lowest).softmax(dim=1) * valid
-        mean = valid / valid.sum(dim=1, keepdim=True).clamp(min=1)
-        weights = attention if self.aggregation == "attention" else mean.to(attention.dtype)
-
-        batch = torch.arange(len(entries), device=entries.device).unsqueeze(1)
-        entry_plans = candidates.plans.detach()[batch, chosen].float()
-        distances = 1 - F.cosine_similarity(plans.float().unsqueeze(1), entry_plans, dim=-1)
+        ranked, chosen = cosines.masked_fill(~valid, lowest).topk(min(self.config.top_k, entries.shape[1]), dim=1)
+        valid, entries = valid.gather(1, chosen), entries.gather(1, chosen)
+        attention = (ranked / self.config.retrieval_temperature).masked_fill(~valid, lowest).softmax(dim=1) * valid
+        mean = (valid / valid.sum(dim=1, keepdim=True).clamp(min=1)).to(attention.dtype)
+        weights = attention if self.config.retrieval_aggregation == "attention" else mean
+        # Of a large base, only what was found leaves the memory that it is mapped into.
+        rows = entries.clamp(min=0).to(base.plans.device)
+        distances = 1 - F.cosine_similarity(plan.float().unsqueeze(1), base.plans[rows].to(plan.device), dim=-1)
         return Evidence(
             values={
-                name: torch.einsum("bk,bktd->btd", weights.to(value.dtype), value.detach()[batch, chosen])
-                for name, value in candidates.values.items()
+                name: torch.einsum("bk,bktd->btd", weights, value[rows].to(weights))
+                for name, value in base.values.items()
             },
-            entries=entries.gather(1, chosen).masked_fill(~valid, NO_ENTRY),
+            entries=entries.masked_fill(~valid, NO_ENTRY),
             weights=weights,
             similarities=ranked.masked_fill(~valid, 0),
             alignment_cost=(attention * distances).sum(dim=1),

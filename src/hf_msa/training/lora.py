@@ -157,33 +157,11 @@ def attach_adapter(model: PreTrainedModel, base_model: str, settings: LoraSettin
     return wrapped
 
 
-def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str], trainable: bool = False) -> "PeftModel":
-    """Put a saved adapter into a model.
-
-    Args:
-        model: The base model; gets the adapter's layers in place.
-        folder: Folder or Hub name of the adapter.
-        trainable: Whether it shall be trained on.
-
-    Raises:
-        MsaError: If peft is not installed, or the adapter cannot be read or does not fit.
-    """
-    require_package("peft", "lora")
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, os.fspath(folder), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise MsaError(
-            f"The adapter {os.fspath(folder)!r} cannot be put into {type(model).__name__}: {reason(error)}."
-        ) from error
-
-
 def save_adapter(model: "PeftModel", folder: str | os.PathLike[str]) -> None:
     """Write the adapter alone, as safetensors with its configuration.
 
     Args:
-        model: What `attach_adapter` or `load_adapter` gave.
+        model: What `attach_adapter` gave.
         folder: Replaced as a whole once everything is written.
     """
     with atomic_directory(folder) as temporary:
@@ -193,19 +171,6 @@ def save_adapter(model: "PeftModel", folder: str | os.PathLike[str]) -> None:
 def _write_adapter(model: "PeftModel", folder: str | os.PathLike[str]) -> None:
     # Left to itself, peft asks the Hub for the base model's vocabulary to decide whether embeddings belong to the adapter.
     model.save_pretrained(os.fspath(folder), save_embedding_layers=False)
-
-
-def merge_adapter(model: "PeftModel") -> PreTrainedModel:
-    """Add the adapter to the weights that it adapts.
-
-    Args:
-        model: What `attach_adapter` or `load_adapter` gave; used up by this.
-
-    Returns:
-        The base model, without peft's layers.
-    """
-    merged: PreTrainedModel = model.merge_and_unload()
-    return merged
 
 
 class LoraTrainer(CompleteCheckpoints):
@@ -240,7 +205,7 @@ class LoraTrainer(CompleteCheckpoints):
 
     @property
     def adapted(self) -> "PeftModel":
-        """The model with its adapter, for `save_adapter` and `merge_adapter`."""
+        """The model with its adapter, for `save_adapter`."""
         return self._adapted
 
     def fit(self) -> TrainerState:

@@ -29,6 +29,12 @@ class TextStates:
         self._flat, self._lengths = tensors["hidden"], tensors["lengths"]
         self._starts = self._lengths.cumsum(0) - self._lengths
 
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel over all positions of all rows, each `(text width,)` float64."""
+        mean = torch.stack([part.double().sum(0) for part in self._flat.split(65536)]).sum(0) / len(self._flat)
+        squares = [(part.double() - mean).square().sum(0) for part in self._flat.split(65536)]
+        return mean, (torch.stack(squares).sum(0) / len(self._flat)).sqrt()
+
     def __call__(self, rows: Tensor, length: int) -> Tensor:
         """Hidden states of some rows, zero at padding.
 

@@ -25,8 +25,7 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.report import counted
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
-from hf_msa.models.omg_knowledge_base import OBSERVATION, KnowledgeBase
-from hf_msa.models.omg_retriever import NO_ENTRY
+from hf_msa.models.omg_knowledge_base import NO_ENTRY, KnowledgeBase
 
 KINDS = ("sign", "class")
 """How classes are made of labels: negative, neutral and positive, or those of the classifier."""
@@ -125,7 +124,7 @@ def evidence_columns(omg: OmgOnRows, labels: Tensor, pattern: FixedPattern) -> d
     model, config = omg.model, omg.model.config
     kinds: dict[str, Callable[[Tensor], Tensor]] = {"sign": config.family.polarity, "class": model.label_classes}
     base = required_base(model, "The model")
-    observations = torch.from_numpy(np.array(base.numbers(OBSERVATION))).to(model.device)
+    observations = base.observations.to(model.device)
     labels = labels.to(model.device)
     batches: list[dict[Column, Tensor]] = []
     for batch in omg.batches(pattern, f"evidence, {'+'.join(pattern.available)}"):

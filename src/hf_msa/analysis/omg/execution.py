@@ -17,9 +17,6 @@ from hf_msa.evaluation.sweep import MaskedBatch, masked_batches
 from hf_msa.models.modeling_omg import Conditions, OmgForSentimentAnalysis, Perception
 from hf_msa.models.processing_msa import MsaProcessor
 
-VECTORS = ("plan_vectors", "constraint_vectors", "observation_vectors")
-"""What the planner gives, in the order in which `OmgForSentimentAnalysis.conditions` takes it."""
-
 _Key = TypeVar("_Key", bound=Hashable)
 
 
@@ -60,11 +57,9 @@ class OmgOnRows:
             MsaError: If the model has no planner, or its language model cannot be used.
         """
         with as_msa_errors():
-            _, vectors = self.model.told(batch.inputs, batch.members, self.processor)
+            _, vectors = self.model.plan_inputs(batch.inputs, batch.members, self.processor)
             perception = self.model.perceive(batch.inputs)
-            plan, constraints, observation = map(vectors.get, VECTORS)
-            own = self.model.own_entries(batch.members)
-            return perception, self.model.conditions(perception, plan, constraints, observation, own)
+            return perception, self.model.conditions(perception, vectors, self.model.own_entries(batch.members))
 
     def incomplete_patterns(self) -> list[FixedPattern]:
         """Every set of modalities that may be left, except all of them, in the order of the paper's tables."""

@@ -30,8 +30,9 @@ from hf_msa.evaluation.metrics import METRICS, regression_metrics, resampled_met
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import all_and_resampled
 from hf_msa.evaluation.sweep import MaskedBatch
+from hf_msa.models.modeling_msa import masked_mean
 from hf_msa.models.msa_label_families import LabelFamily
-from hf_msa.models.omg_executor import LatentVae, masked_mean
+from hf_msa.models.omg_executor import LatentVae
 
 GENERATED, EVIDENCE, MEAN, CLASS_MEAN, TRUTH = "generated", "evidence", "training mean", "class mean (oracle)", "truth"
 """What takes the place of a hidden modality. `TRUTH` is the truth's latents, and their features those of the autoencoder."""
@@ -69,7 +70,7 @@ def training_means(omg: OmgOnRows) -> dict[str, Means]:
         latents = model.encode_observed(perception)
         classes = model.label_classes(batch.complete["labels"])
         # The first column counts every row.
-        groups = torch.nn.functional.one_hot(classes + 1, 1 + model.config.num_classes).double()
+        groups = torch.nn.functional.one_hot(classes + 1, 1 + len(model.config.class_names)).double()
         groups[:, 0] = 1
         for name, values in perception.values.items():
             mask = perception.masks[name]

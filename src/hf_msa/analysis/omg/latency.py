@@ -18,7 +18,7 @@ import torch
 
 from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.estimates import Rows, format_bounds, format_number
-from hf_msa.analysis.omg.execution import VECTORS, OmgOnRows
+from hf_msa.analysis.omg.execution import OmgOnRows
 from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FixedPattern
@@ -76,14 +76,14 @@ def time_pattern(omg: OmgOnRows, chosen: Sequence[int], pattern: FixedPattern, b
             # Nothing is known of the batch, nor of another that has the same plans.
             planner.store = PlanStore()
             with watch.timing(UNCACHED):
-                model.told(batch.inputs, batch.members, processor)
+                model.plan_inputs(batch.inputs, batch.members, processor)
             with watch.timing(CACHED):
-                _, vectors = model.told(batch.inputs, batch.members, processor)
+                _, vectors = model.plan_inputs(batch.inputs, batch.members, processor)
             with watch.timing("encoding"):
                 perception = model.perceive(batch.inputs)
                 latents = model.encode_observed(perception)
             with watch.timing("retrieval"):
-                conditions = model.conditions(perception, *map(vectors.get, VECTORS))
+                conditions = model.conditions(perception, vectors)
             with watch.timing("execution"):
                 latents, _, _ = model.execute(perception, conditions, latents)
             with watch.timing("classification"):

@@ -178,7 +178,7 @@ def prepare_plans(omg: OmgOnRows, store: PlanStore, tested: Sequence[Condition],
         model.planner(omg.processor).store = store
         for _, _, protocol in tested:
             for number, batch in enumerate(omg.batches(protocol, "plans", batch_size=batch_size)):
-                _, vectors = model.told(batch.inputs, batch.members, omg.processor)
+                _, vectors = model.plan_inputs(batch.inputs, batch.members, omg.processor)
                 if not number:
                     model(**batch.inputs, **vectors)
 

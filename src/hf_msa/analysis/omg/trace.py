@@ -27,9 +27,9 @@ from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.sweep import MaskedBatch
 from hf_msa.models.modeling_omg import GeneratedBatch, OmgForSentimentAnalysis
 from hf_msa.models.omg_executor import LatentVae
+from hf_msa.models.omg_knowledge_base import NO_ENTRY
 from hf_msa.models.omg_plan import PLAN_FIELDS
 from hf_msa.models.omg_planner import PlanChoice, semantic_cost
-from hf_msa.models.omg_retriever import NO_ENTRY
 
 EVIDENCE_WEIGHT, PATH_WEIGHT = 0.1, 0.1
 """lambda_e and lambda_p of eq. 3 (appendix A); lambda_s is the configuration's."""
@@ -194,7 +194,7 @@ def sample_trace(
             }
             for name in generated
         },
-        "class_probabilities": dict(zip(config.class_scores, probabilities, strict=True)),
+        "class_probabilities": dict(zip(config.class_names, probabilities, strict=True)),
         "score": float(model.score(logits)),
         "utility": utility_trace(costs, float(config.semantic_weight)),
     }
