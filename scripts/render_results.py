@@ -55,7 +55,7 @@ def has(name: str) -> bool:
 
 def mean_of(name: str, key: str) -> float:
     """The mean of one number over the missing rates."""
-    values = [row[key] for row in read(name)["rates"]]
+    values = [float(row[key]) for row in read(name)["rates"]]
     return sum(values) / len(values)
 
 

@@ -31,6 +31,7 @@ from hf_msa.analysis.estimates import format_bounds, format_number, format_sprea
 from hf_msa.analysis.tool_report import Report
 from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.missing import CompleteProtocol
+from hf_msa.data.missing_base import Condition
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import read_planted
 from hf_msa.evaluation.checkpoints import load_checkpoint, own_fields
@@ -177,7 +178,7 @@ def predict(system: StudySystem, processor: MsaProcessor, rows: MsaRows, **setti
     """Predict a split with some settings of the cascade; every column of the predictions."""
     for name, value in settings.items():
         setattr(system.config, name, value)
-    (part,), _ = sweep(system, processor, rows, [(0, 0.0, CompleteProtocol())])
+    (part,), _ = sweep(system, processor, rows, [Condition(0, 0.0, CompleteProtocol())])
     return {
         name: np.asarray(values, dtype=np.float64)
         for name, values in part.items()
@@ -187,12 +188,12 @@ def predict(system: StudySystem, processor: MsaProcessor, rows: MsaRows, **setti
 
 def calibrate(system: StudySystem, processor: MsaProcessor, rows: MsaRows) -> None:
     """Set both thresholds on the validation split."""
+    config = system.config
     found = predict(system, processor, rows, route="mllm")
     fits = {
-        "small": fit_agreement(found["small_score"], rows.labels, found["uncertainty"]),
-        "expert": fit_agreement(found["expert_score"], rows.labels, found["expert_uncertainty"]),
+        "small": fit_agreement(found["small_score"], rows.labels, found["uncertainty"], config.family),
+        "expert": fit_agreement(found["expert_score"], rows.labels, found["expert_uncertainty"], config.family),
     }
-    config = system.config
     config.calibration = {name: fit.to_dict() for name, fit in fits.items()}
     for field, name in (("tau_1", "small"), ("tau_2", "expert")):
         setattr(config, field, require_tau(fits[name], config.threshold_lambda, config.threshold_beta, field))
@@ -237,7 +238,7 @@ def escalation(cascades: Sequence[Columns], labels: Floats, hard: NDArray[np.boo
             values, drawn = [], np.zeros(len(draws))
             for found in cascades:
                 small = found["small_score"]
-                counted, wrong = polarity_errors(small, labels)
+                counted, wrong = polarity_errors(small, labels, "mosi")
                 flags = {
                     "planted hard clip": hard,
                     "wrong polarity": wrong,

@@ -57,7 +57,7 @@ class TestClasses:
 
     def test_polarity_is_about_the_neutral_score(self, kind: Any, stars: LabelFamily) -> None:
         assert stars.polarity(kind([1.0, 2.9, 3.0, 3.1, 5.0])).tolist() == [0, 0, 1, 2, 2]
-        assert BUILT_IN["mosi"].polarity(kind([-0.1, 0.0, 0.1])).tolist() == [0, 1, 2]
+        assert BUILT_IN["mosi"].polarity(kind([-0.1, 0.0, 0.1, float("nan")])).tolist() == [0, 1, 2, 1]
 
 
 class TestDescriptions:

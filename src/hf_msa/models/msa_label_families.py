@@ -163,7 +163,7 @@ class LabelFamily:
         """Index into `SENTIMENT_CLASSES` of each score: 0 below neutral, 1 at exactly neutral, 2 above.
 
         Args:
-            scores (array or tensor of any shape): In label units.
+            scores (array or tensor of any shape): In label units; NaN has no polarity, as an exactly neutral score.
 
         Returns:
             Whole numbers of the same shape.
@@ -171,7 +171,7 @@ class LabelFamily:
         if isinstance(scores, Tensor):
             return (scores if not self.neutral else scores - self.neutral).sign().long() + 1
         distances = scores if not self.neutral else scores - scores.dtype.type(self.neutral)
-        classes: NDArray[np.int64] = np.sign(distances).astype(np.int64) + 1
+        classes: NDArray[np.int64] = (distances > 0).astype(np.int64) - (distances < 0) + 1
         return classes
 
     def class_index(self, scores: Values) -> Values:
