@@ -21,6 +21,7 @@ from hf_msa.models.modeling_text import TextForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.training.omg.entries import build_knowledge_base
 from made_omg import SIZES, write_checkpoint, write_clips
+from nonempty import some
 from tiny import tiny_omg_config, tiny_processor, tiny_text_config
 
 pytest.importorskip("diffusers")
@@ -61,7 +62,7 @@ def table(folder: Path, split: str) -> list[dict[str, Any]]:
 
 class TestWhatIsAbsent:
     def test_it_is_generated_and_marked(self, completed: Path) -> None:
-        for split, size in SIZES.items():
+        for split, size in some(SIZES.items()):
             rows = table(completed, split)
             assert [row["id"] for row in rows] == [f"{split}$_${number}" for number in range(size)]
             for number, row in enumerate(rows):
@@ -71,14 +72,14 @@ class TestWhatIsAbsent:
 
     def test_the_rest_stays_as_it_was(self, work: Path, completed: Path) -> None:
         for split in SIZES:
-            for before, after in zip(table(work / "lacking", split), table(completed, split), strict=True):
+            for before, after in some(zip(table(work / "lacking", split), table(completed, split), strict=True)):
                 for column in before.keys() - {"text", "audio_present", "vision_present"}:
                     if not after.get(f"{column}_generated", False):
                         assert before[column] == after[column], column
 
     def test_plan_and_evidence_go_with_it(self, completed: Path) -> None:
         ids = {f"train$_${number}" for number in range(SIZES["train"])}
-        for row in table(completed, "test"):
+        for row in some(table(completed, "test")):
             if not row["vision_generated"]:
                 assert row["plan"] is None and row["evidence"] == []
                 continue
@@ -138,7 +139,7 @@ class TestWhatIsAbsent:
         write_clips(tmp_path / "heard", audio=5)
         write_checkpoint(tmp_path, tmp_path / "heard", vision_dim=None)
         impute(str(tmp_path / "model"), str(work / "lacking"), str(tmp_path / "out"), splits=["test"])
-        for number, row in enumerate(table(tmp_path / "out", "test")):
+        for number, row in some(enumerate(table(tmp_path / "out", "test"))):
             assert row["vision_present"] == (number % 3 != 0) and not row["vision_generated"]
             assert row["audio_present"] and row["audio_generated"] == (number == 3)
 

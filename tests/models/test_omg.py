@@ -21,6 +21,7 @@ from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_observation import observe_rows
 from hf_msa.models.omg_planner import MllmPlanner
 from hf_msa.training.omg.planners import fit_centering, fit_light_planner
+from nonempty import some
 from scripted_mllm import ScriptedMllm, says
 from tiny import UNK, VOCABULARY, tiny_batch, tiny_omg_config, tiny_processor, tiny_rows
 
@@ -119,7 +120,7 @@ def train_only(model: OmgForSentimentAnalysis, *parts: str) -> None:
         parameter.requires_grad_(any(f".{part}." in f".{name}" for part in parts))
 
 
-def some(batch: Batch, rows: list[int]) -> Batch:
+def picked(batch: Batch, rows: list[int]) -> Batch:
     return {name: value[rows] for name, value in batch.items()}
 
 
@@ -248,7 +249,7 @@ class TestPerceiving:
 
 def evidence(model: OmgForSentimentAnalysis, batch: Batch, vectors: Batch, own: Tensor | None = None) -> Any:
     seen = model.perceive(batch)
-    return model.conditions(seen, vectors, own).evidence
+    return model.conditioning(seen, vectors, own).evidence
 
 
 def base_of(model: OmgForSentimentAnalysis) -> KnowledgeBase:
@@ -597,7 +598,7 @@ class TestLearning:
         trust = bars if aux_weight == "alpha_bar" else torch.ones(4)
         seen = model.perceive(inputs)
         target = model.perceive({**tiny_batch(model.config)})
-        given = model.conditions(seen, inputs)
+        given = model.conditioning(seen, inputs)
         assert given.evidence is not None
         latents = model.encode_observed(seen)
         sums = dict.fromkeys(("noise", "plan", "evidence"), 0.0)
@@ -658,7 +659,9 @@ class TestLearning:
         inputs = learning(model)
         steps, noises = model._draws(model.perceive(inputs), {name: torch.zeros(4, 6, 6) for name in MODALITIES})
         order = [2, 0]
-        moved = model._draws(model.perceive(some(inputs, order)), {name: torch.zeros(2, 6, 6) for name in MODALITIES})
+        moved = model._draws(
+            model.perceive(picked(inputs, order)), {name: torch.zeros(2, 6, 6) for name in MODALITIES}
+        )
         assert moved[0].tolist() == steps[order].tolist()
         assert all(torch.equal(moved[1][name], noises[name][order]) for name in MODALITIES)
         assert not torch.equal(noises["text"][0], noises["audio"][0])
@@ -695,7 +698,7 @@ class TestLearning:
         out = model(**inputs, objective="generate")
         assert out.losses["noise"] == 0 and out.losses["plan"] == 0
         seen = model.perceive(batch)
-        given = model.conditions(seen, inputs)
+        given = model.conditioning(seen, inputs)
         assert given.evidence is not None
         latents = model.encode_observed(seen)
         latents["audio"] = torch.cat([latents["audio"][:3], given.evidence.values["audio"][3:]])
@@ -856,7 +859,7 @@ class TestPlanning:
         tokenizer = tiny_processor(model.config).tokenizer
         texts = ["a great film", "what a dull dull plot it was", "good"]
         found = model.embed_texts(tokenizer, texts)
-        for text, vector in zip(texts, found, strict=True):
+        for text, vector in some(zip(texts, found, strict=True)):
             ids = torch.tensor(
                 [[VOCABULARY["[CLS]"], *(VOCABULARY[word] for word in text.split()), VOCABULARY["[SEP]"]]]
             )

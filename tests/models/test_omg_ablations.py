@@ -12,6 +12,7 @@ from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_observation import observe_rows
 from hf_msa.models.omg_planner import MllmPlanner
+from nonempty import some
 from scripted_mllm import ScriptedMllm, says
 from test_omg import (
     LOST,
@@ -60,7 +61,7 @@ def total(losses: dict[str, Tensor], **weights: float) -> float:
 
 def test_the_full_model_is_none_of_them() -> None:
     full = tiny_omg_config().to_dict()
-    for name, fields in OmgConfig.ABLATIONS.items():
+    for name, fields in some(OmgConfig.ABLATIONS.items()):
         assert fields and all(full[field] != value for field, value in fields.items()), name
 
 
@@ -78,12 +79,12 @@ class TestPlanner:
         assert torch.equal(predict(model), predict(model, **other))
         assert not torch.allclose(predict(full)[0], predict(full, **other)[0], atol=1e-5)
         seen = model.perceive(drop(tiny_batch(model.config), *LOST))
-        given = model.conditions(seen, {"plan_vectors": some_vectors()["plan_vectors"]})
+        given = model.conditioning(seen, {"plan_vectors": some_vectors()["plan_vectors"]})
         assert torch.allclose(given.plan.norm(dim=1), torch.ones(4)) and given.plan_tokens.shape == (4, 1, 32)
-        assert torch.equal(given.plan, model.conditions(seen, {}).plan), "a sample keeps its own"
+        assert torch.equal(given.plan, model.conditioning(seen, {}).plan), "a sample keeps its own"
         assert len({tuple(row.tolist()) for row in given.plan}) == 4
         model.train()
-        drawn = [model.conditions(seen, {}).plan for _ in range(2)]
+        drawn = [model.conditioning(seen, {}).plan for _ in range(2)]
         assert not torch.equal(*drawn), "in training it is another one each time"
 
     def test_wo_planner_the_observation_is_still_given(self) -> None:
@@ -141,7 +142,7 @@ class TestPlanner:
         model = ablated("plan_per_constraint")
         three = torch.stack([unit(4, seed=seed) for seed in (1, 2, 3)], dim=1)
         seen = model.perceive(tiny_batch(model.config))
-        given = model.conditions(seen, {**some_vectors(), "constraint_vectors": three})
+        given = model.conditioning(seen, {**some_vectors(), "constraint_vectors": three})
         assert torch.equal(given.plan_tokens, three) and torch.equal(given.plan, some_vectors()["plan_vectors"])
         swapped = three[:, [0, 2, 1]] * torch.tensor([1.0, 1.0, -1.0]).view(1, 3, 1)
         changed = (predict(model, constraint_vectors=three) - predict(model, constraint_vectors=swapped)).abs().sum(

@@ -9,6 +9,7 @@ import torch
 
 from hf_msa.data.missing import apply_missing
 from hf_msa.models.omg_observation import Observation, observe_rows
+from nonempty import some
 from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
 
 CONFIG = tiny_uacs_config()
@@ -38,7 +39,7 @@ class TestRows:
     def test_complete_rows_are_seen_as_they_are(self) -> None:
         rows = tiny_rows(CONFIG, 3)
         for inputs in (None, {}, tiny_batch(CONFIG, 3)):
-            for seen, row in zip(observe_rows(rows, inputs, PROCESSOR), rows, strict=True):
+            for seen, row in some(zip(observe_rows(rows, inputs, PROCESSOR), rows, strict=True)):
                 assert seen.transcript == row["text"] and seen.audio is seen.frames is None
                 assert seen.features.keys() == {"audio", "vision"}
                 for name, frames in seen.features.items():

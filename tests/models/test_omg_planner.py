@@ -29,6 +29,7 @@ from hf_msa.models.omg_planner import (
     to_half,
 )
 from hf_msa.training.omg.planners import fit_centering, fit_light_planner
+from nonempty import some
 from scripted_mllm import ScriptedMllm, says
 from tiny import tiny_omg_config
 from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm
@@ -577,7 +578,7 @@ class TestLightPlanner:
     def test_a_plan_depends_on_its_own_observation_alone(self) -> None:
         planner = self.planner()
         alone = [planner.plan([observation])[0] for observation in self.observations[:4]]
-        for one, other in zip(alone, planner.plan(self.observations[:4]), strict=True):
+        for one, other in some(zip(alone, planner.plan(self.observations[:4]), strict=True)):
             assert one.plan == other.plan and one.candidates == other.candidates
             assert np.array_equal(one.plan_vector, other.plan_vector)
             assert np.array_equal(one.observation_vector, other.observation_vector)

@@ -22,6 +22,7 @@ from hf_msa.training.omg.planners import (
     target_plans,
     train_planner_adapter,
 )
+from nonempty import some
 from scripted_mllm import ScriptedMllm, says
 from tiny import tiny_omg_config
 from tiny_mllm import tiny_audio, tiny_mllm
@@ -96,7 +97,7 @@ class TestTargets:
     def test_the_label_is_in_no_question(self) -> None:
         examples = PlanExamples(planner(ScriptedMllm(says())), Clips(), [GLAD] * 4)
         others = PlanExamples(planner(ScriptedMllm(says())), Clips(), [SAD] * 4)
-        for one, other in zip(examples, others, strict=True):
+        for one, other in some(zip(examples, others, strict=True)):
             assert one.request.digest == other.request.digest and one.answer != other.answer
 
 
@@ -116,7 +117,7 @@ class TestExamples:
         mllm = tiny_mllm()
         examples = PlanExamples(planner(mllm), Clips(), [GLAD, SAD, GLAD, SAD])
         batch = AnswerCollator(mllm)(list(examples))
-        for row, target in enumerate((GLAD, SAD, GLAD, SAD)):
+        for row, target in some(enumerate((GLAD, SAD, GLAD, SAD))):
             counted = batch["labels"][row] != -100
             text = mllm.tokenizer.decode(batch["labels"][row][counted])
             assert text == target.to_text() + mllm.tokenizer.eos_token

@@ -105,7 +105,7 @@ class Perception:
         return [int.from_bytes(key.digest(), "big") for key in keyed]
 
 
-class Conditions(NamedTuple):
+class Conditioning(NamedTuple):
     """What generation depends on beside the noise.
 
     Args:
@@ -436,9 +436,9 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         base = self.knowledge_base
         return None if base is None else base.rows_of([str(row.get("id", "")) for row in rows]).to(self.device)
 
-    def conditions(
+    def conditioning(
         self, perception: Perception, vectors: Mapping[str, Tensor | None], own_entries: Tensor | None = None
-    ) -> Conditions:
+    ) -> Conditioning:
         """Retrieve evidence (section 3.4), and put together what generation depends on.
 
         Args:
@@ -464,7 +464,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             tokens = F.normalize(noise, dim=-1)
             plan = tokens[:, 0]
         if base is None or config.retrieval_aggregation == "none":
-            return Conditions(plan, tokens, observation, None)
+            return Conditioning(plan, tokens, observation, None)
         if config.index_factory == "Flat":
             base = self._knowledge_base = base.to(plan.device)
         asked = None
@@ -472,7 +472,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             seeds = perception.seeds(config.generation_seed, "random_plan")
             own = [NO_ENTRY] * len(plan) if own_entries is None else own_entries.tolist()
             asked = base.plans[random_entries(seeds, own, len(base), config.generation_seed)].to(plan)
-        return Conditions(plan, tokens, observation, self.retriever(observation, plan, base, own_entries, asked))
+        return Conditioning(plan, tokens, observation, self.retriever(observation, plan, base, own_entries, asked))
 
     # --- Generating and classifying ---
 
@@ -481,15 +481,17 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         """Noise schedule of training."""
         return build_scheduler("ddpm", self.config.num_train_timesteps, self.config.prediction_type)
 
-    def _executor_inputs(self, name: str, conditions: Conditions, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _executor_inputs(
+        self, name: str, conditioning: Conditioning, latents: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Observation, plan and evidence of a modality, the latter zeros of the shape of its latents where there is none."""
-        found = conditions.evidence
+        found = conditioning.evidence
         evidence = torch.zeros_like(latents) if found is None else found.values[name].to(latents)
-        return conditions.observation, conditions.plan_tokens, evidence
+        return conditioning.observation, conditioning.plan_tokens, evidence
 
     @torch.no_grad()
     def execute(
-        self, perception: Perception, conditions: Conditions, latents: dict[str, Tensor]
+        self, perception: Perception, conditioning: Conditioning, latents: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Generate whatever is missing (section 3.5, eq. 11), beside the `latents` of what is observed (`encode_observed`).
 
@@ -507,7 +509,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             if not len(rows):
                 continue
             seeds = perception.seeds(config.generation_seed, name)
-            given = (*self._executor_inputs(name, conditions, latents[name]), perception.wanted[name])
+            given = (*self._executor_inputs(name, conditioning, latents[name]), perception.wanted[name])
             features, made, cost = executor.generate(
                 [seeds[row] for row in rows.tolist()], scheduler, steps, *(part[rows] for part in given)
             )
@@ -527,14 +529,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         scores = torch.tensor(list(self.config.family.classes.values()), device=class_logits.device)
         return (class_logits.float().softmax(dim=-1) * scores).sum(dim=-1, keepdim=True)
 
-    def _generate(self, perception: Perception, conditions: Conditions) -> GeneratedBatch:
+    def _generate(self, perception: Perception, conditioning: Conditioning) -> GeneratedBatch:
         """Generate what is missing, and classify."""
-        latents, values, costs = self.execute(perception, conditions, self.encode_observed(perception))
-        class_logits = self.classify(perception, conditions.observation, latents)
+        latents, values, costs = self.execute(perception, conditioning, self.encode_observed(perception))
+        class_logits = self.classify(perception, conditioning.observation, latents)
         values["text"] = values["text"] * self.text_std + self.text_mean
         missing = {name: ~available for name, available in perception.available.items()}
         masks = {name: wanted & missing[name].unsqueeze(1) for name, wanted in perception.wanted.items()}
-        evidence, base = conditions.evidence, self._knowledge_base
+        evidence, base = conditioning.evidence, self._knowledge_base
         ids: list[list[str]] = [[] for _ in range(len(perception))]
         if evidence is not None and base is not None:
             ids = [[base.ids[row] for row in rows if row != NO_ENTRY] for rows in evidence.entries.tolist()]
@@ -563,7 +565,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         plans, vectors = (None, {}) if rows is None else self.plan_inputs(inputs, rows, processor)
         perception = self.perceive(inputs)
         own_entries = None if rows is None else self.own_entries(rows)
-        made = self._generate(perception, self.conditions(perception, {**inputs, **vectors}, own_entries))
+        made = self._generate(perception, self.conditioning(perception, {**inputs, **vectors}, own_entries))
         made.plans = plans
         return made
 
@@ -612,7 +614,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             "constraint_vectors": constraint_vectors,
             "observation_vectors": observation_vectors,
         }
-        conditions = self.conditions(perception, vectors, own_entries)
+        conditioning = self.conditioning(perception, vectors, own_entries)
         if objective == "generate":
             if labels is None or any(inputs.complete(name) is None for name in self.modalities):
                 raise ValueError(
@@ -620,8 +622,8 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                     "return_complete=True."
                 )
             whole = self.perceive(inputs.completed(), text_states)
-            return self._learn_to_generate(perception, conditions, whole, labels)
-        made = self._generate(perception, conditions)
+            return self._learn_to_generate(perception, conditioning, whole, labels)
+        made = self._generate(perception, conditioning)
         loss = None if labels is None else F.cross_entropy(made.class_logits, self.label_classes(labels))
         alignment = torch.full_like(made.class_logits[:, :1], math.nan)
         if made.evidence is not None:
@@ -685,7 +687,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         return torch.tensor([seed % steps for seed in seeds], device=device), noises
 
     def _learn_to_generate(
-        self, perception: Perception, conditions: Conditions, whole: Perception, labels: Tensor
+        self, perception: Perception, conditioning: Conditioning, whole: Perception, labels: Tensor
     ) -> OmgOutput:
         """Eqs. 15 and 18: one time step per sample, the one-step estimate in place of what is missing.
 
@@ -703,7 +705,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             missing = ~perception.available[name]
             known = missing & whole.available[name]
             is_estimated = is_estimated | known
-            given = self._executor_inputs(name, conditions, latents[name])
+            given = self._executor_inputs(name, conditioning, latents[name])
             latents[name] = torch.where((missing & ~known).view(-1, 1, 1), given[2], latents[name])
             # Without anything to learn from, one row of weight 0 keeps the parameters in the graph: distributed training
             # waits for the gradients of all.
@@ -717,12 +719,12 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             read = estimate if config.classifier_input == "estimate" else noisy
             chosen = torch.where(weights.view(-1, 1, 1) > 0, read, latents[name][rows])
             latents[name] = latents[name].index_copy(0, rows, chosen)
-        class_logits = self.classify(perception, conditions.observation, latents)
+        class_logits = self.classify(perception, conditioning.observation, latents)
         task = F.cross_entropy(class_logits, self.label_classes(labels), reduction="none")
         terms = {term: total / count.clamp(min=1.0) for term, total in sums.items()}
         terms["task"] = (task * torch.where(is_estimated, trust, torch.ones_like(trust))).mean()
-        if conditions.evidence is not None:
-            cost = conditions.evidence.alignment_cost * perception.lacking
+        if conditioning.evidence is not None:
+            cost = conditioning.evidence.alignment_cost * perception.lacking
             terms["alignment"] = cost.sum() / perception.lacking.sum().clamp(min=1)
         loss = terms["noise"]
         for term in list(terms)[1:]:

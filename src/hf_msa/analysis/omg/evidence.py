@@ -128,12 +128,12 @@ def evidence_columns(omg: OmgOnRows, labels: Tensor, pattern: FixedPattern) -> d
     labels = labels.to(model.device)
     batches: list[dict[Column, Tensor]] = []
     for batch in omg.batches(pattern, f"evidence, {'+'.join(pattern.available)}"):
-        _, conditions = omg.plan_and_retrieve(batch)
-        evidence, own = conditions.evidence, model.own_entries(batch.members)
+        _, conditioning = omg.plan_and_retrieve(batch)
+        evidence, own = conditioning.evidence, model.own_entries(batch.members)
         assert evidence is not None and own is not None
         others = own.unsqueeze(1) != torch.arange(len(labels), device=own.device)
         content = nearest_by_content(
-            conditions.observation, observations, own, config.top_k, config.retrieval_temperature
+            conditioning.observation, observations, own, config.top_k, config.retrieval_temperature
         )
         effective = 1 / evidence.weights.square().sum(dim=1)
         numbers = (evidence.similarities[:, 0], effective, evidence.alignment_cost)

@@ -14,7 +14,7 @@ from hf_msa.data.missing import CompleteProtocol, FixedPattern, MissingProtocol,
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import as_msa_errors
 from hf_msa.evaluation.sweep import MaskedBatch, masked_batches
-from hf_msa.models.modeling_omg import Conditions, OmgForSentimentAnalysis, Perception
+from hf_msa.models.modeling_omg import Conditioning, OmgForSentimentAnalysis, Perception
 from hf_msa.models.processing_msa import MsaProcessor
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -50,7 +50,7 @@ class OmgOnRows:
             self.model, self.processor, self.rows, protocols, what, places=order, batch_size=batch_size
         )
 
-    def plan_and_retrieve(self, batch: MaskedBatch) -> tuple[Perception, Conditions]:
+    def plan_and_retrieve(self, batch: MaskedBatch) -> tuple[Perception, Conditioning]:
         """What the executor is given of a batch; the samples' own entries in the knowledge base are left out.
 
         Raises:
@@ -59,7 +59,7 @@ class OmgOnRows:
         with as_msa_errors():
             _, vectors = self.model.plan_inputs(batch.inputs, batch.members, self.processor)
             perception = self.model.perceive(batch.inputs)
-            return perception, self.model.conditions(perception, vectors, self.model.own_entries(batch.members))
+            return perception, self.model.conditioning(perception, vectors, self.model.own_entries(batch.members))
 
     def incomplete_patterns(self) -> list[FixedPattern]:
         """Every set of modalities that may be left, except all of them, in the order of the paper's tables."""

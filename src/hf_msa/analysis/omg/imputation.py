@@ -110,11 +110,11 @@ def impute_rows(omg: OmgOnRows, chosen: Sequence[int], name: str, means: Means) 
 
 def _impute_batch(omg: OmgOnRows, batch: MaskedBatch, name: str, means: Means) -> dict[tuple[str, str, str], Tensor]:
     model = omg.model
-    perception, conditions = omg.plan_and_retrieve(batch)
+    perception, conditioning = omg.plan_and_retrieve(batch)
     observed, whole = model.encode_observed(perception), model.perceive(batch.complete)
     mask, truth, vae = whole.masks[name], model.encode_observed(whole)[name], model.executors_by_name[name].vae
     classes = model.label_classes(batch.complete["labels"])
-    latents, values, _ = model.execute(perception, conditions, observed)
+    latents, values, _ = model.execute(perception, conditioning, observed)
 
     def constant(rows: Tensor) -> tuple[Tensor, Tensor]:
         features, level = means.features[rows].unsqueeze(1), means.latents[rows].unsqueeze(1)
@@ -122,8 +122,8 @@ def _impute_batch(omg: OmgOnRows, batch: MaskedBatch, name: str, means: Means) -
 
     # What takes the place of the modality: features (batch, positions, width), and latents.
     options = {GENERATED: (values[name], latents[name])}
-    if conditions.evidence is not None:
-        evidence = conditions.evidence.values[name].to(truth)
+    if conditioning.evidence is not None:
+        evidence = conditioning.evidence.values[name].to(truth)
         options[EVIDENCE] = (vae.decode(evidence, mask), evidence)
     options[MEAN] = constant(torch.zeros_like(classes))
     options[CLASS_MEAN] = constant(classes + 1)
@@ -142,7 +142,7 @@ def _impute_batch(omg: OmgOnRows, batch: MaskedBatch, name: str, means: Means) -
         for space, made, real, centre, counts in zip(SPACES, in_spaces(*option), hidden, mean, masks, strict=True):
             found["error", what, space] = squared_errors(made, real, counts)
             found["spread", what, space] = squared_errors(made, centre, counts)
-        logits = model.classify(perception, conditions.observation, {**observed, name: option[1]})
+        logits = model.classify(perception, conditioning.observation, {**observed, name: option[1]})
         found["score", what, ""] = model.score(logits)[:, 0]
     return found
 

@@ -83,11 +83,11 @@ def time_pattern(omg: OmgOnRows, chosen: Sequence[int], pattern: FixedPattern, b
                 perception = model.perceive(batch.inputs)
                 latents = model.encode_observed(perception)
             with watch.timing("retrieval"):
-                conditions = model.conditions(perception, vectors)
+                conditioning = model.conditioning(perception, vectors)
             with watch.timing("execution"):
-                latents, _, _ = model.execute(perception, conditions, latents)
+                latents, _, _ = model.execute(perception, conditioning, latents)
             with watch.timing("classification"):
-                model.score(model.classify(perception, conditions.observation, latents))
+                model.score(model.classify(perception, conditioning.observation, latents))
     return {part: 1000 * seconds / len(chosen) for part, seconds in watch.seconds.items()}
 
 

@@ -67,16 +67,16 @@ def analyze_uncertainty(runs: Sequence[str], report: Report, *, validation: Sequ
     if validation is not None and len(validation) != len(runs):
         raise MsaError(f"--validation names {len(validation)} results for {len(runs)} runs; give one for each.")
     held_out = [None] * len(runs) if validation is None else [read_numbers(run) for run in validation]
-    fits, told, panels = [], [], []
+    fits, errors, panels = [], [], []
     for (name, numbers), other in zip(found.items(), held_out, strict=True):
         taus = calibrations(numbers, other)
         for kind in uncertainties(numbers):
             known = taus.get(kind.whose) or [Calibration(None, None)] * len(numbers.seeds)
             fits += [{"run": name, **row} for row in fit_rows(numbers, kind, known)]
             sure, rule = sure_samples(numbers, kind, taus)
-            told.append({"run": name, "uncertainty": kind.name, "sure by": rule, **error_row(numbers, kind, sure)})
+            errors.append({"run": name, "uncertainty": kind.name, "sure by": rule, **error_row(numbers, kind, sure)})
             panels.append((f"{name}: {kind.name}", numbers, kind, known))
-    report.csv("uncertainty.csv", told)
+    report.csv("uncertainty.csv", errors)
     report.csv("fits.csv", fits)
     report.summary(
         "uncertainty.md",
@@ -85,7 +85,7 @@ def analyze_uncertainty(runs: Sequence[str], report: Report, *, validation: Sequ
         "that is not neutral. ± is the standard deviation over training seeds, brackets are 95 % bootstrap intervals over "
         "samples. AUROC: how likely a sample with a wrong polarity is more uncertain than one with the right one. "
         "-|score| is the trivial uncertainty that any model has.",
-        [row | {"n": format_number(row["n"], 0)} for row in told],
+        [row | {"n": format_number(row["n"], 0)} for row in errors],
     )
     absent = [title for title, _, kind, known in panels if kind.whose != TRIVIAL and _thresholds(known) is None]
     report.section(
