@@ -233,10 +233,6 @@ class TestWhatARunGives:
             assert torch.allclose(latents.mean(0), torch.zeros(latents.shape[1]), atol=1e-4)
             assert latents.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-4)
 
-    def test_typical_lengths_are_medians(self, run: RunContext) -> None:
-        lengths = {name: int(np.median(values)) for name, values in run.rows["train"].lengths.items()}
-        assert loaded(run).config.typical_lengths == lengths
-
 
 class TestKnowledgeBase:
     def test_holds_complete_training_rows_alone(self, run: RunContext) -> None:

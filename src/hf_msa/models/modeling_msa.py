@@ -21,13 +21,21 @@ from .configuration_msa import MsaConfig
 from .msa_encoders import encode_by_length
 from .msa_inputs import INPUT_KEYS, MsaInputs
 from .msa_outputs import MsaOutput
-from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, UNREAD_KEYS, VALUE_KEYS
+from .msa_schema import (
+    ATTENTION_MASK_KEYS,
+    COMPLETE_ATTENTION_KEYS,
+    COMPLETE_KEYS,
+    MISSING_MASK_KEYS,
+    UNREAD_KEYS,
+    VALUE_KEYS,
+)
 
 Batch = Mapping[str, Tensor | None] | MsaInputs
 """A batch of the collator or the processor, or what `MsaPreTrainedModel.read` made of one."""
 
 _IMPORT_BY_FULL_NAME = re.compile(r"^from hf_msa\.models\.(\w+) import", re.MULTILINE)
 # Of `from_pretrained`, what is needed again to fetch other files from the same place.
+_BESIDE = (MISSING_MASK_KEYS, COMPLETE_KEYS, COMPLETE_ATTENTION_KEYS)
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -329,6 +337,9 @@ class MsaPreTrainedModel(PreTrainedModel):
         complete_input_ids: Tensor | None = None,
         complete_audio_values: Tensor | None = None,
         complete_vision_values: Tensor | None = None,
+        complete_attention_mask: Tensor | None = None,
+        complete_audio_attention_mask: Tensor | None = None,
+        complete_vision_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
         **training: Any,
@@ -346,7 +357,7 @@ class MsaPreTrainedModel(PreTrainedModel):
             audio_values (`torch.FloatTensor` of shape `(batch, frames, audio_dim)`, *optional*): Audio frames, zeros where
                 dropped; needed where the model reads audio.
             audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): 1 = real frame, dropped ones
-                included; a row of zeros for a sample that lacks audio. Without it every frame is real.
+                included. Without it every frame is real. A sample without audio has the form that the processor gives it.
             vision_values (`torch.FloatTensor` of shape `(batch, frames, vision_dim)`, *optional*): Like audio's.
             vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Like audio's.
             text_missing_mask (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): True = dropped. Of use to methods
@@ -357,6 +368,10 @@ class MsaPreTrainedModel(PreTrainedModel):
                 dropped; for training, and for upper bounds.
             complete_audio_values (`torch.FloatTensor` of the shape of `audio_values`, *optional*): Likewise.
             complete_vision_values (`torch.FloatTensor` of the shape of `vision_values`, *optional*): Likewise.
+            complete_attention_mask (`torch.LongTensor` of the shape of `attention_mask`, *optional*): 1 = real token of the
+                complete text; without it as of `input_ids`.
+            complete_audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Likewise.
+            complete_vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Likewise.
             labels (`torch.FloatTensor` of shape `(batch,)` or `(batch, 1)`, *optional*): True scores, in label units.
             return_dict (`bool`, *optional*): False gives a tuple of what is not None; default: as the configuration says.
             **training: What the method's `compute` takes beside the inputs, in training.
@@ -386,6 +401,9 @@ class MsaPreTrainedModel(PreTrainedModel):
                 "complete_input_ids": complete_input_ids,
                 "complete_audio_values": complete_audio_values,
                 "complete_vision_values": complete_vision_values,
+                "complete_attention_mask": complete_attention_mask,
+                "complete_audio_attention_mask": complete_audio_attention_mask,
+                "complete_vision_attention_mask": complete_vision_attention_mask,
             }
         )
         given = {name: value for name, value in training.items() if name in self._training_arguments}
@@ -447,15 +465,15 @@ class MsaPreTrainedModel(PreTrainedModel):
             value = batch.get(key)
             if value is None:
                 raise ValueError(
-                    f"{type(self).__name__} reads {modality}, but {key!r} was not given; pass zeros with an all-zero "
-                    "attention mask for samples that lack it."
+                    f"{type(self).__name__} reads {modality}, but {key!r} was not given; the processor makes it, also for "
+                    "samples that are without it."
                 )
             self._check_values(modality, value, batch)
             mask = batch.get(ATTENTION_MASK_KEYS[modality])
             if mask is None:
                 mask = torch.ones(value.shape[:2], dtype=torch.long, device=value.device)
             found |= {key: value, ATTENTION_MASK_KEYS[modality]: mask}
-            found |= {keys[modality]: batch.get(keys[modality]) for keys in (MISSING_MASK_KEYS, COMPLETE_KEYS)}
+            found |= {keys[modality]: batch.get(keys[modality]) for keys in _BESIDE}
         return MsaInputs(**found)  # type: ignore[arg-type]  # text is always among them
 
     def _check_values(self, modality: str, value: Tensor, batch: Mapping[str, Tensor | None]) -> None:
@@ -471,7 +489,7 @@ class MsaPreTrainedModel(PreTrainedModel):
                 f"{key} has width {value.shape[-1]}, but this checkpoint was built for {modality}_dim={width}; use features "
                 "of the same kind as in training."
             )
-        for keys in (ATTENTION_MASK_KEYS, MISSING_MASK_KEYS, COMPLETE_KEYS):
+        for keys in (ATTENTION_MASK_KEYS, *_BESIDE):
             beside = batch.get(keys[modality])
             if beside is not None and beside.shape[:2] != value.shape[:2]:
                 raise ValueError(
@@ -487,7 +505,8 @@ class MsaPreTrainedModel(PreTrainedModel):
             predicting: Whether this is a prediction, which gets what a user has: neither labels nor complete inputs, unless
                 the configuration says that the model reads them (`MsaConfig.oracle_inputs`).
         """
-        hidden = {"labels", *COMPLETE_KEYS.values()} - {*self.config.oracle_inputs} if predicting else set()
+        complete = (*COMPLETE_KEYS.values(), *COMPLETE_ATTENTION_KEYS.values())
+        hidden = {"labels", *complete} - {*self.config.oracle_inputs} if predicting else set()
         return {key: batch[key] for key in (*INPUT_KEYS, "labels") if key in batch and key not in hidden}
 
     def predict_rows(

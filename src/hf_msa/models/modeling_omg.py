@@ -341,8 +341,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             seen.available[name], seen.seen[name] = visible.any(dim=1), (value, visible)
             if name == "text":
                 value = self._text_features(value, real, seen.available[name], text_states)
-            lengths = torch.where(content.any(dim=1), real.sum(dim=1), -1)
-            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, lengths)
+            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, real.sum(dim=1))
             seen.wanted[name] = torch.where(seen.available[name].unsqueeze(1), seen.masks[name], missing)
         return seen
 
@@ -365,19 +364,15 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def _on_grid(self, name: str, values: Tensor, visible: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values and what is visible on the fixed number of positions, padded, or averaged where there may be more.
 
-        Beside them what is generated where the modality is missing: its true length, or the typical one where that is not
-        known, -1.
+        Beside them what is generated where the modality is missing: as many positions as the inputs have.
         """
-        config, positions = self.config, self.config.positions(name)
+        positions = self.config.positions(name)
         values = values.masked_fill(~visible.unsqueeze(-1), 0.0)
-        if getattr(config, f"{name}_max_length") > positions:
+        if getattr(self.config, f"{name}_max_length") > positions:
             lengths = torch.full_like(lengths, positions)
             values, visible = average_positions(values, visible, positions)
         short = positions - values.shape[1]
-        typical = min((config.typical_lengths or {}).get(name, positions), positions)
-        missing = torch.arange(positions, device=lengths.device) < torch.where(
-            lengths < 0, typical, lengths
-        ).unsqueeze(1)
+        missing = torch.arange(positions, device=lengths.device) < lengths.unsqueeze(1)
         return F.pad(values, (0, 0, 0, short)), F.pad(visible, (0, short)), missing
 
     @torch.no_grad()

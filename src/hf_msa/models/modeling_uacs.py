@@ -205,8 +205,9 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             if any(mask.any() for mask in missing.values()):
                 unknown = [key for name, key in _MEDIA_KEYS.items() if name not in missing]
                 row = {**row, **dict.fromkeys(unknown)}
-            transcript: str | None = str(row["text"])
-            if inputs is not None and "text" in missing and missing["text"].any():
+            words = row.get("text")
+            transcript = words if words and words.strip() else None
+            if transcript is not None and inputs is not None and "text" in missing and missing["text"].any():
                 ids = inputs["input_ids"][index].tolist()
                 transcript = visible_words(ids, missing.pop("text"), processor.tokenizer)
             requests.append(self._request(row, transcript, missing))

@@ -403,7 +403,11 @@ def prepare_run(
             mean, std = feature_statistics(rows["train"], modality)
             fields |= {f"{modality}_mean": mean, f"{modality}_std": std}
     processor = MsaProcessor(
-        MsaFeatureExtractor(**fields), tokenizer, text_max_length=longest, pad_to_fixed=recipe.pad_to_fixed
+        MsaFeatureExtractor(**fields),
+        tokenizer,
+        text_max_length=longest,
+        pad_to_fixed=recipe.pad_to_fixed,
+        missing_lengths=rows["train"].median_lengths(),
     )
     counts: dict[str, dict[str, int]] | None = None
     if recordings is not None:
