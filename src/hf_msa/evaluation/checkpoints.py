@@ -17,6 +17,7 @@ from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.methods import MODEL_TYPE_PREFIX
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.msa_mllm_endpoint import allow_endpoint
 from hf_msa.models.processing_msa import MsaProcessor
 
 RATE_FOLDER = "rate-"
@@ -122,6 +123,10 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
             f"The checkpoint {name!r} lacks {len(loading['missing_keys'])} weights of its model, e.g. "
             f"{min(loading['missing_keys'])!r}; copy or train it again."
         )
+    settings = model.config.language_model
+    if settings is not None and settings.kind == "endpoint" and settings.name and settings.field in (changes or {}):
+        # A server that the caller names is one that the caller allows.
+        allow_endpoint(settings.name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]  # the library wraps `to` in a way that type checkers misread
     return model.eval(), processor
