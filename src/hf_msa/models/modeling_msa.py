@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import inspect
 import re
 import shutil
@@ -26,6 +27,7 @@ from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, U
 Batch = Mapping[str, Tensor | None] | MsaInputs
 """A batch of the collator or the processor, or what `MsaPreTrainedModel.read` made of one."""
 
+_CODE_STAMP = "# The code of this checkpoint: "
 _IMPORT_BY_FULL_NAME = re.compile(r"^from hf_msa\.models\.(\w+) import", re.MULTILINE)
 # Of `from_pretrained`, what is needed again to fetch other files from the same place.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
@@ -77,14 +79,18 @@ def read_labels(labels: Tensor, samples: int) -> Tensor:
     return labels if labels.is_floating_point() else labels.float()
 
 
-def bundle_code(folder: Path) -> None:
+def bundle_code(folder: Path, configuration: str) -> None:
     """Make the code that was saved with a model do without hf_msa, for a method whose own files lie in another package.
 
     Those import from the files here by their full names, which the library that copies code does not follow: the files are
     copied, too, and the imports say that they lie beside.
 
+    The configuration's file ends with a hash of all code: checkpoints in folders of one name that agree in this file and in
+    what it imports, the library runs all with the model's code that a process loaded first.
+
     Args:
         folder: The checkpoint's folder.
+        configuration: The module that defines its configuration.
     """
     waiting = sorted(folder.glob("*.py"))
     while waiting:
@@ -98,6 +104,10 @@ def bundle_code(folder: Path) -> None:
             if source.is_file() and not beside.exists():
                 shutil.copyfile(source, beside)
                 waiting.append(beside)
+    code = {file: file.read_text(encoding="utf-8").partition(_CODE_STAMP)[0] for file in sorted(folder.glob("*.py"))}
+    digest = hashlib.sha256("".join(f"{file.name}\0{text}\0" for file, text in code.items()).encode()).hexdigest()
+    stamped = folder / f"{configuration}.py"
+    stamped.write_text(f"{code[stamped]}{_CODE_STAMP}{digest}\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -242,7 +252,7 @@ class MsaPreTrainedModel(PreTrainedModel):
             self.save_side_files(folder)
         super().save_pretrained(folder, is_main_process, *args, **kwargs)
         if is_main_process:
-            bundle_code(folder)
+            bundle_code(folder, type(self.config).__module__.rpartition(".")[2])
 
     def load_side_files(self) -> None:
         """Read what lies beside the weights of the checkpoint that was loaded, see `stored_file`; here nothing."""
