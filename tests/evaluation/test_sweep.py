@@ -676,3 +676,10 @@ def test_what_a_method_cannot_have_is_one_sentence(
     monkeypatch.setattr(loaded[0], "predict_rows", refuse)
     with pytest.raises(MsaError, match=r"^The expert cannot be reached\.$"):
         sweep(*loaded, rows, [(1, 0.0, CompleteProtocol())])
+
+
+def test_a_tokenizer_without_its_files_is_not_used(runs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs / "seed-1", tmp_path / "run")
+    (run / "tokenizer.json").unlink()
+    with pytest.raises(MsaError, match=r"tokenizer of the checkpoint .* knows no words: its files \(tokenizer.json\)"):
+        load_checkpoint(str(run))

@@ -117,6 +117,12 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
         raise MsaError(f"No checkpoint can be loaded from {name!r}: {reason(error)}.") from error
     if not isinstance(model, MsaPreTrainedModel) or not isinstance(processor, MsaProcessor):
         raise MsaError(f"{name!r} is no hf_msa checkpoint but a {type(model).__name__}.")
+    if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):
+        # The library makes an empty one where the files are not there, to which all words are the same.
+        raise MsaError(
+            f"The tokenizer of the checkpoint {name!r} knows no words: its files (tokenizer.json) are absent or could not "
+            "be fetched; load it again, or copy or train it again."
+        )
     if loading["missing_keys"]:
         # The library fills them with random numbers and goes on.
         raise MsaError(

@@ -20,7 +20,7 @@ from hf_msa.errors import MsaError, reason
 from hf_msa.evaluation.checkpoints import RATE_FOLDER
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import format_value, results_markdown
-from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, RESULTS_FILE, Results, read_results
+from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, RESULTS_FILE, Results, read_results, result_metrics
 from hf_msa.evaluation.subsets import SUBSET_FOLDER, subset_text
 from hf_msa.files import atomic_write
 from hf_msa.methods import METHODS, cards_folder
@@ -121,7 +121,8 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(folder) / RUN_FILE
     try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        # An undefined number, e.g. a loss that is none, is None.
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda constant: None)
         method = run["method"]
     except FileNotFoundError:
         raise MsaError(
@@ -333,7 +334,8 @@ def _card_data(
         pipeline_tag=TASK,
         datasets=[dataset["name"]],
         base_model=base_model,
-        metrics=list(dict.fromkeys(_hub_metric(name) for name in (results or {}).get("mean_over_rates", {}))) or None,
+        metrics=list(dict.fromkeys(_hub_metric(name) for name in (result_metrics(results) if results else ())))
+        or None,
         model_name=repo_id.split("/")[-1] if repo_id else title,
         eval_results=_eval_results(results) if results else None,
     )
@@ -365,8 +367,8 @@ def _eval_results(results: Results) -> list[Any]:
             metric_name=METRICS[name].pretty + over,
             metric_value=round(float(estimate["mean"]), 6),
         )
-        for name, estimate in results["mean_over_rates"].items()
-        if estimate["mean"] is not None
+        for name in result_metrics(results)
+        if (estimate := results["mean_over_rates"][name])["mean"] is not None
     ]
 
 
@@ -396,7 +398,7 @@ def _own_results(run: Mapping[str, Any], results: Results) -> str:
     """The means of this one checkpoint."""
     own = [one["metrics"] for one in results["runs"] if one["training_seed"] == run["seed"]]
     means = []
-    for name in results["mean_over_rates"]:
+    for name in result_metrics(results):
         values = [metrics[name] for metrics in own]
         mean = None if None in values else sum(values) / len(values)
         means.append(f"{METRICS[name].pretty} {format_value(name, mean)}")

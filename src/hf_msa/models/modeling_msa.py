@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
+from huggingface_hub import hf_hub_download, is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_imports
-from transformers.utils.hub import cached_file
 
 from .configuration_msa import MsaConfig
 from .msa_encoders import encode_by_length
@@ -104,10 +105,10 @@ def bundle_code(folder: Path, configuration: str) -> None:
             if source.is_file() and not beside.exists():
                 shutil.copyfile(source, beside)
                 waiting.append(beside)
-    code = {file: file.read_text(encoding="utf-8").partition(_CODE_STAMP)[0] for file in sorted(folder.glob("*.py"))}
-    digest = hashlib.sha256("".join(f"{file.name}\0{text}\0" for file, text in code.items()).encode()).hexdigest()
+    texts = {file: file.read_text(encoding="utf-8").partition(_CODE_STAMP)[0] for file in sorted(folder.glob("*.py"))}
+    digest = hashlib.sha256("".join(f"{file.name}\0{text}\0" for file, text in texts.items()).encode()).hexdigest()
     stamped = folder / f"{configuration}.py"
-    stamped.write_text(f"{code[stamped]}{_CODE_STAMP}{digest}\n", encoding="utf-8")
+    stamped.write_text(f"{texts[stamped]}{_CODE_STAMP}{digest}\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -272,21 +273,34 @@ class MsaPreTrainedModel(PreTrainedModel):
             folder: Folder within the checkpoint.
 
         Returns:
-            Where it lies on this machine; None where the checkpoint has no such file, or there is no checkpoint.
+            Where it lies on this machine; None where the checkpoint has no such file, or there is no checkpoint. Offline,
+            what is not in the cache counts as absent.
+
+        Raises:
+            ValueError: If the Hub cannot be asked: to go on without the file could predict something else.
         """
         if self._origin is None:
             return None
         checkpoint, options = self._origin
-        place = "/".join(part for part in (options.get("subfolder", ""), folder) if part)
-        found = cached_file(
-            checkpoint,
-            name,
-            **{**options, "subfolder": place},
-            _raise_exceptions_for_missing_entries=False,
-            # Without the network, what is not in the cache counts as absent.
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return None if found is None else Path(found)
+        place = "/".join(part for part in (options.get("subfolder", ""), folder, name) if part)
+        if Path(checkpoint).is_dir():
+            file = Path(checkpoint) / place
+            return file if file.is_file() else None
+        try:
+            return Path(hf_hub_download(checkpoint, place, **{**options, "subfolder": None}))
+        except EntryNotFoundError as error:
+            # Also said where the Hub could not be asked and the file is not in the cache.
+            unknown = isinstance(error, LocalEntryNotFoundError)
+            if not unknown or options.get("local_files_only") or is_offline_mode():
+                return None
+            why: Exception = error
+        except (HTTPError, OSError) as error:
+            why = error
+        line = (str(why.__cause__ or why).strip().splitlines() or [type(why).__name__])[0].removesuffix(".")
+        raise ValueError(
+            f"The file {place!r} of the checkpoint {checkpoint!r} could not be fetched ({line}); check the network and the "
+            "token (`hf auth login`, or HF_TOKEN), and try again."
+        ) from why
 
     @classmethod
     def from_text_pretrained(cls, text_model: str, config: MsaConfig) -> Self:
