@@ -109,7 +109,10 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (ConnectionError("The server 'x' refused; do this"), "The server 'x' refused; do this."),
         (PermissionError(13, "Permission denied", "a/b"), "'a/b' cannot be used: Permission denied."),
         (OSError("Consistency check failed: 3 bytes"), "A file arrived damaged; try again."),
-        (OSError("no hf_abcdefgh at https://me:pw@host/x"), "no [token] at https://host/x."),
+        (
+            OSError("no hf_abcdefgh at https://me:pw@host/x"),  # pragma: allowlist secret
+            "no [token] at https://host/x.",
+        ),
         (OSError("sent Authorization: Bearer abc.def"), "sent Authorization: Bearer [token]."),
     ],
 )

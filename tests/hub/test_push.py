@@ -71,12 +71,12 @@ def test_a_run_is_pushed_and_predicts_the_same(loopback_hub: LoopbackHub, run_fo
 
 
 def test_only_what_belongs_to_a_checkpoint_is_published(loopback_hub: LoopbackHub, run_folder: Path) -> None:
-    secret = "words of a data set"
+    words = "words of a data set"
     for name in ("predictions.parquet", "clues.json", "notes.txt", "optimizer.pt", "training_args.bin", "curves.png"):
-        (run_folder / name).write_text(secret)
+        (run_folder / name).write_text(words)
     for name in ("stages/main/model.safetensors", "checkpoint-7/config.json", ".cache/config.json"):
         (run_folder / name).parent.mkdir(parents=True)
-        (run_folder / name).write_text(secret)
+        (run_folder / name).write_text(words)
     run = {**RUN, "flags": {"logging_dir": "/home/someone/logs"}, "settings": {"text_model": "/home/someone/minilm"}}
     (run_folder / "run.json").write_text(json.dumps(run))
     (run_folder / "results.json").write_text(json.dumps(RESULTS))
@@ -88,7 +88,7 @@ def test_only_what_belongs_to_a_checkpoint_is_published(loopback_hub: LoopbackHu
     texts = {"README.md", "config.json", "processor_config.json", "results.json", "run.json", ".gitattributes"}
     assert set(files) == code | texts | {"model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     everything = b"\n".join(files.values())
-    assert secret.encode() not in everything and b"someone" not in everything
+    assert words.encode() not in everything and b"someone" not in everything
     assert str(run_folder).encode() not in everything and b"/tmp/" not in everything
     assert json.loads(files["run.json"])["flags"] == {"logging_dir": "logs"}
 

@@ -389,7 +389,7 @@ class TestTrust:
             ("ftp://example.org/v1", "no address of a server"),
             ("https://", "no address of a server"),
             ("https://host:port/v1", "no address of a server"),
-            ("https://me:hunter2@example.org/v1", "holds a password"),
+            ("https://me:hunter2@example.org/v1", "holds a password"),  # pragma: allowlist secret
             ("https://example.org/v1?key=hunter2", "holds a password, a query"),
         ],
     )

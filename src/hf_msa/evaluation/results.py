@@ -597,7 +597,7 @@ def validate_results(results: Any, where: str) -> None:
         raise MsaError(f"{where} is not a result of `hf-msa evaluate`: it has no schema_version.")
     if results["schema_version"] not in range(1, SCHEMA_VERSION + 1):
         raise MsaError(
-            f"{where} has the schema_version {results['schema_version']!r}, and this version of hf_msa reads up to "
+            f"{where} has the schema_version {_shown(results['schema_version'])}, and this version of hf_msa reads up to "
             f"{SCHEMA_VERSION}; use the version that wrote it, or evaluate the model again."
         )
     for key, kind in _REQUIRED.items():
@@ -650,8 +650,12 @@ _Check = tuple[str, Callable[[Any], bool], Any]
 def _check_values(checks: Iterable[_Check], where: str) -> None:
     for place, holds, value in checks:
         if not holds(value):
-            shown = repr(value) if len(repr(value)) < 50 else type(value).__name__
-            raise MsaError(f"{where} is damaged: its {place} is {shown}; evaluate the model again.")
+            raise MsaError(f"{where} is damaged: its {place} is {_shown(value)}; evaluate the model again.")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: what is long by its type."""
+    return repr(value) if len(repr(value)) < 50 else f"a {type(value).__name__}"
 
 
 def _facts(results: Mapping[str, Any]) -> Iterator[_Check]:

@@ -123,18 +123,61 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         # An undefined number, e.g. a loss that is none, is None.
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda constant: None)
-        method = run["method"]
+        _check_types(run, _RUN, "it")
     except FileNotFoundError:
         raise MsaError(
             f"{folder} has no {RUN_FILE}, so it is not a finished run; give the seed folder that `hf-msa train` wrote."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise MsaError(f"{path} cannot be read ({error!r}); train again, or restore the file.") from error
-    METHODS.find(method)
+    except (RecursionError, ValueError) as error:
+        raise MsaError(f"{path} cannot be read ({reason(error)}); train again, or restore the file.") from error
+    METHODS.find(run["method"])
     if "expert_input" in run:
         # What the first version called it.
         run["language_model_input"] = run.pop("expert_input")
     return run
+
+
+_SELECTION = {
+    **dict.fromkeys(("metric!", "split!", "rule"), str),
+    **dict.fromkeys(("rate", "epoch", "step", "value"), (int, float)),
+    "protocol": {"rate": (int, float)},
+}
+_STAGE = {"name!": str, "epochs": (int, float), "seconds": (int, float), "batch": {"global": int}}
+# What a card reads of run.json, by type; a dict is a group with such keys, those with "!" needed, and a list has such items.
+_RUN = {
+    **dict.fromkeys(("method!", "recipe!", "ablation", "text_model", "language_model_input"), str),
+    "seed!": int,
+    "train_rate": (int, float),
+    "dataset!": {
+        **dict.fromkeys(("name!", "license", "source", "homepage", "citation"), str),
+        "label_family": (str, dict),
+        "language": (str, list),
+        "n": {},
+    },
+    "selection": _SELECTION,
+    "stages": [_STAGE],
+    "versions!": {},
+    "devices": {"processes": int, "type": str, "name": str},
+}
+
+
+def _check_types(value: Any, kind: Any, place: str) -> None:
+    """Check what is there of a JSON value; what is not needed may be None or absent.
+
+    Raises:
+        ValueError: Naming the place that is of another type.
+    """
+    wanted: Any = type(kind) if isinstance(kind, dict | list) else kind
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise ValueError(f"{place} is {'absent' if value is None else f'a {type(value).__name__}'}")
+    if isinstance(kind, dict):
+        for key, inner in kind.items():
+            found = value.get(key.removesuffix("!"))
+            if found is not None or key.endswith("!"):
+                _check_types(found, inner, f"{key.removesuffix('!')} of {place}")
+    if isinstance(kind, list):
+        for item in value:
+            _check_types(item, kind[0], f"an item of {place}")
 
 
 def find_results(folder: str | os.PathLike[str], run: Mapping[str, Any]) -> Results | None:
@@ -181,6 +224,10 @@ def _results_of(run: Mapping[str, Any], place: Path) -> list[Results]:
     if not (place / RESULTS_FILE).is_file():
         return []
     results = read_results(place)
+    try:
+        _check_types(results["selection"], [_SELECTION], "the selection")
+    except ValueError as error:
+        raise MsaError(f"{place / RESULTS_FILE} is damaged: {reason(error)}; evaluate the model again.") from error
     same = results["method"] == run["method"] and results["ablation"] == run.get("ablation")
     rates = [entry["rate"] for entry in results["per_rate"]] if _is_matched(results) else [results.get("train_rate")]
     return [results] if same and run["seed"] in _training_seeds(results) and run.get("train_rate") in rates else []
@@ -399,7 +446,7 @@ def _own_results(run: Mapping[str, Any], results: Results) -> str:
     own = [one["metrics"] for one in results["runs"] if one["training_seed"] == run["seed"]]
     means = []
     for name in result_metrics(results):
-        values = [metrics[name] for metrics in own]
+        values = [metrics.get(name) for metrics in own]
         mean = None if None in values else sum(values) / len(values)
         means.append(f"{METRICS[name].pretty} {format_value(name, mean)}")
     return ", ".join(means)

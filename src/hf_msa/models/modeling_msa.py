@@ -1,9 +1,11 @@
 """The base class of all hf_msa models: initialisation, input checks, text backbone, what goes to the Hub."""
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import inspect
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -109,6 +111,46 @@ def bundle_code(folder: Path, configuration: str) -> None:
     digest = hashlib.sha256("".join(f"{file.name}\0{text}\0" for file, text in texts.items()).encode()).hexdigest()
     stamped = folder / f"{configuration}.py"
     stamped.write_text(f"{texts[stamped]}{_CODE_STAMP}{digest}\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def sound_side_file(name: str) -> Iterator[None]:
+    """Say in one sentence that a file beside the weights, which can come from anybody, does not hold what is saved there.
+
+    Args:
+        name: The file's name.
+
+    Raises:
+        ValueError: In place of whatever its content leads to.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        why = (str(error).strip().splitlines() or [""])[0].removesuffix(".")
+        raise ValueError(
+            f"The file {name} beside the checkpoint's weights is damaged ({type(error).__name__}: {why[:200]}); copy "
+            "or train the checkpoint again."
+        ) from error
+
+
+def read_side_file(file: Path) -> dict[str, Any]:
+    """Read the JSON object of a file beside the weights; NaN and infinities are none.
+
+    Args:
+        file: Where it lies.
+
+    Raises:
+        ValueError: If it holds no such object.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"it holds {constant}")
+
+    with sound_side_file(file.name):
+        values = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+        if not isinstance(values, dict):
+            raise TypeError("it holds no object")
+    return values
 
 
 @dataclass(frozen=True)
