@@ -683,3 +683,19 @@ def test_a_tokenizer_without_its_files_is_not_used(runs: Path, tmp_path: Path) -
     (run / "tokenizer.json").unlink()
     with pytest.raises(MsaError, match=r"tokenizer of the checkpoint .* knows no words: its files \(tokenizer.json\)"):
         load_checkpoint(str(run))
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"null", b"\xff", b'{"processor_class": 3}', b"[" * 100_000]
+)
+def test_a_damaged_file_of_a_checkpoint_is_one_sentence(runs: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    run = copy_of(runs / "seed-1", tmp_path / "run")
+    (run / name).write_bytes(content)
+    try:
+        load_checkpoint(str(run))
+    except MsaError as error:
+        assert "\n" not in str(error) and str(run) in str(error)
+    else:
+        # The tokenizer's class is known by the processor's configuration, too.
+        assert (name, content) in (("tokenizer_config.json", b'{"processor_class": 3}'),)

@@ -317,3 +317,24 @@ def test_a_side_file_that_cannot_be_fetched_is_not_taken_for_absent(
         with pytest.raises(ValueError, match="'other.json' of the checkpoint .* could not be fetched .*try again"):
             model.stored_file("other.json")
         loopback_hub.faults.clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"\xff"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"model_type": "hf_msa_text", "audio_dim": "many"}'),
+        ("config.json", b'{"model_type": "hf_msa_text", "label_family": {"name": 3}}'),
+        ("run.json", b"[]"),
+        ("run.json", b'{"method": "text", "seed": 1, "recipe": "x", "dataset": 3, "versions": {}}'),
+        ("results.json", b'{"schema_version": 2}'),
+    ],
+)
+def test_what_is_damaged_is_not_pushed(loopback_hub: LoopbackHub, run_folder: Path, name: str, content: bytes) -> None:
+    (run_folder / name).write_bytes(content)
+    with pytest.raises(MsaError) as caught:
+        push_run(run_folder, REPO)
+    assert "\n" not in str(caught.value) and str(run_folder) in str(caught.value)
+    assert loopback_hub.requests == []

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from hf_msa.data.media import MediaFolder
 from hf_msa.data.missing import MODALITY_RATES
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import MsaError, reason, unknown_name
+from hf_msa.errors import BUGS, MsaError, reason, unknown_name
 from hf_msa.methods import MODEL_TYPE_PREFIX
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
@@ -104,15 +104,18 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
         MsaError: If there is no such checkpoint, it is not one of hf_msa, or a change is not possible.
     """
     try:
-        if changes:
+        try:
             known = AutoConfig.from_pretrained(name).to_dict()
-            for field in changes:
-                if field not in known:
-                    raise unknown_name("configuration field", field, known)
+            processor = AutoProcessor.from_pretrained(name)
+        except BUGS as error:
+            # The library takes what lies in files for what it writes there.
+            raise ValueError(f"one of its files is damaged ({type(error).__name__}: {reason(error)})") from error
+        for field in changes or ():
+            if field not in known:
+                raise unknown_name("configuration field", field, known)
         model, loading = AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **(changes or {})
         )
-        processor = AutoProcessor.from_pretrained(name)
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError, ValueError) as error:
         raise MsaError(f"No checkpoint can be loaded from {name!r}: {reason(error)}.") from error
     if not isinstance(model, MsaPreTrainedModel) or not isinstance(processor, MsaProcessor):

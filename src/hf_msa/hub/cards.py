@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 
 from hf_msa.errors import MsaError, reason
 from hf_msa.evaluation.checkpoints import RATE_FOLDER
@@ -149,9 +150,8 @@ _RUN = {
     "seed!": int,
     "train_rate": (int, float),
     "dataset!": {
-        **dict.fromkeys(("name!", "license", "source", "homepage", "citation"), str),
+        **dict.fromkeys(("name!", "language", "license", "source", "homepage", "citation"), str),
         "label_family": (str, dict),
-        "language": (str, list),
         "n": {},
     },
     "selection": _SELECTION,
@@ -343,7 +343,12 @@ def card_of(folder: str | os.PathLike[str], repo_id: str | None = None) -> str:
     run = read_run(folder)
     if not (Path(folder) / "config.json").is_file():
         raise MsaError(f"{folder} has no config.json, so it is not a finished run; let the training finish.")
-    config = METHODS[run["method"]].config_class.from_pretrained(folder)
+    try:
+        config = METHODS[run["method"]].config_class.from_pretrained(folder)
+    except (OSError, StrictDataclassError, TypeError, ValueError) as error:
+        raise MsaError(
+            f"The configuration in {folder} cannot be read ({reason(error)}); copy or train it again."
+        ) from error
     facts, subsets = load_facts(run["method"]), find_subset_results(folder, run)
     return render_card(run, find_results(folder, run), facts, config, repo_id, subsets)
 

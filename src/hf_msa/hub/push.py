@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, reason
 from hf_msa.evaluation.results import RESULTS_FILE
 from hf_msa.hub import verify as verify_script
 from hf_msa.hub.cards import CARD_FILE, RUN_FILE, card_of, find_results, read_run, without_local_paths
@@ -156,7 +156,10 @@ def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
 
 def _without_paths(path: Path) -> Path | bytes:
     """A configuration as it is or, where it names models by folders of this machine, by the last part of their paths."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (RecursionError, ValueError) as error:
+        raise MsaError(f"{path} cannot be read ({reason(error)}); copy or train it again.") from error
     published = without_local_paths(content)
     return path if published == content else _json_bytes(published)
 
