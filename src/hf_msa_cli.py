@@ -5,6 +5,7 @@ which takes seconds.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -309,14 +310,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.pop("version"):
         from hf_msa._version import __version__
 
-        sys.stdout.write(f"hf-msa {__version__}\n")
+        if sys.stdout is not None:
+            sys.stdout.write(f"hf-msa {__version__}\n")
         return 0
     if rest and (command is None or not command.takes_training_flags):
         parser.error(f"{'hf-msa' if command is None else command.name} takes no {' '.join(rest)}")
     if command is None:
         parser.print_help()
         return 0
-    from hf_msa.cli import run_command
+    try:
+        # Libraries ask for it when they are imported.
+        os.getcwd()
+    except FileNotFoundError:
+        parser.exit(2, "hf-msa: the current folder does not exist any more; change to another one.\n")
+    try:
+        from hf_msa.cli import run_command
+    except KeyboardInterrupt:
+        sys.stderr.write(f"hf-msa {command.name}: interrupted.\n")
+        return 130
 
     flags = {"flags": rest} if command.takes_training_flags else {}
     return run_command(command.name, command.target, {**arguments, **flags})

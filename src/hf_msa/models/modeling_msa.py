@@ -1,8 +1,11 @@
 """The base class of all hf_msa models: initialisation, input checks, text backbone, what goes to the Hub."""
 
+import contextlib
 import dataclasses
 import difflib
+import hashlib
 import inspect
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,11 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
+from huggingface_hub import hf_hub_download, is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_imports
-from transformers.utils.hub import cached_file
 
 from .configuration_msa import MsaConfig
 from .msa_encoders import encode_by_length
@@ -33,6 +37,7 @@ from .msa_schema import (
 Batch = Mapping[str, Tensor | None] | MsaInputs
 """A batch of the collator or the processor, or what `MsaPreTrainedModel.read` made of one."""
 
+_CODE_STAMP = "# The code of this checkpoint: "
 _IMPORT_BY_FULL_NAME = re.compile(r"^from hf_msa\.models\.(\w+) import", re.MULTILINE)
 # Of `from_pretrained`, what is needed again to fetch other files from the same place.
 _BESIDE = (MISSING_MASK_KEYS, COMPLETE_KEYS, COMPLETE_ATTENTION_KEYS)
@@ -85,14 +90,18 @@ def read_labels(labels: Tensor, samples: int) -> Tensor:
     return labels if labels.is_floating_point() else labels.float()
 
 
-def bundle_code(folder: Path) -> None:
+def bundle_code(folder: Path, configuration: str) -> None:
     """Make the code that was saved with a model do without hf_msa, for a method whose own files lie in another package.
 
     Those import from the files here by their full names, which the library that copies code does not follow: the files are
     copied, too, and the imports say that they lie beside.
 
+    The configuration's file ends with a hash of all code: checkpoints in folders of one name that agree in this file and in
+    what it imports, the library runs all with the model's code that a process loaded first.
+
     Args:
         folder: The checkpoint's folder.
+        configuration: The module that defines its configuration.
     """
     waiting = sorted(folder.glob("*.py"))
     while waiting:
@@ -106,6 +115,50 @@ def bundle_code(folder: Path) -> None:
             if source.is_file() and not beside.exists():
                 shutil.copyfile(source, beside)
                 waiting.append(beside)
+    texts = {file: file.read_text(encoding="utf-8").partition(_CODE_STAMP)[0] for file in sorted(folder.glob("*.py"))}
+    digest = hashlib.sha256("".join(f"{file.name}\0{text}\0" for file, text in texts.items()).encode()).hexdigest()
+    stamped = folder / f"{configuration}.py"
+    stamped.write_text(f"{texts[stamped]}{_CODE_STAMP}{digest}\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def sound_side_file(name: str) -> Iterator[None]:
+    """Say in one sentence that a file beside the weights, which can come from anybody, does not hold what is saved there.
+
+    Args:
+        name: The file's name.
+
+    Raises:
+        ValueError: In place of whatever its content leads to.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        why = (str(error).strip().splitlines() or [""])[0].removesuffix(".")
+        raise ValueError(
+            f"The file {name} beside the checkpoint's weights is damaged ({type(error).__name__}: {why[:200]}); copy "
+            "or train the checkpoint again."
+        ) from error
+
+
+def read_side_file(file: Path) -> dict[str, Any]:
+    """Read the JSON object of a file beside the weights; NaN and infinities are none.
+
+    Args:
+        file: Where it lies.
+
+    Raises:
+        ValueError: If it holds no such object.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"it holds {constant}")
+
+    with sound_side_file(file.name):
+        values = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+        if not isinstance(values, dict):
+            raise TypeError("it holds no object")
+    return values
 
 
 @dataclass(frozen=True)
@@ -250,7 +303,7 @@ class MsaPreTrainedModel(PreTrainedModel):
             self.save_side_files(folder)
         super().save_pretrained(folder, is_main_process, *args, **kwargs)
         if is_main_process:
-            bundle_code(folder)
+            bundle_code(folder, type(self.config).__module__.rpartition(".")[2])
 
     def load_side_files(self) -> None:
         """Read what lies beside the weights of the checkpoint that was loaded, see `stored_file`; here nothing."""
@@ -270,21 +323,34 @@ class MsaPreTrainedModel(PreTrainedModel):
             folder: Folder within the checkpoint.
 
         Returns:
-            Where it lies on this machine; None where the checkpoint has no such file, or there is no checkpoint.
+            Where it lies on this machine; None where the checkpoint has no such file, or there is no checkpoint. Offline,
+            what is not in the cache counts as absent.
+
+        Raises:
+            ValueError: If the Hub cannot be asked: to go on without the file could predict something else.
         """
         if self._origin is None:
             return None
         checkpoint, options = self._origin
-        place = "/".join(part for part in (options.get("subfolder", ""), folder) if part)
-        found = cached_file(
-            checkpoint,
-            name,
-            **{**options, "subfolder": place},
-            _raise_exceptions_for_missing_entries=False,
-            # Without the network, what is not in the cache counts as absent.
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return None if found is None else Path(found)
+        place = "/".join(part for part in (options.get("subfolder", ""), folder, name) if part)
+        if Path(checkpoint).is_dir():
+            file = Path(checkpoint) / place
+            return file if file.is_file() else None
+        try:
+            return Path(hf_hub_download(checkpoint, place, **{**options, "subfolder": None}))
+        except EntryNotFoundError as error:
+            # Also said where the Hub could not be asked and the file is not in the cache.
+            unknown = isinstance(error, LocalEntryNotFoundError)
+            if not unknown or options.get("local_files_only") or is_offline_mode():
+                return None
+            why: Exception = error
+        except (HTTPError, OSError) as error:
+            why = error
+        line = (str(why.__cause__ or why).strip().splitlines() or [type(why).__name__])[0].removesuffix(".")
+        raise ValueError(
+            f"The file {place!r} of the checkpoint {checkpoint!r} could not be fetched ({line}); check the network and the "
+            "token (`hf auth login`, or HF_TOKEN), and try again."
+        ) from why
 
     @classmethod
     def from_text_pretrained(cls, text_model: str, config: MsaConfig) -> Self:

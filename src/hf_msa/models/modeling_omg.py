@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_omg import OmgConfig
-from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean
+from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean, read_side_file, sound_side_file
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_outputs import MsaOutput
@@ -240,7 +240,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         super().load_side_files()
         file = self.stored_file(PLANNER_FILE)
         if file is not None:
-            self.planner_values = json.loads(file.read_text(encoding="utf-8"))
+            self.planner_values = read_side_file(file)
 
     def save_side_files(self, folder: Path) -> None:
         """Write what the planner was fitted to, its adapter, and the knowledge base."""
@@ -277,10 +277,13 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 )
             values, store = self.planner_values, PlanStore(self.answers_folder)
             if kind == "mllm":
-                self._planner = MllmPlanner.from_dict(values, self.load_language_model(), self.config, store)
+                mllm = self.load_language_model()
+                with sound_side_file(PLANNER_FILE):
+                    self._planner = MllmPlanner.from_dict(values, mllm, self.config, store)
             else:
                 encode = functools.partial(self.embed_texts, processor.tokenizer)
-                self._planner = LightPlanner.from_dict(values, encode, self.config, store)
+                with sound_side_file(PLANNER_FILE):
+                    self._planner = LightPlanner.from_dict(values, encode, self.config, store)
         return self._planner
 
     @property
