@@ -34,7 +34,12 @@ def without_dropout(corpus: Path) -> None:
 # positions that are hidden in a batch, of which two parts have different numbers.
 METHODS = {
     "tcmr": ["stages.polarity.num_train_epochs=1", "stages.regressor.num_train_epochs=1"],
-    "pglh": ["model.dropout=0.0", "model.w_global=0.0", "model.w_mask=0.0"],
+    "pglh": [
+        "model.dropout=0.0",
+        "model.w_global=0.0",
+        "model.w_mask=0.0",
+        "stages.main.per_device_train_batch_size=16",
+    ],
 }
 STEPS = {"tcmr": 6 + 6 + 2 * 12, "pglh": 2 * 6}
 
