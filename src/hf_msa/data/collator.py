@@ -107,6 +107,11 @@ class MsaCollator:
         """Token ids and special-token marks per row: those that the rows carry, or made here."""
         longest = self.processor.text_max_length
         if "input_ids" not in rows[0]:
+            if TEXT not in rows[0]:
+                raise MsaError(
+                    f"The rows have no {TEXT!r}, but {', '.join(rows[0])}; a transformers.Trainer takes away what forward "
+                    "does not name, so give it remove_unused_columns=False."
+                )
             return tokenize(self.processor.tokenizer, [row[TEXT] or "" for row in rows], longest)
         ids = [np.asarray(row["input_ids"]) for row in rows]
         for row, tokens in zip(rows, ids, strict=True):
