@@ -42,7 +42,9 @@ def save_run(
     model = model_class(config_class(text_config=text_config, audio_dim=5, vision_dim=vision_dim, **fields))
     model.save_pretrained(folder)
     tokenizer = BertTokenizerFast(str(folder / "words.txt"))
-    MsaProcessor(MsaFeatureExtractor(audio_dim=5, vision_dim=vision_dim), tokenizer).save_pretrained(folder)
+    extractor = MsaFeatureExtractor(audio_dim=5, vision_dim=vision_dim)
+    lengths = {"text": 6, "audio": 5, "vision": 4}
+    MsaProcessor(extractor, tokenizer, missing_lengths=lengths).save_pretrained(folder)
     (folder / "words.txt").unlink()
     (folder / "run.json").write_text(json.dumps({**RUN, "seed": seed, "method": method, "ablation": ablation}))
     return folder
@@ -83,7 +85,7 @@ def test_only_what_belongs_to_a_checkpoint_is_published(loopback_hub: LoopbackHu
     push_run(run_folder, REPO, verify=False)
     files = loopback_hub.files(REPO)
     code = {"configuration_msa.py", "configuration_text.py", "modeling_msa.py", "modeling_text.py", "msa_outputs.py"}
-    code |= {"msa_inputs.py", "msa_label_families.py"}
+    code |= {"msa_inputs.py", "msa_label_families.py", "msa_missing.py"}
     code |= {"msa_attention.py", "msa_encoders.py", "msa_schema.py", "feature_extraction_msa.py", "processing_msa.py"}
     texts = {"README.md", "config.json", "processor_config.json", "results.json", "run.json", ".gitattributes"}
     assert set(files) == code | texts | {"model.safetensors", "tokenizer.json", "tokenizer_config.json"}
