@@ -13,9 +13,11 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_msa.data.missing import apply_missing
+from hf_msa.data.collator import MsaCollator
+from hf_msa.data.missing import FixedPattern, apply_missing
 from hf_msa.models.configuration_omg import OmgConfig
-from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception, average_positions, inner_tokens
+from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception, average_positions
+from hf_msa.models.msa_inputs import INPUT_KEYS, inner_tokens
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_observation import observe_rows
@@ -687,6 +689,21 @@ class TestLearning:
         assert {name: out.losses[name].item() for name in ("noise", "plan", "evidence", "alignment")} == dict.fromkeys(
             ("noise", "plan", "evidence", "alignment"), 0.0
         )
+
+    def test_it_learns_at_the_truth_s_length_whatever_that_of_the_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, losses = whole().train(), []
+        rows: list[dict[str, Any]] = [{"id": f"s{i}", **row} for i, row in enumerate(tiny_rows(model.config))]
+        for length in (2, 11):
+            processor = tiny_processor(model.config)
+            processor.missing_lengths = {"text": length, "audio": length, "vision": length}
+            batch = MsaCollator(processor, FixedPattern(("vision",)), return_complete=True)(rows)
+            assert (batch["audio_attention_mask"].sum(1) == length).all()
+            fixed_draws(model, monkeypatch, STEPS)
+            inputs = {key: batch[key] for key in (*INPUT_KEYS, "labels")}
+            losses.append(model(**inputs, **some_vectors(), objective="generate").losses)
+        assert len(losses[0]) == 5
+        for name, value in losses[0].items():
+            assert torch.allclose(value, losses[1][name], atol=1e-5), name
 
     def test_what_a_sample_never_had_is_not_learned_and_the_evidence_stands_in(
         self, monkeypatch: pytest.MonkeyPatch

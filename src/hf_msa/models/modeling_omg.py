@@ -5,6 +5,7 @@ in `omg_planner`, `omg_retriever` and `omg_executor`; here they become one model
 vectors; `predict_rows` and `generate_missing` have them made from the rows.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -340,7 +341,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         inputs = self.read(batch)
         seen = Perception({}, {}, {}, {}, {})
         for name in self.config.modalities:
-            value, real, content, visible = _positions(name, inputs)
+            value, real, visible = inputs.values(name), inputs.attention(name).bool(), inputs.observed(name)
             seen.available[name], seen.seen[name] = visible.any(dim=1), (value, visible)
             if name == "text":
                 value = self._text_features(value, real, seen.available[name], text_states)
@@ -351,7 +352,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def available(self, batch: Batch) -> dict[str, Tensor]:
         """Whether anything of each modality is observed `(batch,)`; see `perceive`."""
         inputs = self.read(batch)
-        return {name: _positions(name, inputs)[3].any(dim=1) for name in self.config.modalities}
+        return {name: inputs.observed(name).any(dim=1) for name in self.config.modalities}
 
     def _text_features(self, input_ids: Tensor, real: Tensor, available: Tensor, states: Tensor | None) -> Tensor:
         """Standardised states of the text encoder, zeros for rows whose text is missing."""
@@ -692,6 +693,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         A modality that a sample never had cannot be learned from it; the classifier then reads the evidence in its place.
         """
         config = self.config
+        # What is missing has a length of its own; what is learned from has that of the truth.
+        wanted = {
+            name: torch.where(
+                (~there & whole.available[name]).unsqueeze(1), whole.masks[name], perception.wanted[name]
+            )
+            for name, there in perception.available.items()
+        }
+        perception = dataclasses.replace(perception, wanted=wanted)
         latents, targets = self.encode_observed(perception), self.encode_observed(whole)
         timesteps, noises = self._draws(perception, targets)
         alpha_bar = self._schedule.alphas_cumprod.to(self.text_mean)[timesteps]
@@ -733,25 +742,6 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             losses={name: term.detach() for name, term in terms.items()},
             class_logits=class_logits,
         )
-
-
-def _positions(name: str, inputs: MsaInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Values of a modality, its real positions, those that say something, and those that are observed.
-
-    Special tokens of text say nothing; where nothing is observed that does, nothing is.
-    """
-    real, dropped = inputs.attention(name).bool(), inputs.missing(name)
-    content = inner_tokens(real) if name == "text" else real
-    visible = real if dropped is None else real & ~dropped.bool()
-    return inputs.values(name), real, content, visible & (content & visible).any(dim=1, keepdim=True)
-
-
-def inner_tokens(real: Tensor) -> Tensor:
-    """Real tokens without the first and the last one, which are special `(batch, tokens)`."""
-    places = torch.arange(real.shape[1], device=real.device)
-    last = torch.where(real, places, -1).amax(dim=1, keepdim=True)
-    first = torch.where(real, places, real.shape[1]).amin(dim=1, keepdim=True)
-    return real & (places > first) & (places < last)
 
 
 def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,18 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_ATTENTION_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
+
+
+def inner_tokens(real: Tensor) -> Tensor:
+    """Real tokens without the first and the last one, which are special `(batch, tokens)`."""
+    places = torch.arange(real.shape[1], device=real.device)
+    last = torch.where(real, places, -1).amax(dim=1, keepdim=True)
+    first = torch.where(real, places, real.shape[1]).amin(dim=1, keepdim=True)
+    return real & (places > first) & (places < last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +69,16 @@ class MsaInputs:
         """Missing mask `(batch, positions)` of a modality, True = dropped; None where nothing is."""
         mask: Tensor | None = getattr(self, MISSING_MASK_KEYS[modality])
         return mask
+
+    def observed(self, modality: str) -> Tensor:
+        """True = a real position of a modality that was not dropped `(batch, positions)`.
+
+        Special tokens of text say nothing by themselves: where no other token is left, nothing is observed.
+        """
+        real, dropped = self.attention(modality).bool(), self.missing(modality)
+        content = inner_tokens(real) if modality == "text" else real
+        visible = real if dropped is None else real & ~dropped.bool()
+        return visible & (content & visible).any(dim=1, keepdim=True)
 
     def complete(self, modality: str) -> Tensor | None:
         """Values of a modality before anything was dropped; None where they were not given."""
