@@ -502,6 +502,18 @@ class TestQuestions:
             (request,) = model.expert_requests([row], apply_missing(batch, masks, 1), tiny_processor(model.config))
             assert (request.frames is not None) is there and request.audio is not None
 
+    def test_so_are_those_of_a_row_without_features_of_a_model_that_reads_them(self) -> None:
+        model, processor = self.model(), tiny_processor(tiny_uacs_config())
+        row = tiny_rows(model.config, 1)[0] | {"audio": None, "waveform": np.ones(8, dtype=np.float32)}
+        whole = processor.from_rows([row])
+        assert whole["audio_missing_mask"].all()
+        (request,) = model.expert_requests([row], whole, processor)
+        assert request.audio is not None
+        words = torch.zeros_like(whole["attention_mask"], dtype=torch.bool)
+        words[0, 2] = True
+        (request,) = model.expert_requests([row], {**whole, "text_missing_mask": words}, processor)
+        assert request.audio is None
+
     @pytest.mark.usefixtures("scripted_small")
     def test_recordings_are_read_of_those_only_that_the_expert_is_asked_about(self) -> None:
         model = build(tau_1=0.5, tau_2=0.5)
