@@ -19,6 +19,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_msa import MsaConfig
 from .msa_encoders import encode_by_length
+from .msa_files import FILES_LIST, check_files, note_files, read_list
 from .msa_inputs import INPUT_KEYS, MsaInputs
 from .msa_outputs import MsaOutput
 from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, UNREAD_KEYS, VALUE_KEYS
@@ -27,6 +28,8 @@ Batch = Mapping[str, Tensor | None] | MsaInputs
 """A batch of the collator or the processor, or what `MsaPreTrainedModel.read` made of one."""
 
 _IMPORT_BY_FULL_NAME = re.compile(r"^from hf_msa\.models\.(\w+) import", re.MULTILINE)
+# What `save_pretrained` writes of every model, beside its `SIDE_FILES`.
+_SAVED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
 # Of `from_pretrained`, what is needed again to fetch other files from the same place.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
@@ -222,13 +225,18 @@ class MsaPreTrainedModel(PreTrainedModel):
 
         Weights come as views of a memory-mapped file, at addresses on which CPU kernels round differently. Copying them
         into memory of their own gives a reloaded model bit for bit the outputs of the model that was saved.
+
+        Raises:
+            ValueError: If a folder lacks a file that was saved with the model, or a file of it is cut off.
         """
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if name is not None:
+            check_files(str(name), cls._saved_files(), kwargs.get("subfolder") or "")
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu":
                 tensor.data = tensor.data.clone()
-        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         if name is not None:
             model._origin = (str(name), {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None})
         model.load_side_files()
@@ -243,6 +251,12 @@ class MsaPreTrainedModel(PreTrainedModel):
         super().save_pretrained(folder, is_main_process, *args, **kwargs)
         if is_main_process:
             bundle_code(folder)
+            note_files(folder, self._saved_files())
+
+    @classmethod
+    def _saved_files(cls) -> tuple[str, ...]:
+        """Patterns of all files that saving may write."""
+        return (*_SAVED, *(file.pattern for file in cls.SIDE_FILES))
 
     def load_side_files(self) -> None:
         """Read what lies beside the weights of the checkpoint that was loaded, see `stored_file`; here nothing."""
@@ -263,6 +277,9 @@ class MsaPreTrainedModel(PreTrainedModel):
 
         Returns:
             Where it lies on this machine; None where the checkpoint has no such file, or there is no checkpoint.
+
+        Raises:
+            ValueError: If it is not there though it was saved with the model.
         """
         if self._origin is None:
             return None
@@ -276,7 +293,15 @@ class MsaPreTrainedModel(PreTrainedModel):
             # Without the network, what is not in the cache counts as absent.
             _raise_exceptions_for_connection_errors=False,
         )
-        return None if found is None else Path(found)
+        if found is not None:
+            return Path(found)
+        path = "/".join(part for part in (folder, name) if part)
+        listed = None if name == FILES_LIST else self.stored_file(FILES_LIST)
+        if listed is not None and path in read_list(listed):
+            raise ValueError(
+                f"The checkpoint {checkpoint!r} is not whole: {path!r} is missing; copy or download all of it again."
+            )
+        return None
 
     @classmethod
     def from_text_pretrained(cls, text_model: str, config: MsaConfig) -> Self:
@@ -286,10 +311,17 @@ class MsaPreTrainedModel(PreTrainedModel):
             text_model: Folder or Hub name of a BERT-family checkpoint.
             config: The method's configuration; its `text_config` is replaced by that of `text_model`.
         """
-        text_encoder = AutoModel.from_pretrained(text_model, dtype=torch.float32)
+        text_encoder, loading = AutoModel.from_pretrained(text_model, dtype=torch.float32, output_loading_info=True)
         fields = config.to_dict() | {"text_config": text_encoder.config.to_dict()}
         model = cls(type(config).from_dict(fields))
         wanted = model.text_encoder.state_dict()
+        lacking = sorted(set(loading["missing_keys"]) & set(wanted))
+        if lacking:
+            # The library fills them with random numbers and goes on.
+            raise ValueError(
+                f"its checkpoint lacks {len(lacking)} weights of a {type(text_encoder).__name__}, e.g. {lacking[0]!r}; copy "
+                "or download it again"
+            )
         model.text_encoder.load_state_dict({k: v for k, v in text_encoder.state_dict().items() if k in wanted})
         return model
 

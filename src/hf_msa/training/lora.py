@@ -19,7 +19,7 @@ from hf_msa.errors import MsaError, reason, require_package
 from hf_msa.files import atomic_directory
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
 
-from .trainer import CompleteCheckpoints, last_complete_checkpoint
+from .trainer import CompleteCheckpoints
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -214,10 +214,9 @@ class LoraTrainer(CompleteCheckpoints):
         Returns:
             The trainer's state; its `log_history` holds the losses.
         """
-        checkpoint = last_complete_checkpoint(self.args.output_dir)
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        state = super().fit()
         self.adapted.eval()
-        return self.state
+        return state
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         _write_adapter(self.adapted, output_dir or str(self.args.output_dir))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -197,10 +198,8 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
             judged = logits if self._teachers is None else self._teachers(**given).unimodal_logits.float()
         targets = self._labels["validation"].hard(inputs["sample_index"])
         losses = F.cross_entropy(judged.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
-        found = self.accelerator.gather_for_metrics((inputs["sample_index"], losses, logits.softmax(dim=-1)))
-        self._validated.append(tuple(tensor.cpu() for tensor in found))
-        labels = inputs["labels"]
-        return losses.sum(dim=1).mean(), torch.full_like(labels, math.nan), labels
+        self._validated.append((inputs["sample_index"].cpu(), losses.cpu(), logits.softmax(dim=-1).cpu()))
+        return losses.sum(dim=1).mean(), None, inputs["labels"]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Validate the teachers, keep those that are better than before, then move the validation labels."""
@@ -210,7 +209,11 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
                 buffer.copy_(trained[name])
         self._validated.clear()
         output = super().evaluation_loop(*args, **kwargs)
-        indices, losses, probabilities = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        # In the order of the batches, which the processes took in turn.
+        numbered = [(number * processes + rank, part) for number, part in enumerate(self._validated)]
+        batches = [part for _, part in sorted(gather_object(numbered), key=lambda numbered: numbered[0])]
+        indices, losses, probabilities = (torch.cat(parts) for parts in zip(*batches, strict=True))
         self._validated.clear()
         # An epoch that is validated more than once moves the labels the first time.
         epoch = math.ceil(self.state.epoch or 0)
