@@ -19,6 +19,7 @@ from hf_msa.errors import MsaError, reason, require_package
 from hf_msa.files import atomic_directory
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
 
+from .arguments import check_arguments
 from .trainer import CompleteCheckpoints
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class LoraTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Take bf16 where there is a GPU that has it, and checkpoint activations without re-entering autograd."""
+        check_arguments(self)
         if self.bf16 is None:
             is_gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = is_gpu and not self.fp16 and torch.cuda.is_bf16_supported()

@@ -474,8 +474,8 @@ class MsaTrainer(CompleteCheckpoints):
         schedule = SchedulerType(self.args.lr_scheduler_type)
         if f"eval_{wanted}" not in metrics and schedule in _MEASURED_SCHEDULES:
             raise MsaError(
-                f"The schedule {schedule.value!r} follows {wanted!r}, which is not defined on these predictions, e.g. as they "
-                "are all alike; choose another metric_for_best_model or lr_scheduler_type."
+                f"The schedule {schedule.value!r} follows {wanted!r}, which is not defined on these predictions, e.g. as "
+                "they are all alike; choose another metric_for_best_model or lr_scheduler_type."
             )
         return metrics
 
@@ -511,7 +511,10 @@ class MsaTrainer(CompleteCheckpoints):
                 rate = rates.get(component, self.args.learning_rate)
                 decay = decays.get(component, self.args.weight_decay) if name in decayed else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
-        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        try:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        except (ImportError, ValueError) as error:
+            raise MsaError(f"The optimizer {self.args.optim!s} cannot be made: {reason(error)}.") from error
         options.pop("lr", None)
         optimizer: torch.optim.Optimizer = optimizer_class(
             [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
@@ -538,7 +541,19 @@ class MsaTrainer(CompleteCheckpoints):
 
 
 class AdamTrainer(MsaTrainer):
-    """Plain Adam whatever `args.optim` says, so that weight decay is coupled, as in the public code of several methods."""
+    """Plain Adam, so that weight decay is coupled, as in the public code of several methods.
+
+    Raises:
+        MsaError: If another optimizer is asked for.
+    """
+
+    def __init__(self, model: MsaPreTrainedModel, args: MsaTrainingArguments, *arguments: Any, **kwargs: Any) -> None:
+        if args.optim != MsaTrainingArguments.optim or args.optim_args:
+            raise MsaError(
+                f"{type(model).__name__} is trained by Adam with coupled weight decay, as its authors did; leave optim and "
+                "optim_args out."
+            )
+        super().__init__(model, args, *arguments, **kwargs)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(
