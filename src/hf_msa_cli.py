@@ -5,6 +5,7 @@ which takes seconds.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -293,6 +294,18 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
+NO_WORKING_FOLDER = "The folder in which this command runs was deleted; change to one that exists, and give it again."
+
+
+def has_working_folder() -> bool:
+    """Whether the folder in which the command was given is still there."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -316,6 +329,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         parser.print_help()
         return 0
+    if not has_working_folder():
+        # Said before the libraries are imported, which need one.
+        sys.stderr.write(f"hf-msa {command.name}: {NO_WORKING_FOLDER}\n")
+        return 2
     from hf_msa.cli import run_command
 
     flags = {"flags": rest} if command.takes_training_flags else {}

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hf_msa_cli import NO_WORKING_FOLDER, has_working_folder
+
 from .errors import MsaError, is_disk_full, reason, unknown_name
 
 
@@ -33,7 +35,9 @@ def run_command(name: str, target: str, arguments: dict[str, Any]) -> int:
         print(f"hf-msa {name}: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        if is_disk_full(error):
+        if not has_working_folder():
+            sentence = NO_WORKING_FOLDER
+        elif is_disk_full(error):
             place = "" if arguments.get("output") is None else f" {arguments['output']!r}"
             sentence = f"There is no space left to write{place}; free some and run the same command again."
         elif isinstance(error, OSError):

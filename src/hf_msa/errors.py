@@ -61,13 +61,16 @@ def as_msa_errors() -> Iterator[None]:
     """Say in one sentence what a model, or one that it asks, lacks; for calls of `models`, which knows plain errors only.
 
     Raises:
-        MsaError: In place of an ImportError, OSError or ValueError.
+        MsaError: In place of an ImportError, OSError or ValueError; an error of a full disk (`is_disk_full`) is let through,
+            as every command knows what to say of it.
     """
     try:
         yield
     except MsaError:
         raise
     except (ImportError, OSError, ValueError) as error:
+        if is_disk_full(error):
+            raise
         raise MsaError(f"{reason(error)}.") from error
 
 

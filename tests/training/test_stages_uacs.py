@@ -264,7 +264,7 @@ class TestMedia:
         facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
         assert facts["language_model_input"] == "media"
         assert facts["media"]["validation"] == {"clips": len(rows), "without_file": 1}
-        with pytest.raises(MsaError, match=r"a run with other settings \(media differ\)"):
+        with pytest.raises(MsaError, match=r"a run with other settings \(media differs: .*, now None\)"):
             run_recipe(recipe, str(corpus), tmp_path, 1, QUIET)
 
         options: dict[str, Any] = {"protocol": "complete", "split": "validation"}

@@ -195,7 +195,7 @@ def _digest(content: Path | bytes) -> str:
 
 
 def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _account(api: "HfApi") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Training arguments: those of transformers, and the few that multimodal sentiment analysis needs beside them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
@@ -74,6 +75,8 @@ def check_arguments(arguments: TrainingArguments) -> None:
     for known in fields(arguments):
         default = known.default_factory() if known.default_factory is not MISSING else known.default
         given = getattr(arguments, known.name)
+        if isinstance(given, float) and not math.isfinite(given):
+            raise ValueError(f"{known.name} is {given}; give a finite number")
         if known.name in REFUSED and (given or None) != (default or None):
             raise ValueError(f"{known.name} is not supported: {REFUSED[known.name]}; leave it out")
     epochs, steps = arguments.num_train_epochs, arguments.max_steps

@@ -67,7 +67,8 @@ class CompleteCheckpoints(Trainer):
         # Since the last log: of each named loss of this process the sum, and of how many.
         self._named_losses: dict[str, tuple[Tensor | float, int]] = {}
         self._resumed_sums: dict[str, Any] = {}
-        self.add_callback(_SumsOfResumedEpoch(self))
+        self._is_epoch_over = self._is_save_due = False
+        self.add_callback(_WholeEpochs(self))
 
     # --- Divergence ---
 
@@ -111,6 +112,11 @@ class CompleteCheckpoints(Trainer):
     # --- Checkpoints ---
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        is_last_step = self.control.should_training_stop or float(self.state.epoch or 0).is_integer()
+        if is_last_step and not self._is_epoch_over:
+            # What is logged and measured at the end of the epoch belongs to it: a resumed run begins behind that.
+            self._is_save_due = True
+            return
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         sums = {
             "steps": self.state.global_step - self._globalstep_last_logged,
@@ -251,8 +257,8 @@ class CompleteCheckpoints(Trainer):
         super().log(finite, start_time)
 
 
-class _SumsOfResumedEpoch(TrainerCallback):
-    """Gives a resumed training the sums of the steps before it, which the library begins anew."""
+class _WholeEpochs(TrainerCallback):
+    """Makes the log of a resumed training that of an undisturbed one, in the middle of an epoch and at its end."""
 
     def __init__(self, trainer: CompleteCheckpoints) -> None:
         self._trainer = trainer
@@ -260,7 +266,7 @@ class _SumsOfResumedEpoch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put them back."""
+        """Put back the sums of the steps before, which the library begins anew."""
         trainer, sums = self._trainer, self._trainer._resumed_sums
         if not sums:
             return
@@ -269,6 +275,20 @@ class _SumsOfResumedEpoch(TrainerCallback):
         if trainer.is_world_process_zero():
             trainer._named_losses |= {name: (total, count) for name, (total, count) in sums["named"].items()}
         trainer._resumed_sums = {}
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note that an epoch is not over."""
+        self._trainer._is_epoch_over = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the checkpoint that was due with the last step."""
+        self._trainer._is_epoch_over = True
+        control.should_save = control.should_save or self._trainer._is_save_due
+        self._trainer._is_save_due = False
 
 
 class MsaTrainer(CompleteCheckpoints):
