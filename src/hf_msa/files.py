@@ -87,7 +87,7 @@ def remove_leftovers(folder: str | os.PathLike[str], name: str | None = None) ->
 
 @contextlib.contextmanager
 def folder_lock(folder: str | os.PathLike[str], wait: float = 0.0) -> Iterator[None]:
-    """Keep a folder from other commands that would write to it; created where absent, and taken away if it stays empty.
+    """Keep a folder from other commands that would write to it; created where absent, taken away again if it stays empty.
 
     The system lets go of the lock of a process that ends in any way; what a killed one left is taken over with a warning.
 
@@ -101,6 +101,7 @@ def folder_lock(folder: str | os.PathLike[str], wait: float = 0.0) -> Iterator[N
     from filelock import FileLock, Timeout
 
     place = Path(folder)
+    made = [path for path in (place, *place.parents) if not path.exists()]
     place.mkdir(parents=True, exist_ok=True)
     owner = place / _OWNER_FILE
     lock = FileLock(place / LOCK_FILE)
@@ -128,11 +129,13 @@ def folder_lock(folder: str | os.PathLike[str], wait: float = 0.0) -> Iterator[N
         finally:
             owner.unlink(missing_ok=True)
     finally:
+        with contextlib.suppress(OSError):
+            # Whoever has opened it by now sees that it is gone, and makes a new one.
+            (place / LOCK_FILE).unlink()
         lock.release()
         with contextlib.suppress(OSError):
-            if [path.name for path in place.iterdir()] == [LOCK_FILE]:
-                (place / LOCK_FILE).unlink()
-                place.rmdir()
+            for path in made:
+                path.rmdir()
 
 
 def _read_owner(file: Path) -> dict[str, Any]:

@@ -594,6 +594,9 @@ def test_a_checkpoint_without_some_weights_is_refused(runs: Path, tmp_path: Path
     weights = load_file(run / "model.safetensors")
     del weights["regressor.weight"]
     save_file(weights, run / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MsaError, match="'model.safetensors' has [0-9]+ bytes instead of [0-9]+"):
+        load_checkpoint(str(run))
+    (run / "hf_msa_files.json").unlink()
     with pytest.raises(MsaError, match="lacks 1 weights of its model, e.g. 'regressor.weight'"):
         load_checkpoint(str(run))
 
@@ -676,3 +679,26 @@ def test_what_a_method_cannot_have_is_one_sentence(
     monkeypatch.setattr(loaded[0], "predict_rows", refuse)
     with pytest.raises(MsaError, match=r"^The expert cannot be reached\.$"):
         sweep(*loaded, rows, [(1, 0.0, CompleteProtocol())])
+
+
+# --- Predictions that are none ---
+
+
+def test_a_score_that_is_no_number_is_refused_with_its_samples(
+    loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded
+    lost = {rows.ids[3], rows.ids[7]}
+    predict = type(model).predict_rows
+
+    def broken(self: MsaPreTrainedModel, inputs: Any, members: Any, given: Any) -> Any:
+        outputs = predict(self, inputs, members, given)
+        for place, member in enumerate(members):
+            if member["id"] in lost:
+                outputs.logits[place] = float("nan")
+        return outputs
+
+    monkeypatch.setattr(type(model), "predict_rows", broken)
+    with pytest.raises(MsaError, match=f"not a finite number for 2 of {len(rows)} samples") as error:
+        sweep(model, processor, rows, conditions("frame", MODALITIES, [0.3], [3]))
+    assert all(repr(name) in str(error.value) for name in lost) and "at 0.3" in str(error.value)

@@ -473,7 +473,15 @@ class TestTwoWriters:
         holder.wait()
         with folder_lock(tmp_path / "seed-1"):
             assert f"process {holder.pid}" in caplog.text and "it is taken over" in caplog.text
-        assert not (tmp_path / "seed-1").exists(), "a folder that stayed empty goes again"
+        assert not list((tmp_path / "seed-1").iterdir())
+
+    def test_a_folder_that_stays_empty_goes_again_and_nothing_else_is_left(self, tmp_path: Path) -> None:
+        with folder_lock(tmp_path / "new" / "run"):
+            assert (tmp_path / "new" / "run").is_dir()
+        assert not list(tmp_path.iterdir())
+        with folder_lock(tmp_path / "run"):
+            (tmp_path / "run" / "result").touch()
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["result"]
 
     def test_one_on_another_machine_has_a_way_out(self, tmp_path: Path) -> None:
         owner = tmp_path / ".hf_msa.lock.json"

@@ -131,12 +131,12 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
         """Add the hard labels of the training rows to the history."""
         self._history.append(self._labels["train"].hard().to(torch.uint8).cpu())
 
-    def _text_of(self, inputs: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """The cached text states of a batch, or nothing where they are not the same in every epoch."""
+    def _states_of(self, split: str) -> TextStates | None:
+        """The cached text states of a split, None where they change from epoch to epoch; for all processes at once."""
         collator = self.train_collator if split == "train" else self.eval_collator
         quirks = self.model.config.reference_quirks  # dropout is active in the encoder
         if not self._text_is_fixed or quirks or not isinstance(collator.protocol, CompleteProtocol):
-            return {}
+            return None
         if split not in self._text_states:
             path = self._text_file(split)
             if self.is_world_process_zero() and not path.is_file():
@@ -146,7 +146,7 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
                     compute_text_states(self.model, rows, collator, path)
             self.accelerator.wait_for_everyone()
             self._text_states[split] = TextStates(path)
-        return {"text_hidden": self._text_states[split](inputs["sample_index"], inputs["input_ids"].shape[1])}
+        return self._text_states[split]
 
     def _text_file(self, split: str) -> Path:
         return Path(str(self.args.output_dir)) / f"text_states_{split}.safetensors"
@@ -154,7 +154,10 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
     def model_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
         """Text states where they are cached, and in training the hard labels as they stand."""
         split = "train" if training else "validation"
-        given: dict[str, Any] = self._text_of(inputs, split)
+        states = self._states_of(split)
+        given: dict[str, Any] = {}
+        if states is not None:
+            given["text_hidden"] = states(inputs["sample_index"], inputs["input_ids"].shape[1])
         if training:
             given["pseudo_labels"] = self._labels["train"].hard(inputs["sample_index"])
         return given
@@ -208,6 +211,8 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
             for name, buffer in self._teachers.branches.named_buffers():
                 buffer.copy_(trained[name])
         self._validated.clear()
+        # Before the processes take batches, of which one may have none.
+        self._states_of("validation")
         output = super().evaluation_loop(*args, **kwargs)
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         # In the order of the batches, which the processes took in turn.
