@@ -78,7 +78,7 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether something could not be written because the disk or the quota is full.
 
     The libraries that write checkpoints do not pass on the system's error: safetensors quotes its text, torch only says
-    that the file is shorter than it should be.
+    that the file is shorter than it should be, SQLite has words of its own.
 
     Args:
         error: Whatever was raised.
@@ -87,7 +87,7 @@ def is_disk_full(error: BaseException) -> bool:
         return True
     text = str(error)
     torch_writer = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "] . unexpected pos " in text)
-    return os.strerror(errno.ENOSPC) in text or torch_writer
+    return os.strerror(errno.ENOSPC) in text or "database or disk is full" in text or torch_writer
 
 
 def require_package(package: str, extra: str) -> None:

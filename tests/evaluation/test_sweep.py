@@ -702,3 +702,19 @@ def test_a_score_that_is_no_number_is_refused_with_its_samples(
     with pytest.raises(MsaError, match=f"not a finite number for 2 of {len(rows)} samples") as error:
         sweep(model, processor, rows, conditions("frame", MODALITIES, [0.3], [3]))
     assert all(repr(name) in str(error.value) for name in lost) and "at 0.3" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_in_half_precision_is_evaluated_in_full(runs: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Its processor gives float32, and its weights are read as such."""
+    model, processor = load_checkpoint(str(runs / "seed-1"))
+    model.to(dtype).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert {
+        value.dtype for value in load_file(tmp_path / "model.safetensors").values() if value.is_floating_point()
+    } == {dtype}
+    loaded, _ = load_checkpoint(str(tmp_path))
+    whole, _ = load_checkpoint(str(runs / "seed-1"))
+    inputs = processor(["so it was"], audio=None, vision=None)
+    with torch.no_grad():
+        assert loaded(**inputs).logits.item() == pytest.approx(whole(**inputs).logits.item(), abs=0.05)

@@ -23,8 +23,8 @@ STEPS = [
 ]
 RUNTIMES = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
 POINTS = 40
-# Forks for each run, as importing takes far longer than it. A run ends itself by SIGKILL, or cannot write any more, at the Nth
-# time that a file of it is opened for writing, moved or removed; or ends after some seconds, wherever it is.
+# Forks for each run, as importing takes far longer than it. A run ends itself by SIGKILL, or cannot write any more, when the
+# Nth file of it is opened for writing, moved or removed; or ends after some seconds, wherever it is.
 SERVER = """
 import errno, json, os, signal, sys
 from hf_msa_cli import main

@@ -206,6 +206,9 @@ class RunContext:
         # Without its model the stage belongs to a run that was finished once, and is no use to another one.
         if finished.is_file() and (folder / "model").is_dir():
             self.log.append(read_stage(folder))
+            if PartialState().is_main_process:
+                # Which a kill may have cut short.
+                tidy_stage(folder, self.keeps_checkpoints)
             trained: Model = model_class.from_pretrained(folder / "model")
             trained.eval()
             return trained
