@@ -294,18 +294,6 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-NO_WORKING_FOLDER = "The folder in which this command runs was deleted; change to one that exists, and give it again."
-
-
-def has_working_folder() -> bool:
-    """Whether the folder in which the command was given is still there."""
-    try:
-        os.getcwd()
-    except OSError:
-        return False
-    return True
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -322,18 +310,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.pop("version"):
         from hf_msa._version import __version__
 
-        sys.stdout.write(f"hf-msa {__version__}\n")
+        if sys.stdout is not None:
+            sys.stdout.write(f"hf-msa {__version__}\n")
         return 0
     if rest and (command is None or not command.takes_training_flags):
         parser.error(f"{'hf-msa' if command is None else command.name} takes no {' '.join(rest)}")
     if command is None:
         parser.print_help()
         return 0
-    if not has_working_folder():
-        # Said before the libraries are imported, which need one.
-        sys.stderr.write(f"hf-msa {command.name}: {NO_WORKING_FOLDER}\n")
-        return 2
-    from hf_msa.cli import run_command
+    try:
+        # Libraries ask for it when they are imported.
+        os.getcwd()
+    except FileNotFoundError:
+        parser.exit(2, "hf-msa: the current folder does not exist any more; change to another one.\n")
+    try:
+        from hf_msa.cli import run_command
+    except KeyboardInterrupt:
+        sys.stderr.write(f"hf-msa {command.name}: interrupted.\n")
+        return 130
 
     flags = {"flags": rest} if command.takes_training_flags else {}
     return run_command(command.name, command.target, {**arguments, **flags})

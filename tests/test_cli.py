@@ -701,14 +701,3 @@ def test_interrupting_says_how_to_go_on(
     monkeypatch.setattr("hf_msa.evaluation.evaluate.evaluate_runs", interrupted)
     assert main(["evaluate", str(work / "text"), "--data", str(work / "corpus")]) == 130
     assert "interrupted; the same command continues where it can." in capsys.readouterr().err
-
-
-def test_a_folder_that_was_deleted_under_the_command_is_one_sentence(tmp_path: Path) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    code = "import os, sys; os.rmdir(os.getcwd()); from hf_msa_cli import main; sys.exit(main(['recipes']))"
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=gone, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "hf-msa recipes: The folder in which this command runs was deleted; change to one that exists, and give it again.\n"
-    )

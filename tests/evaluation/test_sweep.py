@@ -681,6 +681,49 @@ def test_what_a_method_cannot_have_is_one_sentence(
         sweep(*loaded, rows, [(1, 0.0, CompleteProtocol())])
 
 
+def test_a_tokenizer_without_its_files_is_not_used(runs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs / "seed-1", tmp_path / "run")
+    (run / "tokenizer.json").unlink()
+    with pytest.raises(MsaError, match="not whole: 'tokenizer.json' is missing"):
+        load_checkpoint(str(run))
+    (run / "hf_msa_files.json").unlink()
+    with pytest.raises(MsaError, match=r"tokenizer of the checkpoint .* knows no words: its files \(tokenizer.json\)"):
+        load_checkpoint(str(run))
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"null", b"\xff", b'{"processor_class": 3}', b"[" * 100_000]
+)
+def test_a_damaged_file_of_a_checkpoint_is_one_sentence(runs: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    run = copy_of(runs / "seed-1", tmp_path / "run")
+    (run / name).write_bytes(content)
+    try:
+        load_checkpoint(str(run))
+    except MsaError as error:
+        assert "\n" not in str(error) and str(run) in str(error)
+    else:
+        # The tokenizer's class is known by the processor's configuration, too.
+        assert (name, content) in (("tokenizer_config.json", b'{"processor_class": 3}'),)
+
+
+def test_a_server_is_asked_where_the_caller_named_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", set())
+    monkeypatch.delenv("HF_MSA_ENDPOINT", raising=False)
+    fixture = str(Path(__file__).parents[1] / "fixtures" / "checkpoints" / "uacs")
+    address = {"expert_kind": "endpoint", "expert_model": "http://127.0.0.1:1/v1", "expert_adapter": False}
+    named: Any = load_checkpoint(fixture, {**address, "route": "cascade"})[0]
+    assert named.expert.name == "http://127.0.0.1:1/v1"
+    # As somebody may publish it.
+    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", set())
+    copy = copy_of(Path(fixture), tmp_path / "published")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **address, "route": "cascade"}))
+    published: Any = load_checkpoint(str(copy))[0]
+    with pytest.raises(ValueError, match="is a server, .* has not been allowed"):
+        _ = published.expert
+
+
 # --- Predictions that are none ---
 
 

@@ -356,6 +356,10 @@ class TestLaziness:
     def test_back_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         local = build(expert_model="org/omni", expert_batch_size=3).expert
         assert local.name == "org/omni" and local.batch_size == 3 and not local.is_loaded  # type: ignore[attr-defined]
+        monkeypatch.delenv("HF_MSA_ENDPOINT", raising=False)
+        with pytest.raises(ValueError, match="is a server, 'http://127.0.0.1:1/v1', .* has not been allowed"):
+            _ = build(expert_model="http://127.0.0.1:1/v1", expert_kind="endpoint").expert
+        monkeypatch.setenv("HF_MSA_ENDPOINT", "http://127.0.0.1:1/v1")
         server = build(expert_model="http://127.0.0.1:1/v1", expert_kind="endpoint").expert
         assert type(server).__name__ == "EndpointMllm" and server.name == "http://127.0.0.1:1/v1"
 

@@ -35,6 +35,7 @@ from .results import (
     Results,
     build_results,
     predictions_table,
+    read_results,
     trained_on,
     write_results,
 )
@@ -195,7 +196,7 @@ def write_evaluation(folder: Path, predictions: "pa.Table", facts: EvaluationFac
 
             files += plot_curves([results], work / "curves")
         files += [work / PREDICTIONS_FILE, write_results(work, results, predictions)]
-    return results, [folder / file.name for file in reversed(files)]
+    return read_results(folder), [folder / file.name for file in reversed(files)]
 
 
 def _read_runs(names: Sequence[str]) -> Iterator[dict[str, Any]]:

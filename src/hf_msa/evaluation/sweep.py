@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.missing import Condition, MissingMasks, MissingProtocol, Rate, RealisedRates, apply_missing
+from hf_msa.data.missing import Condition, MissingMasks, MissingProtocol, Rate, RealisedRates, drop
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_outputs import MsaOutput
-from hf_msa.models.msa_schema import COMPLETE_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
 
 
@@ -28,8 +27,8 @@ class MaskedBatch:
         places: Places of the rows (batch,).
         members: The rows.
         masks: What was dropped.
-        complete: The collated rows, labels included, without missing masks.
-        incomplete: The same as the protocol leaves them, with missing masks, and with the complete values under their keys.
+        complete: The collated rows, labels and complete values included; only what a sample never had is missing.
+        incomplete: The same as the protocol leaves them.
         inputs: What of it the model is given to predict with.
     """
 
@@ -68,19 +67,16 @@ def masked_batches(
     """
     device = next(model.parameters()).device
     ids = rows.ids if split_ids is None else split_ids
-    collate = MsaCollator(processor, None, split=rows.split)
+    collate = MsaCollator(processor, None, split=rows.split, return_complete=True)
     drops = [MsaCollator(processor, protocol.bind(ids), split=rows.split).masks for protocol in protocols]
     order = rows.by_length() if places is None else np.array(list(places), dtype=np.int64)
     parts = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     bar = tqdm(rows.batches(batch_size, order), desc=what, total=len(parts), leave=False, disable=None)
     for part, members in zip(parts, bar, strict=True):
-        complete = {
-            key: value.to(device) for key, value in collate(members).items() if key not in MISSING_MASK_KEYS.values()
-        }
-        originals = {COMPLETE_KEYS[name]: complete[key] for name, key in VALUE_KEYS.items() if key in complete}
+        complete = {key: value.to(device) for key, value in collate(members).items()}
         for number, masks_of in enumerate(drops):
             masks = masks_of(members)
-            incomplete = apply_missing(complete, masks, processor.tokenizer.unk_token_id) | originals
+            incomplete = drop(complete, masks, processor)
             inputs = model.inputs_from(incomplete, predicting=True)
             yield MaskedBatch(number, part, members, masks, complete, incomplete, inputs)
 

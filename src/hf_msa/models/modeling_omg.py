@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_omg import OmgConfig
-from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean
+from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean, read_side_file, sound_side_file
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_outputs import MsaOutput
@@ -240,7 +240,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         super().load_side_files()
         file = self.stored_file(PLANNER_FILE)
         if file is not None:
-            self.planner_values = json.loads(file.read_text(encoding="utf-8"))
+            self.planner_values = read_side_file(file)
 
     def save_side_files(self, folder: Path) -> None:
         """Write what the planner was fitted to, its adapter, and the knowledge base."""
@@ -279,10 +279,13 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 )
             values, store = self.planner_values, PlanStore(self.answers_folder)
             if kind == "mllm":
-                self._planner = MllmPlanner.from_dict(values, self.load_language_model(), self.config, store)
+                mllm = self.load_language_model()
+                with sound_side_file(PLANNER_FILE):
+                    self._planner = MllmPlanner.from_dict(values, mllm, self.config, store)
             else:
                 encode = functools.partial(self.embed_texts, processor.tokenizer)
-                self._planner = LightPlanner.from_dict(values, encode, self.config, store)
+                with sound_side_file(PLANNER_FILE):
+                    self._planner = LightPlanner.from_dict(values, encode, self.config, store)
         return self._planner
 
     @property
@@ -343,8 +346,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             seen.available[name], seen.seen[name] = visible.any(dim=1), (value, visible)
             if name == "text":
                 value = self._text_features(value, real, seen.available[name], text_states)
-            lengths = torch.where(content.any(dim=1), real.sum(dim=1), -1)
-            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, lengths)
+            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, real.sum(dim=1))
             seen.wanted[name] = torch.where(seen.available[name].unsqueeze(1), seen.masks[name], missing)
         return seen
 
@@ -367,19 +369,15 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def _on_grid(self, name: str, values: Tensor, visible: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values and what is visible on the fixed number of positions, padded, or averaged where there may be more.
 
-        Beside them what is generated where the modality is missing: its true length, or the typical one where that is not
-        known, -1.
+        Beside them what is generated where the modality is missing: as many positions as the inputs have.
         """
-        config, positions = self.config, self.config.positions(name)
+        positions = self.config.positions(name)
         values = values.masked_fill(~visible.unsqueeze(-1), 0.0)
-        if getattr(config, f"{name}_max_length") > positions:
+        if getattr(self.config, f"{name}_max_length") > positions:
             lengths = torch.full_like(lengths, positions)
             values, visible = average_positions(values, visible, positions)
         short = positions - values.shape[1]
-        typical = min((config.typical_lengths or {}).get(name, positions), positions)
-        missing = torch.arange(positions, device=lengths.device) < torch.where(
-            lengths < 0, typical, lengths
-        ).unsqueeze(1)
+        missing = torch.arange(positions, device=lengths.device) < lengths.unsqueeze(1)
         return F.pad(values, (0, 0, 0, short)), F.pad(visible, (0, short)), missing
 
     @torch.no_grad()

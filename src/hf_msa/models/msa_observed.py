@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .msa_schema import MISSING_MASK_KEYS
+from .msa_schema import ATTENTION_MASK_KEYS, MISSING_MASK_KEYS
 
 GAP = "..."
 """Stands for words that are dropped."""
@@ -26,21 +26,25 @@ def missing_positions(
 
     Returns:
         For each row modality -> `(positions,)` of bool, True = dropped, for each modality of which the batch has a mask. A
-        mask of frames ends with the row's frames, or with those that the model reads where it reads fewer.
+        mask of frames ends with the row's frames, or with those that the model reads where it reads fewer. Of what the
+        row never had nothing is dropped: there may be sound or pictures without features.
     """
-    masks = {
-        name: inputs[key].bool().cpu().numpy()
-        for name, key in MISSING_MASK_KEYS.items()
-        if inputs is not None and key in inputs
-    }
-    # Masks are padded with the batch; behind a sequence's end nothing is dropped.
-    return [
-        {
-            name: mask[index][: len(row[name])] if name != "text" and row.get(name) is not None else mask[index]
-            for name, mask in masks.items()
-        }
-        for index, row in enumerate(rows)
-    ]
+    given = {} if inputs is None else inputs
+    masks = {name: given[key].bool().cpu().numpy() for name, key in MISSING_MASK_KEYS.items() if key in given}
+    real = {name: given[key].bool().cpu().numpy() for name, key in ATTENTION_MASK_KEYS.items() if key in given}
+
+    def of_row(name: str, index: int, row: Mapping[str, Any]) -> np.ndarray:
+        mask: np.ndarray = masks[name][index]
+        if name == "text":
+            return mask if (row.get("text") or "").strip() else np.zeros_like(mask)
+        if row.get(name) is None or not row.get(f"{name}_present", True):
+            return np.zeros_like(mask)
+        # What is wholly missing has a length of its own; behind the end of any other sequence nothing is dropped.
+        if name in real and mask.any() and not (real[name][index] & ~mask).any():
+            return np.ones(len(row[name]), dtype=bool)
+        return mask[: len(row[name])]
+
+    return [{name: of_row(name, index, row) for name in masks} for index, row in enumerate(rows)]
 
 
 def visible_words(input_ids: Sequence[int], missing: np.ndarray, tokenizer: Any) -> str | None:

@@ -7,6 +7,7 @@ import json
 import logging
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_callback import TrainerState
 
 from hf_msa._version import __version__
@@ -363,6 +364,15 @@ def model_shapes(rows: Mapping[str, MsaRows]) -> dict[str, int | None]:
     return shapes
 
 
+def text_positions(text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that a text encoder reads."""
+    positions: int = text_config.max_position_embeddings
+    if "roberta" in text_config.model_type or text_config.model_type == "camembert":
+        # Their positions are counted from behind that of the padding token.
+        positions -= text_config.pad_token_id + 1
+    return min(positions, tokenizer.model_max_length)
+
+
 def prepare_run(
     recipe: Recipe,
     data: str,
@@ -394,18 +404,27 @@ def prepare_run(
     longest = recipe.model.get("text_max_length", config_class.text_max_length)
     try:
         tokenizer = AutoTokenizer.from_pretrained(text_model)
+        positions = text_positions(AutoConfig.from_pretrained(text_model), tokenizer)
     except (OSError, ValueError) as error:
         raise MsaError(
             f"The text encoder {text_model!r} cannot be loaded ({reason(error)}); pass --text-model with a "
             "folder or Hub name of a BERT-family checkpoint."
         ) from error
+    if longest > positions:
+        warnings.warn(
+            f"text_max_length is {longest}, but the text encoder {text_model!r} has positions for {positions} tokens; "
+            "longer texts are cut there.",
+            stacklevel=2,
+        )
+        longest = positions
     if rows is None:
         rows = {
             split: MsaRows(load_split(data, split), split, tokenizer, longest) for split in ("train", "validation")
         }
     shapes = {**model_shapes(rows), **{k: v for k, v in recipe.model.items() if k.endswith("_max_length")}}
     try:
-        config = config_class(**{**shapes, "label_family": facts.family.to_value(), **recipe.model})
+        given = {**shapes, "label_family": facts.family.to_value(), **recipe.model, "text_max_length": longest}
+        config = config_class(**given)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise MsaError(f"The recipe {recipe.name!r} gives no model for this data: {reason(error)}.") from error
     if not config.mask_padding and not recipe.pad_to_fixed:
@@ -421,7 +440,11 @@ def prepare_run(
             mean, std = feature_statistics(rows["train"], modality)
             fields |= {f"{modality}_mean": mean, f"{modality}_std": std}
     processor = MsaProcessor(
-        MsaFeatureExtractor(**fields), tokenizer, text_max_length=longest, pad_to_fixed=recipe.pad_to_fixed
+        MsaFeatureExtractor(**fields),
+        tokenizer,
+        text_max_length=longest,
+        pad_to_fixed=recipe.pad_to_fixed,
+        missing_lengths=rows["train"].median_lengths(),
     )
     counts: dict[str, dict[str, int]] | None = None
     if recordings is not None:
