@@ -147,13 +147,16 @@ def as_msa_errors() -> Iterator[None]:
     """Say in one sentence what a model, or one that it asks, lacks; for calls of `models`, which knows plain errors only.
 
     Raises:
-        MsaError: In place of an ImportError, OSError or ValueError.
+        MsaError: In place of an ImportError, OSError or ValueError; an error of a full disk (`is_disk_full`) is let through,
+            as every command knows what to say of it.
     """
     try:
         yield
     except MsaError:
         raise
     except (ImportError, OSError, ValueError) as error:
+        if is_disk_full(error):
+            raise
         raise MsaError(f"{reason(error)}.") from error
 
 
@@ -161,7 +164,7 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether something could not be written because the disk or the quota is full.
 
     The libraries that write checkpoints do not pass on the system's error: safetensors quotes its text, torch only says
-    that the file is shorter than it should be.
+    that the file is shorter than it should be, SQLite has words of its own.
 
     Args:
         error: Whatever was raised.
@@ -170,7 +173,7 @@ def is_disk_full(error: BaseException) -> bool:
         return True
     text = str(error)
     torch_writer = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "] . unexpected pos " in text)
-    return os.strerror(errno.ENOSPC) in text or torch_writer
+    return os.strerror(errno.ENOSPC) in text or "database or disk is full" in text or torch_writer
 
 
 def require_package(package: str, extra: str) -> None:

@@ -594,6 +594,9 @@ def test_a_checkpoint_without_some_weights_is_refused(runs: Path, tmp_path: Path
     weights = load_file(run / "model.safetensors")
     del weights["regressor.weight"]
     save_file(weights, run / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MsaError, match="'model.safetensors' has [0-9]+ bytes instead of [0-9]+"):
+        load_checkpoint(str(run))
+    (run / "hf_msa_files.json").unlink()
     with pytest.raises(MsaError, match="lacks 1 weights of its model, e.g. 'regressor.weight'"):
         load_checkpoint(str(run))
 
@@ -681,6 +684,9 @@ def test_what_a_method_cannot_have_is_one_sentence(
 def test_a_tokenizer_without_its_files_is_not_used(runs: Path, tmp_path: Path) -> None:
     run = shutil.copytree(runs / "seed-1", tmp_path / "run")
     (run / "tokenizer.json").unlink()
+    with pytest.raises(MsaError, match="not whole: 'tokenizer.json' is missing"):
+        load_checkpoint(str(run))
+    (run / "hf_msa_files.json").unlink()
     with pytest.raises(MsaError, match=r"tokenizer of the checkpoint .* knows no words: its files \(tokenizer.json\)"):
         load_checkpoint(str(run))
 
@@ -716,3 +722,42 @@ def test_a_server_is_asked_where_the_caller_named_it(tmp_path: Path, monkeypatch
     published: Any = load_checkpoint(str(copy))[0]
     with pytest.raises(ValueError, match="is a server, .* has not been allowed"):
         _ = published.expert
+
+
+# --- Predictions that are none ---
+
+
+def test_a_score_that_is_no_number_is_refused_with_its_samples(
+    loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded
+    lost = {rows.ids[3], rows.ids[7]}
+    predict = type(model).predict_rows
+
+    def broken(self: MsaPreTrainedModel, inputs: Any, members: Any, given: Any) -> Any:
+        outputs = predict(self, inputs, members, given)
+        for place, member in enumerate(members):
+            if member["id"] in lost:
+                outputs.logits[place] = float("nan")
+        return outputs
+
+    monkeypatch.setattr(type(model), "predict_rows", broken)
+    with pytest.raises(MsaError, match=f"not a finite number for 2 of {len(rows)} samples") as error:
+        sweep(model, processor, rows, conditions("frame", MODALITIES, [0.3], [3]))
+    assert all(repr(name) in str(error.value) for name in lost) and "at 0.3" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_in_half_precision_is_evaluated_in_full(runs: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Its processor gives float32, and its weights are read as such."""
+    model, processor = load_checkpoint(str(runs / "seed-1"))
+    model.to(dtype).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert {
+        value.dtype for value in load_file(tmp_path / "model.safetensors").values() if value.is_floating_point()
+    } == {dtype}
+    loaded, _ = load_checkpoint(str(tmp_path))
+    whole, _ = load_checkpoint(str(runs / "seed-1"))
+    inputs = processor(["so it was"], audio=None, vision=None)
+    with torch.no_grad():
+        assert loaded(**inputs).logits.item() == pytest.approx(whole(**inputs).logits.item(), abs=0.05)

@@ -323,7 +323,7 @@ class TestBatch:
         processes.count = 2
         assert self.per_device(tiny_corpus, tmp_path, {}) == 24
         assert "was begun with 1 processes and goes on with 2" in caplog.text
-        with pytest.raises(MsaError, match=r"other settings \(batch, flags differ\)"):
+        with pytest.raises(MsaError, match=r"\(batch.main differs: 48, now 96; flags"):
             self.per_device(tiny_corpus, tmp_path, {"per_device_train_batch_size": 48})
 
     def test_what_an_earlier_version_did_not_note_is_no_difference(self, tiny_corpus: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hf_msa.data.loading import dataset_facts, load_split
 from hf_msa.data.missing import Condition, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, reason
-from hf_msa.files import atomic_files
+from hf_msa.files import atomic_files, folder_lock
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
 
@@ -44,6 +44,9 @@ from .sweep import sweep
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_LONGEST_WAIT = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +188,8 @@ def write_evaluation(folder: Path, predictions: "pa.Table", facts: EvaluationFac
         The content of results.json, and the files that were written, results.json first.
     """
     results = build_results(predictions, facts)
-    with atomic_files(folder) as work:
+    # For a moment only; what took hours is not thrown away because another command is there.
+    with folder_lock(folder, wait=_LONGEST_WAIT), atomic_files(folder) as work:
         files = []
         if importlib.util.find_spec("matplotlib") is not None:
             from .plots import plot_curves

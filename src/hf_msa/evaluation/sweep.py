@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import Condition, MissingMasks, MissingProtocol, Rate, RealisedRates, drop
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import as_msa_errors
+from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_outputs import MsaOutput
 from hf_msa.models.processing_msa import MsaProcessor
@@ -104,6 +104,9 @@ def sweep(
         One part of a prediction table per condition (see `predictions_table`), rows in their own order, with every
         number that the model says of a sample (see `MsaPreTrainedModel.per_sample_outputs`); and the realised missing
         shares by (mask seed, rate).
+
+    Raises:
+        MsaError: If a score or a class logit is not a finite number.
     """
     realised = [RealisedRates() for _ in tested]
     collected: list[dict[str, np.ndarray]] = [{} for _ in tested]
@@ -127,9 +130,24 @@ def sweep(
     parts = []
     shares: dict[tuple[int | None, Rate], dict[str, float]] = {}
     for (seed, rate, _), columns, share in zip(tested, collected, realised, strict=True):
+        _check_finite(columns, rows.ids, rate)
         parts.append({"id": rows.ids, "mask_seed": seed, "rate": rate, "label": rows.labels, **columns})
         shares[(seed, rate)] = share.shares()
     return parts, shares
+
+
+def _check_finite(columns: Mapping[str, np.ndarray], ids: Sequence[str], rate: Rate) -> None:
+    """Refuse predictions that are none, as a mean over the others would be one of other samples."""
+    for name, column in columns.items():
+        if name != "prediction" and not name.startswith("class_logits"):
+            continue
+        lost = [place for place, value in enumerate(np.isfinite(column).tolist()) if not value]
+        if lost:
+            some = ", ".join(repr(ids[place]) for place in lost[:3]) + (", ..." if len(lost) > 3 else "")
+            raise MsaError(
+                f"The model's {name.replace('_', ' ')} is not a finite number for {len(lost)} of {len(ids)} samples "
+                f"({some}) at {rate!r}; look for values that are none in their features, or train at a lower learning rate."
+            )
 
 
 def _predicted(

@@ -21,6 +21,7 @@ from hf_msa.evaluation.results import RESULTS_FILE
 from hf_msa.hub import verify as verify_script
 from hf_msa.hub.cards import CARD_FILE, RUN_FILE, card_of, find_results, read_run, without_local_paths
 from hf_msa.methods import METHODS
+from hf_msa.models.msa_files import FILES_LIST, file_fault, read_list
 from hf_msa.uploads import check_repo_id, find_account, plain_errors, prepare_repo
 
 if TYPE_CHECKING:
@@ -133,6 +134,11 @@ def _run_folder(folder: Path) -> Path:
             f"{folder} is not a finished run, it has no {absent[0]}; give the seed folder that `hf-msa train` wrote, "
             "or run the training command again to finish it."
         )
+    fault = file_fault(folder, read_list(folder / FILES_LIST))
+    if fault is not None:
+        raise MsaError(
+            f"{folder} is not whole: {fault}; copy all of it again, or run the training command again to make it anew."
+        )
     return folder
 
 
@@ -146,6 +152,14 @@ def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     for pattern, names_models in belongs.items():
         for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
             contents[path.relative_to(folder).as_posix()] = _without_paths(path) if names_models else path
+    listed = {name: facts for name, facts in read_list(folder / FILES_LIST).items() if name in contents}
+    if listed:
+        # Of a file that is published in another form, that form is what has to arrive.
+        for name in listed:
+            content = contents[name]
+            if isinstance(content, bytes):
+                listed[name] = {"size": len(content), "sha256": _digest(content)}
+        contents[FILES_LIST] = _json_bytes({"files": listed})
     contents[RUN_FILE] = _json_bytes(without_local_paths(run))
     results = find_results(folder, run)
     if results is not None:

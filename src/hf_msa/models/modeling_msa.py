@@ -23,6 +23,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from .configuration_msa import MsaConfig
 from .msa_encoders import encode_by_length
+from .msa_files import FILES_LIST, check_files, note_files, read_list
 from .msa_inputs import INPUT_KEYS, MsaInputs
 from .msa_outputs import MsaOutput
 from .msa_schema import (
@@ -39,8 +40,10 @@ Batch = Mapping[str, Tensor | None] | MsaInputs
 
 _CODE_STAMP = "# The code of this checkpoint: "
 _IMPORT_BY_FULL_NAME = re.compile(r"^from hf_msa\.models\.(\w+) import", re.MULTILINE)
-# Of `from_pretrained`, what is needed again to fetch other files from the same place.
+# What `save_pretrained` writes of every model, beside its `SIDE_FILES`.
+_SAVED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
 _BESIDE = (MISSING_MASK_KEYS, COMPLETE_KEYS, COMPLETE_ATTENTION_KEYS)
+# Of `from_pretrained`, what is needed again to fetch other files from the same place.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -283,13 +286,18 @@ class MsaPreTrainedModel(PreTrainedModel):
 
         Weights come as views of a memory-mapped file, at addresses on which CPU kernels round differently. Copying them
         into memory of their own gives a reloaded model bit for bit the outputs of the model that was saved.
+
+        Raises:
+            ValueError: If a folder lacks a file that was saved with the model, or a file of it is cut off.
         """
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if name is not None:
+            check_files(str(name), cls._saved_files(), kwargs.get("subfolder") or "")
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu":
                 tensor.data = tensor.data.clone()
-        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         if name is not None:
             model._origin = (str(name), {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None})
         model.load_side_files()
@@ -304,6 +312,12 @@ class MsaPreTrainedModel(PreTrainedModel):
         super().save_pretrained(folder, is_main_process, *args, **kwargs)
         if is_main_process:
             bundle_code(folder, type(self.config).__module__.rpartition(".")[2])
+            note_files(folder, self._saved_files())
+
+    @classmethod
+    def _saved_files(cls) -> tuple[str, ...]:
+        """Patterns of all files that saving may write."""
+        return (*_SAVED, *(file.pattern for file in cls.SIDE_FILES))
 
     def load_side_files(self) -> None:
         """Read what lies beside the weights of the checkpoint that was loaded, see `stored_file`; here nothing."""
@@ -327,7 +341,8 @@ class MsaPreTrainedModel(PreTrainedModel):
             what is not in the cache counts as absent.
 
         Raises:
-            ValueError: If the Hub cannot be asked: to go on without the file could predict something else.
+            ValueError: If the file is not there though it was saved with the model, or the Hub cannot be asked: to go on
+                without it could predict something else.
         """
         if self._origin is None:
             return None
@@ -335,13 +350,17 @@ class MsaPreTrainedModel(PreTrainedModel):
         place = "/".join(part for part in (options.get("subfolder", ""), folder, name) if part)
         if Path(checkpoint).is_dir():
             file = Path(checkpoint) / place
-            return file if file.is_file() else None
+            if file.is_file():
+                return file
+            self._check_unlisted(folder, name)
+            return None
         try:
             return Path(hf_hub_download(checkpoint, place, **{**options, "subfolder": None}))
         except EntryNotFoundError as error:
             # Also said where the Hub could not be asked and the file is not in the cache.
             unknown = isinstance(error, LocalEntryNotFoundError)
             if not unknown or options.get("local_files_only") or is_offline_mode():
+                self._check_unlisted(folder, name)
                 return None
             why: Exception = error
         except (HTTPError, OSError) as error:
@@ -352,6 +371,15 @@ class MsaPreTrainedModel(PreTrainedModel):
             "token (`hf auth login`, or HF_TOKEN), and try again."
         ) from why
 
+    def _check_unlisted(self, folder: str, name: str) -> None:
+        """Refuse to do without a file that was saved with the model; see `stored_file`."""
+        path = "/".join(part for part in (folder, name) if part)
+        listed = None if name == FILES_LIST else self.stored_file(FILES_LIST)
+        if listed is not None and path in read_list(listed):
+            raise ValueError(
+                f"The checkpoint {self.name_or_path!r} is not whole: {path!r} is missing; copy or download all of it again."
+            )
+
     @classmethod
     def from_text_pretrained(cls, text_model: str, config: MsaConfig) -> Self:
         """Build a model around a pretrained text encoder; everything else is initialised anew.
@@ -360,10 +388,17 @@ class MsaPreTrainedModel(PreTrainedModel):
             text_model: Folder or Hub name of a BERT-family checkpoint.
             config: The method's configuration; its `text_config` is replaced by that of `text_model`.
         """
-        text_encoder = AutoModel.from_pretrained(text_model, dtype=torch.float32)
+        text_encoder, loading = AutoModel.from_pretrained(text_model, dtype=torch.float32, output_loading_info=True)
         fields = config.to_dict() | {"text_config": text_encoder.config.to_dict()}
         model = cls(type(config).from_dict(fields))
         wanted = model.text_encoder.state_dict()
+        lacking = sorted(set(loading["missing_keys"]) & set(wanted))
+        if lacking:
+            # The library fills them with random numbers and goes on.
+            raise ValueError(
+                f"its checkpoint lacks {len(lacking)} weights of a {type(text_encoder).__name__}, e.g. {lacking[0]!r}; copy "
+                "or download it again"
+            )
         model.text_encoder.load_state_dict({k: v for k, v in text_encoder.state_dict().items() if k in wanted})
         return model
 

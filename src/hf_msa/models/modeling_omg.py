@@ -248,7 +248,9 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         super().save_side_files(folder)
         values = self.planner_values if self._planner is None else self._planner.to_dict()
         if values is not None:
-            (folder / PLANNER_FILE).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+            (folder / PLANNER_FILE).write_text(
+                json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+            )
         if self.saves_knowledge_base and self.knowledge_base is not None:
             self.knowledge_base.save(folder / KNOWLEDGE_BASE_FOLDER)
 

@@ -157,7 +157,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         """Write the verbaliser's statistics and the expert's adapter, where there are some."""
         super().save_side_files(folder)
         if self.verbalizer is not None:
-            text = json.dumps(self.verbalizer.to_dict(), ensure_ascii=False)
+            text = json.dumps(self.verbalizer.to_dict(), ensure_ascii=False, allow_nan=False)
             (folder / VERBALIZER_FILE).write_text(text + "\n", encoding="utf-8")
 
     # --- The expert ---

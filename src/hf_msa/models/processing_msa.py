@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -10,7 +11,22 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from .feature_extraction_msa import MsaFeatureExtractor, refuse_unknown
+from .msa_files import check_files, note_files
 from .msa_missing import replace_missing
+
+# What `save_pretrained` may write, whatever the tokenizer.
+_SAVED = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
 
 
 class MsaProcessor(ProcessorMixin):
@@ -42,6 +58,24 @@ class MsaProcessor(ProcessorMixin):
         self.missing_lengths = missing_lengths
         self.text_max_length = text_max_length
         self.pad_to_fixed = pad_to_fixed
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+        """Load a processor; see `transformers.ProcessorMixin.from_pretrained`.
+
+        Raises:
+            ValueError: If a folder lacks a file that was saved with it; without the tokenizer's, all words would be unknown.
+        """
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        check_files(str(name), _SAVED, kwargs.get("subfolder") or "")
+        processor: Self = super().from_pretrained(*args, **kwargs)
+        return processor
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save tokenizer and feature padding; see `transformers.ProcessorMixin.save_pretrained`."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        note_files(Path(save_directory), _SAVED)
+        return saved
 
     def __call__(
         self,

@@ -17,6 +17,9 @@ from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from .recipes import as_known
 from .stages import RunContext
 
+# An adapter learns for a fixed time and is not validated.
+_OF_VALIDATION = ("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end")
+
 
 def check_language_model(config: MsaConfig) -> None:
     """Check, before hours of training, that the language model can be loaded that a method is going to ask.
@@ -78,7 +81,7 @@ def lora_arguments(context: RunContext, stage: str, arguments_class: type[Any]) 
     values = {
         "seed": context.seed,
         **as_known(context.recipe.stages.get(stage, {})),
-        **{name: value for name, value in context.flags.get("all", {}).items() if name in known},
+        **{k: v for k, v in context.flags.get("all", {}).items() if k in known and k not in _OF_VALIDATION},
     }
     # More processes take fewer steps per update: the batch stays the recipe's.
     steps = int(values.get("gradient_accumulation_steps", known["gradient_accumulation_steps"].default))
