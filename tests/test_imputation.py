@@ -247,7 +247,8 @@ class TestRefusals:
         with pytest.raises(MsaError, match="method 'text', which has no knowledge base"):
             build_knowledge_base(str(tmp_path / "text"), str(work / "clips"), str(tmp_path / "kb"))
         shutil.copytree(work / "model", tmp_path / "unplanned")
-        (tmp_path / "unplanned" / "planner.json").unlink()
+        for name in ("planner.json", "hf_msa_files.json"):
+            (tmp_path / "unplanned" / name).unlink()
         with pytest.raises(MsaError, match="has no planner"):
             impute(str(tmp_path / "unplanned"), str(work / "lacking"), str(tmp_path / "out"))
         assert not (tmp_path / "out").exists() and not (tmp_path / "kb").exists()

@@ -905,6 +905,7 @@ class TestFiles:
         model.save_pretrained(tmp_path / "first")
         assert {path.name for path in (tmp_path / "first").iterdir() if not path.name.endswith(".py")} == {
             "config.json",
+            "hf_msa_files.json",
             "knowledge_base",
             "model.safetensors",
             "planner.json",
