@@ -3,11 +3,17 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+_LOCK = ".hf_msa_lock"
+_OLD = "old"
 
 
 @contextlib.contextmanager
@@ -42,6 +48,39 @@ def _sync(file: Path) -> None:
 
 
 @contextlib.contextmanager
+def scratch_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a hidden folder beside `path` for what becomes of it; it is removed in the end.
+
+    What killed processes left of the same kind is removed first. A lock, which the system lets go when a process ends, says
+    which are still in use.
+
+    Args:
+        path: What is being made. Its folder is created where absent.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_overs(target)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    lock = FileLock(scratch / _LOCK)
+    try:
+        with lock:
+            yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_left_overs(target: Path) -> None:
+    name = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}")
+    for folder in target.parent.iterdir():
+        if name.fullmatch(folder.name) and (folder / _LOCK).is_file():
+            with contextlib.suppress(Timeout, OSError), FileLock(folder / _LOCK, timeout=0):
+                # Killed between the two renames: the old folder is all that there is.
+                if (folder / _OLD).exists() and not target.exists():
+                    (folder / _OLD).replace(target)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on a clean exit it takes the place of `path`, on an error it is removed.
 
@@ -49,28 +88,19 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: The folder to write. An existing one is replaced only after the new one is complete.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with scratch_directory(target) as scratch:
+        temporary = scratch / "new"
+        temporary.mkdir()
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            target.replace(old / target.name)
+            target.replace(scratch / _OLD)
             try:
                 temporary.replace(target)
             except BaseException:
-                (old / target.name).replace(target)
-                old.rmdir()
+                (scratch / _OLD).replace(target)
                 raise
-            shutil.rmtree(old)
         else:
             temporary.replace(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 @contextlib.contextmanager

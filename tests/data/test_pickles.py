@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hf_msa.data.pickles import PickleSource, read_pickle, split_id
+from hf_msa.data.cells import split_id
+from hf_msa.data.mmsa_pickle import PickleSource
+from hf_msa.data.pickles import read_pickle
 from hf_msa.errors import MsaError
 from pickle_factory import mmsa, mmsa_split, write
 
@@ -397,7 +399,7 @@ def change(**columns):
         (change(audio=np.zeros((5, 7, 5), "f4")), "6 transcripts but 5 of 'audio'"),
         (change(audio=np.zeros((6, 7, 6), "f4")), "audio features per frame"),
         (change(audio=np.zeros((6, 0, 5), "f4")), "without a frame"),
-        (change(audio=[1, 2]), "audio of form list"),
+        (change(audio=[1, 2]), "with a sequence that is a int"),
         (change(audio=np.array([["a"] * 2] * 6)), "numbers of shape"),
         (change(audio_lengths=[8, 1, 1, 1, 1, 1]), "'trainvideo0\\$_\\$0' has 8 frames, but its array has 7"),
         (change(audio_lengths=[1, -1, 1, 1, 1, 1]), "has -1 frames"),

@@ -65,7 +65,9 @@ def test_an_absent_modality_is_one_zero_frame_and_counted():
     [
         ([row("a$_$1"), row("a$_$1")], "'a\\$_\\$1' occurs twice in 'train'"),
         ([row("a$_$1", label=3.2)], "'a\\$_\\$1' has label 3.2, outside \\[-3, 3\\]"),
-        ([row("a$_$1", label=float("nan"))], "label nan, outside"),
+        ([row("a$_$1", label=float("nan"))], "has no label"),
+        ([row("a$_$1", label=None)], "has no label"),
+        ([row("a$_$1", label="1_0")], "not a number"),
         ([row("a$_$1", label="much")], "'much', which is not a number"),
         ([row("a$_$1", label_text=-4.0)], "label_text -4"),
         ([row("a$_$1", audio=np.ones((3, 4)))], "'a\\$_\\$1' has shape \\(3, 4\\); \\(frames, 2\\)"),
