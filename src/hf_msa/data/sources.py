@@ -311,7 +311,7 @@ class ParquetSource:
         columns: set[str] | None = None
         unknown: set[str] = set()
         for split, file in ((split, file) for split, files in self._files.items() for file in files):
-            with readable_parquet(file):
+            with _readable_parquet(file):
                 parquet = pq.ParquetFile(regular_file(file))
                 schema, self._counts[split] = parquet.schema_arrow, self._counts[split] + parquet.metadata.num_rows
             names = set(schema.names)
@@ -350,7 +350,7 @@ class ParquetSource:
 
     def _batches(self, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         for file in self._files[split]:
-            with readable_parquet(file):
+            with _readable_parquet(file):
                 yield from pq.ParquetFile(file).iter_batches(batch_size=64, columns=columns)
 
     def _width(self, modality: str) -> int:
@@ -443,7 +443,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 @contextmanager
-def readable_parquet(file: Path) -> Iterator[None]:
+def _readable_parquet(file: Path) -> Iterator[None]:
     """Tell in one sentence that a Parquet file is damaged; Arrow has an error for each way."""
     try:
         yield
@@ -470,7 +470,7 @@ def rows_of_parquet(file: Path) -> int:
     Raises:
         MsaError: If it cannot be read.
     """
-    with readable_parquet(file):
+    with _readable_parquet(file):
         return int(pq.read_metadata(file).num_rows)
 
 
