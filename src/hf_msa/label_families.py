@@ -52,10 +52,18 @@ def find_label_family(given: AnyFamily) -> LabelFamily:
     try:
         values = yaml.safe_load(Path(given).read_text(encoding="utf-8")) if isinstance(given, str) else given
         if not isinstance(values, Mapping):
-            raise ValueError(f"{values!r} is no group of KEY: VALUE")
+            raise ValueError("it is no group of KEY: VALUE")
+        # YAML takes a bare 1 for a number, whose names and keys are texts.
+        wrong = [key for key in values if not isinstance(key, str)]
+        if wrong:
+            raise ValueError(
+                f"the key {wrong[0]!r:.60} is no text; write it as name, low, high or another key of a family"
+            )
         return LabelFamily.from_dict(values)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (
+        Exception
+    ) as error:  # A description can be wrong in any way; the parser lets through what dates and numbers raise.
         place = f" in {given!r}" if isinstance(given, str) else ""
         raise MsaError(
-            f"The label family{place} cannot be used: {' '.join(str(error).split()).rstrip('.')}."
+            f"The label family{place} cannot be used: {' '.join(str(error).split()).rstrip('.')[:400]}."
         ) from error

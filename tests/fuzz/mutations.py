@@ -2,6 +2,7 @@
 
 import pickletools
 import random
+import warnings
 from collections.abc import Sequence
 
 
@@ -9,7 +10,9 @@ def pieces_of(data: bytes) -> list[bytes]:
     """The opcodes of a pickle, the lines and cells of a text; single bytes of anything else."""
     if data[:1] in (b"\x80", b"("):
         try:
-            places = [place for _, _, place in pickletools.genops(data) if place is not None]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                places = [place for _, _, place in pickletools.genops(data) if place is not None]
             return [data[a:b] for a, b in zip(places, [*places[1:], len(data)], strict=True)]
         except ValueError:
             pass

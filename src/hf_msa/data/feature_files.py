@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,7 +86,9 @@ def _read_npy(file: Path) -> NDArray[np.generic]:
             raise ValueError(f"it is of version {version} of the .npy format")
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         try:
-            shape, fortran, dtype = read_header(raw)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                shape, fortran, dtype = read_header(raw)
         except Exception as error:  # It is a line of Python; numpy lets through what the parser raises.
             raise ValueError("its header is damaged") from error
         if dtype.hasobject:

@@ -12,6 +12,7 @@ import math
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -349,7 +350,8 @@ def read_pickle(path: str | Path) -> Any:
         raise MsaError(f"There is no file {path}; give the path of an MMSA feature pickle.")
     try:
         scan_pickle(path)
-        with _ProgressReader(path) as file:
+        with warnings.catch_warnings(), _ProgressReader(path) as file:
+            warnings.simplefilter("ignore")  # Of strings that Python would write in another way.
             content = _Unpickler(file, path).load()
         return _Resolver()(content)
     except MsaError:

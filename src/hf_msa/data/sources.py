@@ -341,8 +341,9 @@ class ParquetSource:
             there = [name for name in names if all(name in pq.read_schema(file).names for file in self._files[split])]
             values: dict[str, list[Any]] = {name: [] for name in there}
             for batch in self._batches(split, there) if there else ():
-                for name in there:
-                    values[name] += plain_column(batch.column(name)).to_pylist()
+                with _readable_parquet(self._path):
+                    for name in there:
+                        values[name] += plain_column(batch.column(name)).to_pylist()
             parts.append(values)
         is_filled, notes = filled_columns(names, parts)
         self.notes += notes
@@ -367,7 +368,8 @@ class ParquetSource:
                 inner = cells.type.value_type.value_type
                 if not (pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner)):
                     raise MsaError(f"The frames in the column {modality!r} of {self._path} hold {inner}, not numbers.")
-                found = _Sequences(cells)
+                with _readable_parquet(self._path):
+                    found = _Sequences(cells)
                 self._has_gaps |= found.has_gaps
                 width = found.width if width is None else width
         if not width:
@@ -383,8 +385,9 @@ class ParquetSource:
         plain = [column for column in self.features if column not in self.widths and column in self._columns]
         number = 0
         for batch in self._batches(split):
-            arrays = {modality: _Sequences(plain_column(batch.column(modality))) for modality in self.widths}
-            columns = [plain_column(batch.column(column)).to_pylist() for column in plain]
+            with _readable_parquet(self._path):
+                arrays = {modality: _Sequences(plain_column(batch.column(modality))) for modality in self.widths}
+                columns = [plain_column(batch.column(column)).to_pylist() for column in plain]
             for index, values in enumerate(zip(*columns, strict=True)):
                 row = self._row(f"Row {number} of {split!r} in {self._path}", dict(zip(plain, values, strict=True)))
                 number += 1
