@@ -154,9 +154,10 @@ def _write_split_by_video(
 ) -> ValidationReport:
     with clear_errors(output), scratch_directory(output) as work:
         rows = work / "rows"
-        _write(build, rows)
+        first = _write(build, rows)
         facts = read_facts(rows / FACTS_FILE)
         source = VideoSplitSource(rows, shares)
+        source.notes = [*first.replaced(), *first.notes, *source.notes]
         return _write(lambda cache: MsaBuilder(CUSTOM, source, facts=facts, cache_dir=cache), output)
 
 

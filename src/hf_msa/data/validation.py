@@ -149,7 +149,8 @@ class ValidationReport:
                 rows.append([name, modality, width, check.dtype, *lengths, bad, absent, silent])
         return rows
 
-    def _replaced(self) -> list[str]:
+    def replaced(self) -> list[str]:
+        """Return a sentence on values that were replaced, if any were."""
         checks = [check for split in self.splits.values() for check in split.modalities.values()]
         total = sum(check.nan + check.positive_infinite + check.negative_infinite for check in checks)
         return [f"{total} values that were NaN or infinite are now 0."] if total else []
@@ -163,7 +164,7 @@ class ValidationReport:
         ]
         parts += [
             "\n".join(f"- {kind}: {text}" for text in texts)
-            for kind, texts in (("Warning", self.warnings), ("Note", [*self._replaced(), *self.notes]))
+            for kind, texts in (("Warning", self.warnings), ("Note", [*self.replaced(), *self.notes]))
             if texts
         ]
         return "\n\n".join(parts)
@@ -184,7 +185,7 @@ class ValidationReport:
                     table.add_row(*row)
                 parts.append(table)
         parts += [Text(f"Warning: {text}", style="yellow") for text in self.warnings]
-        parts += [Text(f"Note: {text}") for text in (*self._replaced(), *self.notes)]
+        parts += [Text(f"Note: {text}") for text in (*self.replaced(), *self.notes)]
         return Group(*parts)
 
 
@@ -328,7 +329,7 @@ class Validator:
                     "stands for none, leave it empty."
                 )
             if found.without_annotation:
-                report.notes.append(f"{found.without_annotation} samples of {split!r} have no annotation.")
+                report.warnings.append(f"{found.without_annotation} samples of {split!r} have no annotation.")
         return report
 
     def _shared_videos(self) -> Iterator[str]:
@@ -342,9 +343,7 @@ class Validator:
             )
         if numbered := next((split.numbered for split in splits if split.numbered), ""):
             video, _, clip = numbered.rpartition("_")
-            self._report.notes.append(
-                f"Ids such as {numbered!r} were read as the clip {clip!r} of the video {video!r}."
-            )
+            yield f"Ids such as {numbered!r} were read as the clip {clip!r} of the video {video!r}."
         splits_with = Counter(video for split in self._report.splits.values() for video in split.videos)
         shared = [video for video, splits in splits_with.items() if splits > 1 and video]
         if shared:
