@@ -4,13 +4,15 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from hf_msa.files import atomic_directory, atomic_files, atomic_write, write_json
+from hf_msa.files import atomic_directory, atomic_files, atomic_write, scratch_directory, write_json
 
 
 @contextmanager
@@ -160,3 +162,54 @@ def test_json_keeps_order_and_letters(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"b": object()})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
+
+
+HALF_WAY = """
+import pathlib, sys, time
+from hf_msa.files import atomic_directory
+target = pathlib.Path(sys.argv[1])
+with atomic_directory(target) as temporary:
+    (temporary / "half.txt").write_text("half")
+    if len(sys.argv) > 2:  # Between the two renames.
+        target.replace(temporary.parent / "old")
+    print("started", flush=True)
+    time.sleep(100)
+"""
+
+
+@contextmanager
+def half_way(target: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", HALF_WAY, str(target), *arguments], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_what_a_killed_process_left_goes_and_what_a_live_one_has_stays(tmp_path: Path) -> None:
+    mine = tmp_path / ".x.settings"
+    mine.mkdir()
+    with half_way(tmp_path / "x") as process, half_way(tmp_path / "x.y"):
+        with atomic_directory(tmp_path / "x") as temporary:
+            (temporary / "first.txt").write_text("1")
+        assert len(list(tmp_path.glob(".x.*/new/half.txt"))) == 2, "both processes live"
+        process.kill()
+        process.wait()
+        with scratch_directory(tmp_path / "x"):
+            pass
+        left = {path.parent.parent.name[:5] for path in tmp_path.glob(".x.*/new/half.txt")}
+        assert left == {".x.y."}, "of the other target alone"
+    assert mine.is_dir() and (tmp_path / "x" / "first.txt").is_file()
+
+
+def test_a_folder_whose_replacement_was_killed_half_way_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old.txt").write_text("old")
+    with half_way(tmp_path / "x", "between"):
+        assert not (tmp_path / "x").exists()
+    with pytest.raises(OSError, match="No space"), atomic_directory(tmp_path / "x"):
+        full_disk()
+    assert content(tmp_path) == {"x": None, "x/old.txt": "old"}

@@ -51,7 +51,7 @@ def objects(*values):
         (b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.", "ends in the middle"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"N.", "ends in the middle"),
         (b"(iposix\nsystem\n.", "an object of 'posix system'|opcode INST"),
-        (b"\x80\x02N\x81.", "the opcode NEWOBJ"),
+        (b"\x80\x02N)\x81.", "not a readable feature pickle"),
         (b"\x80\x02\x82\x01.", "the opcode EXT1"),
         (b"Pid\n.", "the opcode PERSID"),
         (b"\x80\x04h\x07.", "reference to nothing"),

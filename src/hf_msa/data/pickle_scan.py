@@ -292,6 +292,8 @@ _BY_NAME: Final[dict[str, tuple[Any, ...]]] = {
     "LONG_BINGET": (_Scan.get, 4),
     "GLOBAL": (_Scan.named,),
     "STACK_GLOBAL": (_Scan.stack_named,),
+    # Of classes that are not on the list: refused by name when the file is read.
+    "NEWOBJ": (_Scan.call,),
     "REDUCE": (_Scan.call,),
     "BUILD": (_Scan.build,),
 }
