@@ -5,6 +5,7 @@ which takes seconds.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -316,6 +317,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         parser.print_help()
         return 0
+    try:
+        os.getcwd()
+    except OSError:
+        parser.error("the current folder is gone; change to one that exists")
     from hf_msa.cli import run_command
 
     flags = {"flags": rest} if command.takes_training_flags else {}

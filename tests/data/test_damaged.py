@@ -304,7 +304,7 @@ def test_a_current_folder_that_is_gone_is_one_sentence(tmp_path):
         cwd=gone, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "give its full path, from a folder that exists" in done.stderr
+    assert "the current folder is gone; change to one that exists" in done.stderr
 
 
 def test_a_split_by_video_keeps_clips_together_whatever_the_form_of_their_ids(tmp_path):

@@ -1,7 +1,10 @@
 """Damaged files of every kind are read or refused in one sentence, in little time and memory; nothing else may happen."""
 
+import os
 import random
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -51,3 +54,18 @@ def test_many_damaged_files_are_read_or_refused(tmp_path: Path, name: str, capsy
     counts = fuzz(name, tmp_path, 5000, seed=2)
     with capsys.disabled():
         print(f"\n{name}: {counts['tried']} tried, {counts['refused']} refused, {counts['read']} read, 0 crashes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_coverage_guided_damage(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("atheris", reason="pip install 'hf-msa[fuzz]'")
+    places = [str(Path(__file__).parent), *sys.path]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("with_atheris.py")), name, "-runs=20000", "-max_total_time=120"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "DONE" in done.stderr, done.stderr[-3000:]
