@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of one reader: ``python tests/fuzz/with_atheris.py pickle -runs=100000``.
 
-Options after the name are those of libFuzzer. It needs the package atheris, of the extra `fuzz`, which is there for Linux; the damage that
-`test_readers` does needs nothing.
+Options after the name are those of libFuzzer. It needs the package atheris, of the extra `fuzz`, which is there for Linux;
+the damage that `test_readers` does needs nothing.
 """
 
 import sys

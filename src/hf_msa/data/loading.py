@@ -109,7 +109,7 @@ def _from_raw(
     builder = MsaBuilder(name, raw, label_family=label_family, features_folder=features, cache_dir=cache_dir)
     with clear_errors(Path(builder.cache_dir)):
         builder.download_and_prepare()
-    loaded = builder.as_dataset()
+        loaded = builder.as_dataset()
     if not isinstance(loaded, datasets.DatasetDict):
         raise MsaError(f"{raw} holds no splits.")
     return loaded
@@ -153,6 +153,10 @@ def _from_parquet(name_or_path: str | Path, cache_dir: str | Path | None) -> dat
     except (ConnectionError, OSError) as error:
         raise MsaError(
             f"The Hub could not be reached to load {str(name_or_path)!r} ({error}); give a local folder, or try again."
+        ) from error
+    except (DatasetGenerationError, pa.ArrowException) as error:
+        raise MsaError(
+            f"A file of the data set {str(name_or_path)!r} is damaged ({reason(error)}); have it uploaded again."
         ) from error
     return loaded
 
