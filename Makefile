@@ -14,7 +14,7 @@ export GOMP_SPINCOUNT ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow lint audit format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +36,18 @@ test: setup  ## run the tests
 test-slow: setup  ## run the slow tests: resume after a kill, several processes, full runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
-lint: setup  ## ruff, formatting, strict mypy
+lint: setup  ## ruff, formatting, strict mypy, secrets; tells known vulnerabilities of what is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	# Entropy is no sign of a secret here: hashes are everywhere. Tokens of the Hub are no kind of secret that the tool knows.
+	git ls-files -z ':!docs/results' | xargs -0 $(BIN)/detect-secrets-hook --no-verify \
+	  --disable-plugin HexHighEntropyString --disable-plugin Base64HighEntropyString
+	! git grep -nIE 'hf_[A-Za-z0-9]{30,}'
+	$(BIN)/python scripts/audit.py
+
+audit: setup  ## fail for known vulnerabilities of what is installed
+	$(BIN)/python scripts/audit.py --strict
 
 format: setup  ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .

@@ -310,7 +310,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.pop("version"):
         from hf_msa._version import __version__
 
-        sys.stdout.write(f"hf-msa {__version__}\n")
+        if sys.stdout is not None:
+            sys.stdout.write(f"hf-msa {__version__}\n")
         return 0
     if rest and (command is None or not command.takes_training_flags):
         parser.error(f"{'hf-msa' if command is None else command.name} takes no {' '.join(rest)}")
@@ -318,10 +319,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        # Libraries ask for it when they are imported.
         os.getcwd()
-    except OSError:
-        parser.error("the current folder is gone; change to one that exists")
-    from hf_msa.cli import run_command
+    except FileNotFoundError:
+        parser.exit(2, "hf-msa: the current folder does not exist any more; change to another one.\n")
+    try:
+        from hf_msa.cli import run_command
+    except KeyboardInterrupt:
+        sys.stderr.write(f"hf-msa {command.name}: interrupted.\n")
+        return 130
 
     flags = {"flags": rest} if command.takes_training_flags else {}
     return run_command(command.name, command.target, {**arguments, **flags})

@@ -77,7 +77,7 @@ def write_clips(folder: Path, change: Change = lambda _, __: {}, **widths: int) 
 def write_checkpoint(folder: Path, data: Path, **fields: Any) -> Path:
     """Write a model with a fitted light planner and a knowledge base of the training split of complete clips."""
     torch.manual_seed(0)
-    config = tiny_omg_config(typical_lengths={"text": 6, "audio": 5, "vision": 6}, top_k=3, **fields)
+    config = tiny_omg_config(top_k=3, **fields)
     model, processor = OmgForSentimentAnalysis(config).eval(), tiny_processor(config)
     for name, value in STATISTICS.items():
         setattr(processor.feature_extractor, name, value)

@@ -27,6 +27,7 @@ LEVELS = {
     "errors": 0,
     "files": 0,
     "registry": 1,
+    "uploads": 1,
     "models": 1,
     "label_families": 2,
     "methods": 2,

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sqlite3
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -65,6 +66,13 @@ def test_the_reason_of_a_refused_configuration_is_what_is_wrong_with_it() -> Non
 )
 def test_a_full_disk_is_known_by_every_name(error: Exception) -> None:
     assert is_disk_full(error)
+
+
+def test_a_full_disk_stays_one() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space") as caught, as_msa_errors():
+        raise full
+    assert caught.value is full and is_disk_full(sqlite3.OperationalError("database or disk is full"))
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,15 @@ import errno
 import json
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from hf_msa.files import atomic_directory, atomic_files, atomic_write, scratch_directory, write_json
+from hf_msa import files
+from hf_msa.errors import MsaError
+from hf_msa.files import atomic_directory, atomic_files, atomic_write, read_json, remove_leftovers, write_json
 
 
 @contextmanager
@@ -164,52 +164,47 @@ def test_json_keeps_order_and_letters(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
 
 
-HALF_WAY = """
-import pathlib, sys, time
-from hf_msa.files import atomic_directory
-target = pathlib.Path(sys.argv[1])
-with atomic_directory(target) as temporary:
-    (temporary / "half.txt").write_text("half")
-    if len(sys.argv) > 2:  # Between the two renames.
-        target.replace(temporary.parent / "old")
-    print("started", flush=True)
-    time.sleep(100)
-"""
+def test_json_has_no_word_for_what_is_no_number(tmp_path: Path) -> None:
+    with pytest.raises(MsaError, match="'.*a.json' would hold a value that is not a number"):
+        write_json(tmp_path / "a.json", {"loss": [1.0, float("nan")]})
+    assert not list(tmp_path.iterdir())
+    settings = {"tau": float("inf"), "low": [-float("inf"), 1.0], "name": {"x": None}}
+    write_json(tmp_path / "a.json", settings)
+    assert json.loads((tmp_path / "a.json").read_text())["tau"] == {"__float__": "Infinity"}
+    assert read_json(tmp_path / "a.json") == settings
 
 
-@contextmanager
-def half_way(target: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", HALF_WAY, str(target), *arguments], stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline()
-        try:
-            yield process
-        finally:
-            process.kill()
+def left(folder: Path, name: str, host: str | None = None, pid: int = 2**22 + 1) -> Path:
+    """A temporary as a process leaves it that was killed; no system gives such a number to one."""
+    return folder / f".{name}.tmp-{host or files._HOST}-{pid}-abc"
 
 
-def test_what_a_killed_process_left_goes_and_what_a_live_one_has_stays(tmp_path: Path) -> None:
-    mine = tmp_path / ".x.settings"
-    mine.mkdir()
-    with half_way(tmp_path / "x") as process, half_way(tmp_path / "x.y"):
-        with atomic_directory(tmp_path / "x") as temporary:
-            (temporary / "first.txt").write_text("1")
-        assert len(list(tmp_path.glob(".x.*/new/half.txt"))) == 2, "both processes live"
-        process.kill()
-        process.wait()
-        with scratch_directory(tmp_path / "x"):
-            pass
-        left = {path.parent.parent.name[:5] for path in tmp_path.glob(".x.*/new/half.txt")}
-        assert left == {".x.y."}, "of the other target alone"
-    assert mine.is_dir() and (tmp_path / "x" / "first.txt").is_file()
+def test_temporaries_of_killed_processes_are_removed_and_others_stay(tmp_path: Path) -> None:
+    dead, elsewhere, alive = left(tmp_path, "a.json"), left(tmp_path, "b", host="00000000"), left(tmp_path, "c", pid=1)
+    (tmp_path / "in").mkdir()
+    deep = left(tmp_path / "in", "d.bin")
+    for path in (dead, elsewhere, alive, deep, tmp_path / ".hidden", tmp_path / ".notes.tmp-1"):
+        path.write_text("half")
+    with atomic_write(tmp_path / "e") as used:
+        remove_leftovers(tmp_path)
+        assert used.exists()
+    assert set(content(tmp_path)) == {elsewhere.name, alive.name, ".hidden", ".notes.tmp-1", "e", "in"}
 
 
-def test_a_folder_whose_replacement_was_killed_half_way_comes_back(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "old.txt").write_text("old")
-    with half_way(tmp_path / "x", "between"):
-        assert not (tmp_path / "x").exists()
+def test_a_folder_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
+    """Killed after the old folder went aside and before the new one took its place."""
+    aside = left(tmp_path, "x.old")
+    (aside / "x").mkdir(parents=True)
+    (aside / "x" / "old.txt").write_text("old")
     with pytest.raises(OSError, match="No space"), atomic_directory(tmp_path / "x"):
         full_disk()
     assert content(tmp_path) == {"x": None, "x/old.txt": "old"}
+
+
+def test_writing_a_folder_removes_only_its_own_left_overs(tmp_path: Path) -> None:
+    own, other = left(tmp_path, "x"), left(tmp_path, "xy")
+    own.mkdir()
+    other.mkdir()
+    with atomic_directory(tmp_path / "x"):
+        pass
+    assert set(content(tmp_path)) == {"x", other.name}

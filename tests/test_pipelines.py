@@ -137,6 +137,16 @@ def test_what_is_left_out_counts_as_missing(predict: SentimentPredictor) -> None
     assert math.isfinite(predict([""])[0]["score"])
 
 
+def test_a_single_text_is_one_utterance(predict: SentimentPredictor) -> None:
+    assert predict("great film") == predict(["great film"])
+
+
+def test_features_with_gaps_are_read_as_preparation_reads_them(predict: SentimentPredictor) -> None:
+    gaps, zeros = np.ones((4, 5), dtype=np.float32), np.ones((4, 5), dtype=np.float32)
+    gaps[0], zeros[0] = [np.nan, np.inf, -np.inf, 1, 1], [0, 0, 0, 1, 1]
+    assert predict(["great film"], audio=[gaps]) == predict(["great film"], audio=[zeros])
+
+
 def test_neighbours_do_not_matter(predict: SentimentPredictor) -> None:
     short, long = features(predict, 3), features(predict, 40, seed=1)
     alone = predict(["a film"], audio=[short["audio"]], vision=[short["vision"]])[0]["score"]

@@ -1,14 +1,17 @@
 """The work of the commands of `hf-msa`, whose arguments are defined in `hf_msa_cli`."""
 
+import codecs
+import contextlib
 import dataclasses
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import MsaError, is_disk_full, reason, unknown_name
+from .errors import BUGS, MsaError, is_disk_full, network_reason, reason, redacted, unknown_name
 
 
 def run_command(name: str, target: str, arguments: dict[str, Any]) -> int:
@@ -20,33 +23,81 @@ def run_command(name: str, target: str, arguments: dict[str, Any]) -> int:
         arguments: What the function takes, by name; `output`, where there is one, is what it writes.
 
     Returns:
-        The exit status: 0 done, 2 input that cannot be used, 130 interrupted.
+        The exit status: 0 done, 2 input that cannot be used, 130 interrupted, 141 nobody reads the output any more.
     """
+    _survive_any_encoding()
+    try:
+        _do(target, arguments)
+        print(end="", flush=True)
+    except KeyboardInterrupt:
+        print(f"hf-msa {name}: interrupted; the same command continues where it can.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except Exception as error:
+        sentence = _sentence(error, arguments.get("output"))
+        if sentence is None:
+            raise
+        print(f"hf-msa {name}: {sentence}", file=sys.stderr)
+        with contextlib.suppress(AttributeError, OSError):
+            sys.stdout.flush()
+            return 2
+        _drop_output()
+        return 2
+    return 0
+
+
+def _do(target: str, arguments: dict[str, Any]) -> None:
     from transformers.utils import logging
 
     # Bars for writing and reading a few megabytes drown those of the long work.
     logging.disable_progress_bar()
     module, _, function = target.partition(":")
-    try:
-        getattr(importlib.import_module(module), function)(**arguments)
-    except MsaError as error:
-        print(f"hf-msa {name}: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if is_disk_full(error):
-            place = "" if arguments.get("output") is None else f" {arguments['output']!r}"
-            sentence = f"There is no space left to write{place}; free some and run the same command again."
-        elif isinstance(error, OSError):
-            place = "" if error.filename is None else f"{os.fspath(error.filename)!r} cannot be used: "
-            sentence = f"{place}{error.strerror or reason(error)}."
-        else:
-            raise
-        print(f"hf-msa {name}: {sentence}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"hf-msa {name}: interrupted; the same command continues where it can.", file=sys.stderr)
-        return 130
-    return 0
+    getattr(importlib.import_module(module), function)(**arguments)
+
+
+def _sentence(error: Exception, output: str | None) -> str | None:
+    """What an error says to people; None where it is none that input, disk or network can cause, but a bug."""
+    if isinstance(error, MsaError):
+        return redacted(str(error))
+    if is_disk_full(error):
+        place = "" if output is None else f" {output!r}"
+        return f"There is no space left to write{place}; free some and run the same command again."
+    if isinstance(error, BUGS):
+        return None
+    network = network_reason(error)
+    if network is not None:
+        return f"{network[0].upper()}{network[1:]}."
+    if not isinstance(error, OSError):
+        return None
+    if error.errno is None or error.filename is None:
+        return f"{redacted(error.strerror or reason(error))}."
+    return f"{os.fspath(error.filename)!r} cannot be used: {error.strerror}."
+
+
+_PLAIN = {"±": "+/-", "†": "*", "…": "...", "–": "-", "—": "-", "−": "-", "×": "x", "→": "->", "↑": "^", "↓": "v"}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Stand-ins for characters that the terminal's encoding lacks; escapes for those that have none."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(char) or char.encode("ascii", "backslashreplace").decode() for char in text), error.end
+
+
+def _survive_any_encoding() -> None:
+    """Let nothing that is printed fail for its characters: the work before it would be lost."""
+    codecs.register_error("hf_msa.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="hf_msa.plain")
+
+
+def _drop_output() -> None:
+    """Send nowhere what is still to be written: the interpreter would try it once more at its end, and say so."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def prepare(*, dataset: str, source: str, output: str, **options: Any) -> None:
@@ -177,9 +228,9 @@ def evaluate(
     for assignment in protocol_assignments:
         set_value(fields, assignment, option="--protocol-set", example="blocks=2")
     results = evaluate_runs(model, data, changes=changes, protocol_fields=fields, **options)
-    print_results(results.content)
     for run in results.runs:
         write_card(run)
+    print_results(results.content)
     print("\n".join(f"Wrote {path}" for path in results.files))
 
 

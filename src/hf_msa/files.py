@@ -1,19 +1,155 @@
-"""Writing files so that nothing is ever half-written: a temporary sibling first, then a rename."""
+"""Writing files so that nothing is ever half-written: a temporary sibling first, then a rename; and one writer at a time."""
 
 import contextlib
+import glob
 import json
+import logging
+import math
 import os
+import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from .errors import MsaError
 
-_LOCK = ".hf_msa_lock"
-_OLD = "old"
+LOCK_FILE = ".hf_msa.lock"
+_OWNER_FILE = f"{LOCK_FILE}.json"
+
+# Temporaries say who made them, so that those of a process that was killed are known and removed.
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-.*")
+_OLD = ".old"
+_FILES = "files"
+_in_use: set[Path] = set()
+
+
+def _prefix(name: str) -> str:
+    return f".{name}.tmp-{_HOST}-{os.getpid()}-"
+
+
+@contextlib.contextmanager
+def _used(temporary: Path) -> Iterator[Path]:
+    """Keep a temporary from being taken for a left-over while it is in use."""
+    _in_use.add(temporary)
+    try:
+        yield temporary
+    finally:
+        _in_use.discard(temporary)
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def remove_leftovers(folder: str | os.PathLike[str], name: str | None = None) -> None:
+    """Remove temporaries that commands which were killed have left; those of processes that still run stay.
+
+    A folder that was about to be replaced is put back if nothing has taken its place.
+
+    Args:
+        folder: Where to look.
+        name: Of which file or folder in it; default: of all, in folders within, too.
+    """
+    place = Path(folder)
+    found = place.rglob(".*.tmp-*") if name is None else place.glob(f".{glob.escape(name)}*.tmp-*")
+    for path in list(found):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or match["host"] != _HOST or path in _in_use:
+            continue
+        pid = int(match["pid"])
+        if pid != os.getpid() and _is_running(pid):
+            continue
+        target = match["name"].removesuffix(_OLD)
+        if name is not None and target != name:
+            continue
+        before = path / target
+        if match["name"].endswith(_OLD) and before.exists() and not path.with_name(target).exists():
+            before.replace(path.with_name(target))
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str | os.PathLike[str], wait: float = 0.0) -> Iterator[None]:
+    """Keep a folder from other commands that would write to it; created where absent, taken away again if it stays empty.
+
+    The system lets go of the lock of a process that ends in any way; what a killed one left is taken over with a warning.
+
+    Args:
+        folder: The folder.
+        wait: Seconds to wait for another command.
+
+    Raises:
+        MsaError: If another command holds it, or one on another machine did not let go of it.
+    """
+    from filelock import FileLock, Timeout
+
+    place = Path(folder)
+    made = [path for path in (place, *place.parents) if not path.exists()]
+    place.mkdir(parents=True, exist_ok=True)
+    owner = place / _OWNER_FILE
+    lock = FileLock(place / LOCK_FILE)
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        raise MsaError(
+            f"{str(place)!r} is in use by {_owner_of(owner)}; wait until that is done, or choose another folder."
+        ) from None
+    try:
+        if owner.is_file():
+            if _read_owner(owner).get("host") not in (None, platform.node()):
+                raise MsaError(
+                    f"{str(place)!r} was last in use by {_owner_of(owner)}, and nothing here says whether that still runs; "
+                    f"if it does not, delete {str(owner)!r} and give the command again."
+                )
+            logging.getLogger(__name__).warning(
+                "%s was in use by %s, which has ended without letting go of it; it is taken over.",
+                place,
+                _owner_of(owner),
+            )
+        write_json(owner, {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        try:
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):
+            # Whoever has opened it by now sees that it is gone, and makes a new one.
+            (place / LOCK_FILE).unlink()
+        lock.release()
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def _read_owner(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = dict(read_json(file))
+    except (OSError, TypeError, ValueError):
+        return {}
+    return found
+
+
+def _owner_of(file: Path) -> str:
+    owner = _read_owner(file)
+    pid, host, since = (owner.get(name, "unknown") for name in ("pid", "host", "since"))
+    return f"another command (process {pid} on {host}, since {since})"
 
 
 @contextlib.contextmanager
@@ -25,11 +161,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=_prefix(target.name), suffix=target.suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with _used(temporary):
+            yield temporary
         _sync(temporary)
         # mkstemp makes the file private; a result should carry the permissions that any new file would.
         mask = os.umask(0)
@@ -51,33 +188,18 @@ def _sync(file: Path) -> None:
 def scratch_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a hidden folder beside `path` for what becomes of it; it is removed in the end.
 
-    What killed processes left of the same kind is removed first. A lock, which the system lets go when a process ends, says
-    which are still in use.
-
     Args:
         path: What is being made. Its folder is created where absent.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_overs(target)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    lock = FileLock(scratch / _LOCK)
+    remove_leftovers(target.parent, target.name)
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(target.name), dir=target.parent))
     try:
-        with lock:
-            yield scratch
+        with _used(temporary):
+            yield temporary
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _remove_left_overs(target: Path) -> None:
-    name = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}")
-    for folder in target.parent.iterdir():
-        if name.fullmatch(folder.name) and (folder / _LOCK).is_file():
-            with contextlib.suppress(Timeout, OSError), FileLock(folder / _LOCK, timeout=0):
-                # Killed between the two renames: the old folder is all that there is.
-                if (folder / _OLD).exists() and not target.exists():
-                    (folder / _OLD).replace(target)
-                shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -88,17 +210,21 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: The folder to write. An existing one is replaced only after the new one is complete.
     """
     target = Path(path)
-    with scratch_directory(target) as scratch:
-        temporary = scratch / "new"
-        temporary.mkdir()
+    with scratch_directory(target) as temporary:
         yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)
         if target.exists():
-            target.replace(scratch / _OLD)
+            old = Path(tempfile.mkdtemp(prefix=_prefix(f"{target.name}{_OLD}"), dir=target.parent))
+            target.replace(old / target.name)
             try:
                 temporary.replace(target)
             except BaseException:
-                (scratch / _OLD).replace(target)
+                (old / target.name).replace(target)
+                old.rmdir()
                 raise
+            shutil.rmtree(old)
         else:
             temporary.replace(target)
 
@@ -114,9 +240,11 @@ def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(folder)
     is_new = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".", dir=target))
+    remove_leftovers(target, _FILES)
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(_FILES), dir=target))
     try:
-        yield temporary
+        with _used(temporary):
+            yield temporary
         # In the order in which they were written: what was written last says that everything is there.
         for file in sorted(temporary.iterdir(), key=lambda path: path.stat().st_mtime_ns):
             _sync(file)
@@ -131,6 +259,43 @@ def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, keys in their given order, atomically."""
+    """Write `value` as indented JSON, keys in their given order, atomically; `read_json` gives it back.
+
+    JSON has no word for numbers that are not finite. Infinite ones, which a setting may be, are written as transformers does
+    in configurations; one that is not a number is no result, and refused.
+
+    Raises:
+        MsaError: If there is one that is not a number.
+    """
+    try:
+        text = json.dumps(_tagged(value), indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise MsaError(
+            f"{os.fspath(path)!r} would hold a value that is not a number (NaN); it is not written."
+        ) from error
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read what `write_json` wrote.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it is damaged.
+    """
+    return json.loads(
+        Path(path).read_text(encoding="utf-8"),
+        object_hook=lambda found: float(found[_TAG]) if found.keys() == {_TAG} else found,
+    )
+
+
+_TAG = "__float__"
+
+
+def _tagged(value: Any) -> Any:
+    if isinstance(value, float) and math.isinf(value):
+        return {_TAG: "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, Mapping):
+        return {key: _tagged(item) for key, item in value.items()}
+    return [_tagged(item) for item in value] if isinstance(value, list | tuple) else value

@@ -48,17 +48,17 @@ class SentimentPredictor:
     @torch.inference_mode()
     def __call__(
         self,
-        text: Sequence[str],
-        audio: Sequence[np.ndarray | None] | None = None,
-        vision: Sequence[np.ndarray | None] | None = None,
+        text: str | Sequence[str | None],
+        audio: Any = None,
+        vision: Any = None,
         waveform: Sequence[np.ndarray | None] | None = None,
         frames: Sequence[np.ndarray | None] | None = None,
     ) -> list[dict[str, Any]]:
         """Score utterances.
 
         Args:
-            text: The transcripts.
-            audio, vision: Per utterance an array `(frames, width)`, or `None` where it is missing.
+            text: The transcripts, or a single one; None, or one without a word, is missing.
+            audio, vision: Per utterance a sequence `(frames, width)`, or `None` where it is missing; see `MsaProcessor`.
             waveform: Per utterance the sound `(samples,)`, mono at 16 kHz, and
             frames: the pictures `(frames, height, width, 3)` of uint8; read by methods that ask a multimodal language model.
 
@@ -69,12 +69,13 @@ class SentimentPredictor:
         Raises:
             MsaError: If the features do not fit the checkpoint, or another model that it asks cannot be reached.
         """
+        texts = [text] if isinstance(text, str) else list(text)
         given = {"audio": audio, "vision": vision, "waveform": waveform, "frames": frames}
         try:
-            inputs = self.processor(list(text), audio=audio, vision=vision).to(self.model.device)
+            inputs = self.processor(texts, audio=audio, vision=vision).to(self.model.device)
             rows = [
                 {"text": words, **{name: values[index] for name, values in given.items() if values is not None}}
-                for index, words in enumerate(text)
+                for index, words in enumerate(texts)
             ]
             outputs = self.model.predict_rows(inputs, rows, self.processor)
         except (ImportError, OSError, ValueError) as error:

@@ -26,6 +26,7 @@ from hf_msa.analysis.omg.imputation import (
     complete_rows,
     error_rows,
     error_summary,
+    impute_rows,
     score_summary,
     squared_errors,
     training_means,
@@ -35,16 +36,19 @@ from hf_msa.analysis.omg.settings import SettingScores, parse_settings, setting_
 from hf_msa.analysis.omg.trace import add_section, plan_trace, utility_trace, without_data
 from hf_msa.analysis.tool_report import Report
 from hf_msa.data.collator import MsaCollator
+from hf_msa.data.loading import load_msa
 from hf_msa.data.missing import FixedPattern
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.checkpoints import find_model, load_checkpoint
 from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan
 from hf_msa.models.omg_planner import Candidate, PlanChoice
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
+from made_omg import write_checkpoint, write_clips
 
 MODALITIES = ("text", "audio", "vision")
 
@@ -200,6 +204,20 @@ def test_imputation_of_a_run(data, trained, loaded, tmp_path):
         logits = model.classify(model.perceive(inputs), vectors["observation_vectors"], latents)
         mae = np.abs(model.score(logits)[:, 0].detach().numpy() - rows.labels).mean()
         assert float(scores[name, "truth"]["mae"]) == pytest.approx(mae, rel=1e-4)
+
+
+def test_what_is_compared_with_the_truth_has_its_length(tmp_path):
+    clips = write_clips(tmp_path / "clips")
+    model, processor = load_checkpoint(find_model(str(write_checkpoint(tmp_path / "model", clips))))
+    found = []
+    for length in (2, 8):
+        processor.missing_lengths = {"text": length, "audio": length, "vision": length}
+        rows = MsaRows(load_msa(clips, "test"), "test", processor.tokenizer, processor.text_max_length)
+        omg = OmgOnRows(model, processor, rows)
+        found.append(impute_rows(omg, range(len(rows)), "audio", training_means(omg)["audio"]))
+    assert len(set(rows.lengths["audio"].tolist())) > 2
+    for key, values in found[0].items():
+        np.testing.assert_allclose(values, found[1][key], rtol=1e-4, err_msg=str(key))
 
 
 class Lacking:

@@ -5,19 +5,23 @@ import json
 import math
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
 from hf_msa.analysis import run_tool
 from hf_msa.analysis.common.trained_runs import find_runs
-from hf_msa.analysis.pglh.reconstruction import ErrorSums, error_rows
+from hf_msa.analysis.pglh.reconstruction import ErrorSums, error_rows, reconstruction_sums
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FrameMissing
+from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
+from tiny import TINY_CONFIGS, tiny_processor, tiny_rows
 
 
 def read(path):
@@ -137,6 +141,23 @@ def test_reconstruction_of_a_run(data, trained, tmp_path):
     assert float(rows["audio", "0.5", "masked"]["trivial mse"]) == pytest.approx(
         float(values[mask].square().mean()), rel=1e-4
     )
+
+
+def test_there_is_no_truth_of_what_a_sample_never_had():
+    """At rate 1 the form that stands for audio has 5 frames: as many positions are compared, or as the truth has."""
+    config = TINY_CONFIGS["pglh"]()
+    rows = [{"id": f"s{i}", **row} for i, row in enumerate(tiny_rows(config))]
+    lengths = [len(row["audio"]) for row in rows]
+    assert min(lengths) < 5 < max(lengths[1:])
+    data = datasets.Dataset.from_list(
+        [{**row, "audio_present": index > 0, "audio": row["audio"].tolist()} for index, row in enumerate(rows)]
+    )
+    processor = tiny_processor(config)
+    read = MsaRows(data, "test", processor.tokenizer, processor.text_max_length)
+    model = PglhForSentimentAnalysis(config).eval()
+    sums = reconstruction_sums(model, processor, read, [0.0, 1.0])
+    assert sums["audio", 0.0, "visible"].positions == sum(lengths[1:]) and not sums["audio", 0.0, "masked"].positions
+    assert sums["audio", 1.0, "masked"].positions == sum(min(length, 5) for length in lengths[1:])
 
 
 def test_prompt_weights_of_a_run(trained, tmp_path):

@@ -28,7 +28,10 @@ TEXTS = ["this is a good film", "bad", "the plot was very very weak", "not good 
 
 def make_processor(audio_dim=2, vision_dim=3, **kwargs):
     return MsaProcessor(
-        MsaFeatureExtractor(audio_dim=audio_dim, vision_dim=vision_dim, **kwargs), tiny_tokenizer(), text_max_length=12
+        MsaFeatureExtractor(audio_dim=audio_dim, vision_dim=vision_dim, **kwargs),
+        tiny_tokenizer(),
+        text_max_length=12,
+        missing_lengths={"text": 5, "audio": 2, "vision": 4},
     )
 
 
@@ -148,13 +151,14 @@ def test_rate_zero_leaves_the_batch_unchanged(processor, protocol):
     assert_same(MsaCollator(processor, protocol)(rows), MsaCollator(processor)(rows))
 
 
-def test_rate_one_keeps_only_the_special_tokens(processor):
+def test_at_rate_one_all_have_the_form_of_what_is_missing(processor):
     batch = MsaCollator(processor, FrameMissing(rate=1.0), return_complete=True)(example_rows())
-    complete = batch["complete_input_ids"]
-    special = torch.isin(complete, torch.tensor([CLS, SEP, PAD]))
-    assert torch.equal(batch["input_ids"], torch.where(special, complete, UNK))
+    width = batch["input_ids"].shape[1]
+    assert batch["input_ids"].tolist() == [[CLS, UNK, UNK, UNK, SEP, *[PAD] * (width - 5)]] * 6
     assert not batch["audio_values"].any() and not batch["vision_values"].any()
+    assert (batch["audio_attention_mask"].sum(1) == 2).all() and (batch["vision_missing_mask"].sum(1) == 4).all()
     assert batch["complete_audio_values"].any()
+    assert (batch["complete_attention_mask"].sum(1) != 5).any()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,18 +167,21 @@ def test_dropped_is_replaced_and_the_rest_is_not(processor, name):
     batch = MsaCollator(processor, protocols(rows)[name], return_complete=True, pad_to_fixed=True)(rows)
     text, audio = batch["text_missing_mask"], batch["audio_missing_mask"]
     assert (batch["input_ids"][text] == UNK).all()
-    assert torch.equal(batch["input_ids"][~text], batch["complete_input_ids"][~text])
+    lost = batch["missing_rates"].isnan() | (batch["missing_rates"] == 1)
+    same_text, same_audio = ~text & ~lost[:, :1], ~audio & ~lost[:, 1:2]
+    assert torch.equal(batch["input_ids"][same_text], batch["complete_input_ids"][same_text])
     assert not (text & (batch["attention_mask"] == 0)).any()
     assert (batch["input_ids"][batch["attention_mask"] == 0] == PAD).all()
     assert not batch["audio_values"][audio].any()
-    assert torch.equal(batch["audio_values"][~audio], batch["complete_audio_values"][~audio])
+    assert torch.equal(batch["audio_values"][same_audio], batch["complete_audio_values"][same_audio])
     assert not (audio & (batch["audio_attention_mask"] == 0)).any()
     assert torch.equal(batch["labels"], torch.tensor([row["label"] for row in rows]))
 
 
 def test_a_sample_without_a_modality(processor):
-    batch = MsaCollator(processor, FrameMissing(rate=1.0))(example_rows())
-    assert not batch["vision_attention_mask"][2].any() and not batch["vision_missing_mask"][2].any()
+    batch = MsaCollator(processor, FrameMissing(rate=0.5), return_complete=True)(example_rows())
+    assert batch["vision_attention_mask"][2].sum() == batch["vision_missing_mask"][2].sum() == 4
+    assert not batch["complete_vision_attention_mask"][2].any()
     assert torch.nonzero(batch["missing_rates"].isnan()).tolist() == [[2, 2]]
 
 
@@ -223,8 +230,8 @@ def test_masks_do_not_depend_on_what_the_model_reads_or_cuts(processor):
 def test_a_modality_that_the_data_lacks_altogether(processor):
     rows = [{k: v for k, v in row.items() if not k.startswith("vision")} for row in example_rows()]
     batch = MsaCollator(processor, FrameMissing(rate=0.5))(rows)
-    assert batch["vision_values"].shape == (6, 1, 3) and not batch["vision_attention_mask"].any()
-    assert not batch["vision_missing_mask"].any() and batch["missing_rates"][:, 2].isnan().all()
+    assert batch["vision_values"].shape == (6, 4, 3) and batch["vision_attention_mask"].all()
+    assert batch["vision_missing_mask"].all() and batch["missing_rates"][:, 2].isnan().all()
 
 
 def test_standardised_features_are_dropped_to_the_mean():

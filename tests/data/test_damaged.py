@@ -295,18 +295,6 @@ def test_a_name_that_would_be_taken_for_an_address_is_refused(tmp_path, prepared
         prepare_dataset("mosi", prepared, tmp_path / "zip::x")
 
 
-def test_a_current_folder_that_is_gone_is_one_sentence(tmp_path):
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    code = "import os, sys; os.rmdir(os.getcwd()); from hf_msa_cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "prepare", "mosi", "--source", "x.pkl", "--output", "out"],
-        cwd=gone, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "the current folder is gone; change to one that exists" in done.stderr
-
-
 def test_a_split_by_video_keeps_clips_together_whatever_the_form_of_their_ids(tmp_path):
     for form in ("{}$_${}", "{}[{}]", "{}_{}", "{}/{}"):
         ids = [form.format(f"v{video}", clip) for video in range(8) for clip in range(3)]

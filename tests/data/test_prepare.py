@@ -8,14 +8,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from huggingface_hub import HfApi, errors
 
 from hf_msa.data import dataset_facts, load_msa, prepare_dataset
-from hf_msa.data.prepare import push_dataset, write_dataset
+from hf_msa.data.prepare import write_dataset
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import facts_for, msa_features
 from hf_msa.errors import MsaError
-from hub_answers import answer
 from pickle_factory import mmsa, mmsa_split, write
 
 REPOSITORY = Path(__file__).parents[2]
@@ -189,39 +187,6 @@ def test_made_rows_take_the_same_way(tmp_path):
     assert MsaRows(test, "test")[1]["audio"].tolist() == [[1, 1], [1, 1]]
     with pytest.raises(MsaError, match="not empty"):
         write_dataset(Made(), facts, tmp_path / "out")
-
-
-# --- The Hub ---
-
-
-def refuse(status):
-    def create_repo(*_, **__):
-        raise errors.HfHubHTTPError("no", response=answer(status))
-
-    return create_repo
-
-
-@pytest.mark.parametrize(("status", "message"), [(401, "hf auth login"), (403, "may not write"), (500, "status 500")])
-def test_refusals_of_the_hub_say_what_to_do(tmp_path, pickle_file, monkeypatch, status, message):
-    monkeypatch.setattr(HfApi, "create_repo", refuse(status))
-    with pytest.raises(MsaError, match=message):
-        prepare_dataset("mosi", pickle_file, tmp_path / "out", push_to_hub="me/mosi")
-    assert (tmp_path / "out" / "README.md").is_file(), "what was prepared stays"
-
-
-def test_an_unreachable_hub_and_a_wrong_name_are_named(tmp_path, pickle_file, monkeypatch):
-    prepare_dataset("mosi", pickle_file, tmp_path / "out")
-    with pytest.raises(MsaError, match="org/name"):
-        push_dataset(tmp_path / "out", "no such/na me/x")
-
-    def fail(*_, **__):
-        raise errors.HTTPError("no route")
-
-    monkeypatch.setattr(HfApi, "create_repo", fail)
-    with pytest.raises(MsaError, match="could not be reached"):
-        push_dataset(tmp_path / "out", "me/mosi")
-    with pytest.raises(MsaError, match="not a prepared data set"):
-        push_dataset(tmp_path, "me/mosi")
 
 
 # --- Scripts, memory, real files ---

@@ -219,14 +219,15 @@ def test_rows_of_a_prepared_file_become_batches(tmp_path):
     prepare_dataset("mosi", write(tmp_path / "x.pkl", content), tmp_path / "mosi")
     tokenizer = tiny_tokenizer()
     rows = MsaRows(load_msa(tmp_path / "mosi", "train", cache_dir=tmp_path / "c"), "train", tokenizer, max_length=6)
-    processor = MsaProcessor(MsaFeatureExtractor(audio_dim=5, vision_dim=4), tokenizer)
+    lengths = rows.median_lengths()
+    processor = MsaProcessor(MsaFeatureExtractor(audio_dim=5, vision_dim=4), tokenizer, missing_lengths=lengths)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loader = torch.utils.data.DataLoader(DrawnRows(rows, 2), batch_size=6, collate_fn=MsaCollator(processor))
         first, second = loader
     assert first["audio_values"].shape == (6, max(rows.lengths["audio"]), 5)
     assert first["audio_attention_mask"].sum(1).tolist() == [
-        0 if index == 2 else length for index, length in enumerate(content["train"]["audio_lengths"])
+        lengths["audio"] if index == 2 else length for index, length in enumerate(content["train"]["audio_lengths"])
     ]
     assert first["vision_attention_mask"].sum(1).tolist() == content["train"]["vision_lengths"]
     np.testing.assert_allclose(first["labels"], content["train"]["regression_labels"])

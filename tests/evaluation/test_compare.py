@@ -1,6 +1,7 @@
 """Comparisons: hand-computed differences, p-values that mean something, and what is refused."""
 
 import json
+import re
 from io import StringIO
 
 import numpy as np
@@ -11,8 +12,16 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.metrics import CLASS_METRICS
 from hf_msa.evaluation.report import format_estimate
-from hf_msa.evaluation.results import predictions_table, read_results, write_results
+from hf_msa.evaluation.results import (
+    PREDICTIONS_DIGEST,
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    predictions_table,
+    read_results,
+    write_results,
+)
 from made_results import make_results, make_table
+from nonempty import some
 
 SUBSET = {"name": "inconsistent", "rule": "differs_from_M", "n_of": 457}
 TEN_RATES = tuple(index / 10 for index in range(10))
@@ -123,6 +132,40 @@ def test_absent_p_values_are_explained(write_run):
     assert "(p" not in comparison.to_markdown()
     reverse = compare_runs([without, complete])
     assert reverse.notes[0].startswith("No p-values: There are no predictions")
+
+
+def test_p_values_and_means_come_from_the_same_numbers(write_run):
+    """Of a result beside predictions that it was not made from, there are no p-values, whatever made them differ."""
+    first, other = write_run("a"), write_run("b", noise=0.9, facts={"method": "text"})
+    tested = compare_runs([first, other])
+    assert not tested.notes and all(cell.p_value is not None for cell in tested.differences[0].values())
+    own = (other / PREDICTIONS_FILE).read_bytes()
+
+    # The predictions of another run.
+    (other / PREDICTIONS_FILE).write_bytes((first / PREDICTIONS_FILE).read_bytes())
+    note = "No p-values for text: .*predictions.parquet does not hold the predictions that the results.json beside it"
+    for digest in (True, False):
+        content = json.loads((other / RESULTS_FILE).read_text())
+        if not digest:  # as earlier versions wrote it
+            del content[PREDICTIONS_DIGEST]
+            (other / RESULTS_FILE).write_text(json.dumps(content))
+        swapped = compare_runs([first, other])
+        assert re.match(note, some(swapped.notes)[0]) and swapped.differences[0]["mae"].p_value is None
+        assert swapped.differences[0]["mae"].value == tested.differences[0]["mae"].value
+
+    # Rows that are another table of the same means.
+    (other / PREDICTIONS_FILE).write_bytes(own)
+    assert not compare_runs([first, other]).notes
+    content[PREDICTIONS_DIGEST] = "0" * 64
+    (other / RESULTS_FILE).write_text(json.dumps(content))
+    assert re.match(note, some(compare_runs([first, other]).notes)[0])
+
+    # A mean that was typed.
+    del content[PREDICTIONS_DIGEST]
+    content["mean_over_rates"]["mae"]["mean"] -= 0.01
+    (other / RESULTS_FILE).write_text(json.dumps(content))
+    assert re.match(note, some(compare_runs([first, other]).notes)[0])
+    assert compare_runs([other, first]).notes[0].startswith("No p-values: ")
 
 
 def test_other_mask_draws_are_noted(write_run):

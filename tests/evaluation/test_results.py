@@ -1,6 +1,7 @@
 """results.json: what it says, that it survives the disk, and how it refuses what it cannot read."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from io import StringIO
@@ -163,7 +164,8 @@ def test_round_trip(tmp_path):
     table = make_table()
     results = make_results(table, selection=[{"training_seed": 1111, "value": np.float64(0.5)}], seconds=1.5)
     path = write_results(tmp_path, results, table)
-    assert read_results(path) == read_results(tmp_path) == results
+    digest = hashlib.sha256((tmp_path / PREDICTIONS_FILE).read_bytes()).hexdigest()
+    assert read_results(path) == read_results(tmp_path) == {**results, "predictions_sha256": digest}
     grid = read_predictions(tmp_path)
     assert grid.scores.shape == (3, 2, len(RATES), 60)
     assert grid.rates == RATES
@@ -224,6 +226,88 @@ def test_files_that_are_no_results(tmp_path):
         file.write_text(json.dumps(good | change))
         with pytest.raises(MsaError, match=message):
             read_results(file)
+
+
+def changed(content, path, value):
+    """A copy of a result with another value at a path of keys."""
+    content = json.loads(json.dumps(content))
+    *parents, last = path
+    place = content
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    return content
+
+
+@pytest.mark.parametrize("value", [None, True, 7, 1.5, "x", [], [7], {}, {"a": 7}, 10**400, [[]], [{}], [None]])
+def test_a_value_of_another_type_is_one_sentence_or_no_damage(tmp_path, value):
+    """Every place of a result, one after the other."""
+    good = json.loads(json.dumps(make_results(make_table(rates=(0.0, 0.5), training_seeds=(1,)), media=None)))
+    places = [(key,) for key in good] + [
+        (section, key) for section in ("dataset", "protocol", "bootstrap") for key in good[section]
+    ]
+    places += [
+        ("runs", 0),
+        ("per_rate", 0),
+        ("runs", 0, "metrics"),
+        ("per_rate", 0, "rate"),
+        ("per_rate", 0, "metrics"),
+    ]
+    places += [("runs", 0, key) for key in ("rate", "training_seed", "mask_seed", "realised")]
+    places += [("mean_over_rates", "mae"), ("runs", 0, "metrics", "mae"), ("protocol", "rates", 0), ("selection",)]
+    places += [("mean_over_rates", "mae", key) for key in good["mean_over_rates"]["mae"]]
+    refused = 0
+    for place in places:
+        (tmp_path / RESULTS_FILE).write_text(json.dumps(changed(good, place, value)))
+        try:
+            found = read_results(tmp_path)
+        except MsaError as error:
+            assert str(error).count("\n") == 0 and str(error).endswith((".", "?")), (place, str(error))
+            refused += 1
+        else:
+            # What is read can be shown.
+            results_markdown(found), run_name(found)
+            print_results(found, console=Console(file=StringIO()))
+    assert refused > len(places) / 3
+
+
+@pytest.mark.parametrize(("family", "message"), [("other.yaml", "Unknown label family"), ({"name": 3}, "is damaged")])
+def test_a_result_names_no_files(tmp_path, monkeypatch, family, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.yaml").write_text("{name: other, low: -3, high: 3}")
+    good = make_results(make_table())
+    (tmp_path / RESULTS_FILE).write_text(json.dumps(changed(good, ("dataset", "label_family"), family)))
+    with pytest.raises(MsaError, match=message):
+        read_results(tmp_path)
+
+
+def test_numbers_that_json_has_not_are_undefined_when_read_and_never_written(tmp_path):
+    good = make_results(make_table())
+    (tmp_path / RESULTS_FILE).write_text(json.dumps(changed(good, ("mean_over_rates", "mae", "std"), math.nan)))
+    assert read_results(tmp_path)["mean_over_rates"]["mae"]["std"] is None
+    write_results(tmp_path, changed(good, ("mean_over_rates", "mae", "std"), math.inf))
+    assert "Infinity" not in (tmp_path / RESULTS_FILE).read_text()
+    (tmp_path / RESULTS_FILE).write_text("[" * 100_000)
+    with pytest.raises(MsaError, match="is not a JSON file"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("id", [1, 2]),
+        ("prediction", ["a", "b"]),
+        ("prediction", [1.0, None]),
+        ("label", [True, False]),
+        ("training_seed", [0.5, 1.5]),
+        ("rate", [None, None]),
+    ],
+)
+def test_columns_of_other_types_are_named(column, values):
+    table = predictions_table([part(1, 1, 0.0, (0.0, 0.0))])
+    index = table.column_names.index(column)
+    with pytest.raises(MsaError, match=f"column '{column}' is of type"):
+        Predictions.from_table(table.set_column(index, column, pa.array(values)))
 
 
 def test_formats():

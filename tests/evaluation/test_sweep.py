@@ -594,6 +594,9 @@ def test_a_checkpoint_without_some_weights_is_refused(runs: Path, tmp_path: Path
     weights = load_file(run / "model.safetensors")
     del weights["regressor.weight"]
     save_file(weights, run / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MsaError, match="'model.safetensors' has [0-9]+ bytes instead of [0-9]+"):
+        load_checkpoint(str(run))
+    (run / "hf_msa_files.json").unlink()
     with pytest.raises(MsaError, match="lacks 1 weights of its model, e.g. 'regressor.weight'"):
         load_checkpoint(str(run))
 
@@ -678,3 +681,85 @@ def test_what_a_method_cannot_have_is_one_sentence(
     monkeypatch.setattr(loaded[0], "predict_rows", refuse)
     with pytest.raises(MsaError, match=r"^The expert cannot be reached\.$"):
         sweep(*loaded, rows, [(1, 0.0, CompleteProtocol())])
+
+
+def test_a_tokenizer_without_its_files_is_not_used(runs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs / "seed-1", tmp_path / "run")
+    (run / "tokenizer.json").unlink()
+    with pytest.raises(MsaError, match="not whole: 'tokenizer.json' is missing"):
+        load_checkpoint(str(run))
+    (run / "hf_msa_files.json").unlink()
+    with pytest.raises(MsaError, match=r"tokenizer of the checkpoint .* knows no words: its files \(tokenizer.json\)"):
+        load_checkpoint(str(run))
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"null", b"\xff", b'{"processor_class": 3}', b"[" * 100_000]
+)
+def test_a_damaged_file_of_a_checkpoint_is_one_sentence(runs: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    run = copy_of(runs / "seed-1", tmp_path / "run")
+    (run / name).write_bytes(content)
+    try:
+        load_checkpoint(str(run))
+    except MsaError as error:
+        assert "\n" not in str(error) and str(run) in str(error)
+    else:
+        # The tokenizer's class is known by the processor's configuration, too.
+        assert (name, content) in (("tokenizer_config.json", b'{"processor_class": 3}'),)
+
+
+def test_a_server_is_asked_where_the_caller_named_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", set())
+    monkeypatch.delenv("HF_MSA_ENDPOINT", raising=False)
+    fixture = str(Path(__file__).parents[1] / "fixtures" / "checkpoints" / "uacs")
+    address = {"expert_kind": "endpoint", "expert_model": "http://127.0.0.1:1/v1", "expert_adapter": False}
+    named: Any = load_checkpoint(fixture, {**address, "route": "cascade"})[0]
+    assert named.expert.name == "http://127.0.0.1:1/v1"
+    # As somebody may publish it.
+    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", set())
+    copy = copy_of(Path(fixture), tmp_path / "published")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **address, "route": "cascade"}))
+    published: Any = load_checkpoint(str(copy))[0]
+    with pytest.raises(ValueError, match="is a server, .* has not been allowed"):
+        _ = published.expert
+
+
+# --- Predictions that are none ---
+
+
+def test_a_score_that_is_no_number_is_refused_with_its_samples(
+    loaded: tuple[MsaPreTrainedModel, MsaProcessor], rows: MsaRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded
+    lost = {rows.ids[3], rows.ids[7]}
+    predict = type(model).predict_rows
+
+    def broken(self: MsaPreTrainedModel, inputs: Any, members: Any, given: Any) -> Any:
+        outputs = predict(self, inputs, members, given)
+        for place, member in enumerate(members):
+            if member["id"] in lost:
+                outputs.logits[place] = float("nan")
+        return outputs
+
+    monkeypatch.setattr(type(model), "predict_rows", broken)
+    with pytest.raises(MsaError, match=f"not a finite number for 2 of {len(rows)} samples") as error:
+        sweep(model, processor, rows, conditions("frame", MODALITIES, [0.3], [3]))
+    assert all(repr(name) in str(error.value) for name in lost) and "at 0.3" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_in_half_precision_is_evaluated_in_full(runs: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Its processor gives float32, and its weights are read as such."""
+    model, processor = load_checkpoint(str(runs / "seed-1"))
+    model.to(dtype).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert {
+        value.dtype for value in load_file(tmp_path / "model.safetensors").values() if value.is_floating_point()
+    } == {dtype}
+    loaded, _ = load_checkpoint(str(tmp_path))
+    whole, _ = load_checkpoint(str(runs / "seed-1"))
+    inputs = processor(["so it was"], audio=None, vision=None)
+    with torch.no_grad():
+        assert loaded(**inputs).logits.item() == pytest.approx(whole(**inputs).logits.item(), abs=0.05)

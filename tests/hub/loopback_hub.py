@@ -12,6 +12,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,17 +93,17 @@ class Refusal(Exception):
 
 @dataclass
 class Fault:
-    """What shall go wrong: matching requests number `first` to `last` are cut off, or answered with `status`."""
+    """What shall go wrong with matching requests number `first` to `last`; see `LoopbackHub.fail`."""
 
-    method: str
+    method: str | None
     path: str
     first: int
     last: float
-    status: int | None
+    kind: int | str | None
     seen: int = 0
 
     def strikes(self, method: str, path: str) -> bool:
-        if method != self.method or re.search(self.path, path) is None:
+        if self.method not in (None, method) or re.search(self.path, path) is None:
             return False
         self.seen += 1
         return self.first <= self.seen <= self.last
@@ -135,16 +136,23 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
 
     def fail(
-        self, method: str, path: str, *, nth: int = 1, times: float = float("inf"), status: int | None = None
+        self,
+        method: str | None,
+        path: str,
+        *,
+        nth: int = 1,
+        times: float = float("inf"),
+        status: int | str | None = None,
     ) -> None:
         """Let requests fail, from the `nth` that matches, `times` times.
 
         Args:
-            method: The HTTP method.
+            method: The HTTP method; None: any.
             path: A regular expression, searched in the request's path.
             nth: The first matching request that fails, counted from 1.
             times: How many fail from there on.
-            status: The answer's status; None cuts the connection in the middle of the request.
+            status: The answer's status; None cuts the connection in the middle of the request, "truncated" in the middle of
+                the answer; "damaged" changes the answer's body, "slow" holds it back for a moment.
         """
         self.faults.append(Fault(method, path, nth, nth + times - 1, status))
 
@@ -183,6 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # small answers would otherwise wait 40 ms for the client's acknowledgement
     query: dict[str, str]
     body: bytes
+    fault: int | str | None
 
     def log_message(self, *unused: object) -> None:
         """Keep the test output clean."""
@@ -195,13 +204,16 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append((self.command, path))
             fault = next((f for f in self.hub.faults if f.strikes(self.command, path)), None)
-        if fault is not None and fault.status is None:
+        self.fault = None if fault is None else fault.kind
+        if fault is not None and self.fault is None:
             self._cut()
             return
         self.body = self._read_body()
+        if self.fault == "slow":
+            time.sleep(0.2)
         try:
-            if fault is not None:
-                raise Refusal(fault.status or 500, "the server is having a bad day")
+            if isinstance(self.fault, int):
+                raise Refusal(self.fault, "the server is having a bad day")
             with self.hub.lock:
                 self._dispatch(path)
         except Refusal as refusal:
@@ -240,6 +252,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Send JSON, or bytes as they are."""
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         headers = headers or {}
+        if self.fault == "damaged":
+            data = b"{" + data[:1] + b"\xff<html>" + data[8:]
         self.send_response(status)
         if not isinstance(content, bytes):
             self.send_header("Content-Type", "application/json")
@@ -247,6 +261,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        if self.fault == "truncated":
+            self.close_connection = True
+            data = data[: len(data) // 2]
         if self.command != "HEAD":
             self.wfile.write(data)
 

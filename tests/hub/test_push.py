@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import BertTokenizerFast
+from transformers import AutoModel, BertTokenizerFast
 
 import hf_msa.hub.push
 from hf_msa.errors import MsaError
@@ -28,7 +28,9 @@ REPO = f"{OWNER}/text-mosi"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "i", "really", "liked", "it", "no", "was", "long", "well", ","]
 
 
-def save_run(folder: Path, seed: int = 1112, method: str = "text", ablation: str | None = None) -> Path:
+def save_run(
+    folder: Path, seed: int = 1112, method: str = "text", ablation: str | None = None, vision_dim: int = 3
+) -> Path:
     """Save a tiny trained run, as the trainer leaves it."""
     folder.mkdir(parents=True)
     config_class, model_class = METHODS[method].config_class, METHODS[method].model_class
@@ -37,10 +39,12 @@ def save_run(folder: Path, seed: int = 1112, method: str = "text", ablation: str
     text_config = {"model_type": "bert", "intermediate_size": 32, "max_position_embeddings": 50, **bert}
     torch.manual_seed(seed)
     fields = config_class.ABLATIONS[ablation] if ablation else {}
-    model = model_class(config_class(text_config=text_config, audio_dim=5, vision_dim=3, **fields))
+    model = model_class(config_class(text_config=text_config, audio_dim=5, vision_dim=vision_dim, **fields))
     model.save_pretrained(folder)
     tokenizer = BertTokenizerFast(str(folder / "words.txt"))
-    MsaProcessor(MsaFeatureExtractor(audio_dim=5, vision_dim=3), tokenizer).save_pretrained(folder)
+    extractor = MsaFeatureExtractor(audio_dim=5, vision_dim=vision_dim)
+    lengths = {"text": 6, "audio": 5, "vision": 4}
+    MsaProcessor(extractor, tokenizer, missing_lengths=lengths).save_pretrained(folder)
     (folder / "words.txt").unlink()
     (folder / "run.json").write_text(json.dumps({**RUN, "seed": seed, "method": method, "ablation": ablation}))
     return folder
@@ -69,24 +73,25 @@ def test_a_run_is_pushed_and_predicts_the_same(loopback_hub: LoopbackHub, run_fo
 
 
 def test_only_what_belongs_to_a_checkpoint_is_published(loopback_hub: LoopbackHub, run_folder: Path) -> None:
-    secret = "words of a data set"
+    words = "words of a data set"
     for name in ("predictions.parquet", "clues.json", "notes.txt", "optimizer.pt", "training_args.bin", "curves.png"):
-        (run_folder / name).write_text(secret)
+        (run_folder / name).write_text(words)
     for name in ("stages/main/model.safetensors", "checkpoint-7/config.json", ".cache/config.json"):
         (run_folder / name).parent.mkdir(parents=True)
-        (run_folder / name).write_text(secret)
+        (run_folder / name).write_text(words)
     run = {**RUN, "flags": {"logging_dir": "/home/someone/logs"}, "settings": {"text_model": "/home/someone/minilm"}}
     (run_folder / "run.json").write_text(json.dumps(run))
     (run_folder / "results.json").write_text(json.dumps(RESULTS))
     push_run(run_folder, REPO, verify=False)
     files = loopback_hub.files(REPO)
     code = {"configuration_msa.py", "configuration_text.py", "modeling_msa.py", "modeling_text.py", "msa_outputs.py"}
-    code |= {"msa_inputs.py", "msa_label_families.py"}
+    code |= {"msa_inputs.py", "msa_label_families.py", "msa_files.py", "msa_missing.py"}
     code |= {"msa_attention.py", "msa_encoders.py", "msa_schema.py", "feature_extraction_msa.py", "processing_msa.py"}
     texts = {"README.md", "config.json", "processor_config.json", "results.json", "run.json", ".gitattributes"}
+    texts.add("hf_msa_files.json")
     assert set(files) == code | texts | {"model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     everything = b"\n".join(files.values())
-    assert secret.encode() not in everything and b"someone" not in everything
+    assert words.encode() not in everything and b"someone" not in everything
     assert str(run_folder).encode() not in everything and b"/tmp/" not in everything
     assert json.loads(files["run.json"])["flags"] == {"logging_dir": "logs"}
 
@@ -182,7 +187,7 @@ def test_without_a_network_it_says_so(
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(MsaError, match="did not get through .*try again later"):
+    with pytest.raises(MsaError, match="did not get through: .*try again"):
         push_run(run_folder, REPO)
 
 
@@ -300,3 +305,39 @@ def test_a_side_file_that_arrived_otherwise_is_noticed(loopback_hub: LoopbackHub
     check_side_files(REPO, pushed.commit, {"config.json": digest})
     with pytest.raises(SystemExit, match=r"config\.json is not what was sent"):
         check_side_files(REPO, pushed.commit, {"config.json": digest[::-1]})
+
+
+def test_a_side_file_that_cannot_be_fetched_is_not_taken_for_absent(
+    loopback_hub: LoopbackHub, run_folder: Path
+) -> None:
+    push_run(run_folder, REPO, verify=False)
+    model = AutoModel.from_pretrained(REPO)
+    assert model.stored_file("no_such_file.json") is None
+    file = model.stored_file("config.json")
+    assert file is not None and file.is_file() and model.stored_file("x.json", "adapter") is None
+    for status in (401, 403, 429, 500, None):
+        loopback_hub.fail("HEAD", "other.json", status=status)
+        with pytest.raises(ValueError, match="'other.json' of the checkpoint .* could not be fetched .*try again"):
+            model.stored_file("other.json")
+        loopback_hub.faults.clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"\xff"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"model_type": "hf_msa_text", "audio_dim": "many"}'),
+        ("config.json", b'{"model_type": "hf_msa_text", "label_family": {"name": 3}}'),
+        ("run.json", b"[]"),
+        ("run.json", b'{"method": "text", "seed": 1, "recipe": "x", "dataset": 3, "versions": {}}'),
+        ("results.json", b'{"schema_version": 2}'),
+    ],
+)
+def test_what_is_damaged_is_not_pushed(loopback_hub: LoopbackHub, run_folder: Path, name: str, content: bytes) -> None:
+    (run_folder / name).write_bytes(content)
+    with pytest.raises(MsaError) as caught:
+        push_run(run_folder, REPO)
+    assert "\n" not in str(caught.value) and str(run_folder) in str(caught.value)
+    assert loopback_hub.requests == []

@@ -34,7 +34,9 @@ class ScriptedMllm:
         self.asked += requests
         return [
             [
-                MllmAnswer(text, (text, *[""] * (len(logprobs) - 1)), (0.0,) * len(logprobs), tuple(logprobs))
+                MllmAnswer(
+                    text, (text, *[""] * len(logprobs))[: len(logprobs)], (0.0,) * len(logprobs), tuple(logprobs)
+                )
                 for text, logprobs in self._script(request)
             ]
             for request in requests

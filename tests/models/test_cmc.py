@@ -23,7 +23,7 @@ from hf_msa.models.modeling_cmc import (
     topk_softmax,
 )
 from hf_msa.models.msa_label_families import BUILT_IN
-from tiny import tiny_backbone, tiny_batch, tiny_cmc_config, tiny_labels
+from tiny import tiny_backbone, tiny_batch, tiny_cmc_config, tiny_labels, tiny_processor, tiny_rows
 
 PSEUDO = torch.tensor([[0, 1, 2], [2, 2, 2], [0, 0, 1], [1, 2, 0]])
 
@@ -429,6 +429,17 @@ class TestModel:
         out = model(**batch, pseudo_labels=PSEUDO)
         assert not out.embeddings[0, 1].any()
         kept = [index for index in range(12) if index != 1]
+        labels = (PSEUDO.flatten() >= 1)[kept]
+        contrast = supervised_contrastive_loss(out.embeddings.flatten(0, 1)[kept], labels, 0.07, "log_sum")
+        assert out.losses["supcon"].item() == pytest.approx(contrast.item(), rel=1e-5)
+
+    def test_nor_is_the_form_that_stands_for_it(self) -> None:
+        model = build()
+        rows = tiny_rows(model.config)
+        rows[0]["audio_present"], rows[2]["text"] = False, ""
+        out = model(**tiny_processor(model.config).from_rows(rows), pseudo_labels=PSEUDO)
+        assert out.embeddings[0, 1].any() and out.embeddings[2, 0].any()
+        kept = [index for index in range(12) if index not in (1, 6)]
         labels = (PSEUDO.flatten() >= 1)[kept]
         contrast = supervised_contrastive_loss(out.embeddings.flatten(0, 1)[kept], labels, 0.07, "log_sum")
         assert out.losses["supcon"].item() == pytest.approx(contrast.item(), rel=1e-5)

@@ -232,7 +232,7 @@ def test_a_prediction_gets_what_a_user_has() -> None:
     oracle = build("tcmr", confidence_source="oracle")
     assert set(oracle.inputs_from(batch, predicting=True)) == {*INPUT_KEYS, "labels"} - complete
     feature_level = build("pglh", text_mask_level="feature")
-    expected = {*INPUT_KEYS} - complete | {"complete_input_ids"}
+    expected = {*INPUT_KEYS} - complete | {"complete_input_ids", "complete_attention_mask"}
     assert set(feature_level.inputs_from(batch, predicting=True)) == expected
 
 

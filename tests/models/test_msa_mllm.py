@@ -379,3 +379,23 @@ class TestFramesVideoProcessor:
         assert again.video_processor.size == processor.video_processor.size
         assert again.feature_extractor.feature_size == 16
         assert again.chat_template == processor.chat_template
+
+
+@pytest.mark.parametrize(
+    ("entropies", "logprobs", "bounds"),
+    [
+        ((-742.0,), (-0.1,), None),
+        ((math.nan,), (-0.1,), None),
+        ((math.inf,), (-0.1,), None),
+        ((0.1,), (742.0,), None),
+        ((0.1,), (math.nan,), None),
+        ((0.1, 0.1), (-0.1,), None),
+        ((0.1,), (-0.1,), ((-1.0, 0.2),)),
+        ((0.1,), (-0.1,), ()),
+    ],
+)
+def test_an_answer_with_numbers_that_cannot_be_is_refused(
+    entropies: tuple[float, ...], logprobs: tuple[float, ...], bounds: tuple[tuple[float, float], ...] | None
+) -> None:
+    with pytest.raises(ValueError, match="must be one of each|entropies are numbers from 0 on"):
+        MllmAnswer("1", ("1",), entropies, logprobs, bounds)

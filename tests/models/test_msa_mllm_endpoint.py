@@ -1,9 +1,11 @@
 """The endpoint back end against a loopback server: what is sent, what is read, and every way in which it can fail."""
 
 import base64
+import contextlib
 import io
 import json
 import math
+import socket
 import threading
 import time
 import wave
@@ -15,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_msa.models import msa_mllm_endpoint
 from hf_msa.models.msa_mllm import MllmRequest, label_entropy, label_entropy_bounds, parse_score
-from hf_msa.models.msa_mllm_endpoint import EndpointMllm, entropy_bounds
+from hf_msa.models.msa_mllm_endpoint import EndpointMllm, allow_endpoint, allowed_endpoint, entropy_bounds
 from tiny_mllm import tiny_audio, tiny_frames
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -262,6 +265,72 @@ class TestFailure:
             endpoint(server).generate([MllmRequest("Score?")], 8)
         assert len(server.bodies) == 1
 
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"logprob": 742.0},
+            {"logprob": "NaN"},
+            {"logprob": True},
+            {"logprob": None},
+            {"token": 7},
+            {"top_logprobs": [{"token": "a", "logprob": 742.0}]},
+            {"top_logprobs": [{"token": text, "logprob": 0.0} for text in "abc"]},  # probabilities that add up to 3
+            {"top_logprobs": 3},
+            {"top_logprobs": ["a"]},
+        ],
+    )
+    def test_numbers_that_cannot_be_are_refused(self, server: Server, wrong: dict[str, Any]) -> None:
+        server.reply = lambda number, body: completion("-0.4", [{**token("-0.4", 0.9, 0.1), **wrong}])
+        with pytest.raises(ValueError, match="sent no chat completion that can be read"):
+            endpoint(server).generate([MllmRequest("Score?")], 8)
+
+    @pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999", b"[" * 100_000])
+    def test_what_is_no_json_is_refused(self, server: Server, number: bytes) -> None:
+        status, headers, content = completion("-0.4", [token("-0.4", 0.9, 0.1)])
+        server.reply = lambda _, body: (status, headers, content.replace(b"-0.10536051565782628", number))
+        with pytest.raises(ValueError, match="sent no chat completion that can be read"):
+            endpoint(server).generate([MllmRequest("Score?")], 8)
+
+    def test_what_rounding_puts_above_0_counts_as_certain(self, server: Server) -> None:
+        rounded = {"token": "1", "logprob": 1e-3, "top_logprobs": [{"token": "1", "logprob": 1e-3}]}
+        server.reply = lambda number, body: completion("1", [rounded])
+        ((answer,),) = endpoint(server).generate([MllmRequest("Score?")], 8)
+        assert (answer.token_logprobs, answer.token_entropies) == ((0.0,), (0.0,))
+
+    def test_an_answer_without_end_is_not_read_to_it(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(msa_mllm_endpoint, "LARGEST_ANSWER", 2**20)
+        server.reply = lambda number, body: (200, {}, b" " * 2**22)
+        with pytest.raises(ValueError, match="longer than 1 MiB"):
+            endpoint(server).generate([MllmRequest("Score?")], 8)
+
+    def test_nobody_is_followed_to_another_place(self, server: Server) -> None:
+        elsewhere = Server()
+        server.reply = lambda number, body: (307, {"Location": f"{elsewhere.url}/chat/completions"}, b"")
+        with pytest.raises(ConnectionError, match=rf"sends us on to {elsewhere.url}.* \(status 307\)"):
+            endpoint(server).generate([MllmRequest("Score?")], 8)
+        elsewhere.http.shutdown()
+        elsewhere.http.server_close()
+        assert (len(server.bodies), len(elsewhere.bodies)) == (1, 0)
+
+    @pytest.mark.parametrize("slow", ["headers", "body"])
+    def test_a_server_that_drips_is_given_up(self, slow: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def drip() -> None:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    if slow == "body":
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                    for _ in range(100):
+                        connection.sendall(b"H" if slow == "headers" else b" ")
+                        time.sleep(0.05)
+
+            threading.Thread(target=drip, daemon=True).start()
+            url, begin = f"http://127.0.0.1:{listener.getsockname()[1]}/v1", time.monotonic()
+            with pytest.raises(TimeoutError, match=r"within 0.3 s, asked once"):
+                EndpointMllm(url, timeout=0.3, retries=0).generate([MllmRequest("Score?")], 8)
+            assert time.monotonic() - begin < 2
+
     def test_an_empty_answer_is_an_answer(self, server: Server) -> None:
         server.reply = lambda number, body: completion("", [token("<|im_end|>", 1.0)])
         ((answer,),) = endpoint(server).generate([MllmRequest("Score?")], 8)
@@ -275,3 +344,83 @@ class TestFailure:
     def test_settings_without_sense_are_refused(self) -> None:
         with pytest.raises(ValueError, match="timeout is 0"):
             EndpointMllm("http://127.0.0.1:9", timeout=0)
+
+
+class TestTrust:
+    """Who gets what: tokens, addresses, and what comes back in messages."""
+
+    def test_a_url_gets_no_token_of_the_hub(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+        endpoint(server, token=None).generate([MllmRequest("Score?")], 8)
+        assert "authorization" not in server.headers[0]
+        assert "hf_of_the_user" not in str(server.headers) + str(server.bodies)
+
+    def test_the_hub_gets_it(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+        monkeypatch.setattr(msa_mllm_endpoint, "HUB_ROUTER", server.url)
+        EndpointMllm("org/omni").generate([MllmRequest("Score?")], 8)
+        assert server.headers[0]["authorization"] == "Bearer hf_of_the_user"
+        assert server.bodies[0]["model"] == "org/omni"
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr(msa_mllm_endpoint, "get_token", lambda: None)
+        with pytest.raises(ValueError, match="There is no Hub token"):
+            EndpointMllm("org/omni").generate([MllmRequest("Score?")], 8)
+
+    def test_a_token_is_in_no_message(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+        for status in (400, 302, 200):
+            echoed = f"you sent {server.headers[-1:]} hf_of_the_user secret \x1b[2J"
+            server.reply = lambda number, body, status=status, echoed=echoed: (
+                status,
+                {"Location": "https://there/?token=secret"},
+                echoed.encode(),
+            )
+            with pytest.raises((ConnectionError, ValueError)) as caught:
+                endpoint(server).generate([MllmRequest("Score?")], 8)
+            assert not {"secret", "hf_of_the_user", "\x1b"} & {*str(caught.value).replace("=", " ").split(" ")}
+            assert caught.value.__cause__ is None and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("address", "sentence"),
+        [
+            ("http://10.0.0.5:8000/v1", "in the clear.*https://.*tunnel"),
+            ("http://localhost.example.org/v1", "in the clear"),
+            ("HTTP://example.org/v1", "in the clear"),
+            ("ftp://example.org/v1", "no address of a server"),
+            ("https://", "no address of a server"),
+            ("https://host:port/v1", "no address of a server"),
+            ("https://me:hunter2@example.org/v1", "holds a password"),  # pragma: allowlist secret
+            ("https://example.org/v1?key=hunter2", "holds a password, a query"),
+        ],
+    )
+    def test_addresses_that_are_not_safe_are_refused(self, address: str, sentence: str) -> None:
+        with pytest.raises(ValueError, match=sentence) as caught:
+            EndpointMllm(address)
+        assert "hunter2" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "address",
+        ["https://example.org/v1", "http://localhost:8000/v1", "http://127.9.9.9/v1", "http://[::1]:8000/v1"],
+    )
+    def test_addresses_that_are_taken(self, address: str) -> None:
+        assert EndpointMllm(address).name == address
+
+    def test_what_a_configuration_names_is_asked_with_the_caller_s_word_only(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(msa_mllm_endpoint, "_allowed", set())
+        monkeypatch.delenv("HF_MSA_ENDPOINT", raising=False)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+        for other in (None, "", "https://other/v1", "1"):
+            if other is not None:
+                monkeypatch.setenv("HF_MSA_ENDPOINT", other)
+            with pytest.raises(ValueError, match=r"has not been allowed; .*HF_MSA_ENDPOINT to this .*route=\"fast\""):
+                allowed_endpoint(server.url, "expert", 'route="fast"')
+        assert not server.bodies
+        monkeypatch.setenv("HF_MSA_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_MSA_ENDPOINT_TOKEN", "for_the_server")
+        allowed_endpoint(server.url, "expert", "").generate([MllmRequest("Score?")], 8)
+        assert server.headers[0]["authorization"] == "Bearer for_the_server"
+        monkeypatch.delenv("HF_MSA_ENDPOINT")
+        allow_endpoint(server.url)
+        assert allowed_endpoint(server.url, "expert", "").name == server.url

@@ -45,7 +45,16 @@ class TestMissingPositions:
         mask = torch.tensor([[True, False, False], [False, False, False]])
         one, other = missing_positions(self.rows, {"audio_missing_mask": mask, "text_missing_mask": mask})
         assert one["audio"].tolist() == [True, False] and one["text"].tolist() == [True, False, False]
-        assert other["audio"].tolist() == [False] * 3
+        assert "audio" not in other, "nothing says what is dropped of sound without features"
+
+    def test_what_is_wholly_missing_is_dropped_to_its_end_whatever_its_length(self) -> None:
+        rows = ({"text": " ", "audio": np.zeros((5, 1))}, {"text": "bad", "audio": np.zeros((2, 1))})
+        mask = torch.tensor([[True, True, False], [False, False, False]])
+        real = torch.tensor([[1, 1, 0], [1, 1, 1]])
+        inputs = {"audio_missing_mask": mask, "audio_attention_mask": real, "text_missing_mask": mask}
+        one, other = missing_positions(rows, inputs)
+        assert one["audio"].tolist() == [True] * 5 and other["audio"].tolist() == [False] * 2
+        assert "text" not in one, "there never was any"
 
     def test_without_a_batch_nothing_is_known_to_be_dropped(self) -> None:
         assert missing_positions(self.rows, None) == missing_positions(self.rows, {}) == [{}, {}]

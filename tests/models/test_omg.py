@@ -13,9 +13,11 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_msa.data.missing import apply_missing
+from hf_msa.data.collator import MsaCollator
+from hf_msa.data.missing import FixedPattern, apply_missing
 from hf_msa.models.configuration_omg import OmgConfig
-from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception, average_positions, inner_tokens
+from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception, average_positions
+from hf_msa.models.msa_inputs import INPUT_KEYS, inner_tokens
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_observation import observe_rows
@@ -175,12 +177,14 @@ class TestPerceiving:
         assert torch.equal(seen.values["vision"][0, : lengths[0]], batch["vision_values"][0, : lengths[0]])
         assert not seen.values["vision"][0, lengths[0] :].any() and not seen.values["vision"][1].any()
 
-    def test_the_typical_length_stands_in_where_none_is_known(self) -> None:
-        model = fresh(typical_lengths={"text": 6, "audio": 3, "vision": 99})
+    def test_what_is_missing_is_generated_at_the_length_of_its_form(self) -> None:
+        model = fresh()
+        processor = tiny_processor(model.config)
+        processor.missing_lengths = {"text": 6, "audio": 3, "vision": 99}
         rows = tiny_rows(model.config)
         rows[0] = {**rows[0], "audio_present": False, "vision_present": False}
         rows[1] = {**rows[1], "text": ""}
-        seen = model.perceive(tiny_processor(model.config).from_rows(rows))
+        seen = model.perceive(processor.from_rows(rows))
         assert {name: value.tolist() for name, value in seen.available.items()} == {
             "text": [True, False, True, True],
             "audio": [False, True, True, True],
@@ -686,6 +690,21 @@ class TestLearning:
             ("noise", "plan", "evidence", "alignment"), 0.0
         )
 
+    def test_it_learns_at_the_truth_s_length_whatever_that_of_the_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, losses = whole().train(), []
+        rows: list[dict[str, Any]] = [{"id": f"s{i}", **row} for i, row in enumerate(tiny_rows(model.config))]
+        for length in (2, 11):
+            processor = tiny_processor(model.config)
+            processor.missing_lengths = {"text": length, "audio": length, "vision": length}
+            batch = MsaCollator(processor, FixedPattern(("vision",)), return_complete=True)(rows)
+            assert (batch["audio_attention_mask"].sum(1) == length).all()
+            fixed_draws(model, monkeypatch, STEPS)
+            inputs = {key: batch[key] for key in (*INPUT_KEYS, "labels")}
+            losses.append(model(**inputs, **some_vectors(), objective="generate").losses)
+        assert len(losses[0]) == 5
+        for name, value in losses[0].items():
+            assert torch.allclose(value, losses[1][name], atol=1e-5), name
+
     def test_what_a_sample_never_had_is_not_learned_and_the_evidence_stands_in(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -695,6 +714,7 @@ class TestLearning:
         rows[3] = {**rows[3], "audio_present": False}
         batch = tiny_processor(model.config).from_rows(rows)
         inputs = {**batch, **complete(batch), **some_vectors(), "labels": torch.zeros(4)}
+        inputs["complete_audio_attention_mask"] = batch["audio_attention_mask"] * torch.tensor([[1], [1], [1], [0]])
         out = model(**inputs, objective="generate")
         assert out.losses["noise"] == 0 and out.losses["plan"] == 0
         seen = model.perceive(batch)
@@ -877,7 +897,7 @@ class TestPlanning:
 
 class TestFiles:
     def test_a_saved_model_plans_retrieves_and_predicts_the_same_bits(self, tmp_path: Path) -> None:
-        model = whole(plan_tokens="per_constraint", typical_lengths={"text": 5, "audio": 6, "vision": 7})
+        model = whole(plan_tokens="per_constraint")
         processor, rows = tiny_processor(model.config), tiny_rows(model.config)
         rows[1] = {**rows[1], "audio_present": False}
         batch = drop(processor.from_rows(rows), *LOST)
@@ -963,7 +983,6 @@ class TestConfiguration:
             ({"task_loss_weight": -0.1}, "task_loss_weight must be at least 0"),
             ({"retrieval_temperature": 0.0}, "retrieval_temperature must be above 0"),
             ({"num_inference_steps": 1001}, "must be at most 1000, got 1001, as the noise schedule"),
-            ({"typical_lengths": {"smell": 3}}, "typical_lengths names smell"),
             ({"task_loss_weight": 0.0, "refit_classifier": False}, "leave refit_classifier on"),
             ({"denoiser_layers": 5}, "the first two must be even"),
             ({"denoiser_dim": 18, "denoiser_heads": 4}, "the second a multiple of the third"),

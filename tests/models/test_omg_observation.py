@@ -54,6 +54,12 @@ class TestRows:
         assert np.array_equal(seen.features["audio"], row["audio"])
         assert np.array_equal(seen.features["vision"], row["vision"][1:3])
 
+    def test_what_the_batch_has_nothing_of_is_absent_though_there_are_recordings(self) -> None:
+        row = first(waveform=np.ones(8), audio=None)
+        assert observe_rows([row], None, PROCESSOR)[0].audio is not None
+        (seen,) = observe_rows([row], PROCESSOR.from_rows([row]), PROCESSOR)
+        assert seen.audio is None and seen.modalities == ("text", "vision")
+
     def test_what_is_wholly_dropped_is_absent(self) -> None:
         row = first(waveform=np.ones(8), frames=np.ones((8, 2, 2, 3), np.uint8))
         everything = {"text": [1, 2, 3], "audio": [0, 1, 2, 3], "vision": [0, 1, 2, 3]}

@@ -106,7 +106,7 @@ def has_nothing_to_reconstruct_with() -> None:
 def lets_hidden_words_reach_visible_ones() -> None:
     model = build("text_mask_feature")
     assert model.config.is_oracle
-    assert model.config.oracle_inputs == ("complete_input_ids",)
+    assert model.config.oracle_inputs == ("complete_input_ids", "complete_attention_mask")
     batch = inputs()
     dropped = batch["text_missing_mask"]
     words = {**batch, "complete_input_ids": batch["complete_input_ids"].masked_fill(dropped, VOCABULARY["bad"])}

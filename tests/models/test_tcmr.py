@@ -539,6 +539,7 @@ class TestInputs:
     def test_a_sequence_longer_than_the_table_is_refused(self, modality: str) -> None:
         model = build()
         batch = tiny_batch(model.config)
+        del batch[f"{modality}_missing_mask"]
         if modality == "text":
             batch["input_ids"] = torch.full((4, 13), UNK)
             batch["attention_mask"] = torch.ones(4, 13, dtype=torch.long)

@@ -356,6 +356,10 @@ class TestLaziness:
     def test_back_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         local = build(expert_model="org/omni", expert_batch_size=3).expert
         assert local.name == "org/omni" and local.batch_size == 3 and not local.is_loaded  # type: ignore[attr-defined]
+        monkeypatch.delenv("HF_MSA_ENDPOINT", raising=False)
+        with pytest.raises(ValueError, match="is a server, 'http://127.0.0.1:1/v1', .* has not been allowed"):
+            _ = build(expert_model="http://127.0.0.1:1/v1", expert_kind="endpoint").expert
+        monkeypatch.setenv("HF_MSA_ENDPOINT", "http://127.0.0.1:1/v1")
         server = build(expert_model="http://127.0.0.1:1/v1", expert_kind="endpoint").expert
         assert type(server).__name__ == "EndpointMllm" and server.name == "http://127.0.0.1:1/v1"
 
@@ -497,6 +501,18 @@ class TestQuestions:
             masks["text"][0, gone] = True
             (request,) = model.expert_requests([row], apply_missing(batch, masks, 1), tiny_processor(model.config))
             assert (request.frames is not None) is there and request.audio is not None
+
+    def test_so_are_those_of_a_row_without_features_of_a_model_that_reads_them(self) -> None:
+        model, processor = self.model(), tiny_processor(tiny_uacs_config())
+        row = tiny_rows(model.config, 1)[0] | {"audio": None, "waveform": np.ones(8, dtype=np.float32)}
+        whole = processor.from_rows([row])
+        assert whole["audio_missing_mask"].all()
+        (request,) = model.expert_requests([row], whole, processor)
+        assert request.audio is not None
+        words = torch.zeros_like(whole["attention_mask"], dtype=torch.bool)
+        words[0, 2] = True
+        (request,) = model.expert_requests([row], {**whole, "text_missing_mask": words}, processor)
+        assert request.audio is None
 
     @pytest.mark.usefixtures("scripted_small")
     def test_recordings_are_read_of_those_only_that_the_expert_is_asked_about(self) -> None:

@@ -132,12 +132,16 @@ TINY_CONFIGS: dict[str, Callable[..., MsaConfig]] = {
 }
 
 
+MISSING_LENGTHS = {"text": 6, "audio": 5, "vision": 6}
+
+
 def tiny_processor(config: MsaConfig) -> MsaProcessor:
     """The processor that goes with a tiny model."""
     extractor = MsaFeatureExtractor(
         config.audio_dim, config.vision_dim, config.audio_max_length, config.vision_max_length
     )
-    return MsaProcessor(extractor, BertTokenizer(vocab=VOCABULARY), text_max_length=config.text_max_length)
+    tokenizer = BertTokenizer(vocab=VOCABULARY)
+    return MsaProcessor(extractor, tokenizer, text_max_length=config.text_max_length, missing_lengths=MISSING_LENGTHS)
 
 
 def tiny_rows(config: MsaConfig, count: int = 4, seed: int = 0) -> list[dict[str, Any]]:

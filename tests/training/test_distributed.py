@@ -34,7 +34,12 @@ def without_dropout(corpus: Path) -> None:
 # positions that are hidden in a batch, of which two parts have different numbers.
 METHODS = {
     "tcmr": ["stages.polarity.num_train_epochs=1", "stages.regressor.num_train_epochs=1"],
-    "pglh": ["model.dropout=0.0", "model.w_global=0.0", "model.w_mask=0.0"],
+    "pglh": [
+        "model.dropout=0.0",
+        "model.w_global=0.0",
+        "model.w_mask=0.0",
+        "stages.main.per_device_train_batch_size=16",
+    ],
 }
 STEPS = {"tcmr": 6 + 6 + 2 * 12, "pglh": 2 * 6}
 
@@ -48,6 +53,7 @@ def losses(method: str, tmp_path: Path, corpus: Path, processes: int) -> list[fl
         "stages.all.per_device_train_batch_size=16",
         *("--num_train_epochs", "2", "--logging_strategy", "steps"),
         *("--logging_steps", "1", "--disable_tqdm", "true", "--use_cpu", "--ddp_find_unused_parameters", "true"),
+        *(("--ddp_backend", "gloo") if processes > 1 else ()),
     ]
     launcher = (
         []
@@ -72,6 +78,30 @@ def test_two_processes_give_the_curve_of_one(method: str, tiny_corpus: Path, tmp
     alone, together = (losses(method, tmp_path, tiny_corpus, processes) for processes in (1, 2))
     assert len(alone) == len(together) == STEPS[method]
     assert np.allclose(alone, together, rtol=2e-3, atol=1e-4), np.abs(np.subtract(alone, together)).max()
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_validate_every_row_once(tiny_corpus: Path, tmp_path: Path) -> None:
+    """32 rows in batches of 12: three for two processes. Nothing is learned, so the numbers have to be the same ones."""
+    found = []
+    for processes in (1, 2):
+        output = tmp_path / f"run-{processes}"
+        arguments = [
+            *("train", "text/sample", "--data", str(tiny_corpus), "--output", str(output), "--num_train_epochs", "1"),
+            *("--learning_rate", "0", "--text_learning_rate", "0", "--per_device_eval_batch_size", "12"),
+            *("--use_cpu", "--disable_tqdm", "true"),
+        ]
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29614"]
+        command = [sys.executable, *(launcher if processes > 1 else []), "-m", "hf_msa_cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=140)
+        assert done.returncode == 0, done.stderr[-3000:]
+        run = json.loads((output / "seed-1111" / "run.json").read_text(encoding="utf-8"))
+        assert run["devices"]["processes"] == processes
+        (measured,) = [entry for entry in run["stages"][0]["history"] if "eval_loss" in entry]
+        found.append(
+            {name: value for name, value in measured.items() if "per_second" not in name and "runtime" not in name}
+        )
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 # One row less than the corpus has, so that the processes' last batches differ in size.

@@ -90,3 +90,29 @@ def test_what_a_training_rate_can_be() -> None:
             load_recipe("tcmr/sample", train_rate=rate)
     with pytest.raises(MsaError, match="--set missing.train.rate=0.1 and a --train-rate both say"):
         load_recipe("tcmr/sample", assignments=["missing.train.rate=0.1"], train_rate=0.3)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("1: x\n", "The recipe has the key 1"),
+        ("method: text\nmodel: {2: x}\n", "'model' has the key 2"),
+        ("method: text\nmissing: {train: {name: frame, 0.5: 1}, validation: {name: complete}}\n", "has the key 0.5"),
+        ("method: text\nmissing: {train: {name: complete}, validation: {name: complete}}\nstages: {1: {}}\n", "key 1"),
+        (
+            "method: text\nmissing: {train: {name: complete}, validation: {name: complete}}\nstages: {main: {on: 1}}\n",
+            "True",
+        ),
+    ],
+)
+def test_keys_that_are_no_text_are_one_sentence(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(content)
+    with pytest.raises(MsaError, match="which YAML does not read as text; keys are names, or in quotes") as error:
+        load_recipe(str(tmp_path / "own.yaml"))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["seed", "output_dir"])
+def test_what_the_run_decides_is_no_argument_of_a_stage(name: str) -> None:
+    with pytest.raises(MsaError, match=f"Unknown training argument of stage 'all' '{name}'"):
+        load_recipe("text/sample", assignments=[f"stages.all.{name}=5"])

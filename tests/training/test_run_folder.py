@@ -107,13 +107,13 @@ def test_only_finished_stages_are_taken_over_and_none_twice(tmp_path: Path) -> N
         "stages/other/stage.json",
     ):
         (source / file).parent.mkdir(parents=True, exist_ok=True)
-        (source / file).write_text("source")
+        (source / file).write_text("{}")
     (target / "stages" / "one" / "checkpoint-1").mkdir(parents=True)
     (target / "stages" / "three").mkdir()
-    (target / "stages" / "three" / "stage.json").write_text("its own")
+    (target / "stages" / "three" / "stage.json").write_text('{"its": "own"}')
     take_over_stages(source, target, ("one", "two", "three", "four"))
     found = {path.relative_to(target / "stages").as_posix() for path in target.rglob("*") if path.is_file()}
     # What was begun gives way to what is finished; checkpoints to resume from stay behind.
     assert found == {"one/stage.json", "one/model/weights", "three/stage.json"}
     assert not (target / "stages" / "one" / "checkpoint-1").exists()
-    assert (target / "stages" / "three" / "stage.json").read_text() == "its own"
+    assert (target / "stages" / "three" / "stage.json").read_text() == '{"its": "own"}'

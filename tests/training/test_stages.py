@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor, HfArgumentParser, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    BertConfig,
+    BertTokenizer,
+    HfArgumentParser,
+    RobertaConfig,
+    TrainingArguments,
+)
 
 from hf_msa.data.missing import ModalityMissing
 from hf_msa.errors import MsaError
@@ -24,6 +32,7 @@ from hf_msa.training.stages import (
     prepare_run,
     run_recipe,
     split_flags,
+    text_positions,
 )
 from hf_msa.training.tcmr import AlternatingTcmrTrainer, complete_text_features
 from hf_msa.training.trainer import MsaTrainer
@@ -314,7 +323,7 @@ class TestBatch:
         processes.count = 2
         assert self.per_device(tiny_corpus, tmp_path, {}) == 24
         assert "was begun with 1 processes and goes on with 2" in caplog.text
-        with pytest.raises(MsaError, match=r"other settings \(batch, flags differ\)"):
+        with pytest.raises(MsaError, match=r"\(batch.main differs: 48, now 96; flags"):
             self.per_device(tiny_corpus, tmp_path, {"per_device_train_batch_size": 48})
 
     def test_what_an_earlier_version_did_not_note_is_no_difference(self, tiny_corpus: Path, tmp_path: Path) -> None:
@@ -331,6 +340,19 @@ def test_several_gpus_do_not_become_data_parallel(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(arguments, "_n_gpu", 2, raising=False)
     assert TrainingArguments.n_gpu.fget(arguments) == 2, "what the library would do"
     assert arguments.n_gpu == 1 and arguments.train_batch_size == 4
+
+
+def test_texts_are_cut_at_the_encoder_s_positions_with_a_warning(tiny_corpus: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("text/sample", assignments=["model.text_max_length=600"])
+    with pytest.warns(UserWarning, match="text_max_length is 600, but .* has positions for 128 tokens"):
+        context = prepare_run(recipe, str(tiny_corpus), tmp_path / "run", 1, QUIET)
+    assert context.config.text_max_length == context.processor.text_max_length == 128
+
+
+def test_roberta_counts_positions_from_behind_its_padding() -> None:
+    tokenizer = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4})
+    assert text_positions(RobertaConfig(max_position_embeddings=514, pad_token_id=1), tokenizer) == 512
+    assert text_positions(BertConfig(), tokenizer) == 512
 
 
 def test_missing_text_encoder_is_one_sentence(tiny_corpus: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class Watch:
         self.planned = 0
         self._rows: list[int] = []
         self._objective = ""
-        inputs, conditions = OmgTrainer.model_inputs, OmgForSentimentAnalysis.conditions
+        inputs, conditioning = OmgTrainer.model_inputs, OmgForSentimentAnalysis.conditioning
         plan_inputs = OmgForSentimentAnalysis.plan_inputs
 
         def model_inputs(trainer: OmgTrainer, batch: Any, training: bool) -> Any:
@@ -114,7 +114,7 @@ class Watch:
             return inputs(trainer, batch, training)
 
         def retrieving(model: OmgForSentimentAnalysis, *args: Any, **kwargs: Any) -> Any:
-            given = conditions(model, *args, **kwargs)
+            given = conditioning(model, *args, **kwargs)
             found = given.evidence
             if model.training and found is not None:
                 self.retrieved[self._objective] = self.retrieved.get(self._objective, 0) + len(found.entries)
@@ -132,7 +132,7 @@ class Watch:
             return plan_inputs(model, *args)
 
         patch.setattr(OmgTrainer, "model_inputs", model_inputs)
-        patch.setattr(OmgForSentimentAnalysis, "conditions", retrieving)
+        patch.setattr(OmgForSentimentAnalysis, "conditioning", retrieving)
         patch.setattr(OmgForSentimentAnalysis, "plan_inputs", planning)
 
 
@@ -232,10 +232,6 @@ class TestWhatARunGives:
             latents = torch.cat(parts)
             assert torch.allclose(latents.mean(0), torch.zeros(latents.shape[1]), atol=1e-4)
             assert latents.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-4)
-
-    def test_typical_lengths_are_medians(self, run: RunContext) -> None:
-        lengths = {name: int(np.median(values)) for name, values in run.rows["train"].lengths.items()}
-        assert loaded(run).config.typical_lengths == lengths
 
 
 class TestKnowledgeBase:

@@ -20,13 +20,14 @@ from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.report import caption
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.hub.cards import card_of
+from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis, ask_expert
 from hf_msa.models.msa_mllm import MllmRequest
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.uacs_prompts import answer_text
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, run_recipe
-from hf_msa.training.uacs.stages import AnsweredRows, validation_requests
+from hf_msa.training.uacs.stages import AnsweredRows, cached_answers, validation_requests
 from hf_msa.training.uacs.thresholds import fit_agreement
 from stub_expert import Says, StubExpert
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
@@ -59,6 +60,22 @@ def by_hash(request: MllmRequest) -> Says:
     """An answer for each question, of both signs and of all entropies."""
     draw = int(hashlib.sha256(request.prompt.encode()).hexdigest(), 16)
     return Says(draw % 61 / 10 - 3, draw % 97 / 50)
+
+
+def test_answers_with_any_separator_of_lines_are_read_again(tmp_path: Path) -> None:
+    """U+2028, U+0085 and others end a line for `str.splitlines`, but not in a file of JSON lines."""
+    texts = ["a\u2028b", "c\u0085d\u000be", "f\ng"]
+    requests = [MllmRequest(f"question {number}") for number in range(len(texts))]
+    config = UacsConfig(expert_batch_size=2)
+    said = {request.prompt: text for request, text in zip(requests, texts, strict=True)}
+    file = tmp_path / "answers.jsonl"
+    first = cached_answers(file, StubExpert(lambda request: Says(said[request.prompt])), requests, config)
+    assert [answer.text for answer in first] == texts
+
+    def nobody(_: MllmRequest) -> Says:
+        raise AssertionError("all of them are known")
+
+    assert cached_answers(file, StubExpert(nobody), requests, config) == first
 
 
 class Failing(StubExpert):
@@ -264,7 +281,7 @@ class TestMedia:
         facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
         assert facts["language_model_input"] == "media"
         assert facts["media"]["validation"] == {"clips": len(rows), "without_file": 1}
-        with pytest.raises(MsaError, match=r"a run with other settings \(media differ\)"):
+        with pytest.raises(MsaError, match=r"a run with other settings \(media differs: .*, now None\)"):
             run_recipe(recipe, str(corpus), tmp_path, 1, QUIET)
 
         options: dict[str, Any] = {"protocol": "complete", "split": "validation"}

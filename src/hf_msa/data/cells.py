@@ -33,7 +33,7 @@ def split_name(given: Any, where: str) -> str:
     if name not in SPLIT_ALIASES:
         raise MsaError(
             f"{where} has the split {given!r:.60}, and only {', '.join(SPLIT_ALIASES)} are known; rename it."
-            f"{nearest(name, SPLIT_ALIASES)}"
+            f"{'' if name == 'eval' else nearest(name, SPLIT_ALIASES)}"
         )
     return SPLIT_ALIASES[name]
 

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_msa.data.missing import CompleteProtocol, MissingProtocol, RealisedRates, apply_missing, pad_rows
+from hf_msa.data.missing import CompleteProtocol, MissingProtocol, RealisedRates, drop, pad_rows, with_complete
 from hf_msa.data.missing_base import BoolArray, IntArray, MissingMasks, maskable_positions
 from hf_msa.data.rows import tokenize
 from hf_msa.data.schema import ID, LABEL, PRESENCE, TEXT
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_schema import (
     ATTENTION_MASK_KEYS,
-    COMPLETE_KEYS,
     FEATURE_MODALITIES,
     MISSING_MASK_KEYS,
     MODALITIES,
@@ -63,10 +62,10 @@ class MsaCollator:
         Returns:
             ``input_ids``, ``attention_mask`` (B, L); ``audio_values`` (B, Ta, da), ``audio_attention_mask`` (B, Ta)
             and the same for vision, where the model reads them; ``*_missing_mask``, True = dropped, values already
-            replaced; ``labels`` (B,) and unimodal labels where the rows have them; ``sample_index`` (-1 where a row
-            has no ``index``), ``draw`` (B,); ``missing_rates`` (B, 3), NaN for a modality that is not there;
-            ``complete_*`` if asked for. Padding is 0 in values, the tokenizer's padding token in ``input_ids``, never
-            dropped.
+            replaced, with the form of `msa_missing` where all of a modality is; ``labels`` (B,) and unimodal labels where
+            the rows have them; ``sample_index`` (-1 where a row has no ``index``), ``draw`` (B,); ``missing_rates`` (B, 3),
+            NaN for a modality that is not there; ``complete_*`` if asked for, with attention masks of their own. Padding
+            is 0 in values, the tokenizer's padding token in ``input_ids``, never dropped.
 
         Raises:
             MsaError: If the rows do not fit the processor or the protocol.
@@ -75,10 +74,9 @@ class MsaCollator:
         masks = self._masks(rows, [len(row) for row in ids], special)
         inputs = {**self._text(ids), **self._features(rows)}
         batch = {key: torch.from_numpy(values) for key, values in inputs.items()}
-        complete = {COMPLETE_KEYS[m]: batch[key] for m, key in VALUE_KEYS.items() if key in batch}
-        batch = apply_missing(batch, masks, self.processor.tokenizer.unk_token_id)
         if self.return_complete:
-            batch.update(complete)
+            batch = with_complete(batch)
+        batch = drop(batch, masks, self.processor)
         for key, column in {"labels": LABEL, **{key: key for key in UNIMODAL_LABEL_KEYS.values()}}.items():
             if column in rows[0]:
                 batch[key] = torch.tensor([float(row[column]) for row in rows], dtype=torch.float32)
@@ -109,7 +107,12 @@ class MsaCollator:
         """Token ids and special-token marks per row: those that the rows carry, or made here."""
         longest = self.processor.text_max_length
         if "input_ids" not in rows[0]:
-            return tokenize(self.processor.tokenizer, [row[TEXT] for row in rows], longest)
+            if TEXT not in rows[0]:
+                raise MsaError(
+                    f"The rows have no {TEXT!r}, but {', '.join(rows[0])}; a transformers.Trainer takes away what forward "
+                    "does not name, so give it remove_unused_columns=False."
+                )
+            return tokenize(self.processor.tokenizer, [row[TEXT] or "" for row in rows], longest)
         ids = [np.asarray(row["input_ids"]) for row in rows]
         for row, tokens in zip(rows, ids, strict=True):
             if len(tokens) > longest:
@@ -145,12 +148,14 @@ class MsaCollator:
         self, rows: Sequence[Mapping[str, Any]], tokens: Sequence[int], special: Sequence[BoolArray]
     ) -> MissingMasks:
         """Masks over true lengths and the modalities of the data, so not on what the model reads or cuts."""
-        lengths = {"text": np.array(tokens, dtype=np.int64)}
+        counts = np.array(tokens, dtype=np.int64)
+        # A text without a word is missing, as the processor has it.
+        lengths = {"text": np.where([row.all() for row in special], 0, counts)}
         for modality in FEATURE_MODALITIES:
             if modality in rows[0]:
                 frames = [len(row[modality]) if _present(row, modality) else 0 for row in rows]
                 lengths[modality] = np.array(frames, dtype=np.int64)
-        marks = pad_rows(special, lengths["text"], False)
+        marks = pad_rows(special, counts, False)
         if any(key in rows[0] for key in MISSING_MASK_KEYS.values()):
             return _masks_of_columns(rows, lengths, marks)
         return self.protocol.masks([row[ID] for row in rows], self.split, _draws(rows), lengths, marks)

@@ -1,6 +1,7 @@
 """Files that hold the feature sequence of one clip: .npy arrays, and .csv tables of OpenFace, openSMILE and pandas."""
 
 import csv
+import io
 import math
 import os
 import stat
@@ -14,17 +15,27 @@ from numpy.typing import NDArray
 from hf_msa.errors import MsaError, reason
 
 SUFFIXES = (".npy", ".csv")
-# Bookkeeping that OpenFace, openSMILE and its Python package write in front of the features.
+# Bookkeeping that OpenFace, openSMILE and its Python package, and pandas with a named index, write before the features.
 _NOT_FEATURES = {"frame", "face_id", "timestamp", "confidence", "success"} | {
-    "name",
-    "frameindex",
-    "frametime",
-    "file",
-    "start",
-    "end",
+    *("name", "frameindex", "frametime", "file", "start", "end"),
+    *("index", "frame_id", "time"),
 }
 # What C libraries, Windows' among them, and pandas write for a number that is none.
-_NOT_A_NUMBER = {"", "na", "nan", "-nan", "nan(ind)", "-nan(ind)", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind"}
+_NOT_A_NUMBER = {
+    "",
+    "na",
+    "n/a",
+    "nan",
+    "null",
+    "none",
+    "-nan",
+    "nan(ind)",
+    "-nan(ind)",
+    "1.#qnan",
+    "-1.#qnan",
+    "1.#ind",
+    "-1.#ind",
+}
 _INFINITE = {"1.#inf": math.inf, "-1.#inf": -math.inf}
 
 Rows = list[list[str]]
@@ -35,8 +46,8 @@ def read_feature_file(path: str | Path) -> tuple[NDArray[np.float32], tuple[str,
 
     Args:
         path: A .npy file with an array of numbers, (frames, width), or (width,) for a single frame; or a .csv file,
-            separated by commas, semicolons or tabs, with or without a header. Left out are columns of bookkeeping and of
-            words, the column of row numbers that pandas writes, and what follows a comma at the end of every line.
+            separated by commas, semicolons or tabs, with or without a header. Left out are the columns of bookkeeping that
+            OpenFace and openSMILE write, the row numbers of pandas, and what follows a comma at the end of every line.
 
     Returns:
         The sequence (frames, width), with NaN and infinity as they stand there, NaN for an empty cell; and the names of its
@@ -108,10 +119,12 @@ def _read_npy(file: Path) -> NDArray[np.generic]:
 
 
 def _read_csv(file: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
-    lines = file.read_text(encoding="utf-8-sig").rstrip("\r\n ").splitlines()
-    if not lines:
+    text = file.read_text(encoding="utf-8-sig").rstrip("\r\n ")
+    if not text:
         raise ValueError("it has no frames")
-    separator = next((mark for mark in ";\t" if mark in lines[0]), ",")
+    lines = io.StringIO(text, newline="")
+    separator = next((mark for mark in ";\t" if mark in lines.readline()), ",")
+    lines.seek(0)
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
     header = rows.pop(0) if _is_header(rows) else None
     if not rows:
@@ -139,12 +152,18 @@ def _read_csv(file: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
 def _is_header(rows: Rows) -> bool:
     """Whether the first row has names rather than numbers."""
     head, rest = rows[0], rows[1:]
-    if any(_number(cell) is None for cell in head):
-        return True
+    numbers = [cell for cell in head if cell and _number(cell) is not None]
+    is_counted = numbers == [str(place) for place in range(len(numbers))]
+    if len(numbers) < len([cell for cell in head if cell]):
+        if is_counted:
+            return True
+        raise ValueError(
+            f"its first row, {', '.join(head):.60}, has both numbers and words; correct it, or give every column a name"
+        )
     # pandas names columns 0, 1, 2, ... if nobody else does, after an empty cell where it writes the row numbers, too.
     is_indexed = len(head) > 1 and not head[0]
     counted = head[1:] if is_indexed else head
-    if counted != [str(place) for place in range(len(counted))]:
+    if not is_counted or len(numbers) != len(counted):
         return False
     if is_indexed and _counts_rows([row[0] for row in rest if row]):
         return True
@@ -167,11 +186,10 @@ def _is_whole(cell: str) -> bool:
 
 
 def _refuse_row_numbers(rows: Rows) -> None:
-    if len(rows) > 1 and _counts_rows([row[0] for row in rows]):
-        if any(not _is_whole(cell) for row in rows for cell in row[1:]):
-            raise ValueError(
-                "its first column counts the rows and nothing says what it is; leave it out, or give the columns names"
-            )
+    if len(rows) > 1 and len(rows[0]) > 1 and _counts_rows([row[0] for row in rows]):
+        raise ValueError(
+            "its first column counts the rows and nothing says what it is; leave it out, or give the columns names"
+        )
 
 
 def _check_frames(header: list[str], rows: Rows) -> None:
@@ -203,8 +221,7 @@ def _feature_columns(header: list[str], rows: Rows) -> list[int]:
             if place == 0 and _counts_rows([row[0] for row in rows]):
                 continue
             raise ValueError(f"column {place + 1} of its header has no name; give it one, or leave the column out")
-        if any(_number(row[place]) is not None for row in rows):
-            places.append(place)
+        places.append(place)
     if not places:
         raise ValueError("none of its columns holds features")
     return places

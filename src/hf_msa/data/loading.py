@@ -20,7 +20,7 @@ from hf_msa.data.schema import (
     read_facts,
 )
 from hf_msa.data.sources import parquet_files, rows_of_parquet
-from hf_msa.errors import MsaError, is_disk_full, nearest, reason, unknown_name
+from hf_msa.errors import BUGS, MsaError, is_disk_full, nearest, reason, unknown_name
 from hf_msa.label_families import AnyFamily
 
 
@@ -150,13 +150,14 @@ def _from_parquet(name_or_path: str | Path, cache_dir: str | Path | None) -> dat
         loaded = datasets.load_dataset(str(name_or_path), cache_dir=cache)
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise MsaError(_not_found(str(name_or_path))) from error
-    except (ConnectionError, OSError) as error:
-        raise MsaError(
-            f"The Hub could not be reached to load {str(name_or_path)!r} ({error}); give a local folder, or try again."
-        ) from error
     except (DatasetGenerationError, pa.ArrowException) as error:
         raise MsaError(
             f"A file of the data set {str(name_or_path)!r} is damaged ({reason(error)}); have it uploaded again."
+        ) from error
+    except (OSError, ValueError, *BUGS) as error:
+        # The library takes the Hub's answers as they come.
+        raise MsaError(
+            f"The data set {str(name_or_path)!r} could not be loaded from the Hub ({reason(error)}); or give a local folder."
         ) from error
     return loaded
 

@@ -45,7 +45,15 @@ from hf_msa.data.missing_base import (
 from hf_msa.data.missing_legacy import LegacyLnln
 from hf_msa.data.rows import tokenize
 from hf_msa.errors import MsaError, nearest, reason, unknown_name
-from hf_msa.models.msa_schema import MISSING_MASK_KEYS, MODALITIES, VALUE_KEYS
+from hf_msa.models.msa_missing import replace_missing
+from hf_msa.models.msa_schema import (
+    ATTENTION_MASK_KEYS,
+    COMPLETE_ATTENTION_KEYS,
+    COMPLETE_KEYS,
+    MISSING_MASK_KEYS,
+    MODALITIES,
+    VALUE_KEYS,
+)
 from hf_msa.registry import Registry
 
 __all__ = [
@@ -608,6 +616,32 @@ def apply_missing(
     return result
 
 
+def with_complete(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a batch of which nothing is dropped its values and attention masks under their ``complete_*`` names."""
+    keys = [(VALUE_KEYS[m], COMPLETE_KEYS[m]) for m in MODALITIES]
+    keys += [(ATTENTION_MASK_KEYS[m], COMPLETE_ATTENTION_KEYS[m]) for m in MODALITIES]
+    return {**batch, **{complete: batch[key] for key, complete in keys if key in batch}}
+
+
+def drop(batch: Mapping[str, Any], masks: MissingMasks, processor: Any) -> dict[str, Any]:
+    """Drop from a batch what the masks say, and give what is wholly missing its one form.
+
+    A modality is wholly missing where a sample does not have it, or its nominal rate is 1: then even how long it was is not
+    known, see `hf_msa.models.msa_missing`. What is lost position by position keeps its length, even if nothing is left.
+
+    Args:
+        batch: See `apply_missing`; torch tensors.
+        masks: What is dropped.
+        processor: The model's `MsaProcessor`.
+
+    Returns:
+        As `apply_missing`; wider where the form of a missing modality is longer than the batch.
+    """
+    lost = np.isnan(masks.rates) | (masks.rates >= 1)
+    missing = {m: torch.from_numpy(lost[:, column].copy()) for column, m in enumerate(MODALITIES)}
+    return replace_missing(apply_missing(batch, masks, processor.tokenizer.unk_token_id), missing, processor)
+
+
 class MissingModality:
     """Adds the masks of a protocol to rows of a data set: for ``dataset.map(fn, batched=True)`` and ``set_transform``.
 
@@ -657,10 +691,11 @@ class MissingModality:
             marks = tokenize(self.tokenizer, batch["text"], self.max_length)[1]
             sizes["text"] = np.array([len(row) for row in marks], dtype=np.int64)
             special = pad_rows(marks, sizes["text"], False)
+            lengths["text"] = np.where([row.all() for row in marks], 0, sizes["text"])
         for modality in ("audio", "vision"):
             if modality in batch:
                 sizes[modality] = np.array([len(rows) for rows in batch[modality]], dtype=np.int64)
-        for modality, size in sizes.items():
+        for modality, size in ((m, size) for m, size in sizes.items() if m != "text"):
             present = batch.get(f"{modality}_present")
             lengths[modality] = size if present is None else np.where(np.asarray(present, dtype=bool), size, 0)
         draws = np.asarray(batch.get("draw", np.full(len(ids), self.draw)), dtype=np.int64)

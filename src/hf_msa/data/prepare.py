@@ -26,6 +26,7 @@ from hf_msa.data.video_split import VideoSplitSource
 from hf_msa.errors import MsaError, is_disk_full, reason
 from hf_msa.files import atomic_directory, scratch_directory
 from hf_msa.label_families import AnyFamily
+from hf_msa.uploads import check_repo_id, find_account, plain_errors, prepare_repo
 
 _SHARD_SIZE = "400MB"
 _SIZE_CATEGORIES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -68,6 +69,8 @@ def prepare_dataset(
     """
     check_dataset_name(name)
     check_output(Path(output), overwrite)
+    if push_to_hub is not None:
+        check_repo_id(push_to_hub)
 
     def build(cache: Path) -> MsaBuilder:
         return MsaBuilder(
@@ -268,40 +271,19 @@ def push_dataset(folder: str | Path, repo_id: str, *, private: bool = False) -> 
         The address of the data set.
 
     Raises:
-        MsaError: If the folder is not a prepared one, the name is not allowed, there is no valid token, or the Hub
-            cannot be reached.
+        MsaError: If the folder is not a prepared one, the name is not allowed, there is no valid token, the Hub cannot be
+            reached, or a private data set would go to a repository that is public.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub import errors as hub_errors
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     if not (Path(folder) / FACTS_FILE).is_file():
         raise MsaError(f"{folder} is not a prepared data set: it has no {FACTS_FILE}; run `hf-msa prepare` first.")
+    check_repo_id(repo_id)
     api = HfApi()
-    try:
-        address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    account = find_account(api)
+    with plain_errors(repo_id, account, f"{str(folder)!r} is complete: the same command with --overwrite"):
+        prepare_repo(api, repo_id, private, repo_type="dataset")
         api.upload_folder(
             repo_id=repo_id, repo_type="dataset", folder_path=folder, commit_message="Add the prepared data set"
         )
-    except HFValidationError as error:
-        raise MsaError(f"{repo_id!r} is not a name that the Hub allows; give it as org/name.") from error
-    except LocalTokenNotFoundError as error:
-        raise MsaError(_login_sentence(repo_id, "there is no token")) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            reason = "the token is missing or wrong" if status == 401 else "the token may not write there"
-            raise MsaError(_login_sentence(repo_id, reason)) from error
-        raise MsaError(f"The Hub refused {repo_id!r} (status {status}): {error.server_message or error}.") from error
-    except (hub_errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # From its HTTP library.
-        raise MsaError(
-            f"The Hub could not be reached to upload {repo_id!r} ({error}); {folder} is complete, try again later."
-        ) from error
-    return str(address)
-
-
-def _login_sentence(repo_id: str, reason: str) -> str:
-    return (
-        f"{repo_id!r} could not be uploaded because {reason}: run `hf auth login` with a token that may write, or set "
-        "HF_TOKEN."
-    )
+    return f"{api.endpoint}/datasets/{repo_id}"

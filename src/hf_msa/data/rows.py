@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from hf_msa.data.missing_base import BoolArray, IntArray
-from hf_msa.data.schema import ID, LABEL, TEXT
+from hf_msa.data.schema import ID, LABEL, PRESENCE, TEXT
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
 
@@ -270,6 +270,18 @@ class MsaRows:
     def by_length(self) -> NDArray[np.int64]:
         """Places of the rows (N,), short ones first: batches of this order need little padding."""
         return np.argsort(np.sum(list(self.lengths.values()), axis=0), kind="stable")
+
+    def median_lengths(self) -> dict[str, int]:
+        """Median length of each modality over the samples that have it: tokens, special ones included, or frames."""
+        everywhere = np.ones(len(self), dtype=bool)
+        found = {}
+        for name, lengths in self.lengths.items():
+            if name == TEXT:
+                there = np.array([bool(text.strip()) for text in self._values[TEXT]], dtype=bool)
+            else:
+                there = np.asarray(self._values.get(PRESENCE[name], everywhere), dtype=bool)
+            found[name] = int(np.median(lengths[there])) if there.any() else 1
+        return found
 
     def in_draw(self, draw: int) -> "MsaRows":
         """The same rows in another draw, which is what re-draws the missing pattern of a protocol."""

@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from hf_msa.data.media import MediaFolder
 from hf_msa.data.missing import MODALITY_RATES
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import MsaError, reason, unknown_name
+from hf_msa.errors import BUGS, MsaError, reason, unknown_name
 from hf_msa.methods import MODEL_TYPE_PREFIX
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.msa_mllm_endpoint import allow_endpoint
 from hf_msa.models.processing_msa import MsaProcessor
 
 RATE_FOLDER = "rate-"
@@ -103,25 +104,38 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
         MsaError: If there is no such checkpoint, it is not one of hf_msa, or a change is not possible.
     """
     try:
-        if changes:
+        try:
             known = AutoConfig.from_pretrained(name).to_dict()
-            for field in changes:
-                if field not in known:
-                    raise unknown_name("configuration field", field, known)
+            processor = AutoProcessor.from_pretrained(name)
+        except BUGS as error:
+            # The library takes what lies in files for what it writes there.
+            raise ValueError(f"one of its files is damaged ({type(error).__name__}: {reason(error)})") from error
+        for field in changes or ():
+            if field not in known:
+                raise unknown_name("configuration field", field, known)
         model, loading = AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **(changes or {})
         )
-        processor = AutoProcessor.from_pretrained(name)
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError, ValueError) as error:
         raise MsaError(f"No checkpoint can be loaded from {name!r}: {reason(error)}.") from error
     if not isinstance(model, MsaPreTrainedModel) or not isinstance(processor, MsaProcessor):
         raise MsaError(f"{name!r} is no hf_msa checkpoint but a {type(model).__name__}.")
+    if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):
+        # The library makes an empty one where the files are not there, to which all words are the same.
+        raise MsaError(
+            f"The tokenizer of the checkpoint {name!r} knows no words: its files (tokenizer.json) are absent or could not "
+            "be fetched; load it again, or copy or train it again."
+        )
     if loading["missing_keys"]:
         # The library fills them with random numbers and goes on.
         raise MsaError(
             f"The checkpoint {name!r} lacks {len(loading['missing_keys'])} weights of its model, e.g. "
             f"{min(loading['missing_keys'])!r}; copy or train it again."
         )
+    settings = model.config.language_model
+    if settings is not None and settings.kind == "endpoint" and settings.name and settings.field in (changes or {}):
+        # A server that the caller names is one that the caller allows.
+        allow_endpoint(settings.name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]  # the library wraps `to` in a way that type checkers misread
     return model.eval(), processor

@@ -345,7 +345,7 @@ def _differences(
     bootstrap = runs[0]["bootstrap"]
 
     def resampled(index: int) -> tuple[Predictions, dict[str, NDArray[np.float64]]]:
-        grid = read_predictions(folders[index])
+        grid = read_predictions(folders[index], runs[index])
         counts = resample_counts(len(grid.ids), bootstrap["resamples"], bootstrap["seed"])
         return grid, {name: values.mean(axis=0) for name, values in grid.resampled(family, counts).items()}
 

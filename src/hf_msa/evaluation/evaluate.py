@@ -13,7 +13,7 @@ from hf_msa.data.loading import dataset_facts, load_split
 from hf_msa.data.missing import Condition, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, reason
-from hf_msa.files import atomic_files
+from hf_msa.files import atomic_files, folder_lock
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
 
@@ -35,6 +35,7 @@ from .results import (
     Results,
     build_results,
     predictions_table,
+    read_results,
     trained_on,
     write_results,
 )
@@ -43,6 +44,9 @@ from .sweep import sweep
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_LONGEST_WAIT = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,14 +188,15 @@ def write_evaluation(folder: Path, predictions: "pa.Table", facts: EvaluationFac
         The content of results.json, and the files that were written, results.json first.
     """
     results = build_results(predictions, facts)
-    with atomic_files(folder) as work:
+    # For a moment only; what took hours is not thrown away because another command is there.
+    with folder_lock(folder, wait=_LONGEST_WAIT), atomic_files(folder) as work:
         files = []
         if importlib.util.find_spec("matplotlib") is not None:
             from .plots import plot_curves
 
             files += plot_curves([results], work / "curves")
         files += [work / PREDICTIONS_FILE, write_results(work, results, predictions)]
-    return results, [folder / file.name for file in reversed(files)]
+    return read_results(folder), [folder / file.name for file in reversed(files)]
 
 
 def _read_runs(names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -200,7 +200,7 @@ def caption(results: Results) -> str:
     masks = len(results["protocol"]["mask_seeds"])
     rates = len(results["per_rate"])
     dataset = results["dataset"]
-    count = max((estimate["n"] for estimate in results["mean_over_rates"].values()), default=1)
+    count = max((results["mean_over_rates"][name]["n"] for name in result_metrics(results)), default=1)
     which = f" ({', '.join(str(seed) for seed in seeds)})" if seeds else ""
     return (
         f"{dataset['name']}, {split_text(results)}, {count_text(results)}; "

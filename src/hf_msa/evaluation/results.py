@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_msa.data.missing import Rate
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.evaluation.metrics import (
     METRICS,
     METRICS_BY_CLASSES,
@@ -41,7 +41,7 @@ from hf_msa.evaluation.statistics import (
     resample_counts,
 )
 from hf_msa.files import atomic_write, write_json
-from hf_msa.label_families import AnyFamily, find_label_family
+from hf_msa.label_families import LABEL_FAMILIES, AnyFamily, find_label_family
 from hf_msa.models.msa_schema import SENTIMENT_CLASSES, SENTIMENT_SCALE
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ CLASS_COLUMNS = tuple(f"class_logits_{name}" for name in SENTIMENT_CLASSES)
 
 SCALE_COLUMNS = tuple(f"class_logits_{name.replace(' ', '_')}" for name in SENTIMENT_SCALE)
 """The columns of class logits, which the predictions of models with seven classes have."""
+
+PREDICTIONS_DIGEST = "predictions_sha256"
+"""Where a result says which predictions it was made from: the hash of the file beside it. Older results do not."""
 
 LANGUAGE_MODEL_INPUTS = {
     "media": "the transcript with sound and pictures",
@@ -88,7 +91,17 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
     "config": dict,
 }
+_NUMBERS = ("floating", "integer")
+_COLUMN_TYPES = {
+    "id": ("string", "large_string"),
+    "training_seed": ("integer", "null"),
+    "mask_seed": ("integer", "null"),
+    "rate": (*_NUMBERS, "string", "large_string"),
+}
 _ESTIMATE_KEYS = {"mean", "std", "n", "ci_low", "ci_high"}
+_MEDIA_KEYS = ("clips", "without_file")
+# What a comparison may be made to compute by a file.
+_MOST_RESAMPLES = 100_000
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,8 @@ class Predictions:
             )
         if not table.num_rows:
             raise MsaError("The prediction table has no rows; evaluate at least one sample.")
+        classes = _class_columns(table.column_names)
+        _check_columns(table, (*PREDICTION_COLUMNS, *classes))
         ids, id_codes = _encode(table, "id")
         training_seeds, training_codes = _encode(table, "training_seed")
         mask_seeds, mask_codes = _encode(table, "mask_seed")
@@ -149,7 +164,6 @@ class Predictions:
                 f"The prediction table holds {counts[cell]} predictions for id {sample!r} at training seed {seed}, "
                 f"mask seed {mask} and rate {rate!r}; it must hold exactly one."
             )
-        classes = _class_columns(table.column_names)
         values = np.empty((math.prod(shape), 1 + len(classes)), dtype=np.float32)
         values[cells] = np.stack([table.column(name).to_numpy() for name in ("prediction", *classes)], axis=1)
         given = np.asarray(table.column("label").to_numpy(), dtype=np.float32)
@@ -211,6 +225,24 @@ def _class_columns(columns: Sequence[str]) -> tuple[str, ...]:
     # Classes of other numbers have some names in common with these.
     found = {name for name in columns if name.startswith("class_logits_")}
     return next((names for names in (SCALE_COLUMNS, CLASS_COLUMNS) if set(names) == found), ())
+
+
+def _check_columns(table: "pa.Table", names: Iterable[str]) -> None:
+    """Check the types of columns, and that nothing is absent but seeds that are unknown.
+
+    Raises:
+        MsaError: Naming the column.
+    """
+    import pyarrow.types
+
+    for name in names:
+        column, kinds = table.column(name), _COLUMN_TYPES.get(name, _NUMBERS)
+        is_kind = any(getattr(pyarrow.types, f"is_{kind}")(column.type) for kind in kinds)
+        if not is_kind or (column.null_count and "null" not in kinds):
+            raise MsaError(
+                f"The prediction table's column {name!r} is of type {column.type} with {column.null_count} empty values; it "
+                f"must be {' or '.join(kinds)}, and complete: evaluate the model again."
+            )
 
 
 def _encode(table: "pa.Table", column: str) -> tuple[list[Any], NDArray[np.int64]]:
@@ -451,8 +483,14 @@ def write_results(folder: str | os.PathLike[str], results: Results, predictions:
 
         with atomic_write(target / PREDICTIONS_FILE) as temporary:
             pq.write_table(predictions, temporary)
-    write_json(target / RESULTS_FILE, results)
+        results = {**results, PREDICTIONS_DIGEST: _digest(target / PREDICTIONS_FILE)}
+    write_json(target / RESULTS_FILE, plain(results))
     return target / RESULTS_FILE
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
@@ -471,21 +509,23 @@ def read_results(path: str | os.PathLike[str]) -> Results:
             f"There is no result at {os.fspath(path)}; `hf-msa evaluate` writes {RESULTS_FILE} into its output."
         )
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MsaError(f"{file} is not a JSON file ({error}); evaluate the model again.") from error
+        # No version writes NaN or infinities; what others made of undefined numbers is undefined.
+        results = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda constant: None)
+    except (ValueError, RecursionError) as error:
+        raise MsaError(f"{file} is not a JSON file ({reason(error)}); evaluate the model again.") from error
     validate_results(results, os.fspath(file))
     return _upgraded(results)
 
 
-def read_predictions(folder: str | os.PathLike[str]) -> Predictions:
+def read_predictions(folder: str | os.PathLike[str], results: Results | None = None) -> Predictions:
     """Read the predictions beside a result.
 
     Args:
         folder: The folder that holds ``predictions.parquet``, or a file in it.
+        results: The result; the predictions then have to be those that it was made from.
 
     Raises:
-        MsaError: If there are none or they are no full grid.
+        MsaError: If there are none, they are no full grid, or those of another result.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -497,9 +537,32 @@ def read_predictions(folder: str | os.PathLike[str]) -> Predictions:
     try:
         columns = [*PREDICTION_COLUMNS, *_class_columns(pq.read_schema(file).names)]
         table = pq.read_table(file, columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise MsaError(f"{file} cannot be read as a prediction table; evaluate the model again.") from error
-    return Predictions.from_table(table)
+    grid = Predictions.from_table(table)
+    if results is not None and not (
+        results.get(PREDICTIONS_DIGEST) in (None, _digest(file))
+        and results["dataset"]["fingerprint"] == grid.fingerprint
+        and _has_means_of(results, grid)
+    ):
+        raise MsaError(
+            f"{file} does not hold the predictions that the {RESULTS_FILE} beside it was made from; evaluate the model "
+            "again."
+        )
+    return grid
+
+
+def _has_means_of(results: Results, grid: Predictions) -> bool:
+    """Whether the means of a result are those of a grid, as far as both have them."""
+    means = {
+        name: values.mean(axis=(1, 2)).mean()
+        for name, values in grid.metrics(find_label_family(results["dataset"]["label_family"])).items()
+    }
+    stored = {name: estimate["mean"] for name, estimate in results["mean_over_rates"].items() if name in means}
+    return all(
+        math.isnan(means[name]) if mean is None else math.isclose(means[name], mean, rel_tol=1e-6, abs_tol=1e-9)
+        for name, mean in stored.items()
+    )
 
 
 def _upgraded(results: Mapping[str, Any]) -> Results:
@@ -534,7 +597,7 @@ def validate_results(results: Any, where: str) -> None:
         raise MsaError(f"{where} is not a result of `hf-msa evaluate`: it has no schema_version.")
     if results["schema_version"] not in range(1, SCHEMA_VERSION + 1):
         raise MsaError(
-            f"{where} has the schema_version {results['schema_version']!r}, and this version of hf_msa reads up to "
+            f"{where} has the schema_version {_shown(results['schema_version'])}, and this version of hf_msa reads up to "
             f"{SCHEMA_VERSION}; use the version that wrote it, or evaluate the model again."
         )
     for key, kind in _REQUIRED.items():
@@ -545,6 +608,7 @@ def validate_results(results: Any, where: str) -> None:
     for section, keys in (
         ("dataset", ("name", "split", "n", "label_family", "fingerprint")),
         ("protocol", ("name", "rates", "mask_seeds")),
+        ("bootstrap", ("resamples", "seed", "confidence")),
     ):
         absent = [key for key in keys if key not in results[section]]
         if absent:
@@ -552,13 +616,101 @@ def validate_results(results: Any, where: str) -> None:
     subset = results["dataset"].get("subset")
     if subset is not None and not (isinstance(subset, Mapping) and {"name", "rule", "n_of"} <= set(subset)):
         raise MsaError(f"{where} is damaged: its 'subset' lacks a name, rule or size; evaluate the model again.")
-    names = result_metrics(results)
+    _check_values(_facts(results), where)
+    # A name, or what a data set says of its own; never a file, which is another machine's.
+    family = results["dataset"]["label_family"]
+    if isinstance(family, str) and family not in LABEL_FAMILIES:
+        raise MsaError(f"{where}: {unknown_name('label family', family, LABEL_FAMILIES)}")
+    try:
+        names = result_metrics(results)
+    except MsaError as error:
+        raise MsaError(f"{where} is damaged: {error}") from error
     if not names:
         raise MsaError(f"{where} is damaged: it holds no metric that is known; evaluate the model again.")
     blocks = {"mean_over_rates": results["mean_over_rates"]}
     for entry in results["per_rate"]:
-        blocks[f"per_rate {entry.get('rate')!r}"] = entry.get("metrics", {})
+        blocks[f"per_rate {entry['rate']!r}"] = entry.get("metrics")
     for place, block in blocks.items():
         for name in names:
-            if not isinstance(block.get(name), Mapping) or not set(block[name]) >= _ESTIMATE_KEYS:
+            estimate = block.get(name) if isinstance(block, Mapping) else None
+            if not isinstance(estimate, Mapping) or not set(estimate) >= _ESTIMATE_KEYS:
                 raise MsaError(f"{where} is damaged: {place} lacks the metric {name!r}; evaluate the model again.")
+            _check_values(((f"{place} {name}", is_number, estimate[key]) for key in _ESTIMATE_KEYS), where)
+            _check_values([(f"{place} {name} n", _is_count, estimate["n"])], where)
+    metrics = ((run["metrics"], name) for run in results["runs"] for name in names)
+    _check_values(((f"runs {name}", is_number, values.get(name)) for values, name in metrics), where)
+    if [entry["rate"] for entry in results["per_rate"]] != list(results["protocol"]["rates"]):
+        raise MsaError(f"{where} is damaged: its 'per_rate' is not of its protocol's rates; evaluate the model again.")
+
+
+_Check = tuple[str, Callable[[Any], bool], Any]
+"""A place in a result, what has to be true of its value, and the value."""
+
+
+def _check_values(checks: Iterable[_Check], where: str) -> None:
+    for place, holds, value in checks:
+        if not holds(value):
+            raise MsaError(f"{where} is damaged: its {place} is {_shown(value)}; evaluate the model again.")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: what is long by its type."""
+    return repr(value) if len(repr(value)) < 50 else f"a {type(value).__name__}"
+
+
+def _facts(results: Mapping[str, Any]) -> Iterator[_Check]:
+    """What has to be true of everything but the numbers; absent keys that older versions lack are None."""
+    dataset, protocol, bootstrap = (results[section] for section in ("dataset", "protocol", "bootstrap"))
+    for key in ("name", "split", "fingerprint"):
+        yield f"dataset {key}", _is_text, dataset[key]
+    yield "dataset n", _is_count, dataset["n"]
+    yield "dataset label_family", lambda value: isinstance(value, str | Mapping), dataset["label_family"]
+    if dataset.get("subset") is not None:
+        yield from ((f"subset {key}", _is_text, dataset["subset"][key]) for key in ("name", "rule"))
+        yield "subset n_of", _is_count, dataset["subset"]["n_of"]
+    yield "protocol name", _is_text, protocol["name"]
+    for key, holds in (("rates", _is_rate), ("mask_seeds", _is_seed)):
+        yield f"protocol {key}", lambda value: isinstance(value, list) and value != [], protocol[key]
+        yield from ((f"protocol {key}", holds, value) for value in protocol[key])
+    yield "bootstrap resamples", lambda value: _is_count(value) and value <= _MOST_RESAMPLES, bootstrap["resamples"]
+    yield "bootstrap seed", _is_index, bootstrap["seed"]
+    yield "bootstrap confidence", lambda value: is_number(value) and value is not None, bootstrap["confidence"]
+    for section in ("runs", "per_rate", "selection"):
+        yield from ((section, lambda value: isinstance(value, Mapping), value) for value in results[section])
+    for entry in (*results["runs"], *results["per_rate"]):
+        yield "rate", _is_rate, entry.get("rate")
+    for run in results["runs"]:
+        yield "runs metrics", lambda value: isinstance(value, Mapping), run.get("metrics")
+        yield from ((f"runs {key}", _is_seed, run.get(key, "absent")) for key in ("training_seed", "mask_seed"))
+    yield "train_rate", lambda value: value is None or _is_rate(value), results.get("train_rate")
+    for key in ("trained_on", "language_model_input", "expert_input", PREDICTIONS_DIGEST):
+        yield key, lambda value: value is None or _is_text(value), results.get(key)
+    media = results.get("media")
+    yield "media", lambda value: value is None or isinstance(value, Mapping), media
+    if media is not None:
+        yield from ((f"media {key}", _is_index, media.get(key)) for key in _MEDIA_KEYS)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a result is a finite number, or None for one that is undefined."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_count(value: Any) -> bool:
+    return _is_index(value) and value > 0
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, str) or (value is not None and is_number(value))
+
+
+def _is_seed(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_msa.data.collator import MsaCollator
-from hf_msa.data.missing import Condition, MissingMasks, MissingProtocol, Rate, RealisedRates, apply_missing
+from hf_msa.data.missing import Condition, MissingMasks, MissingProtocol, Rate, RealisedRates, drop
 from hf_msa.data.rows import MsaRows
-from hf_msa.errors import as_msa_errors
+from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.msa_outputs import MsaOutput
-from hf_msa.models.msa_schema import COMPLETE_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
 
 
@@ -28,8 +27,8 @@ class MaskedBatch:
         places: Places of the rows (batch,).
         members: The rows.
         masks: What was dropped.
-        complete: The collated rows, labels included, without missing masks.
-        incomplete: The same as the protocol leaves them, with missing masks, and with the complete values under their keys.
+        complete: The collated rows, labels and complete values included; only what a sample never had is missing.
+        incomplete: The same as the protocol leaves them.
         inputs: What of it the model is given to predict with.
     """
 
@@ -68,19 +67,16 @@ def masked_batches(
     """
     device = next(model.parameters()).device
     ids = rows.ids if split_ids is None else split_ids
-    collate = MsaCollator(processor, None, split=rows.split)
+    collate = MsaCollator(processor, None, split=rows.split, return_complete=True)
     drops = [MsaCollator(processor, protocol.bind(ids), split=rows.split).masks for protocol in protocols]
     order = rows.by_length() if places is None else np.array(list(places), dtype=np.int64)
     parts = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     bar = tqdm(rows.batches(batch_size, order), desc=what, total=len(parts), leave=False, disable=None)
     for part, members in zip(parts, bar, strict=True):
-        complete = {
-            key: value.to(device) for key, value in collate(members).items() if key not in MISSING_MASK_KEYS.values()
-        }
-        originals = {COMPLETE_KEYS[name]: complete[key] for name, key in VALUE_KEYS.items() if key in complete}
+        complete = {key: value.to(device) for key, value in collate(members).items()}
         for number, masks_of in enumerate(drops):
             masks = masks_of(members)
-            incomplete = apply_missing(complete, masks, processor.tokenizer.unk_token_id) | originals
+            incomplete = drop(complete, masks, processor)
             inputs = model.inputs_from(incomplete, predicting=True)
             yield MaskedBatch(number, part, members, masks, complete, incomplete, inputs)
 
@@ -108,6 +104,9 @@ def sweep(
         One part of a prediction table per condition (see `predictions_table`), rows in their own order, with every
         number that the model says of a sample (see `MsaPreTrainedModel.per_sample_outputs`); and the realised missing
         shares by (mask seed, rate).
+
+    Raises:
+        MsaError: If a score or a class logit is not a finite number.
     """
     realised = [RealisedRates() for _ in tested]
     collected: list[dict[str, np.ndarray]] = [{} for _ in tested]
@@ -131,9 +130,24 @@ def sweep(
     parts = []
     shares: dict[tuple[int | None, Rate], dict[str, float]] = {}
     for (seed, rate, _), columns, share in zip(tested, collected, realised, strict=True):
+        _check_finite(columns, rows.ids, rate)
         parts.append({"id": rows.ids, "mask_seed": seed, "rate": rate, "label": rows.labels, **columns})
         shares[(seed, rate)] = share.shares()
     return parts, shares
+
+
+def _check_finite(columns: Mapping[str, np.ndarray], ids: Sequence[str], rate: Rate) -> None:
+    """Refuse predictions that are none, as a mean over the others would be one of other samples."""
+    for name, column in columns.items():
+        if name != "prediction" and not name.startswith("class_logits"):
+            continue
+        lost = [place for place, value in enumerate(np.isfinite(column).tolist()) if not value]
+        if lost:
+            some = ", ".join(repr(ids[place]) for place in lost[:3]) + (", ..." if len(lost) > 3 else "")
+            raise MsaError(
+                f"The model's {name.replace('_', ' ')} is not a finite number for {len(lost)} of {len(ids)} samples "
+                f"({some}) at {rate!r}; look for values that are none in their features, or train at a lower learning rate."
+            )
 
 
 def _predicted(

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 
 from hf_msa.errors import MsaError, reason
 from hf_msa.evaluation.checkpoints import RATE_FOLDER
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import format_value, results_markdown
-from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, RESULTS_FILE, Results, read_results
+from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, RESULTS_FILE, Results, read_results, result_metrics
 from hf_msa.evaluation.subsets import SUBSET_FOLDER, subset_text
 from hf_msa.files import atomic_write
 from hf_msa.methods import METHODS, cards_folder
@@ -121,19 +122,62 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(folder) / RUN_FILE
     try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        method = run["method"]
+        # An undefined number, e.g. a loss that is none, is None.
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda constant: None)
+        _check_types(run, _RUN, "it")
     except FileNotFoundError:
         raise MsaError(
             f"{folder} has no {RUN_FILE}, so it is not a finished run; give the seed folder that `hf-msa train` wrote."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise MsaError(f"{path} cannot be read ({error!r}); train again, or restore the file.") from error
-    METHODS.find(method)
+    except (RecursionError, ValueError) as error:
+        raise MsaError(f"{path} cannot be read ({reason(error)}); train again, or restore the file.") from error
+    METHODS.find(run["method"])
     if "expert_input" in run:
         # What the first version called it.
         run["language_model_input"] = run.pop("expert_input")
     return run
+
+
+_SELECTION = {
+    **dict.fromkeys(("metric!", "split!", "rule"), str),
+    **dict.fromkeys(("rate", "epoch", "step", "value"), (int, float)),
+    "protocol": {"rate": (int, float)},
+}
+_STAGE = {"name!": str, "epochs": (int, float), "seconds": (int, float), "batch": {"global": int}}
+# What a card reads of run.json, by type; a dict is a group with such keys, those with "!" needed, and a list has such items.
+_RUN = {
+    **dict.fromkeys(("method!", "recipe!", "ablation", "text_model", "language_model_input"), str),
+    "seed!": int,
+    "train_rate": (int, float),
+    "dataset!": {
+        **dict.fromkeys(("name!", "language", "license", "source", "homepage", "citation"), str),
+        "label_family": (str, dict),
+        "n": {},
+    },
+    "selection": _SELECTION,
+    "stages": [_STAGE],
+    "versions!": {},
+    "devices": {"processes": int, "type": str, "name": str},
+}
+
+
+def _check_types(value: Any, kind: Any, place: str) -> None:
+    """Check what is there of a JSON value; what is not needed may be None or absent.
+
+    Raises:
+        ValueError: Naming the place that is of another type.
+    """
+    wanted: Any = type(kind) if isinstance(kind, dict | list) else kind
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise ValueError(f"{place} is {'absent' if value is None else f'a {type(value).__name__}'}")
+    if isinstance(kind, dict):
+        for key, inner in kind.items():
+            found = value.get(key.removesuffix("!"))
+            if found is not None or key.endswith("!"):
+                _check_types(found, inner, f"{key.removesuffix('!')} of {place}")
+    if isinstance(kind, list):
+        for item in value:
+            _check_types(item, kind[0], f"an item of {place}")
 
 
 def find_results(folder: str | os.PathLike[str], run: Mapping[str, Any]) -> Results | None:
@@ -180,6 +224,10 @@ def _results_of(run: Mapping[str, Any], place: Path) -> list[Results]:
     if not (place / RESULTS_FILE).is_file():
         return []
     results = read_results(place)
+    try:
+        _check_types(results["selection"], [_SELECTION], "the selection")
+    except ValueError as error:
+        raise MsaError(f"{place / RESULTS_FILE} is damaged: {reason(error)}; evaluate the model again.") from error
     same = results["method"] == run["method"] and results["ablation"] == run.get("ablation")
     rates = [entry["rate"] for entry in results["per_rate"]] if _is_matched(results) else [results.get("train_rate")]
     return [results] if same and run["seed"] in _training_seeds(results) and run.get("train_rate") in rates else []
@@ -295,7 +343,12 @@ def card_of(folder: str | os.PathLike[str], repo_id: str | None = None) -> str:
     run = read_run(folder)
     if not (Path(folder) / "config.json").is_file():
         raise MsaError(f"{folder} has no config.json, so it is not a finished run; let the training finish.")
-    config = METHODS[run["method"]].config_class.from_pretrained(folder)
+    try:
+        config = METHODS[run["method"]].config_class.from_pretrained(folder)
+    except (OSError, StrictDataclassError, TypeError, ValueError) as error:
+        raise MsaError(
+            f"The configuration in {folder} cannot be read ({reason(error)}); copy or train it again."
+        ) from error
     facts, subsets = load_facts(run["method"]), find_subset_results(folder, run)
     return render_card(run, find_results(folder, run), facts, config, repo_id, subsets)
 
@@ -333,7 +386,8 @@ def _card_data(
         pipeline_tag=TASK,
         datasets=[dataset["name"]],
         base_model=base_model,
-        metrics=list(dict.fromkeys(_hub_metric(name) for name in (results or {}).get("mean_over_rates", {}))) or None,
+        metrics=list(dict.fromkeys(_hub_metric(name) for name in (result_metrics(results) if results else ())))
+        or None,
         model_name=repo_id.split("/")[-1] if repo_id else title,
         eval_results=_eval_results(results) if results else None,
     )
@@ -365,8 +419,8 @@ def _eval_results(results: Results) -> list[Any]:
             metric_name=METRICS[name].pretty + over,
             metric_value=round(float(estimate["mean"]), 6),
         )
-        for name, estimate in results["mean_over_rates"].items()
-        if estimate["mean"] is not None
+        for name in result_metrics(results)
+        if (estimate := results["mean_over_rates"][name])["mean"] is not None
     ]
 
 
@@ -396,8 +450,8 @@ def _own_results(run: Mapping[str, Any], results: Results) -> str:
     """The means of this one checkpoint."""
     own = [one["metrics"] for one in results["runs"] if one["training_seed"] == run["seed"]]
     means = []
-    for name in results["mean_over_rates"]:
-        values = [metrics[name] for metrics in own]
+    for name in result_metrics(results):
+        values = [metrics.get(name) for metrics in own]
         mean = None if None in values else sum(values) / len(values)
         means.append(f"{METRICS[name].pretty} {format_value(name, mean)}")
     return ", ".join(means)

@@ -4,24 +4,25 @@ Files are sent first and the commit comes last, so a push that is interrupted le
 command again sends only what is not there yet.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, reason
 from hf_msa.evaluation.results import RESULTS_FILE
 from hf_msa.hub import verify as verify_script
 from hf_msa.hub.cards import CARD_FILE, RUN_FILE, card_of, find_results, read_run, without_local_paths
 from hf_msa.methods import METHODS
+from hf_msa.models.msa_files import FILES_LIST, file_fault, read_list
+from hf_msa.uploads import check_repo_id, find_account, plain_errors, prepare_repo
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -98,14 +99,14 @@ def push_run(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     folder = _run_folder(Path(run_folder))
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     contents = _contents(folder, repo_id)
     run = read_run(folder)
 
     api = HfApi(token=token)
-    account = _account(api)
-    with _plain_errors(repo_id, account):
-        _prepare_repo(api, repo_id, private, revision)
+    account = find_account(api)
+    with plain_errors(repo_id, account):
+        prepare_repo(api, repo_id, private, revision)
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(path, content) for path, content in contents.items()],
@@ -133,22 +134,12 @@ def _run_folder(folder: Path) -> Path:
             f"{folder} is not a finished run, it has no {absent[0]}; give the seed folder that `hf-msa train` wrote, "
             "or run the training command again to finish it."
         )
-    return folder
-
-
-def _check_repo_id(repo_id: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(repo_id)
-        valid = repo_id.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
+    fault = file_fault(folder, read_list(folder / FILES_LIST))
+    if fault is not None:
         raise MsaError(
-            f"{repo_id!r} is not the name of a Hub repository; give ORG/NAME, with letters, digits, '-', '_' and '.'."
+            f"{folder} is not whole: {fault}; copy all of it again, or run the training command again to make it anew."
         )
+    return folder
 
 
 def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
@@ -161,6 +152,14 @@ def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     for pattern, names_models in belongs.items():
         for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
             contents[path.relative_to(folder).as_posix()] = _without_paths(path) if names_models else path
+    listed = {name: facts for name, facts in read_list(folder / FILES_LIST).items() if name in contents}
+    if listed:
+        # Of a file that is published in another form, that form is what has to arrive.
+        for name in listed:
+            content = contents[name]
+            if isinstance(content, bytes):
+                listed[name] = {"size": len(content), "sha256": _digest(content)}
+        contents[FILES_LIST] = _json_bytes({"files": listed})
     contents[RUN_FILE] = _json_bytes(without_local_paths(run))
     results = find_results(folder, run)
     if results is not None:
@@ -171,7 +170,10 @@ def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
 
 def _without_paths(path: Path) -> Path | bytes:
     """A configuration as it is or, where it names models by folders of this machine, by the last part of their paths."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (RecursionError, ValueError) as error:
+        raise MsaError(f"{path} cannot be read ({reason(error)}); copy or train it again.") from error
     published = without_local_paths(content)
     return path if published == content else _json_bytes(published)
 
@@ -181,82 +183,12 @@ def _digest(content: Path | bytes) -> str:
 
 
 def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _account(api: "HfApi") -> dict[str, Any]:
-    """Who the token belongs to; refuse one that is absent, unknown or may only read."""
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import HfHubHTTPError
-
-    settings = f"{api.endpoint}/settings/tokens"
-    if not (api.token or get_token()):
-        raise MsaError(
-            f"There is no Hub token: make one with the right to write at {settings}, then `hf auth login` or set "
-            "HF_TOKEN."
-        )
-    with _plain_errors(api.endpoint, {}):
-        try:
-            account: dict[str, Any] = api.whoami()
-        except HfHubHTTPError as error:
-            if error.response.status_code in (401, 403):
-                raise MsaError(
-                    f"The Hub does not accept this token; make a new one with the right to write at {settings}, then "
-                    "`hf auth login`, or set HF_TOKEN, which goes before a login."
-                ) from error
-            raise
-    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise MsaError(
-            f"The Hub token of {account['name']} may only read; make one with the right to write at {settings}, then "
-            "`hf auth login` or set HF_TOKEN."
-        )
-    return account
-
-
-def _prepare_repo(api: "HfApi", repo_id: str, private: bool, revision: str | None) -> None:
-    """Create the repository and the branch where absent; never put something private where all can see it."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
     try:
-        if private and not api.model_info(repo_id).private:
-            raise MsaError(
-                f"{repo_id} exists already and is public; choose another name, make it private in its settings, or "
-                "push without asking for private."
-            )
-    except RepositoryNotFoundError:
-        pass
-    # None and not False: an organisation may make all its repositories private.
-    api.create_repo(repo_id, private=private or None, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _plain_errors(repo_id: str, account: dict[str, Any]) -> Iterator[None]:
-    """Say in one sentence what went wrong on the way to the Hub and what to do."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
-
-    again = "nothing is half-written there, and the same command again sends only what has not arrived"
-    try:
-        yield
-    except (HTTPError, OSError, RuntimeError) as error:
-        # An upload thread wraps what it met.
-        root = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        reason = (getattr(root, "server_message", None) or str(root) or type(root).__name__).strip().split("\n")[0]
-        status = root.response.status_code if isinstance(root, HfHubHTTPError) else None
-        if isinstance(root, OfflineModeIsEnabled):
-            message = "The Hub cannot be used offline; unset HF_HUB_OFFLINE and push again."
-        elif status in (401, 403, 404):
-            places = [account["name"], *(org["name"] for org in account.get("orgs", []))]
-            message = (
-                f"{places[0]} may not write to {repo_id} (the Hub answered {status}); choose a name under "
-                f"{' or '.join(places)}, or use a token with the right to write there."
-            )
-        elif status is None or status >= 500 or status == 429:
-            message = f"The push did not get through ({reason}); try again later: {again}."
-        else:
-            message = f"The Hub refused the push to {repo_id} ({status}: {reason}); mend that and push again."
-        raise MsaError(message) from error
+        return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except ValueError as error:
+        raise MsaError(
+            "A file to publish holds NaN or infinity, which JSON has not; train or save it again."
+        ) from error
 
 
 def _verify(folder: Path, repo_id: str, commit: str, api: "HfApi", beside: Mapping[str, Path | bytes]) -> None:

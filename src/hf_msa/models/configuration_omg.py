@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 
 from .configuration_msa import LanguageModelSettings, MsaConfig
-from .msa_schema import MODALITIES
 
 
 @strict
@@ -75,8 +74,6 @@ class OmgConfig(MsaConfig):
             else trusts generated ones too much.
         aux_weight: Losses that read the one-step estimate count by `"alpha_bar"` of the sample's time step, as the estimate
             is noise late in the chain (ours), or all alike (`"none"`, to the letter).
-        typical_lengths (`dict[str, int]`, *optional*): Median length of each modality on the training split: how much is
-            generated for a sample of which not even the length is known. Set by training.
     """
 
     model_type = "hf_msa_omg"
@@ -159,7 +156,6 @@ class OmgConfig(MsaConfig):
     alignment_loss_weight: float | int = 0.1
     refit_classifier: bool = True
     aux_weight: Literal["alpha_bar", "none"] = "alpha_bar"
-    typical_lengths: dict[str, int] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -217,5 +213,3 @@ class OmgConfig(MsaConfig):
                 f"denoiser_layers={self.denoiser_layers}, denoiser_dim={self.denoiser_dim} and denoiser_heads="
                 f"{self.denoiser_heads} were given: the first two must be even, and the second a multiple of the third."
             )
-        if self.typical_lengths is not None and not set(self.typical_lengths) <= set(MODALITIES):
-            raise ValueError(f"typical_lengths names {', '.join(self.typical_lengths)}; give {', '.join(MODALITIES)}.")

@@ -93,7 +93,7 @@ class PglhConfig(MsaConfig):
     @property
     def oracle_inputs(self) -> tuple[str, ...]:
         """The complete text where masking is only at feature level, nothing otherwise."""
-        return ("complete_input_ids",) if self.text_mask_level == "feature" else ()
+        return ("complete_input_ids", "complete_attention_mask") if self.text_mask_level == "feature" else ()
 
     @property
     def reconstructed(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from .msa_schema import ATTENTION_MASK_KEYS, FEATURE_MODALITIES, VALUE_KEYS
@@ -29,6 +30,26 @@ def refuse_unknown(name: str, unknown: Mapping[str, Any], known: Sequence[str]) 
         nearest = _OTHER_NAMES.get(argument) or (near[0] if near else None)
         hint = f"did you mean {nearest!r}?" if nearest in known else f"it takes {', '.join(known)}."
         raise TypeError(f"{name} takes no argument {argument!r}; {hint}")
+
+
+def as_frames(name: str, values: Any) -> np.ndarray:
+    """Turn a sequence of frames into float32, whatever holds it.
+
+    Args:
+        name: What the message calls it.
+        values: An array of numpy or Arrow, a tensor of any float type on any device, or nested lists.
+
+    Raises:
+        ValueError: If there is no table of numbers in it.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().float()
+    elif hasattr(values, "to_pylist"):
+        values = values.to_pylist()
+    try:
+        return np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no table of numbers; give (frames, width), all frames of one width.") from error
 
 
 class MsaFeatureExtractor(FeatureExtractionMixin):
@@ -78,7 +99,8 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             modality: `"audio"` or `"vision"`.
-            sequences: Per sample an array of shape `(frames, width)`, or `None` for a sample that lacks the modality.
+            sequences: Per sample what `as_frames` takes, of shape `(frames, width)`, or `None` for a sample that lacks the
+                modality; NaN and infinity become 0, as in preparation.
             pad_to_fixed: Pad to `<modality>_max_length`, as the papers do, instead of the batch's need.
 
         Returns:
@@ -90,10 +112,14 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
         """
         width, longest = getattr(self, f"{modality}_dim"), getattr(self, f"{modality}_max_length")
         mean, std = getattr(self, f"{modality}_mean"), getattr(self, f"{modality}_std")
+        sequences = [
+            None if one is None else as_frames(f"{modality} of sample {index}", one)
+            for index, one in enumerate(sequences)
+        ]
         for index, sequence in enumerate(sequences):
-            if sequence is not None and (np.ndim(sequence) != 2 or sequence.shape[1] != width):
+            if sequence is not None and (sequence.ndim != 2 or sequence.shape[1] != width):
                 raise ValueError(
-                    f"{modality} of sample {index} has shape {np.shape(sequence)}, but this checkpoint reads "
+                    f"{modality} of sample {index} has shape {sequence.shape}, but this checkpoint reads "
                     f"(frames, {width}); use features of the same kind as in training."
                 )
         lengths = [0 if sequence is None else min(len(sequence), longest) for sequence in sequences]
@@ -104,6 +130,7 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
             if sequence is not None:
                 values[row, :length] = sequence[:length]
                 mask[row, :length] = 1
+        np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         if mean is not None and std is not None:
             scale = np.asarray(std, dtype=np.float32)
             inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)

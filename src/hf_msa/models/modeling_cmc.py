@@ -378,21 +378,24 @@ class CmcPreTrainedModel(MsaPreTrainedModel):
             )
         return torch.stack(vectors, dim=1)
 
-    def unimodal_terms(self, unimodal_logits: Tensor, embeddings: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    def unimodal_terms(
+        self, unimodal_logits: Tensor, embeddings: Tensor, classes: Tensor, inputs: MsaInputs
+    ) -> dict[str, Tensor]:
         """Loss terms on unimodal labels: a cross entropy for each modality and the contrastive loss over all.
 
         Args:
             unimodal_logits (`torch.FloatTensor` of shape `(batch, modalities, 3)`): Logits of each modality.
             embeddings (`torch.FloatTensor` of shape `(batch, modalities, embed_dim)`): Vectors of each modality. Those of
-                modalities that a sample lacks, zeros, are not contrasted.
+                modalities that a sample is without are not contrasted.
             classes (`torch.LongTensor` of shape `(batch, modalities)`): Classes of each modality.
+            inputs: The batch, which says what is missing.
         """
         terms = {
             f"ce_{name}": F.cross_entropy(unimodal_logits[:, index], classes[:, index])
             for index, name in enumerate(self.config.modalities)
         }
         if self.config.supcon_weight:
-            there = embeddings.any(dim=-1)
+            there = torch.stack([inputs.observed(name).any(dim=1) for name in self.config.modalities], dim=1)
             terms["supcon"] = supervised_contrastive_loss(
                 embeddings[there],
                 contrast_labels(classes, self.config.family.neutral_is_positive)[there],
@@ -449,7 +452,9 @@ class CmcUnimodalModels(CmcPreTrainedModel, MsaStageModel):
         unimodal_logits = torch.stack(
             [self.branch(name).classify(embeddings[:, i]) for i, name in enumerate(self.config.modalities)], dim=1
         )
-        terms = {} if pseudo_labels is None else self.unimodal_terms(unimodal_logits, embeddings, pseudo_labels)
+        terms = (
+            {} if pseudo_labels is None else self.unimodal_terms(unimodal_logits, embeddings, pseudo_labels, inputs)
+        )
         return CmcUnimodalOutput(**self.weigh(terms), unimodal_logits=unimodal_logits, embeddings=embeddings)
 
 
@@ -540,7 +545,7 @@ class CmcForSentimentAnalysis(CmcPreTrainedModel):
         class_logits = (weights.unsqueeze(-1) * unimodal_logits).sum(dim=1)
         terms = {} if labels is None else {"task": F.cross_entropy(class_logits, self.label_classes(labels))}
         if pseudo_labels is not None:
-            terms |= self.unimodal_terms(unimodal_logits, embeddings, pseudo_labels)
+            terms |= self.unimodal_terms(unimodal_logits, embeddings, pseudo_labels, inputs)
         return CmcOutput(
             **self.weigh(terms),
             logits=class_score(class_logits, self.config.family),

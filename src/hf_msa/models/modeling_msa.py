@@ -1,8 +1,11 @@
 """The base class of all hf_msa models: initialisation, input checks, text backbone, what goes to the Hub."""
 
+import contextlib
 import dataclasses
 import difflib
+import hashlib
 import inspect
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,22 +14,35 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
+from huggingface_hub import hf_hub_download, is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_imports
-from transformers.utils.hub import cached_file
 
 from .configuration_msa import MsaConfig
 from .msa_encoders import encode_by_length
+from .msa_files import FILES_LIST, check_files, note_files, read_list
 from .msa_inputs import INPUT_KEYS, MsaInputs
 from .msa_outputs import MsaOutput
-from .msa_schema import ATTENTION_MASK_KEYS, COMPLETE_KEYS, MISSING_MASK_KEYS, UNREAD_KEYS, VALUE_KEYS
+from .msa_schema import (
+    ATTENTION_MASK_KEYS,
+    COMPLETE_ATTENTION_KEYS,
+    COMPLETE_KEYS,
+    MISSING_MASK_KEYS,
+    UNREAD_KEYS,
+    VALUE_KEYS,
+)
 
 Batch = Mapping[str, Tensor | None] | MsaInputs
 """A batch of the collator or the processor, or what `MsaPreTrainedModel.read` made of one."""
 
+_CODE_STAMP = "# The code of this checkpoint: "
 _IMPORT_BY_FULL_NAME = re.compile(r"^from hf_msa\.models\.(\w+) import", re.MULTILINE)
+# What `save_pretrained` writes of every model, beside its `SIDE_FILES`.
+_SAVED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
+_BESIDE = (MISSING_MASK_KEYS, COMPLETE_KEYS, COMPLETE_ATTENTION_KEYS)
 # Of `from_pretrained`, what is needed again to fetch other files from the same place.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
@@ -77,14 +93,18 @@ def read_labels(labels: Tensor, samples: int) -> Tensor:
     return labels if labels.is_floating_point() else labels.float()
 
 
-def bundle_code(folder: Path) -> None:
+def bundle_code(folder: Path, configuration: str) -> None:
     """Make the code that was saved with a model do without hf_msa, for a method whose own files lie in another package.
 
     Those import from the files here by their full names, which the library that copies code does not follow: the files are
     copied, too, and the imports say that they lie beside.
 
+    The configuration's file ends with a hash of all code: checkpoints in folders of one name that agree in this file and in
+    what it imports, the library runs all with the model's code that a process loaded first.
+
     Args:
         folder: The checkpoint's folder.
+        configuration: The module that defines its configuration.
     """
     waiting = sorted(folder.glob("*.py"))
     while waiting:
@@ -98,6 +118,50 @@ def bundle_code(folder: Path) -> None:
             if source.is_file() and not beside.exists():
                 shutil.copyfile(source, beside)
                 waiting.append(beside)
+    texts = {file: file.read_text(encoding="utf-8").partition(_CODE_STAMP)[0] for file in sorted(folder.glob("*.py"))}
+    digest = hashlib.sha256("".join(f"{file.name}\0{text}\0" for file, text in texts.items()).encode()).hexdigest()
+    stamped = folder / f"{configuration}.py"
+    stamped.write_text(f"{texts[stamped]}{_CODE_STAMP}{digest}\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def sound_side_file(name: str) -> Iterator[None]:
+    """Say in one sentence that a file beside the weights, which can come from anybody, does not hold what is saved there.
+
+    Args:
+        name: The file's name.
+
+    Raises:
+        ValueError: In place of whatever its content leads to.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        why = (str(error).strip().splitlines() or [""])[0].removesuffix(".")
+        raise ValueError(
+            f"The file {name} beside the checkpoint's weights is damaged ({type(error).__name__}: {why[:200]}); copy "
+            "or train the checkpoint again."
+        ) from error
+
+
+def read_side_file(file: Path) -> dict[str, Any]:
+    """Read the JSON object of a file beside the weights; NaN and infinities are none.
+
+    Args:
+        file: Where it lies.
+
+    Raises:
+        ValueError: If it holds no such object.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"it holds {constant}")
+
+    with sound_side_file(file.name):
+        values = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+        if not isinstance(values, dict):
+            raise TypeError("it holds no object")
+    return values
 
 
 @dataclass(frozen=True)
@@ -222,13 +286,18 @@ class MsaPreTrainedModel(PreTrainedModel):
 
         Weights come as views of a memory-mapped file, at addresses on which CPU kernels round differently. Copying them
         into memory of their own gives a reloaded model bit for bit the outputs of the model that was saved.
+
+        Raises:
+            ValueError: If a folder lacks a file that was saved with the model, or a file of it is cut off.
         """
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if name is not None:
+            check_files(str(name), cls._saved_files(), kwargs.get("subfolder") or "")
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu":
                 tensor.data = tensor.data.clone()
-        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         if name is not None:
             model._origin = (str(name), {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None})
         model.load_side_files()
@@ -242,7 +311,13 @@ class MsaPreTrainedModel(PreTrainedModel):
             self.save_side_files(folder)
         super().save_pretrained(folder, is_main_process, *args, **kwargs)
         if is_main_process:
-            bundle_code(folder)
+            bundle_code(folder, type(self.config).__module__.rpartition(".")[2])
+            note_files(folder, self._saved_files())
+
+    @classmethod
+    def _saved_files(cls) -> tuple[str, ...]:
+        """Patterns of all files that saving may write."""
+        return (*_SAVED, *(file.pattern for file in cls.SIDE_FILES))
 
     def load_side_files(self) -> None:
         """Read what lies beside the weights of the checkpoint that was loaded, see `stored_file`; here nothing."""
@@ -262,21 +337,48 @@ class MsaPreTrainedModel(PreTrainedModel):
             folder: Folder within the checkpoint.
 
         Returns:
-            Where it lies on this machine; None where the checkpoint has no such file, or there is no checkpoint.
+            Where it lies on this machine; None where the checkpoint has no such file, or there is no checkpoint. Offline,
+            what is not in the cache counts as absent.
+
+        Raises:
+            ValueError: If the file is not there though it was saved with the model, or the Hub cannot be asked: to go on
+                without it could predict something else.
         """
         if self._origin is None:
             return None
         checkpoint, options = self._origin
-        place = "/".join(part for part in (options.get("subfolder", ""), folder) if part)
-        found = cached_file(
-            checkpoint,
-            name,
-            **{**options, "subfolder": place},
-            _raise_exceptions_for_missing_entries=False,
-            # Without the network, what is not in the cache counts as absent.
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return None if found is None else Path(found)
+        place = "/".join(part for part in (options.get("subfolder", ""), folder, name) if part)
+        if Path(checkpoint).is_dir():
+            file = Path(checkpoint) / place
+            if file.is_file():
+                return file
+            self._check_unlisted(folder, name)
+            return None
+        try:
+            return Path(hf_hub_download(checkpoint, place, **{**options, "subfolder": None}))
+        except EntryNotFoundError as error:
+            # Also said where the Hub could not be asked and the file is not in the cache.
+            unknown = isinstance(error, LocalEntryNotFoundError)
+            if not unknown or options.get("local_files_only") or is_offline_mode():
+                self._check_unlisted(folder, name)
+                return None
+            why: Exception = error
+        except (HTTPError, OSError) as error:
+            why = error
+        line = (str(why.__cause__ or why).strip().splitlines() or [type(why).__name__])[0].removesuffix(".")
+        raise ValueError(
+            f"The file {place!r} of the checkpoint {checkpoint!r} could not be fetched ({line}); check the network and the "
+            "token (`hf auth login`, or HF_TOKEN), and try again."
+        ) from why
+
+    def _check_unlisted(self, folder: str, name: str) -> None:
+        """Refuse to do without a file that was saved with the model; see `stored_file`."""
+        path = "/".join(part for part in (folder, name) if part)
+        listed = None if name == FILES_LIST else self.stored_file(FILES_LIST)
+        if listed is not None and path in read_list(listed):
+            raise ValueError(
+                f"The checkpoint {self.name_or_path!r} is not whole: {path!r} is missing; copy or download all of it again."
+            )
 
     @classmethod
     def from_text_pretrained(cls, text_model: str, config: MsaConfig) -> Self:
@@ -286,10 +388,17 @@ class MsaPreTrainedModel(PreTrainedModel):
             text_model: Folder or Hub name of a BERT-family checkpoint.
             config: The method's configuration; its `text_config` is replaced by that of `text_model`.
         """
-        text_encoder = AutoModel.from_pretrained(text_model, dtype=torch.float32)
+        text_encoder, loading = AutoModel.from_pretrained(text_model, dtype=torch.float32, output_loading_info=True)
         fields = config.to_dict() | {"text_config": text_encoder.config.to_dict()}
         model = cls(type(config).from_dict(fields))
         wanted = model.text_encoder.state_dict()
+        lacking = sorted(set(loading["missing_keys"]) & set(wanted))
+        if lacking:
+            # The library fills them with random numbers and goes on.
+            raise ValueError(
+                f"its checkpoint lacks {len(lacking)} weights of a {type(text_encoder).__name__}, e.g. {lacking[0]!r}; copy "
+                "or download it again"
+            )
         model.text_encoder.load_state_dict({k: v for k, v in text_encoder.state_dict().items() if k in wanted})
         return model
 
@@ -329,6 +438,9 @@ class MsaPreTrainedModel(PreTrainedModel):
         complete_input_ids: Tensor | None = None,
         complete_audio_values: Tensor | None = None,
         complete_vision_values: Tensor | None = None,
+        complete_attention_mask: Tensor | None = None,
+        complete_audio_attention_mask: Tensor | None = None,
+        complete_vision_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
         **training: Any,
@@ -346,7 +458,7 @@ class MsaPreTrainedModel(PreTrainedModel):
             audio_values (`torch.FloatTensor` of shape `(batch, frames, audio_dim)`, *optional*): Audio frames, zeros where
                 dropped; needed where the model reads audio.
             audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): 1 = real frame, dropped ones
-                included; a row of zeros for a sample that lacks audio. Without it every frame is real.
+                included. Without it every frame is real. A sample without audio has the form that the processor gives it.
             vision_values (`torch.FloatTensor` of shape `(batch, frames, vision_dim)`, *optional*): Like audio's.
             vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Like audio's.
             text_missing_mask (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): True = dropped. Of use to methods
@@ -357,6 +469,10 @@ class MsaPreTrainedModel(PreTrainedModel):
                 dropped; for training, and for upper bounds.
             complete_audio_values (`torch.FloatTensor` of the shape of `audio_values`, *optional*): Likewise.
             complete_vision_values (`torch.FloatTensor` of the shape of `vision_values`, *optional*): Likewise.
+            complete_attention_mask (`torch.LongTensor` of the shape of `attention_mask`, *optional*): 1 = real token of the
+                complete text; without it as of `input_ids`.
+            complete_audio_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Likewise.
+            complete_vision_attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): Likewise.
             labels (`torch.FloatTensor` of shape `(batch,)` or `(batch, 1)`, *optional*): True scores, in label units.
             return_dict (`bool`, *optional*): False gives a tuple of what is not None; default: as the configuration says.
             **training: What the method's `compute` takes beside the inputs, in training.
@@ -386,6 +502,9 @@ class MsaPreTrainedModel(PreTrainedModel):
                 "complete_input_ids": complete_input_ids,
                 "complete_audio_values": complete_audio_values,
                 "complete_vision_values": complete_vision_values,
+                "complete_attention_mask": complete_attention_mask,
+                "complete_audio_attention_mask": complete_audio_attention_mask,
+                "complete_vision_attention_mask": complete_vision_attention_mask,
             }
         )
         given = {name: value for name, value in training.items() if name in self._training_arguments}
@@ -447,15 +566,15 @@ class MsaPreTrainedModel(PreTrainedModel):
             value = batch.get(key)
             if value is None:
                 raise ValueError(
-                    f"{type(self).__name__} reads {modality}, but {key!r} was not given; pass zeros with an all-zero "
-                    "attention mask for samples that lack it."
+                    f"{type(self).__name__} reads {modality}, but {key!r} was not given; the processor makes it, also for "
+                    "samples that are without it."
                 )
             self._check_values(modality, value, batch)
             mask = batch.get(ATTENTION_MASK_KEYS[modality])
             if mask is None:
                 mask = torch.ones(value.shape[:2], dtype=torch.long, device=value.device)
             found |= {key: value, ATTENTION_MASK_KEYS[modality]: mask}
-            found |= {keys[modality]: batch.get(keys[modality]) for keys in (MISSING_MASK_KEYS, COMPLETE_KEYS)}
+            found |= {keys[modality]: batch.get(keys[modality]) for keys in _BESIDE}
         return MsaInputs(**found)  # type: ignore[arg-type]  # text is always among them
 
     def _check_values(self, modality: str, value: Tensor, batch: Mapping[str, Tensor | None]) -> None:
@@ -471,7 +590,7 @@ class MsaPreTrainedModel(PreTrainedModel):
                 f"{key} has width {value.shape[-1]}, but this checkpoint was built for {modality}_dim={width}; use features "
                 "of the same kind as in training."
             )
-        for keys in (ATTENTION_MASK_KEYS, MISSING_MASK_KEYS, COMPLETE_KEYS):
+        for keys in (ATTENTION_MASK_KEYS, *_BESIDE):
             beside = batch.get(keys[modality])
             if beside is not None and beside.shape[:2] != value.shape[:2]:
                 raise ValueError(
@@ -487,7 +606,8 @@ class MsaPreTrainedModel(PreTrainedModel):
             predicting: Whether this is a prediction, which gets what a user has: neither labels nor complete inputs, unless
                 the configuration says that the model reads them (`MsaConfig.oracle_inputs`).
         """
-        hidden = {"labels", *COMPLETE_KEYS.values()} - {*self.config.oracle_inputs} if predicting else set()
+        complete = (*COMPLETE_KEYS.values(), *COMPLETE_ATTENTION_KEYS.values())
+        hidden = {"labels", *complete} - {*self.config.oracle_inputs} if predicting else set()
         return {key: batch[key] for key in (*INPUT_KEYS, "labels") if key in batch and key not in hidden}
 
     def predict_rows(

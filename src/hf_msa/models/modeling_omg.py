@@ -5,6 +5,7 @@ in `omg_planner`, `omg_retriever` and `omg_executor`; here they become one model
 vectors; `predict_rows` and `generate_missing` have them made from the rows.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_omg import OmgConfig
-from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean
+from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean, read_side_file, sound_side_file
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_outputs import MsaOutput
@@ -240,14 +241,16 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         super().load_side_files()
         file = self.stored_file(PLANNER_FILE)
         if file is not None:
-            self.planner_values = json.loads(file.read_text(encoding="utf-8"))
+            self.planner_values = read_side_file(file)
 
     def save_side_files(self, folder: Path) -> None:
         """Write what the planner was fitted to, its adapter, and the knowledge base."""
         super().save_side_files(folder)
         values = self.planner_values if self._planner is None else self._planner.to_dict()
         if values is not None:
-            (folder / PLANNER_FILE).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+            (folder / PLANNER_FILE).write_text(
+                json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+            )
         if self.saves_knowledge_base and self.knowledge_base is not None:
             self.knowledge_base.save(folder / KNOWLEDGE_BASE_FOLDER)
 
@@ -277,10 +280,13 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 )
             values, store = self.planner_values, PlanStore(self.answers_folder)
             if kind == "mllm":
-                self._planner = MllmPlanner.from_dict(values, self.load_language_model(), self.config, store)
+                mllm = self.load_language_model()
+                with sound_side_file(PLANNER_FILE):
+                    self._planner = MllmPlanner.from_dict(values, mllm, self.config, store)
             else:
                 encode = functools.partial(self.embed_texts, processor.tokenizer)
-                self._planner = LightPlanner.from_dict(values, encode, self.config, store)
+                with sound_side_file(PLANNER_FILE):
+                    self._planner = LightPlanner.from_dict(values, encode, self.config, store)
         return self._planner
 
     @property
@@ -337,19 +343,18 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         inputs = self.read(batch)
         seen = Perception({}, {}, {}, {}, {})
         for name in self.config.modalities:
-            value, real, content, visible = _positions(name, inputs)
+            value, real, visible = inputs.values(name), inputs.attention(name).bool(), inputs.observed(name)
             seen.available[name], seen.seen[name] = visible.any(dim=1), (value, visible)
             if name == "text":
                 value = self._text_features(value, real, seen.available[name], text_states)
-            lengths = torch.where(content.any(dim=1), real.sum(dim=1), -1)
-            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, lengths)
+            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, real.sum(dim=1))
             seen.wanted[name] = torch.where(seen.available[name].unsqueeze(1), seen.masks[name], missing)
         return seen
 
     def available(self, batch: Batch) -> dict[str, Tensor]:
         """Whether anything of each modality is observed `(batch,)`; see `perceive`."""
         inputs = self.read(batch)
-        return {name: _positions(name, inputs)[3].any(dim=1) for name in self.config.modalities}
+        return {name: inputs.observed(name).any(dim=1) for name in self.config.modalities}
 
     def _text_features(self, input_ids: Tensor, real: Tensor, available: Tensor, states: Tensor | None) -> Tensor:
         """Standardised states of the text encoder, zeros for rows whose text is missing."""
@@ -365,19 +370,15 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def _on_grid(self, name: str, values: Tensor, visible: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values and what is visible on the fixed number of positions, padded, or averaged where there may be more.
 
-        Beside them what is generated where the modality is missing: its true length, or the typical one where that is not
-        known, -1.
+        Beside them what is generated where the modality is missing: as many positions as the inputs have.
         """
-        config, positions = self.config, self.config.positions(name)
+        positions = self.config.positions(name)
         values = values.masked_fill(~visible.unsqueeze(-1), 0.0)
-        if getattr(config, f"{name}_max_length") > positions:
+        if getattr(self.config, f"{name}_max_length") > positions:
             lengths = torch.full_like(lengths, positions)
             values, visible = average_positions(values, visible, positions)
         short = positions - values.shape[1]
-        typical = min((config.typical_lengths or {}).get(name, positions), positions)
-        missing = torch.arange(positions, device=lengths.device) < torch.where(
-            lengths < 0, typical, lengths
-        ).unsqueeze(1)
+        missing = torch.arange(positions, device=lengths.device) < lengths.unsqueeze(1)
         return F.pad(values, (0, 0, 0, short)), F.pad(visible, (0, short)), missing
 
     @torch.no_grad()
@@ -694,6 +695,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         A modality that a sample never had cannot be learned from it; the classifier then reads the evidence in its place.
         """
         config = self.config
+        # What is missing has a length of its own; what is learned from has that of the truth.
+        wanted = {
+            name: torch.where(
+                (~there & whole.available[name]).unsqueeze(1), whole.masks[name], perception.wanted[name]
+            )
+            for name, there in perception.available.items()
+        }
+        perception = dataclasses.replace(perception, wanted=wanted)
         latents, targets = self.encode_observed(perception), self.encode_observed(whole)
         timesteps, noises = self._draws(perception, targets)
         alpha_bar = self._schedule.alphas_cumprod.to(self.text_mean)[timesteps]
@@ -735,25 +744,6 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             losses={name: term.detach() for name, term in terms.items()},
             class_logits=class_logits,
         )
-
-
-def _positions(name: str, inputs: MsaInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Values of a modality, its real positions, those that say something, and those that are observed.
-
-    Special tokens of text say nothing; where nothing is observed that does, nothing is.
-    """
-    real, dropped = inputs.attention(name).bool(), inputs.missing(name)
-    content = inner_tokens(real) if name == "text" else real
-    visible = real if dropped is None else real & ~dropped.bool()
-    return inputs.values(name), real, content, visible & (content & visible).any(dim=1, keepdim=True)
-
-
-def inner_tokens(real: Tensor) -> Tensor:
-    """Real tokens without the first and the last one, which are special `(batch, tokens)`."""
-    places = torch.arange(real.shape[1], device=real.device)
-    last = torch.where(real, places, -1).amax(dim=1, keepdim=True)
-    first = torch.where(real, places, real.shape[1]).amin(dim=1, keepdim=True)
-    return real & (places > first) & (places < last)
 
 
 def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[Tensor, Tensor]:

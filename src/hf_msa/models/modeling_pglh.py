@@ -366,10 +366,9 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
             batch: Inputs as of `forward`.
         """
         inputs = self.read(batch)
-        complete = inputs.complete("text") if self.config.text_mask_level == "feature" else None
-        ids = inputs.input_ids if complete is None else complete
+        read = inputs.completed() if self.config.text_mask_level == "feature" else inputs
         values = {name: inputs.values(name) for name in self.modalities[1:]}
-        values["text"] = self.encode_text(ids, inputs.attention_mask)
+        values["text"] = self.encode_text(read.input_ids, read.attention_mask)
         return {name: self.encoders[name](values[name], visible) for name, (_, visible) in self.masks(inputs).items()}
 
     def fuse(self, tokens: Mapping[str, VisibleTokens]) -> Tensor:
@@ -444,7 +443,7 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
         complete = {name: inputs.complete(name) for name in self.config.reconstructed}
         targets = {name: value for name, value in complete.items() if value is not None}
         if "text" in targets:
-            targets["text"] = self.encode_text(targets["text"], inputs.attention_mask)
+            targets["text"] = self.encode_text(targets["text"], inputs.complete_attention("text"))
         return targets
 
     def reconstruction_losses(self, tokens: Mapping[str, VisibleTokens], batch: Batch) -> dict[str, Tensor]:
@@ -468,6 +467,8 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
         everywhere, dropped = [], []
         for name, target in targets.items():
             valid, visible = masks[name]
+            # What is wholly missing has another length than what it was.
+            valid = valid & (inputs.complete_attention(name).bool() | (not self.config.mask_padding))
             squared = (rebuilt[name].float() - target.float()).square()
             everywhere.append(mean_error(squared.mean(dim=-1), valid))
             by_sum = self.config.mask_loss_reduction == "sum"

@@ -368,7 +368,7 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         Args:
             features: Per modality the features of the incomplete input, `(batch, num_tokens, hidden_size)`.
             complete: Per modality the complete input, `(batch, length, width)`; only these modalities count.
-            attention_masks: Per modality the attention mask of both inputs.
+            attention_masks: Per modality the attention mask of the complete input.
         """
         rebuilt, targets = [], []
         for name, values in complete.items():
@@ -452,7 +452,7 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             terms["reconstruct_text"] = F.mse_loss(reconstructed, targets)
         complete = {name: value for name in features if (value := inputs.complete(name)) is not None}
         if complete and "reconstruct_aux" in OBJECTIVES[objective]:
-            attention = {name: inputs.attention(name) for name in complete}
+            attention = {name: inputs.complete_attention(name) for name in complete}
             terms["reconstruct_aux"] = self.reconstruction_loss(features, complete, attention)
         return TcmrOutput(
             **self.weigh(terms, objective),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .configuration_uacs import UacsConfig
-from .modeling_msa import SideFile, read_labels
+from .modeling_msa import SideFile, read_labels, read_side_file, sound_side_file
 from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
@@ -149,13 +149,15 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         super().load_side_files()
         file = self.stored_file(VERBALIZER_FILE) if self.config.use_verbalizer else None
         if file is not None:
-            self.verbalizer = MsaVerbalizer.from_dict(json.loads(file.read_text(encoding="utf-8")))
+            values = read_side_file(file)
+            with sound_side_file(VERBALIZER_FILE):
+                self.verbalizer = MsaVerbalizer.from_dict(values)
 
     def save_side_files(self, folder: Path) -> None:
         """Write the verbaliser's statistics and the expert's adapter, where there are some."""
         super().save_side_files(folder)
         if self.verbalizer is not None:
-            text = json.dumps(self.verbalizer.to_dict(), ensure_ascii=False)
+            text = json.dumps(self.verbalizer.to_dict(), ensure_ascii=False, allow_nan=False)
             (folder / VERBALIZER_FILE).write_text(text + "\n", encoding="utf-8")
 
     # --- The expert ---
@@ -205,8 +207,9 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             if any(mask.any() for mask in missing.values()):
                 unknown = [key for name, key in _MEDIA_KEYS.items() if name not in missing]
                 row = {**row, **dict.fromkeys(unknown)}
-            transcript: str | None = str(row["text"])
-            if inputs is not None and "text" in missing and missing["text"].any():
+            words = row.get("text")
+            transcript = words if words and words.strip() else None
+            if transcript is not None and inputs is not None and "text" in missing and missing["text"].any():
                 ids = inputs["input_ids"][index].tolist()
                 transcript = visible_words(ids, missing.pop("text"), processor.tokenizer)
             requests.append(self._request(row, transcript, missing))

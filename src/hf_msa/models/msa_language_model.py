@@ -58,7 +58,7 @@ class AsksLanguageModel(MsaPreTrainedModel):
             adapted: With its adapter, where it has one.
 
         Raises:
-            ValueError: If none is named, or its adapter is not there.
+            ValueError: If none is named, its adapter is not there, or it is a server that the caller has not allowed.
             ImportError: If a package that it needs is not installed.
         """
         settings = self.config.language_model
@@ -71,9 +71,9 @@ class AsksLanguageModel(MsaPreTrainedModel):
                 f"copy it there, or load the checkpoint with {settings.adapter_field}=False to ask the model as it is."
             )
         if settings.kind == "endpoint":
-            from .msa_mllm_endpoint import EndpointMllm
+            from .msa_mllm_endpoint import allowed_endpoint
 
-            return EndpointMllm(settings.name)
+            return allowed_endpoint(settings.name, settings.role, settings.without)
         return LocalMllm.from_pretrained(
             settings.name,
             quantization=settings.quantization,

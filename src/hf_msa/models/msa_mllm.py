@@ -106,6 +106,10 @@ class MllmAnswer:
             from an endpoint the middle of its bounds.
         token_logprobs: Natural logarithm of each token's probability, before temperature and top-p.
         token_entropy_bounds: From an endpoint, lowest and highest entropy that the listed tokens allow; else None.
+
+    Raises:
+        ValueError: If there is not one of each for every token, an entropy is below 0 or no number, or the logarithm of a
+            probability above 0: an uncertainty made of these would be wrong without a word.
     """
 
     text: str
@@ -113,6 +117,23 @@ class MllmAnswer:
     token_entropies: tuple[float, ...]
     token_logprobs: tuple[float, ...]
     token_entropy_bounds: tuple[tuple[float, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        bounds = self.token_entropy_bounds
+        lengths = {len(self.token_texts), len(self.token_entropies), len(self.token_logprobs)}
+        if len(lengths | (set() if bounds is None else {len(bounds)})) > 1:
+            raise ValueError(
+                f"An answer has {len(self.token_texts)} tokens, {len(self.token_entropies)} entropies and "
+                f"{len(self.token_logprobs)} log-probabilities; there must be one of each for every token."
+            )
+        entropies = (*self.token_entropies, *(bound for pair in bounds or () for bound in pair))
+        wrong = next((value for value in entropies if not 0 <= value < math.inf), None)
+        wrong = next((value for value in self.token_logprobs if not value <= 0), wrong)
+        if wrong is not None:
+            raise ValueError(
+                f"A language model gave the uncertainty {wrong} of a token; entropies are numbers from 0 on and "
+                "log-probabilities at most 0. Load it in a type of more range (bfloat16), or use another one."
+            )
 
     @property
     def logprob(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .msa_schema import MISSING_MASK_KEYS
+from .msa_schema import ATTENTION_MASK_KEYS, MISSING_MASK_KEYS
 
 GAP = "..."
 """Stands for words that are dropped."""
@@ -25,22 +25,29 @@ def missing_positions(
         inputs: The batch of these rows; None: nothing is dropped.
 
     Returns:
-        For each row modality -> `(positions,)` of bool, True = dropped, for each modality of which the batch has a mask. A
-        mask of frames ends with the row's frames, or with those that the model reads where it reads fewer.
+        For each row modality -> `(positions,)` of bool, True = dropped, for each modality that the row has, and of which the
+        batch has a mask. A mask of frames ends with the row's frames, or with those that the model reads where it reads
+        fewer. Nothing says what is dropped of sound or pictures without features.
     """
-    masks = {
-        name: inputs[key].bool().cpu().numpy()
-        for name, key in MISSING_MASK_KEYS.items()
-        if inputs is not None and key in inputs
-    }
-    # Masks are padded with the batch; behind a sequence's end nothing is dropped.
-    return [
-        {
-            name: mask[index][: len(row[name])] if name != "text" and row.get(name) is not None else mask[index]
-            for name, mask in masks.items()
-        }
-        for index, row in enumerate(rows)
-    ]
+    given = {} if inputs is None else inputs
+    masks = {name: given[key].bool().cpu().numpy() for name, key in MISSING_MASK_KEYS.items() if key in given}
+    real = {name: given[key].bool().cpu().numpy() for name, key in ATTENTION_MASK_KEYS.items() if key in given}
+
+    def has(row: Mapping[str, Any], name: str) -> bool:
+        if name == "text":
+            return bool((row.get("text") or "").strip())
+        return row.get(name) is not None and bool(row.get(f"{name}_present", True))
+
+    def of_row(name: str, index: int, row: Mapping[str, Any]) -> np.ndarray:
+        mask: np.ndarray = masks[name][index]
+        if name == "text":
+            return mask
+        # What is wholly missing has a length of its own; behind the end of any other sequence nothing is dropped.
+        if name in real and mask.any() and not (real[name][index] & ~mask).any():
+            return np.ones(len(row[name]), dtype=bool)
+        return mask[: len(row[name])]
+
+    return [{name: of_row(name, index, row) for name in masks if has(row, name)} for index, row in enumerate(rows)]
 
 
 def visible_words(input_ids: Sequence[int], missing: np.ndarray, tokenizer: Any) -> str | None:

@@ -5,7 +5,9 @@ Modalities are names, never positions. Where an order is needed (a ``(batch, 3)`
 Masks:
     ``attention_mask``, ``audio_attention_mask``, ``vision_attention_mask``: 1 = a real position, 0 = padding.
     ``text_missing_mask``, ``audio_missing_mask``, ``vision_missing_mask``: True = dropped by the missing-data engine.
-    A dropped token has the tokenizer's unknown id, a dropped frame is all zeros; both keep an attention mask of 1.
+    A dropped token has the tokenizer's unknown id, a dropped frame is all zeros; both keep an attention mask of 1. So does
+    a modality that a sample is wholly without, see `msa_missing`.
+    ``complete_attention_mask`` and so on: 1 = a real position of the complete values, which may be more or fewer.
 """
 
 MODALITIES = ("text", "audio", "vision")
@@ -15,6 +17,7 @@ VALUE_KEYS = {"text": "input_ids", "audio": "audio_values", "vision": "vision_va
 ATTENTION_MASK_KEYS = {"text": "attention_mask", "audio": "audio_attention_mask", "vision": "vision_attention_mask"}
 MISSING_MASK_KEYS = {"text": "text_missing_mask", "audio": "audio_missing_mask", "vision": "vision_missing_mask"}
 COMPLETE_KEYS = {"text": "complete_input_ids", "audio": "complete_audio_values", "vision": "complete_vision_values"}
+COMPLETE_ATTENTION_KEYS = {modality: f"complete_{key}" for modality, key in ATTENTION_MASK_KEYS.items()}
 UNIMODAL_LABEL_KEYS = {"text": "label_text", "audio": "label_audio", "vision": "label_vision"}
 
 # What else a batch may hold: `forward` takes it, so that a batch can be handed over as it is, and does not read it.

@@ -184,7 +184,8 @@ class MsaVerbalizer:
                 "verbaliser on the training split of the same data set."
             )
         centers, scales = np.array(known.centers), np.array(known.scales)
-        scores = (summarize(frames, missing) - centers) / np.where(scales > 0, scales, np.inf)
+        with np.errstate(over="ignore"):  # infinitely unusual is very unusual
+            scores = (summarize(frames, missing) - centers) / np.where(scales > 0, scales, np.inf)
         strength = np.abs(scores).max(0)
         order = np.argsort(-strength, kind="stable")[: self.strongest]
         return [
@@ -212,16 +213,24 @@ class MsaVerbalizer:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MsaVerbalizer":
-        """Rebuild the verbaliser from `to_dict`."""
+        """Rebuild the verbaliser from `to_dict`.
+
+        Raises:
+            ValueError: If a number or a name is none, or does not fit the others; so other errors of values of any form.
+        """
+        strongest, threshold = int(values["strongest"]), float(values["threshold"])
         statistics = {
             modality: FeatureStatistics(
                 _tuples(known["centers"]),
                 _tuples(known["scales"]),
-                None if known["names"] is None else tuple(known["names"]),
+                None if known["names"] is None else tuple(map(str, known["names"])),
             )
             for modality, known in values["statistics"].items()
         }
-        return cls(statistics, values["strongest"], values["threshold"])
+        numbers = [value for known in statistics.values() for row in (*known.centers, *known.scales) for value in row]
+        if strongest < 0 or not np.isfinite([threshold, *numbers]).all():
+            raise ValueError("a number of the verbaliser is none, or below 0")
+        return cls(statistics, strongest, threshold)
 
 
 def _phrase(name: str, scores: np.ndarray, threshold: float) -> str:

@@ -127,7 +127,7 @@ class KnowledgeBase:
                 raise ValueError(f"it has the format {about['format']!r}, this version of hf_msa reads {FORMAT}")
             values = {name.removeprefix(_VALUE): tables[name] for name in sorted(tables) if name.startswith(_VALUE)}
             return cls(ids, tables[_PLAN], tables[_OBSERVATION], values)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, unreadable) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, unreadable) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
             raise ValueError(f"The knowledge base cannot be read ({reason}); build it again.") from error
 

@@ -226,12 +226,24 @@ class LightPlanner(Planner):
         config: OmgConfig,
         store: PlanStore | None = None,
     ) -> "LightPlanner":
-        """Rebuild the planner from `to_dict`, with the text encoder that it was fitted with."""
+        """Rebuild the planner from `to_dict`, with the text encoder that it was fitted with.
+
+        Raises:
+            ValueError: If a number is none, or numbers do not fit each other; so other errors of values of any form.
+        """
         probes = {}
         for probe in values["probes"]:
             center, scale, weights = (np.array(probe[name], np.float64) for name in ("center", "scale", "weights"))
-            probes[tuple(probe["modalities"])] = RidgeProbe(center, scale, weights, probe["bias"], probe["deviation"])
-        return cls(encode, config, Lexicon(**values["lexicon"]), probes, *cls._shared_parts(values), store)
+            bias, deviation = float(probe["bias"]), float(probe["deviation"])
+            sound = center.ndim == 1 and center.shape == scale.shape == weights.shape
+            if not sound or not np.isfinite([*center, *scale, *weights, bias, deviation]).all():
+                raise ValueError("the numbers of a probe are none, or do not fit each other")
+            probes[tuple(map(str, probe["modalities"]))] = RidgeProbe(center, scale, weights, bias, deviation)
+        lexicon = Lexicon(**values["lexicon"])
+        counts = [number for count, total in lexicon.words.values() for number in (count, total)]
+        if not np.isfinite(np.array([lexicon.mean, lexicon.prior, *counts], np.float64)).all():
+            raise ValueError("a number of the lexicon is none")
+        return cls(encode, config, lexicon, probes, *cls._shared_parts(values), store)
 
     def _propose(self, observations: Sequence[Observation]) -> list[Proposals]:
         """The most probable words of the scale around the predicted score, most probable first."""

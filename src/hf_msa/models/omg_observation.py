@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .msa_observed import missing_positions, visible_media, visible_words
-from .msa_schema import ATTENTION_MASK_KEYS, MODALITIES
+from .msa_schema import ATTENTION_MASK_KEYS, MISSING_MASK_KEYS, MODALITIES
 
 _MEDIA_KEYS = {"audio": "waveform", "vision": "frames"}
 
@@ -73,8 +73,8 @@ def observe_rows(
 
     Dropped words become "...", dropped feature frames are cut out; of sound and pictures that goes which the dropped frames
     of their features were taken from: sound is silent there, pictures are cut out. Sound and pictures without features are
-    left out as a whole where anything of a sample is dropped, as nothing says what of them is. A modality of which nothing
-    is left, or to which the batch attends nowhere, is absent.
+    left out as a whole where anything of a sample is dropped, as nothing says what of them is. A modality of which the batch
+    has nothing left is absent, sound and pictures without features included.
 
     Args:
         rows: See `MsaPreTrainedModel.predict_rows`; with `waveform` `(samples,)` mono at 16 kHz and `frames` `(frames,
@@ -87,14 +87,17 @@ def observe_rows(
     Raises:
         ValueError: If words are dropped, but there is no processor to say which.
     """
-    attended = {
-        name: inputs[key].any(dim=1).tolist()
-        for name, key in ATTENTION_MASK_KEYS.items()
-        if inputs is not None and key in inputs
-    }
+    given = {} if inputs is None else inputs
+    observed: dict[str, list[bool]] = {}
+    for name, key in ATTENTION_MASK_KEYS.items():
+        if key in given:
+            real, dropped = given[key].bool(), given.get(MISSING_MASK_KEYS[name])
+            observed[name] = (real if dropped is None else real & ~dropped.bool()).any(dim=1).tolist()
     observations = []
     for index, (row, missing) in enumerate(zip(rows, missing_positions(rows, inputs), strict=True)):
-        there = [name for name in modalities if has_modality(row, name) and attended.get(name, {index: True})[index]]
+        there = [
+            name for name in modalities if has_modality(row, name) and (name not in observed or observed[name][index])
+        ]
         is_partial = any(mask.any() for mask in missing.values())
         transcript = str(row["text"]) if "text" in there else None
         if transcript is not None and inputs is not None and "text" in missing and missing["text"].any():

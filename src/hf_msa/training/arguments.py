@@ -1,12 +1,87 @@
 """Training arguments: those of transformers, and the few that multimodal sentiment analysis needs beside them."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
 from hf_msa.evaluation.metrics import METRICS
+
+_SAMPLINGS = ("group_by_length", "random")
+_BATCHES = (
+    "batches are cut by the run itself, so that they are the same after an interruption and in several processes"
+)
+_VALIDATION = "validation keeps one score per row, and every metric is measured on all of them"
+_SHARDS = "a run is not split over devices but repeated on each; start several processes instead, see docs/training.md"
+_PUSH = "`hf-msa push` uploads the run when it is finished, and checks what arrived"
+_CONTINUES = "a run that was interrupted has to go on as if it had not been"
+_FULL_PRECISION = "training validates in the precision it trains in; use bf16 or fp16"
+_LANGUAGE_MODELS = "it is for models that generate text"
+
+REFUSED: Mapping[str, str] = {
+    "accelerator_config": _BATCHES,
+    "auto_find_batch_size": "the batch is part of a run's settings; choose a smaller per_device_train_batch_size",
+    "average_tokens_across_devices": "losses are means over samples, not over tokens",
+    "batch_eval_metrics": _VALIDATION,
+    "bf16_full_eval": _FULL_PRECISION,
+    "dataloader_drop_last": _BATCHES,
+    "dataloader_in_order": _BATCHES,
+    "debug": "the library's check stops at boolean masks; training stops at the first loss that is no finite number anyway",
+    "deepspeed": _SHARDS,
+    "do_predict": "the trainer never sees the test split; use `hf-msa evaluate` when the run is finished",
+    "enable_jit_checkpoint": "it would end an interrupted run as if it were finished; a run that is killed resumes anyway",
+    "eval_accumulation_steps": _VALIDATION,
+    "eval_do_concat_batches": _VALIDATION,
+    "eval_on_start": "an untrained model is no candidate for the best checkpoint",
+    "eval_use_gather_object": _VALIDATION,
+    "fp16_full_eval": _FULL_PRECISION,
+    "fsdp": _SHARDS,
+    "fsdp_config": _SHARDS,
+    "hub_always_push": _PUSH,
+    "hub_model_id": _PUSH,
+    "hub_private_repo": _PUSH,
+    "hub_revision": _PUSH,
+    "hub_strategy": _PUSH,
+    "hub_token": _PUSH,
+    "ignore_data_skip": _CONTINUES,
+    "include_for_metrics": _VALIDATION,
+    "label_names": "the labels are those of the data set",
+    "label_smoothing_factor": "labels are scores, not classes",
+    "length_column_name": "the lengths of rows are known",
+    "liger_kernel_config": _LANGUAGE_MODELS,
+    "logging_nan_inf_filter": "training stops at the first loss that is not a finite number",
+    "optim_target_modules": "rates by part of the model are given by component_learning_rates",
+    "parallelism_config": _SHARDS,
+    "prediction_loss_only": _VALIDATION,
+    "push_to_hub": _PUSH,
+    "remove_unused_columns": "the collator needs every column",
+    "restore_callback_states_from_checkpoint": _CONTINUES,
+    "resume_from_checkpoint": "a run resumes by itself, from its own newest whole checkpoint",
+    "save_only_model": "without the optimizer's state a run cannot be resumed to the same end",
+    "use_cache": _LANGUAGE_MODELS,
+    "use_liger_kernel": _LANGUAGE_MODELS,
+}
+"""Training arguments of transformers that only have their default -> why."""
+
+
+def check_arguments(arguments: TrainingArguments) -> None:
+    """Refuse arguments that would be without effect, or with a wrong one; called before the library completes them.
+
+    Raises:
+        ValueError: Naming the first of them, and why.
+    """
+    for known in fields(arguments):
+        default = known.default_factory() if known.default_factory is not MISSING else known.default
+        given = getattr(arguments, known.name)
+        if isinstance(given, float) and not math.isfinite(given):
+            raise ValueError(f"{known.name} is {given}; give a finite number")
+        if known.name in REFUSED and (given or None) != (default or None):
+            raise ValueError(f"{known.name} is not supported: {REFUSED[known.name]}; leave it out")
+    epochs, steps = arguments.num_train_epochs, arguments.max_steps
+    if not epochs > 0 and not steps > 0:
+        raise ValueError(f"num_train_epochs is {epochs}, with which nothing is trained; give a number above 0")
 
 
 @dataclass
@@ -14,7 +89,8 @@ class MsaTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with defaults for hf_msa; recipes and flags override them.
 
     Defaults that differ from the parent: evaluation, saving and logging once per epoch, the best checkpoint loaded at the
-    end, at most the best and the last two checkpoints kept, batches grouped by length, no reporting service.
+    end, at most the best and the last two checkpoints kept, batches grouped by length, the states of callbacks restored, no
+    reporting service. Arguments that would not do what they say are refused, see `REFUSED`.
     """
 
     # Read as JSON where they come as text, from the command line.
@@ -87,6 +163,9 @@ class MsaTrainingArguments(TrainingArguments):
     train_sampling_strategy: str = field(
         default="group_by_length", metadata={"help": "group_by_length saves padding; random gives plain batches."}
     )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "An interrupted run stops early when an undisturbed one does."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs every column."})
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Reporting services, e.g. tensorboard."}
@@ -95,9 +174,20 @@ class MsaTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Know of each metric which way is better, as the library takes all but losses to grow; check the components."""
-        if self.greater_is_better is None:
-            metric = METRICS.get((self.metric_for_best_model or "").removeprefix("eval_"))
-            self.greater_is_better = metric is not None and metric.higher_is_better
+        check_arguments(self)
+        name = (self.metric_for_best_model or "loss").removeprefix("eval_")
+        metric = METRICS.get(name)
+        grows = metric is not None and metric.higher_is_better
+        if self.greater_is_better not in (None, grows) and (metric is not None or name == "loss"):
+            raise ValueError(
+                f"greater_is_better is {self.greater_is_better}, by which the worst checkpoint would be chosen: {name!r} "
+                f"{'grows' if grows else 'falls'} as a model improves; leave it out"
+            )
+        self.greater_is_better = grows
+        if self.train_sampling_strategy not in _SAMPLINGS:
+            raise ValueError(
+                f"train_sampling_strategy is {self.train_sampling_strategy!r}; give {' or '.join(map(repr, _SAMPLINGS))}"
+            )
         super().__post_init__()
         self.component_learning_rates = _component_numbers("component_learning_rates", self.component_learning_rates)
         self.component_weight_decays = _component_numbers("component_weight_decays", self.component_weight_decays)

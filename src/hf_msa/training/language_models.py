@@ -10,11 +10,15 @@ from transformers import AutoConfig
 
 from hf_msa.errors import MsaError, reason, require_package
 from hf_msa.models.configuration_msa import MsaConfig
+from hf_msa.models.msa_mllm_endpoint import allow_endpoint
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 
 from .recipes import as_known
 from .stages import RunContext
+
+# An adapter learns for a fixed time and is not validated.
+_OF_VALIDATION = ("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end")
 
 
 def check_language_model(config: MsaConfig) -> None:
@@ -33,6 +37,8 @@ def check_language_model(config: MsaConfig) -> None:
             f"or do without one: {without}."
         )
     if settings.kind == "endpoint":
+        # The recipe is the caller's word for it.
+        allow_endpoint(settings.name)
         return
     require_package("PIL", "mllm")
     if settings.has_adapter:
@@ -75,7 +81,7 @@ def lora_arguments(context: RunContext, stage: str, arguments_class: type[Any]) 
     values = {
         "seed": context.seed,
         **as_known(context.recipe.stages.get(stage, {})),
-        **{name: value for name, value in context.flags.get("all", {}).items() if name in known},
+        **{k: v for k, v in context.flags.get("all", {}).items() if k in known and k not in _OF_VALIDATION},
     }
     # More processes take fewer steps per update: the batch stays the recipe's.
     steps = int(values.get("gradient_accumulation_steps", known["gradient_accumulation_steps"].default))

@@ -19,7 +19,8 @@ from hf_msa.errors import MsaError, reason, require_package
 from hf_msa.files import atomic_directory
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
 
-from .trainer import CompleteCheckpoints, last_complete_checkpoint
+from .arguments import check_arguments
+from .trainer import CompleteCheckpoints
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -71,6 +72,7 @@ class LoraTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Take bf16 where there is a GPU that has it, and checkpoint activations without re-entering autograd."""
+        check_arguments(self)
         if self.bf16 is None:
             is_gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = is_gpu and not self.fp16 and torch.cuda.is_bf16_supported()
@@ -214,10 +216,9 @@ class LoraTrainer(CompleteCheckpoints):
         Returns:
             The trainer's state; its `log_history` holds the losses.
         """
-        checkpoint = last_complete_checkpoint(self.args.output_dir)
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        state = super().fit()
         self.adapted.eval()
-        return self.state
+        return state
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         _write_adapter(self.adapted, output_dir or str(self.args.output_dir))

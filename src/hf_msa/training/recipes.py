@@ -105,6 +105,11 @@ def _group(what: str, value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise MsaError(f"{what} has to be a group of KEY: VALUE, but is {value!r}.")
+    for key in value:
+        if not isinstance(key, str):
+            raise MsaError(
+                f"{what} has the key {key!r}, which YAML does not read as text; keys are names, or in quotes."
+            )
     return value
 
 
@@ -167,7 +172,8 @@ def _missing_recipe(values: dict[str, Any]) -> MissingRecipe:
 def _stage_arguments(stage: str, values: dict[str, Any]) -> dict[str, Any]:
     """Check names, and numbers where a number has to be: the library does not, and would fail in the middle of a run."""
     kinds = typing.get_type_hints(MsaTrainingArguments)
-    fields = {field.name for field in dataclasses.fields(MsaTrainingArguments)}
+    # Of the run, not of a stage of it.
+    fields = {field.name for field in dataclasses.fields(MsaTrainingArguments)} - {"output_dir", "seed"}
     _check_keys(f"training argument of stage {stage!r}", values, fields)
     for name, value in as_known(values).items():
         allowed = set(typing.get_args(kinds[name]) or (kinds[name],))

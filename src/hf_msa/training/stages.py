@@ -1,20 +1,23 @@
 """Running a recipe: stages one after the other, each resumable, a finished one never repeated."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_callback import TrainerState
 
 from hf_msa._version import __version__
@@ -27,8 +30,8 @@ from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.evaluation.checkpoints import RATE_FOLDER, check_media_use, own_fields
 from hf_msa.evaluation.metrics import family_metrics
-from hf_msa.files import write_json
-from hf_msa.methods import METHODS
+from hf_msa.files import folder_lock, remove_leftovers, write_json
+from hf_msa.methods import METHODS, Method
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
@@ -36,8 +39,21 @@ from hf_msa.models.msa_schema import COMPLETE_KEYS, FEATURE_MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .arguments import MsaTrainingArguments
+from .fingerprints import WHAT, code_version, data_fingerprints, encoder_fingerprint
 from .recipes import Recipe, as_known
-from .run_folder import STAGE_FILE, STAGES_FOLDER, take_over_stages, tidy_run, tidy_stage
+from .run_folder import (
+    RUN_FILE,
+    STAGE_FILE,
+    STAGES_FOLDER,
+    check_finished_run,
+    finish_stage,
+    read_facts,
+    read_stage,
+    set_damaged_stages_aside,
+    take_over_stages,
+    tidy_run,
+    tidy_stage,
+)
 from .trainer import MsaTrainer
 
 RUN_SCHEMA_VERSION = 2
@@ -190,7 +206,10 @@ class RunContext:
         finished = folder / STAGE_FILE
         # Without its model the stage belongs to a run that was finished once, and is no use to another one.
         if finished.is_file() and (folder / "model").is_dir():
-            self.log.append(json.loads(finished.read_text(encoding="utf-8")))
+            self.log.append(read_stage(folder))
+            if PartialState().is_main_process:
+                # Which a kill may have cut short.
+                tidy_stage(folder, self.keeps_checkpoints)
             trained: Model = model_class.from_pretrained(folder / "model")
             trained.eval()
             return trained
@@ -228,7 +247,7 @@ class RunContext:
         if trainer.is_world_process_zero():
             model.save_pretrained(folder / "model")
             trainer.save_products(folder)
-            write_json(finished, facts)
+            finish_stage(folder, facts)
             tidy_stage(folder, self.keeps_checkpoints)
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.free_memory()
@@ -258,9 +277,9 @@ class RunContext:
             started = time.perf_counter()
             facts = make(folder)
             if state.is_main_process:
-                write_json(finished, {"name": stage, "seconds": round(time.perf_counter() - started, 1), **facts})
+                finish_stage(folder, {"name": stage, "seconds": round(time.perf_counter() - started, 1), **facts})
         state.wait_for_everyone()
-        known: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+        known = read_stage(folder)
         self.log.append(known)
         return known
 
@@ -345,6 +364,15 @@ def model_shapes(rows: Mapping[str, MsaRows]) -> dict[str, int | None]:
     return shapes
 
 
+def text_positions(text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that a text encoder reads."""
+    positions: int = text_config.max_position_embeddings
+    if "roberta" in text_config.model_type or text_config.model_type == "camembert":
+        # Their positions are counted from behind that of the padding token.
+        positions -= text_config.pad_token_id + 1
+    return min(positions, tokenizer.model_max_length)
+
+
 def prepare_run(
     recipe: Recipe,
     data: str,
@@ -376,18 +404,27 @@ def prepare_run(
     longest = recipe.model.get("text_max_length", config_class.text_max_length)
     try:
         tokenizer = AutoTokenizer.from_pretrained(text_model)
+        positions = text_positions(AutoConfig.from_pretrained(text_model), tokenizer)
     except (OSError, ValueError) as error:
         raise MsaError(
             f"The text encoder {text_model!r} cannot be loaded ({reason(error)}); pass --text-model with a "
             "folder or Hub name of a BERT-family checkpoint."
         ) from error
+    if longest > positions:
+        warnings.warn(
+            f"text_max_length is {longest}, but the text encoder {text_model!r} has positions for {positions} tokens; "
+            "longer texts are cut there.",
+            stacklevel=2,
+        )
+        longest = positions
     if rows is None:
         rows = {
             split: MsaRows(load_split(data, split), split, tokenizer, longest) for split in ("train", "validation")
         }
     shapes = {**model_shapes(rows), **{k: v for k, v in recipe.model.items() if k.endswith("_max_length")}}
     try:
-        config = config_class(**{**shapes, "label_family": facts.family.to_value(), **recipe.model})
+        given = {**shapes, "label_family": facts.family.to_value(), **recipe.model, "text_max_length": longest}
+        config = config_class(**given)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise MsaError(f"The recipe {recipe.name!r} gives no model for this data: {reason(error)}.") from error
     if not config.mask_padding and not recipe.pad_to_fixed:
@@ -403,7 +440,11 @@ def prepare_run(
             mean, std = feature_statistics(rows["train"], modality)
             fields |= {f"{modality}_mean": mean, f"{modality}_std": std}
     processor = MsaProcessor(
-        MsaFeatureExtractor(**fields), tokenizer, text_max_length=longest, pad_to_fixed=recipe.pad_to_fixed
+        MsaFeatureExtractor(**fields),
+        tokenizer,
+        text_max_length=longest,
+        pad_to_fixed=recipe.pad_to_fixed,
+        missing_lengths=rows["train"].median_lengths(),
     )
     counts: dict[str, dict[str, int]] | None = None
     if recordings is not None:
@@ -417,6 +458,7 @@ def prepare_run(
         "flags": dict(flags),
         "dataset": {"name": facts.name, **{split: len(part) for split, part in rows.items()}},
         "fingerprint": _fingerprint(rows),
+        "parts": _fingerprints(METHODS[recipe.method], rows, tokenizer, str(text_model)),
         **({} if counts is None else {"media": counts}),
     }
     context = RunContext(
@@ -449,7 +491,7 @@ def _bundled_text_model(data: str) -> str:
 
 
 def _fingerprint(rows: Mapping[str, MsaRows]) -> str:
-    """Short hash of ids, texts and labels: tells whether two runs saw the same rows."""
+    """Short hash of ids and labels: tells whether two runs saw the same samples."""
     digest = hashlib.blake2b(digest_size=8)
     for split in sorted(rows):
         digest.update("\n".join(rows[split].ids).encode())
@@ -457,33 +499,76 @@ def _fingerprint(rows: Mapping[str, MsaRows]) -> str:
     return digest.hexdigest()
 
 
+def _fingerprints(
+    method: Method, rows: Mapping[str, MsaRows], tokenizer: PreTrainedTokenizerBase, text_model: str
+) -> dict[str, str]:
+    """Fingerprints of all that a run is made from, see `fingerprints.WHAT`; taken by one process for all."""
+    found: list[dict[str, str]] = [{}]
+    if PartialState().is_main_process:
+        encoder, code = encoder_fingerprint(text_model), code_version(method)
+        found = [{**data_fingerprints(rows, tokenizer), "text encoder": encoder, "code": code}]
+    parts: dict[str, str] = broadcast_object_list(found)[0]
+    return parts
+
+
 def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
-    """Check that a folder holds no run with other settings, and note those of this one.
+    """Check that a folder holds no run with other settings or of other things, and note those of this one.
 
     The number of processes may change: the batch is the same then, unless the settings say otherwise.
     """
     processes = PartialState().num_processes
+    # As it will be read.
     settings = json.loads(json.dumps(settings))
     # A folder in which no stage has come as far as a checkpoint holds no run yet.
     if PartialState().is_main_process and not (path.is_file() and any(path.parent.glob("stages/*/*"))):
         write_json(path, {**settings, "processes": processes})
     PartialState().wait_for_everyone()
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier = read_facts(path)
     before = earlier.pop("processes", processes)
+    parts, noted = settings.pop("parts"), earlier.pop("parts", {})
+    if (path.parent / RUN_FILE).is_file():
+        # What is finished stays as it is, whichever version made it.
+        noted.pop("code", None)
+    way_out = "choose another --output, or delete that folder to start anew"
+    for part, fingerprint in noted.items():
+        if part == "code" and parts.get(part) != fingerprint:
+            raise MsaError(
+                f"{path.parent} holds a run that was begun with {fingerprint} and would go on with {parts.get(part)}; use "
+                f"the version that it was begun with, {way_out}."
+            )
+        if parts.get(part) != fingerprint:
+            raise MsaError(
+                f"{path.parent} holds a run of something else: {WHAT.get(part, part)} changed since it was begun; put back "
+                f"what it was begun with, {way_out}."
+            )
     # What an earlier version did not note is taken to be the same.
-    changed = sorted(key for key in earlier if earlier[key] != settings.get(key))
+    changed = [text for key in sorted(earlier) for text in _differences(key, earlier[key], settings.get(key))]
     if changed:
-        raise MsaError(
-            f"{path.parent} holds a run with other settings ({', '.join(changed)} differ); choose another --output, or "
-            "delete that folder to start anew."
+        raise MsaError(f"{path.parent} holds a run with other settings ({'; '.join(changed[:3])}); {way_out}.")
+    if not PartialState().is_main_process:
+        return
+    log = logging.getLogger(__name__)
+    if not noted:
+        log.warning(
+            "%s was begun by an earlier version, which noted neither texts nor features, tokenizer, text encoder or code; "
+            "they are taken to be the same.",
+            path.parent,
         )
-    if before != processes and PartialState().is_main_process:
-        logging.getLogger(__name__).warning(
+    if before != processes:
+        log.warning(
             "%s was begun with %d processes and goes on with %d: batches stay the same, sums are rounded otherwise.",
             path.parent,
             before,
             processes,
         )
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """Where two settings differ, as ``name: before, now after``."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [text for key in keys for text in _differences(f"{name}.{key}", before.get(key), now.get(key))]
+    return [] if before == now else [f"{name} differs: {before!r}, now {now!r}"]
 
 
 def versions() -> dict[str, str]:
@@ -528,10 +613,32 @@ def run_recipe(
     folder = Path(output) / f"seed-{seed}"
     # The first thing that asks which processes there are sets it for good: it has to know of flags such as --use_cpu.
     training_arguments(folder, split_flags(flags or {})["all"])
-    context = prepare_run(recipe, data, folder, seed, flags or {}, rows, media)
-    if (folder / "run.json").is_file():
-        return context
+    with _one_writer(folder):
+        context = prepare_run(recipe, data, folder, seed, flags or {}, rows, media)
+        if (folder / RUN_FILE).is_file():
+            check_finished_run(folder)
+        else:
+            _train_run(context, shared, tidy)
+    return context
+
+
+@contextlib.contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Keep a run's folder from other commands, and rid it of what killed ones have left."""
+    with folder_lock(folder) if PartialState().is_main_process else contextlib.nullcontext():
+        if PartialState().is_main_process:
+            remove_leftovers(folder)
+        PartialState().wait_for_everyone()
+        yield
+
+
+def _train_run(context: RunContext, shared: str | Path | None, tidy: bool) -> None:
+    """Run all stages and write the final checkpoint; see `run_recipe`."""
+    recipe, folder = context.recipe, context.folder
     method = METHODS[recipe.method]
+    if PartialState().is_main_process:
+        set_damaged_stages_aside(folder)
+    PartialState().wait_for_everyone()
     if shared is not None:
         if PartialState().is_main_process:
             take_over_stages(Path(shared), folder, method.stages.rate_free)
@@ -544,14 +651,14 @@ def run_recipe(
         context.processor.save_pretrained(folder)
         final = next(entry for entry in reversed(context.log) if entry["name"] == method.stages.final)
         write_json(
-            folder / "run.json",
+            folder / RUN_FILE,
             {
                 "schema_version": RUN_SCHEMA_VERSION,
                 "method": recipe.method,
                 "recipe": recipe.name,
                 "ablation": recipe.ablation,
                 "train_rate": recipe.train_rate,
-                "seed": seed,
+                "seed": context.seed,
                 "text_model": text_model_name(context.text_model),
                 "dataset": {
                     **context.facts.to_dict(),
@@ -561,7 +668,7 @@ def run_recipe(
                 "selection": {"stage": final["name"], **final["selection"]},
                 "stages": context.log,
                 "settings": recipe.to_dict() | {"text_model": text_model_name(context.text_model)},
-                "flags": dict(flags or {}),
+                "flags": {**context.flags["all"], **context.flags["final"]},
                 "config": own_fields(model.config),
                 "language_model_input": model.language_model_input,
                 "media": context.media_counts,
@@ -579,7 +686,6 @@ def run_recipe(
         if tidy:
             tidy_context(context)
     PartialState().wait_for_everyone()
-    return context
 
 
 def tidy_context(context: RunContext) -> None:

@@ -113,6 +113,8 @@ def _impute_batch(omg: OmgOnRows, batch: MaskedBatch, name: str, means: Means) -
     perception, conditioning = omg.plan_and_retrieve(batch)
     observed, whole = model.encode_observed(perception), model.perceive(batch.complete)
     mask, truth, vae = whole.masks[name], model.encode_observed(whole)[name], model.executors_by_name[name].vae
+    # To be compared position by position, it is generated at the truth's length, which a user would not have.
+    perception = dataclasses.replace(perception, wanted={**perception.wanted, name: mask})
     classes = model.label_classes(batch.complete["labels"])
     latents, values, _ = model.execute(perception, conditioning, observed)
 

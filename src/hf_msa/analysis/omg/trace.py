@@ -148,7 +148,9 @@ def latent_errors(model: OmgForSentimentAnalysis, batch: MaskedBatch, made: Gene
     truth = model.encode_observed(whole)
     found: list[dict[str, float]] = [{} for _ in batch.members]
     for name, mask in made.masks.items():
-        errors = squared_errors(made.latents[name], truth[name], LatentVae.latent_mask(mask))
+        # What is generated may be longer or shorter than the truth.
+        both = LatentVae.latent_mask(mask) & LatentVae.latent_mask(whole.masks[name])
+        errors = squared_errors(made.latents[name], truth[name], both)
         known = mask.any(dim=1) & whole.available[name]
         for row in known.nonzero().squeeze(1).tolist():
             found[row][name] = float(errors[row])

@@ -26,7 +26,7 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.sweep import masked_batches
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
-from hf_msa.models.msa_schema import ATTENTION_MASK_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
+from hf_msa.models.msa_schema import ATTENTION_MASK_KEYS, COMPLETE_ATTENTION_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
 
 POSITIONS = ("masked", "visible")
@@ -88,17 +88,24 @@ def reconstruction_sums(
     protocols = [protocol for _, _, protocol in conditions("frame", ("text",), rates, (MASK_SEED,))]
     sums: dict[tuple[str, float, str], ErrorSums] = {}
     targets: dict[str, Tensor] = {}
+    real: dict[str, Tensor] = {}
     for batch in masked_batches(model, processor, rows, protocols, "reconstructions", batch_size=64):
         if batch.protocol == 0:
             complete = batch.complete
             targets = {modality: complete[key] for modality, key in VALUE_KEYS.items() if key in complete}
             targets["text"] = model.encode_text(complete["input_ids"], complete["attention_mask"])
+            real = {modality: complete[COMPLETE_ATTENTION_KEYS[modality]].bool() for modality in targets}
         for modality, values in model.reconstruct(batch.incomplete).items():
-            real = batch.incomplete[ATTENTION_MASK_KEYS[modality]].bool()
-            dropped = batch.incomplete[MISSING_MASK_KEYS[modality]] & real
-            for kind, where in zip(POSITIONS, (dropped, real & ~dropped), strict=True):
+            # What is wholly missing has another length than the truth, and there is none of what a sample never had.
+            length = real[modality].shape[1]
+            attended, missing = (
+                batch.incomplete[keys[modality]][:, :length].bool()
+                for keys in (ATTENTION_MASK_KEYS, MISSING_MASK_KEYS)
+            )
+            known = real[modality] & attended
+            for kind, where in zip(POSITIONS, (known & missing, known & ~missing), strict=True):
                 key = (modality, float(rates[batch.protocol]), kind)
-                sums.setdefault(key, ErrorSums()).add(values, targets[modality], where)
+                sums.setdefault(key, ErrorSums()).add(values[:, :length], targets[modality], where)
     return sums
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -130,12 +131,12 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
         """Add the hard labels of the training rows to the history."""
         self._history.append(self._labels["train"].hard().to(torch.uint8).cpu())
 
-    def _text_of(self, inputs: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """The cached text states of a batch, or nothing where they are not the same in every epoch."""
+    def _states_of(self, split: str) -> TextStates | None:
+        """The cached text states of a split, None where they change from epoch to epoch; for all processes at once."""
         collator = self.train_collator if split == "train" else self.eval_collator
         quirks = self.model.config.reference_quirks  # dropout is active in the encoder
         if not self._text_is_fixed or quirks or not isinstance(collator.protocol, CompleteProtocol):
-            return {}
+            return None
         if split not in self._text_states:
             path = self._text_file(split)
             if self.is_world_process_zero() and not path.is_file():
@@ -145,7 +146,7 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
                     compute_text_states(self.model, rows, collator, path)
             self.accelerator.wait_for_everyone()
             self._text_states[split] = TextStates(path)
-        return {"text_hidden": self._text_states[split](inputs["sample_index"], inputs["input_ids"].shape[1])}
+        return self._text_states[split]
 
     def _text_file(self, split: str) -> Path:
         return Path(str(self.args.output_dir)) / f"text_states_{split}.safetensors"
@@ -153,7 +154,10 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
     def model_inputs(self, inputs: dict[str, Tensor], training: bool) -> dict[str, Any]:
         """Text states where they are cached, and in training the hard labels as they stand."""
         split = "train" if training else "validation"
-        given: dict[str, Any] = self._text_of(inputs, split)
+        states = self._states_of(split)
+        given: dict[str, Any] = {}
+        if states is not None:
+            given["text_hidden"] = states(inputs["sample_index"], inputs["input_ids"].shape[1])
         if training:
             given["pseudo_labels"] = self._labels["train"].hard(inputs["sample_index"])
         return given
@@ -197,10 +201,8 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
             judged = logits if self._teachers is None else self._teachers(**given).unimodal_logits.float()
         targets = self._labels["validation"].hard(inputs["sample_index"])
         losses = F.cross_entropy(judged.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
-        found = self.accelerator.gather_for_metrics((inputs["sample_index"], losses, logits.softmax(dim=-1)))
-        self._validated.append(tuple(tensor.cpu() for tensor in found))
-        labels = inputs["labels"]
-        return losses.sum(dim=1).mean(), torch.full_like(labels, math.nan), labels
+        self._validated.append((inputs["sample_index"].cpu(), losses.cpu(), logits.softmax(dim=-1).cpu()))
+        return losses.sum(dim=1).mean(), None, inputs["labels"]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Validate the teachers, keep those that are better than before, then move the validation labels."""
@@ -209,8 +211,14 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
             for name, buffer in self._teachers.branches.named_buffers():
                 buffer.copy_(trained[name])
         self._validated.clear()
+        # Before the processes take batches, of which one may have none.
+        self._states_of("validation")
         output = super().evaluation_loop(*args, **kwargs)
-        indices, losses, probabilities = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        # In the order of the batches, which the processes took in turn.
+        numbered = [(number * processes + rank, part) for number, part in enumerate(self._validated)]
+        batches = [part for _, part in sorted(gather_object(numbered), key=lambda numbered: numbered[0])]
+        indices, losses, probabilities = (torch.cat(parts) for parts in zip(*batches, strict=True))
         self._validated.clear()
         # An epoch that is validated more than once moves the labels the first time.
         epoch = math.ceil(self.state.epoch or 0)

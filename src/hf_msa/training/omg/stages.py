@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
@@ -171,7 +170,7 @@ def run(context: RunContext) -> MsaPreTrainedModel:
 
 
 def prepare_texts(context: RunContext, model: OmgForSentimentAnalysis) -> dict[str, TextStates]:
-    """Compute the states of all complete texts, by split, and how they and the lengths of modalities are distributed."""
+    """Compute the states of all complete texts, by split, and how they are distributed."""
     folder = context.stage_folder("plans")
     files = {split: folder / f"text_states_{split}.safetensors" for split in ("train", "validation")}
     for split, file in files.items():
@@ -183,8 +182,6 @@ def prepare_texts(context: RunContext, model: OmgForSentimentAnalysis) -> dict[s
     model.text_mean.copy_(mean)
     # A channel that never differs says nothing; it must not be blown up.
     model.text_std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
-    lengths = context.rows["train"].lengths
-    model.config.typical_lengths = {name: int(np.median(lengths[name])) for name in model.config.modalities}
     return states
 
 

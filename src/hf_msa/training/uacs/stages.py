@@ -251,7 +251,8 @@ def _read_answers(file: Path) -> Iterator[tuple[str, ExpertAnswer]]:
         # Cut off while it was written: that answer is asked for again.
         text = text[: text.rfind("\n") + 1]
         file.write_text(text, encoding="utf-8")
-    for line in text.splitlines():
+    # Not splitlines: an answer may hold other separators of lines, such as U+2028.
+    for line in text.removesuffix("\n").split("\n") if text else ():
         fields: Mapping[str, Any] = json.loads(line)
         uncertainty = fields["uncertainty"]
         yield (
