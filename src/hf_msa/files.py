@@ -185,11 +185,11 @@ def _sync(file: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on a clean exit it takes the place of `path`, on an error it is removed.
+def scratch_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a hidden folder beside `path` for what becomes of it; it is removed in the end.
 
     Args:
-        path: The folder to write. An existing one is replaced only after the new one is complete.
+        path: What is being made. Its folder is created where absent.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +198,20 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with _used(temporary):
             yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on a clean exit it takes the place of `path`, on an error it is removed.
+
+    Args:
+        path: The folder to write. An existing one is replaced only after the new one is complete.
+    """
+    target = Path(path)
+    with scratch_directory(target) as temporary:
+        yield temporary
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o777 & ~mask)
@@ -213,9 +227,6 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.replace(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from .registry import Registry
 LABEL_FAMILIES: Registry[LabelFamily] = Registry("label family", "hf_msa.label_families")
 """Label families by name."""
 
+_MOST_BYTES = 1 << 17
+
 AnyFamily = str | Mapping[str, Any] | LabelFamily
 """A family, its description, its name, or a YAML file with its description."""
 
@@ -50,12 +52,37 @@ def find_label_family(given: AnyFamily) -> LabelFamily:
             raise MsaError(f"{error} A YAML file with name, low and high describes another one.")
         return LABEL_FAMILIES[given]
     try:
-        values = yaml.safe_load(Path(given).read_text(encoding="utf-8")) if isinstance(given, str) else given
+        values = _read(Path(given)) if isinstance(given, str) else given
         if not isinstance(values, Mapping):
-            raise ValueError(f"{values!r} is no group of KEY: VALUE")
+            raise ValueError("it is no group of KEY: VALUE")
+        # YAML takes a bare 1 for a number, whose names and keys are texts.
+        wrong = [key for key in values if not isinstance(key, str)]
+        if wrong:
+            raise ValueError(
+                f"the key {wrong[0]!r:.60} is no text; write it as name, low, high or another key of a family"
+            )
         return LabelFamily.from_dict(values)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (
+        Exception
+    ) as error:  # A description can be wrong in any way; the parser lets through what dates and numbers raise.
         place = f" in {given!r}" if isinstance(given, str) else ""
         raise MsaError(
-            f"The label family{place} cannot be used: {' '.join(str(error).split()).rstrip('.')}."
+            f"The label family{place} cannot be used: {' '.join(str(error).split()).rstrip('.')[:400]}."
         ) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases, by which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it has an alias (*name); write out what it stands for")
+        return super().compose_node(parent, index)
+
+
+def _read(file: Path) -> Any:
+    if not file.is_file():
+        raise ValueError("No such file")
+    if file.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES} bytes, which no description needs")
+    return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)

@@ -269,9 +269,9 @@ def test_custom_needs_a_family(tmp_path):
     with pytest.raises(MsaError, match="label family"):
         MsaBuilder("custom", label_csv(tmp_path))
     builder = MsaBuilder(
-        "custom", label_csv(tmp_path), label_family="sims", label_range=(-2.0, 2.0), cache_dir=tmp_path / "cache"
+        "custom", label_csv(tmp_path), label_family="sims", label_range=(-0.5, 0.5), cache_dir=tmp_path / "cache"
     )
-    assert (builder.facts.label_low, builder.facts.label_high) == (-2.0, 2.0)
+    assert (builder.facts.label_low, builder.facts.label_high) == (-0.5, 0.5)
 
 
 class TestDatasetsOfOthers:

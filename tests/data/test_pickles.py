@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hf_msa.data.pickles import PickleSource, read_pickle, split_id
+from hf_msa.data.mmsa_pickle import PickleSource
+from hf_msa.data.pickles import read_pickle
+from hf_msa.data.schema import msa_features
 from hf_msa.errors import MsaError
 from pickle_factory import mmsa, mmsa_split, write
 
@@ -304,6 +306,168 @@ def test_without_lengths_trailing_zero_frames_go_and_one_frame_stays(tmp_path):
     assert not source.aligned
 
 
+# --- Padding ---
+
+
+def padded(arrays, frames, at_start):
+    """Sequences (T, d) as one array, zeros after them or before them."""
+    whole = np.zeros((len(arrays), frames, len(arrays[0][0])), dtype=np.float32)
+    for index, array in enumerate(arrays):
+        whole[index, slice(frames - len(array), None) if at_start else slice(len(array))] = array
+    return whole
+
+
+SEQUENCES = [[[1, 0], [2, 0]], [[3, 1], [0, 0], [4, 1]], [[5, 5]] * 5]
+
+
+@pytest.mark.parametrize("has_lengths", [True, False])
+@pytest.mark.parametrize("at_start", [True, False])
+@pytest.mark.parametrize("last_is_full", [True, False])
+def test_padding_is_left_out_at_whichever_side_it_is(tmp_path, has_lengths, at_start, last_is_full):
+    split = mmsa_split("train", 3, vision=None)
+    split["audio"] = padded(SEQUENCES, 5 if last_is_full else 7, at_start)
+    split["audio_lengths"] = [2, 3, 5]
+    if not has_lengths:
+        del split["audio_lengths"]
+    source, rows = rows_of(write(tmp_path / "x.pkl", {"train": split}))
+    assert [row["audio"].tolist() for row in rows["train"]] == SEQUENCES
+    assert any("first" in note or "at the start" in note for note in source.notes) == at_start
+    assert any("no lengths" in note for note in source.notes) != has_lengths
+
+
+def test_the_side_is_that_of_the_file_and_not_of_a_silent_beginning(tmp_path):
+    split = mmsa_split("train", 3, vision=None)
+    split["audio"] = padded([[[0, 0], [0, 0], [1, 1]], [[2, 2]], [[3, 3], [4, 4]]], 3, False)
+    del split["audio_lengths"]
+    source, rows = rows_of(write(tmp_path / "x.pkl", {"train": split}))
+    assert [len(row["audio"]) for row in rows["train"]] == [3, 1, 2]
+    assert "1 samples have all-zero audio frames at the start alone, which were kept" in source.notes[1]
+
+
+def test_frames_beyond_the_stored_length_are_counted(tmp_path):
+    split = mmsa_split("train", 3, vision=None)
+    split["audio"] = np.ones((3, 4, 2), dtype=np.float32)
+    split["audio_lengths"] = [2, 4, 1]
+    source, rows = rows_of(write(tmp_path / "x.pkl", {"train": split}))
+    assert [len(row["audio"]) for row in rows["train"]] == [2, 4, 1]
+    assert source.notes == [
+        "2 samples have audio frames beyond their stored length that are not all zero; they were left out at the end."
+    ]
+
+
+# --- One array for each sample ---
+
+
+def test_sequences_of_their_own_lengths_are_read(tmp_path):
+    arrays = [np.full((frames, 3), frames, dtype=np.float32) for frames in (2, 5, 1, 3)]
+    ragged = np.empty(4, dtype=object)
+    ragged[:] = arrays
+    equal = np.empty((4, 2, 3), dtype=object)
+    equal[:] = 1.5
+    for audio, lengths in ((ragged, [2, 5, 1, 3]), (arrays, [2, 5, 1, 3]), (equal, [2, 2, 2, 2])):
+        split = mmsa_split("train", 4, vision=None) | {"audio": audio}
+        del split["audio_lengths"]
+        source, rows = rows_of(write(tmp_path / "x.pkl", {"train": split}))
+        assert source.widths == {"audio": 3} and "audio_present" not in source.features
+        assert [len(row["audio"]) for row in rows["train"]] == lengths
+        assert source.notes == []
+
+
+def test_a_trailing_zero_frame_of_a_sequence_of_its_own_length_is_kept(tmp_path):
+    split = mmsa_split("train", 2, vision=None)
+    split["audio"] = [np.array([[1.0], [0.0]]), np.array([[0.0]])]
+    del split["audio_lengths"]
+    _, rows = rows_of(write(tmp_path / "x.pkl", {"train": split}))
+    assert [row["audio"].tolist() for row in rows["train"]] == [[[1], [0]], [[0]]]
+
+
+def test_samples_without_a_sequence_lack_the_modality(tmp_path):
+    split = mmsa_split("train", 4, vision=None)
+    split["audio"] = [[[1, 2], [3, 4]], None, [], np.zeros((0, 2))]
+    del split["audio_lengths"]
+    source, rows = rows_of(write(tmp_path / "x.pkl", {"train": split}))
+    assert [row["audio_present"] for row in rows["train"]] == [True, False, False, False]
+    assert rows["train"][0]["audio"].tolist() == [[1, 2], [3, 4]]
+    assert "lacking that modality" in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        ([np.ones((2, 3)), np.ones((2, 4))], "4 audio features per frame where others have 3"),
+        ([np.ones(2), np.ones(3)], "sequences of one dimension"),
+        ([np.ones(2), np.ones((3, 2))], "sequences of one dimension"),
+        ([[[1, 2], [3]], [[1, 2]]], "with a sequence that is a list of something else"),
+        ([[[1, "x"]], [[1, 2]]], "with a sequence that is a list of something else"),
+        ([np.array([["x"]]), np.ones((1, 1))], "with a sequence of <U1"),
+        ([None, None], "without a frame; leave it out"),
+    ],
+)
+def test_sequences_that_do_not_fit_each_other_are_refused(tmp_path, audio, message):
+    split = mmsa_split("train", 2, vision=None) | {"audio": audio}
+    del split["audio_lengths"]
+    with pytest.raises(MsaError, match=message):
+        PickleSource(write(tmp_path / "x.pkl", {"train": split}))
+
+
+# --- What is missing, and what is left out ---
+
+
+def test_texts_and_annotations_that_are_missing_are_none(tmp_path):
+    split = mmsa_split("train", 3, vision=None)
+    split |= {"raw_text": ["a", None, float("nan")], "annotations": [None, "Positive", b"Negative"]}
+    _, rows = rows_of(write(tmp_path / "x.pkl", {"train": split}))
+    assert [row["text"] for row in rows["train"]] == ["a", None, None]
+    assert [row["annotation"] for row in rows["train"]] == [None, "Positive", "Negative"]
+
+
+def test_a_missing_id_is_refused(tmp_path):
+    split = mmsa_split("train", 2, vision=None) | {"id": ["v$_$1", None]}
+    with pytest.raises(MsaError, match="Sample 1 of the split 'train' .*: A sample has no id"):
+        rows_of(write(tmp_path / "x.pkl", {"train": split}))
+
+
+def test_empty_optional_columns_and_unknown_keys_are_left_out_with_a_word(tmp_path):
+    split = mmsa_split("train", 2, vision=None)
+    split |= {f"regression_labels_{letter}": np.full(2, np.nan) for letter in "TAV"}
+    split |= {"annotations": ["", None], "motion": np.zeros((2, 7, 4)), "emotion": ["a", "b"]}
+    source = PickleSource(write(tmp_path / "x.pkl", {"train": split, "meta": {"made": "by hand"}}))
+    assert source.features == msa_features(5)
+    assert source.notes == [
+        "No column is made of 'motion' of shape (2, 7, 4), 'emotion'; what it holds was left out.",
+        "Beside the splits the file holds 'meta', which was left out.",
+        "'regression_labels_T', 'regression_labels_A', 'regression_labels_V' has no value, and was left out.",
+        "'annotations' has no value, and was left out.",
+    ]
+
+
+@pytest.mark.parametrize("name", ["val", "Test", "DEV", "training", b"valid"])
+def test_names_of_splits_in_other_tools_are_known(tmp_path, name):
+    assert len(PickleSource(write(tmp_path / "x.pkl", {name: mmsa_split("x", 2)})).splits) == 1
+
+
+def test_a_split_of_an_unknown_name_is_not_dropped(tmp_path):
+    with pytest.raises(MsaError, match="has the split 'eval', and only train, .* are known; rename it"):
+        PickleSource(write(tmp_path / "x.pkl", mmsa() | {"eval": mmsa_split("x", 2)}))
+    with pytest.raises(MsaError, match="it holds a single split or sample"):
+        PickleSource(write(tmp_path / "y.pkl", mmsa_split("x", 2)))
+
+
+def test_tensors_and_tables_are_refused_with_what_to_do(tmp_path):
+    import pandas as pd
+    import torch
+
+    for content, advice in ((torch.ones(2), r"tensor\.numpy\(\)"), (pd.Series([1.0]), "to_numpy")):
+        with pytest.raises(MsaError, match=f"nothing was run: it holds .*{advice}"):
+            read_pickle(write(tmp_path / "x.pkl", {"train": {"audio": content}}))
+
+
+def test_texts_of_python_2_are_utf_8(tmp_path):
+    text = "很好".encode()
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x02U" + bytes([len(text)]) + text + b".")
+    assert read_pickle(tmp_path / "x.pkl") == "很好"
+
+
 def test_alignment_is_seen(tmp_path):
     content = {"train": mmsa_split("train", 3, audio=(4, 2), vision=(4, 3))}
     for name in ("audio_lengths", "vision_lengths"):
@@ -358,23 +522,6 @@ def test_object_arrays_lists_columns_and_averaged_features_are_read(tmp_path):
     assert float(rows["train"][1]["label"]) == 3.0
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("abc$_$12", ("abc$_$12", "abc", "12")),
-        (b"abc$_$1", ("abc$_$1", "abc", "1")),
-        (np.str_("-x_$_$3_4"), ("-x_$_$3_4", "-x_", "3_4")),
-        ("plain", ("plain", "plain", "")),
-        (np.int64(7), ("7", "7", "")),
-        (np.array([b"vid", b"0.5", b"2.5"]), ("vid$_$0.5_2.5", "vid", "0.5_2.5")),
-        (np.array([3, 1, 2]), ("3$_$1_2", "3", "1_2")),
-        (["vid", 1], ("vid$_$1", "vid", "1")),
-    ],
-)
-def test_ids_of_every_form_are_split(value, expected):
-    assert split_id(value) == expected
-
-
 def change(**columns):
     def apply(split):
         for name, value in columns.items():
@@ -397,7 +544,7 @@ def change(**columns):
         (change(audio=np.zeros((5, 7, 5), "f4")), "6 transcripts but 5 of 'audio'"),
         (change(audio=np.zeros((6, 7, 6), "f4")), "audio features per frame"),
         (change(audio=np.zeros((6, 0, 5), "f4")), "without a frame"),
-        (change(audio=[1, 2]), "audio of form list"),
+        (change(audio=[1, 2]), "with a sequence that is a int"),
         (change(audio=np.array([["a"] * 2] * 6)), "numbers of shape"),
         (change(audio_lengths=[8, 1, 1, 1, 1, 1]), "'trainvideo0\\$_\\$0' has 8 frames, but its array has 7"),
         (change(audio_lengths=[1, -1, 1, 1, 1, 1]), "has -1 frames"),

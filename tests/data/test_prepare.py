@@ -71,9 +71,9 @@ def test_the_card_has_the_table_the_licence_and_the_splits(tmp_path, pickle_file
 
 
 def test_facts_lie_beside_the_rows(tmp_path, pickle_file):
-    prepare_dataset("custom", pickle_file, tmp_path / "out", label_family="mosi", label_range=(-3.5, 3.5))
+    prepare_dataset("custom", pickle_file, tmp_path / "out", label_family="mosi", label_range=(-3, 3))
     facts = dataset_facts(tmp_path / "out")
-    assert (facts.name, facts.label_family, facts.label_high, facts.source) == ("custom", "mosi", 3.5, "MMSA pickle")
+    assert (facts.name, facts.label_family, facts.label_high, facts.source) == ("custom", "mosi", 3.0, "MMSA pickle")
 
 
 def test_a_prepared_folder_is_a_source_too(tmp_path, pickle_file):

@@ -65,7 +65,9 @@ def test_custom_needs_a_family_and_names_are_suggested():
     with pytest.raises(MsaError, match="'mosi', 'sims', or a YAML file"):
         facts_for("custom")
     assert facts_for("custom", "sims").label_high == 1.0
-    assert facts_for("custom", "sims", (0.0, 5.0)).label_high == 5.0
+    assert facts_for("custom", "sims", (0.0, 0.5)).label_high == 0.5
+    with pytest.raises(MsaError, match=r"goes beyond .* a YAML file with name, low: 1 and high: 5"):
+        facts_for("custom", "mosi", (1.0, 5.0))
     with pytest.raises(MsaError, match="'mosei'"):
         facts_for("mosey")
     with pytest.raises(MsaError, match="label family 'sim'.*'sims'"):

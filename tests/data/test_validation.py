@@ -65,7 +65,9 @@ def test_an_absent_modality_is_one_zero_frame_and_counted():
     [
         ([row("a$_$1"), row("a$_$1")], "'a\\$_\\$1' occurs twice in 'train'"),
         ([row("a$_$1", label=3.2)], "'a\\$_\\$1' has label 3.2, outside \\[-3, 3\\]"),
-        ([row("a$_$1", label=float("nan"))], "label nan, outside"),
+        ([row("a$_$1", label=float("nan"))], "has no label"),
+        ([row("a$_$1", label=None)], "has no label"),
+        ([row("a$_$1", label="1_0")], "not a number"),
         ([row("a$_$1", label="much")], "'much', which is not a number"),
         ([row("a$_$1", label_text=-4.0)], "label_text -4"),
         ([row("a$_$1", audio=np.ones((3, 4)))], "'a\\$_\\$1' has shape \\(3, 4\\); \\(frames, 2\\)"),
@@ -103,6 +105,57 @@ def test_a_file_unlike_the_benchmark_is_a_warning_not_an_error():
     assert "'test' is absent" in warnings
     assert "73 features per frame; published files have 5" in warnings
     assert "no vision" in warnings
+
+
+def test_missing_texts_and_annotations_are_missing_and_counted():
+    texts = [None, float("nan"), "", "good", "nan", "None"]
+    rows = [row(f"v$_${i}") | {"text": text, "annotation": "A" if i else None} for i, text in enumerate(texts)]
+    validator, clean = check(rows)
+    assert [each["text"] for each in clean] == ["", "", "", "good", "nan", "None"]
+    assert [each["annotation"] for each in clean] == [None, "A", "A", "A", "A", "A"]
+    report = validator.report()
+    assert report.split_rows()[1][-1] == "3"
+    assert report.splits["train"].annotations == {"A": 5}
+    assert report.warnings == [
+        "3 samples of 'train' have an empty transcript.",
+        "2 samples of 'train' have a transcript such as 'nan' or 'None'; if it stands for none, leave it empty.",
+        "1 samples of 'train' have no annotation.",
+    ]
+
+
+@pytest.mark.parametrize("column", ["id", "video_id", "clip_id"])
+def test_an_id_is_never_the_word_none(column):
+    with pytest.raises(MsaError, match=f"Sample 0 of 'train' has no {column}"):
+        check([row() | {column: None}])
+
+
+def test_ids_that_say_nothing_about_their_video_are_counted():
+    plain = [row(name) | {"video_id": name, "clip_id": ""} for name in ("a", "b")]
+    validator, _ = check([*plain, row("c_3") | {"video_id": "c", "clip_id": "3"}])
+    assert validator.report().warnings == [
+        "2 ids say nothing about the video that their clip is of, so that clips of one video in several splits go unseen: "
+        "give ids such as VIDEO$_$CLIP, VIDEO[CLIP] or VIDEO_12, or the columns video_id and clip_id.",
+        "Ids such as 'c_3' were read as the clip '3' of the video 'c'.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        (np.linspace(0, 1, 12), "none is below the neutral 0"),
+        (np.linspace(1, 3, 12), "none is below the neutral 0"),
+        (np.linspace(-3, 0, 12), "none is above the neutral 0"),
+        (np.linspace(-1, 1, 12), "they fill less than half of it"),
+        (np.linspace(-1, 2, 12), None),
+        (np.linspace(0, 1, 9), None),
+    ],
+)
+def test_labels_that_look_as_if_on_another_scale_are_a_warning(labels, fault):
+    validator, _ = check([row(f"v$_${i}", label=label) for i, label in enumerate(labels)])
+    warnings = validator.report().warnings
+    assert len(warnings) == (fault is not None)
+    if fault:
+        assert fault in warnings[0] and "--label-family" in warnings[0]
 
 
 def test_report_tables_hold_the_numbers():

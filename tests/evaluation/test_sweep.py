@@ -630,7 +630,9 @@ def test_a_split_without_rows_is_one_sentence(corpus: Path, tmp_path: Path, dama
         pq.write_table(pq.read_table(file).slice(0, 0), file)
     else:
         file.write_bytes(file.read_bytes()[:400])
-    with pytest.raises(MsaError, match=r"The split 'test' of '.*' is empty, or one of its files is damaged"):
+    with pytest.raises(
+        MsaError, match="The split 'test' of .* is empty|test-.* cannot be read as Parquet .* it is damaged"
+    ):
         load_split(str(folder), "test")
 
 

@@ -1,5 +1,12 @@
-"""Files that hold the feature sequence of one clip: .npy arrays, and .csv tables as OpenFace and openSMILE write them."""
+"""Files that hold the feature sequence of one clip: .npy arrays, and .csv tables of OpenFace, openSMILE and pandas."""
 
+import csv
+import io
+import math
+import os
+import stat
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +15,30 @@ from numpy.typing import NDArray
 from hf_msa.errors import MsaError, reason
 
 SUFFIXES = (".npy", ".csv")
-# Bookkeeping that OpenFace and openSMILE write in front of the features.
-_NOT_FEATURES = {"frame", "face_id", "timestamp", "confidence", "success", "frameindex", "frametime"}
+# Bookkeeping that OpenFace, openSMILE and its Python package, and pandas with a named index, write before the features.
+_NOT_FEATURES = {"frame", "face_id", "timestamp", "confidence", "success"} | {
+    *("name", "frameindex", "frametime", "file", "start", "end"),
+    *("index", "frame_id", "time"),
+}
+# What C libraries, Windows' among them, and pandas write for a number that is none.
+_NOT_A_NUMBER = {
+    "",
+    "na",
+    "n/a",
+    "nan",
+    "null",
+    "none",
+    "-nan",
+    "nan(ind)",
+    "-nan(ind)",
+    "1.#qnan",
+    "-1.#qnan",
+    "1.#ind",
+    "-1.#ind",
+}
+_INFINITE = {"1.#inf": math.inf, "-1.#inf": -math.inf}
+
+Rows = list[list[str]]
 
 
 def read_feature_file(path: str | Path) -> tuple[NDArray[np.float32], tuple[str, ...] | None]:
@@ -17,27 +46,38 @@ def read_feature_file(path: str | Path) -> tuple[NDArray[np.float32], tuple[str,
 
     Args:
         path: A .npy file with an array of numbers, (frames, width), or (width,) for a single frame; or a .csv file,
-            separated by commas or semicolons, with or without a header. Columns of bookkeeping and of words are left out.
+            separated by commas, semicolons or tabs, with or without a header. Left out are the columns of bookkeeping that
+            OpenFace and openSMILE write, the row numbers of pandas, and what follows a comma at the end of every line.
 
     Returns:
-        The sequence (frames, width), with NaN and infinity as they stand there; and the names of its features, if it has a
-        header.
+        The sequence (frames, width), with NaN and infinity as they stand there, NaN for an empty cell; and the names of its
+        features, if it has a header.
 
     Raises:
-        MsaError: If the file is not there, is of another kind, or holds no table of numbers.
+        MsaError: If the file is not there, is of another kind, or holds no table of numbers: a row with too few or too many
+            cells, a word among numbers, the rows of several faces, or a first row or column of which nobody can say
+            whether it is part of the features.
     """
     file = Path(path)
-    if file.suffix not in SUFFIXES:
+    suffix = file.suffix.lower()
+    if suffix not in SUFFIXES:
         raise MsaError(f"{str(path)!r} is no feature file: give a .npy or a .csv file with one row per frame.")
     names: tuple[str, ...] | None = None
     try:
+        # A pipe would be waited for, for ever.
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise ValueError("it is not a regular file")
         values: NDArray[np.generic]
-        if file.suffix == ".npy":
-            values = np.asarray(np.load(file, allow_pickle=False))
+        if suffix == ".npy":
+            values = _read_npy(file)
         else:
             values, names = _read_csv(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise MsaError(f"{str(path)!r} cannot be read as a feature sequence: {reason(error)}.") from error
+    except UnicodeDecodeError as error:
+        raise MsaError(f"{str(path)!r} cannot be read as a feature sequence: it is not UTF-8 text.") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise MsaError(
+            f"{str(path)!r} cannot be read as a feature sequence: {getattr(error, 'strerror', None) or reason(error)}."
+        ) from error
     if values.ndim == 1:
         values = values[None, :]
     if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "buif":
@@ -45,34 +85,167 @@ def read_feature_file(path: str | Path) -> tuple[NDArray[np.float32], tuple[str,
             f"{str(path)!r} holds an array of {values.dtype} of shape {values.shape}; a feature sequence is a table of "
             "numbers, (frames, width), of one frame at least."
         )
-    return values.astype(np.float32), names
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32), names
 
 
-def _read_csv(file: Path) -> tuple[NDArray[np.float32], tuple[str, ...] | None]:
-    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    separator = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
-    cells = [line.split(separator) for line in lines[:2]]
-    is_named = bool(lines) and not all(map(_is_number, cells[0]))
-    frames = lines[1:] if is_named else lines
-    if not frames:
+def _read_npy(file: Path) -> NDArray[np.generic]:
+    """Read an array whose size is what the header says; numpy's own reader would first allocate what it says."""
+    with file.open("rb") as raw:
+        version = np.lib.format.read_magic(raw)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"it is of version {version} of the .npy format")
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                shape, fortran, dtype = read_header(raw)
+        except Exception as error:  # It is a line of Python; numpy lets through what the parser raises.
+            raise ValueError("its header is damaged") from error
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects; save an array of numbers")
+        count, there = math.prod(shape), os.fstat(raw.fileno()).st_size - raw.tell()
+        if min(shape, default=0) < 0 or count * dtype.itemsize != there:
+            raise ValueError(
+                f"its header says {shape} of {dtype}, but {there} bytes follow; it is cut off or damaged, copy it again"
+            )
+        if not count:
+            return np.zeros(shape, dtype)
+        flat = np.frombuffer(raw.read(), dtype)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+# --- Tables ---
+
+
+def _read_csv(file: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
+    text = file.read_text(encoding="utf-8-sig").rstrip("\r\n ")
+    if not text:
         raise ValueError("it has no frames")
-    if not is_named:
-        return np.loadtxt(frames, delimiter=separator, dtype=np.float32, ndmin=2), None
-    names = [name.strip() for name in cells[0]]
-    if len(cells[1]) != len(names):
-        raise ValueError(f"its header has {len(names)} cells, but its first frame {len(cells[1])}")
-    places = [
-        place
-        for place, (name, cell) in enumerate(zip(names, cells[1], strict=True))
-        if name.lower() not in _NOT_FEATURES and _is_number(cell)
-    ]
-    values = np.loadtxt(frames, delimiter=separator, dtype=np.float32, ndmin=2, usecols=places)
-    return values, tuple(names[place] for place in places)
+    lines = io.StringIO(text, newline="")
+    separator = next((mark for mark in ";\t" if mark in lines.readline()), ",")
+    lines.seek(0)
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
+    header = rows.pop(0) if _is_header(rows) else None
+    if not rows:
+        raise ValueError("it has no frames")
+    first = 1 if header is None else 2
+    # Some tools end each line with a separator, whether the header has one or not.
+    if len(rows[0]) > 1 and all(row and not row[-1] for row in rows):
+        if header is None or len(rows[0]) == len(header) + 1 or not header[-1]:
+            rows = [row[:-1] for row in rows]
+    if header is not None and len(header) == len(rows[0]) + 1 and not header[-1]:
+        header.pop()
+    width = len(rows[0] if header is None else header)
+    for number, row in enumerate(rows, first):
+        if len(row) != width:
+            said = f"its header has {width} cells" if header is not None else f"its first row has {width} cells"
+            raise ValueError(f"{said}, but row {number} {len(row)}")
+    if header is None:
+        _refuse_row_numbers(rows)
+        return _numbers(rows, range(width), first, None), None
+    _check_frames(header, rows)
+    places = _feature_columns(header, rows)
+    return _numbers(rows, places, first, header), tuple(header[place] for place in places)
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
+def _is_header(rows: Rows) -> bool:
+    """Whether the first row has names rather than numbers."""
+    head, rest = rows[0], rows[1:]
+    numbers = [cell for cell in head if cell and _number(cell) is not None]
+    is_counted = numbers == [str(place) for place in range(len(numbers))]
+    if len(numbers) < len([cell for cell in head if cell]):
+        if is_counted:
+            return True
+        raise ValueError(
+            f"its first row, {', '.join(head):.60}, has both numbers and words; correct it, or give every column a name"
+        )
+    # pandas names columns 0, 1, 2, ... if nobody else does, after an empty cell where it writes the row numbers, too.
+    is_indexed = len(head) > 1 and not head[0]
+    counted = head[1:] if is_indexed else head
+    if not is_counted or len(numbers) != len(counted):
         return False
-    return True
+    if is_indexed and _counts_rows([row[0] for row in rest if row]):
+        return True
+    if not is_indexed and len(counted) > 1 and any(not _is_whole(cell) for row in rest for cell in row):
+        return True
+    if not is_indexed and not rest:
+        return False
+    raise ValueError(
+        f"its first row, {', '.join(head)}, may be a header or a frame; give the columns names, or write the file without "
+        "a header"
+    )
+
+
+def _counts_rows(cells: Sequence[str]) -> bool:
+    return bool(cells) and any(list(cells) == [str(first + place) for place in range(len(cells))] for first in (0, 1))
+
+
+def _is_whole(cell: str) -> bool:
+    return cell.removeprefix("-").isdecimal()
+
+
+def _refuse_row_numbers(rows: Rows) -> None:
+    if len(rows) > 1 and len(rows[0]) > 1 and _counts_rows([row[0] for row in rows]):
+        raise ValueError(
+            "its first column counts the rows and nothing says what it is; leave it out, or give the columns names"
+        )
+
+
+def _check_frames(header: list[str], rows: Rows) -> None:
+    """Refuse rows that are not one sequence: those of several faces, and those out of order."""
+    lower = [name.lower() for name in header]
+    if "face_id" in lower:
+        faces = sorted({row[lower.index("face_id")] for row in rows})
+        if len(faces) > 1:
+            raise ValueError(f"it holds {len(faces)} faces (face_id {', '.join(faces[:4])}); keep the rows of one")
+    for name in ("frame", "frameindex"):
+        if name in lower:
+            numbers = [_number(row[lower.index(name)]) for row in rows]
+            for row, (before, after) in enumerate(zip(numbers, numbers[1:], strict=False), 3):
+                if before is None or after is None or not before < after:
+                    raise ValueError(
+                        f"the column {name!r} does not ascend in row {row}; sort the rows, each frame once"
+                    )
+
+
+def _feature_columns(header: list[str], rows: Rows) -> list[int]:
+    doubled = next((name for place, name in enumerate(header) if name and name in header[:place]), None)
+    if doubled is not None:
+        raise ValueError(f"its header has {doubled!r} twice; each feature needs a name of its own")
+    places = []
+    for place, name in enumerate(header):
+        if name.lower() in _NOT_FEATURES:
+            continue
+        if not name or name == "Unnamed: 0":
+            if place == 0 and _counts_rows([row[0] for row in rows]):
+                continue
+            raise ValueError(f"column {place + 1} of its header has no name; give it one, or leave the column out")
+        places.append(place)
+    if not places:
+        raise ValueError("none of its columns holds features")
+    return places
+
+
+def _numbers(rows: Rows, places: Sequence[int], first: int, header: list[str] | None) -> NDArray[np.float64]:
+    values = np.empty((len(rows), len(places)))
+    for index, row in enumerate(rows):
+        try:
+            values[index] = [float(row[place]) for place in places]
+        except ValueError:
+            for column, place in enumerate(places):
+                number = _number(row[place])
+                if number is None:
+                    name = f"column {place + 1}" if header is None else f"column {header[place]!r}"
+                    raise ValueError(f"{row[place][:40]!r} in row {first + index}, {name}, is not a number") from None
+                values[index, column] = number
+    return values
+
+
+def _number(cell: str) -> float | None:
+    """The number in a cell, NaN for an empty one; None if it holds something else."""
+    try:
+        return float(cell)
+    except ValueError:
+        lower = cell.lower()
+        return math.nan if lower in _NOT_A_NUMBER else _INFINITE.get(lower)

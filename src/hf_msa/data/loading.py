@@ -1,9 +1,12 @@
 """One call from a folder, a Hub name or a raw file to rows."""
 
+import glob
 from pathlib import Path
 from typing import overload
 
 import datasets
+import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError
 
 from hf_msa.data.builders import MsaBuilder
 from hf_msa.data.schema import (
@@ -16,8 +19,8 @@ from hf_msa.data.schema import (
     facts_for,
     read_facts,
 )
-from hf_msa.data.sources import parquet_files
-from hf_msa.errors import BUGS, MsaError, nearest, reason, unknown_name
+from hf_msa.data.sources import parquet_files, rows_of_parquet
+from hf_msa.errors import BUGS, MsaError, is_disk_full, nearest, reason, unknown_name
 from hf_msa.label_families import AnyFamily
 
 
@@ -91,15 +94,9 @@ def load_split(data: str, split: str) -> datasets.Dataset:
     Raises:
         MsaError: If there is no such data or split, a file of it is damaged, or it has no rows.
     """
-    from datasets.exceptions import DatasetGenerationError
-
-    empty = f"The split {split!r} of {data!r} is empty, or one of its files is damaged; prepare the data set again."
-    try:
-        dataset = load_msa(data, split)
-    except DatasetGenerationError as error:
-        raise MsaError(empty) from error
+    dataset = load_msa(data, split)
     if not len(dataset):
-        raise MsaError(empty)
+        raise MsaError(f"The split {split!r} of {data!r} is empty; prepare the data set again.")
     return dataset
 
 
@@ -112,7 +109,7 @@ def _from_raw(
     builder = MsaBuilder(name, raw, label_family=label_family, features_folder=features, cache_dir=cache_dir)
     with clear_errors(Path(builder.cache_dir)):
         builder.download_and_prepare()
-    loaded = builder.as_dataset()
+        loaded = builder.as_dataset()
     if not isinstance(loaded, datasets.DatasetDict):
         raise MsaError(f"{raw} holds no splits.")
     return loaded
@@ -122,13 +119,30 @@ def _from_parquet(name_or_path: str | Path, cache_dir: str | Path | None) -> dat
     cache = None if cache_dir is None else str(cache_dir)
     folder = Path(name_or_path)
     if folder.is_dir():
-        files = {split: [str(file) for file in found] for split, found in parquet_files(folder).items()}
+        files: dict[str, list[str]] = {}
+        for split, found in parquet_files(folder).items():
+            filled = [file for file in found if rows_of_parquet(file)]
+            if not filled:
+                raise MsaError(f"The split {split!r} of {str(name_or_path)!r} is empty; prepare the data set again.")
+            # The library takes names for patterns: of a folder called data[1] it would load the rows of data1.
+            files[split] = [glob.escape(str(file.absolute())) for file in filled]
         if not files:
             raise MsaError(
                 f"{folder} holds no prepared data set (Parquet files named after a split): run `hf-msa prepare`, or "
                 "name the data set and give this as data_dir."
             )
-        return datasets.load_dataset("parquet", data_files=files, cache_dir=cache)
+        try:
+            return datasets.load_dataset("parquet", data_files=files, cache_dir=cache)
+        except (DatasetGenerationError, pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+            cause: BaseException = error
+            while (deeper := cause.__cause__ or cause.__context__) is not None:
+                cause = deeper
+            if is_disk_full(cause):
+                raise MsaError(f"There is no space left to read {folder} into the cache; free some.") from error
+            raise MsaError(
+                f"A Parquet file of {folder} is damaged, or its splits differ in their columns ({reason(cause):.200}); "
+                "prepare the data set again."
+            ) from error
     _check_hub_name(name_or_path)
     from datasets.exceptions import DatasetNotFoundError
 
@@ -136,6 +150,10 @@ def _from_parquet(name_or_path: str | Path, cache_dir: str | Path | None) -> dat
         loaded = datasets.load_dataset(str(name_or_path), cache_dir=cache)
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise MsaError(_not_found(str(name_or_path))) from error
+    except (DatasetGenerationError, pa.ArrowException) as error:
+        raise MsaError(
+            f"A file of the data set {str(name_or_path)!r} is damaged ({reason(error)}); have it uploaded again."
+        ) from error
     except (OSError, ValueError, *BUGS) as error:
         # The library takes the Hub's answers as they come.
         raise MsaError(

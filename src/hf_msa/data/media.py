@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_msa.data.pickles import split_id
+from hf_msa.data.cells import split_id
 from hf_msa.data.schema import CLIP_ID, ID, VIDEO_ID
 from hf_msa.data.sources import clip_file
 from hf_msa.errors import MsaError, reason, require_package
@@ -154,8 +154,8 @@ def read_sound(file: Path) -> np.ndarray:
         values, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise MsaError(f"{file} cannot be read as sound: {reason(error)}.") from error
-    waveform = values.mean(axis=1)
-    if rate != SAMPLING_RATE and len(waveform):
+    waveform = _checked(values.mean(axis=1), file)
+    if rate != SAMPLING_RATE:
         waveform = librosa.resample(waveform, orig_sr=rate, target_sr=SAMPLING_RATE)
     return _checked(waveform, file)
 

@@ -44,7 +44,7 @@ from hf_msa.data.missing_base import (
 )
 from hf_msa.data.missing_legacy import LegacyLnln
 from hf_msa.data.rows import tokenize
-from hf_msa.errors import MsaError, nearest, unknown_name
+from hf_msa.errors import MsaError, nearest, reason, unknown_name
 from hf_msa.models.msa_missing import replace_missing
 from hf_msa.models.msa_schema import (
     ATTENTION_MASK_KEYS,
@@ -467,7 +467,10 @@ class UserMasks(MissingProtocol):
 
 
 def _flags(sample_id: str, modality: str, mask: Any) -> BoolArray:
-    array = np.asarray(mask)
+    is_flat = isinstance(mask, list | tuple | np.ndarray) and all(
+        isinstance(flag, int | float | np.number | np.bool_) for flag in mask
+    )
+    array = np.asarray(mask if is_flat else [[]])
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
         raise MsaError(
             f"The user mask of sample {sample_id!r} for {modality} is not a flat list of 0 and 1 (1 = dropped)."
@@ -482,13 +485,21 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise MsaError(f"There is no file of user masks at {str(path)!r}; check the path.")
     if path.suffix == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return [dict(record) for record in pq.read_table(path).to_pylist()]
+        try:
+            return [dict(record) for record in pq.read_table(path).to_pylist()]
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            raise MsaError(
+                f"The user masks in {path.name!r} cannot be read as Parquet ({reason(error):.200}); write the file again."
+            ) from error
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MsaError(f"The user masks in {path.name!r} are not JSON ({error}); write a list of records.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise MsaError(
+            f"The user masks in {path.name!r} are not JSON ({reason(error)}); write a list of records."
+        ) from error
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise MsaError(
             f"The user masks in {path.name!r} are not a list of records with the columns id, text, audio, vision."

@@ -3,41 +3,42 @@
 A pickle is a small program: it names functions and calls them. The unpickler resolves a closed list of names, each
 to a function of this module, so that neither numpy's nor Python's own callables are ever within reach. Arrays and
 dtypes are first kept as inert placeholders and built by us at the end, because numpy's own `__setstate__` trusts what
-it is given (an object dtype whose flags claim plain bytes would turn bytes into pointers).
+it is given (an object dtype whose flags claim plain bytes would turn bytes into pointers). What would cost far more than
+the file's size is refused before (`pickle_scan`).
 """
 
 import io
 import math
 import pickle
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from datasets.utils import tqdm
 
-from hf_msa.data.schema import (
-    ANNOTATION,
-    CLIP_ID,
-    ID,
-    ID_SEPARATOR,
-    LABEL,
-    PRESENCE,
-    SPLIT_ALIASES,
-    SPLITS,
-    TEXT,
-    VIDEO_ID,
-    msa_features,
-)
+from hf_msa.data.pickle_scan import scan_pickle
 from hf_msa.errors import MsaError
-from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
 
 _READ_BYTES = 1 << 26
 _MAX_DEPTH = 50
+_MOST_EMPTY = 1 << 30
+_DTYPE_CODE = re.compile(r"[<>|=]?(\?|b1|[iuf]\d{1,2}|c\d{1,2}|[SU]\d{1,9}|O8?)")
+# Objects that a file of features may well hold in another form -> how to store them.
+_ADVICE = {
+    "torch": "it holds torch tensors, which are read by a way that could run anything; store numpy arrays (tensor.numpy())",
+    "pandas": "it holds pandas tables; store numpy arrays and lists (series.to_numpy(), series.tolist())",
+    "scipy": "it holds sparse arrays; store numpy arrays (array.toarray())",
+}
 
 
 # --- The restricted unpickler ---
+
+
+_KEYS = str | bytes | bool | int | float | None
 
 
 class _PickledDtype:
@@ -62,9 +63,9 @@ class _PickledDtype:
         """Return the dtype: booleans, numbers, bytes, strings or objects; nothing else."""
         if not isinstance(self._code, str):
             raise pickle.UnpicklingError("a dtype without a type code")
+        if _DTYPE_CODE.fullmatch(self._code) is None:
+            raise pickle.UnpicklingError(f"an array of {self._code!a:.40}")
         dtype = np.dtype(self._code)
-        if dtype.kind not in "biufcSUO" or dtype.names is not None or dtype.subdtype is not None:
-            raise pickle.UnpicklingError(f"an array of {dtype}")
         return dtype if self._order in "|=" else dtype.newbyteorder(self._order)  # type: ignore[arg-type]
 
 
@@ -104,6 +105,8 @@ def _build_array(shape: Any, dtype: Any, fortran: bool, data: Any, resolve: Call
     if not isinstance(dtype, _PickledDtype):
         raise pickle.UnpicklingError("an array of unknown dtype")
     built, size, order = dtype.build(), math.prod(shape), "F" if fortran else "C"
+    if not size and math.prod(side or 1 for side in shape) > _MOST_EMPTY:
+        raise pickle.UnpicklingError("an empty array of a huge shape")
     if built.hasobject:
         if not isinstance(data, list) or len(data) != size:
             raise pickle.UnpicklingError("an object array whose content does not fit its shape")
@@ -111,8 +114,8 @@ def _build_array(shape: Any, dtype: Any, fortran: bool, data: Any, resolve: Call
         for index, item in enumerate(data):
             objects[index] = resolve(item)
         return objects.reshape(shape, order=order)  # type: ignore[call-overload,no-any-return]
-    if isinstance(data, str):  # Bytes that Python 2 wrote arrive as latin-1 text.
-        data = data.encode("latin1")
+    if isinstance(data, str):  # Bytes that Python 2 wrote.
+        data = data.encode("utf-8", "surrogateescape")
     if not isinstance(data, bytes | bytearray):
         raise pickle.UnpicklingError("an array without bytes")
     if len(data) != size * built.itemsize or (size and not built.itemsize):
@@ -155,13 +158,23 @@ def _bytes(kind: Callable[[Any], Any]) -> Callable[..., Any]:
     return build
 
 
-def _container(kind: Callable[..., Any]) -> Callable[..., Any]:
-    def build(*content: Any) -> Any:
-        if not all(isinstance(part, list | tuple | dict) for part in content):
-            raise pickle.UnpicklingError("a container made of something else")
-        return kind(*content)
+def _set(kind: Callable[..., Any]) -> Callable[..., Any]:
+    def build(content: Any = ()) -> Any:
+        # The hash of a tuple of tuples can take for ever.
+        if not isinstance(content, list | tuple) or not all(isinstance(part, _KEYS) for part in content):
+            raise pickle.UnpicklingError("a set of something else than texts and numbers")
+        return kind(content)
 
     return build
+
+
+def _ordered(content: Any = ()) -> dict[Any, Any]:
+    pairs = content if isinstance(content, list | tuple) else None
+    if pairs is None or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], _KEYS) for pair in pairs
+    ):
+        raise pickle.UnpicklingError("an ordered dictionary of unknown form")
+    return dict(pairs)
 
 
 def _number(kind: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,7 +217,7 @@ def _allowed() -> dict[tuple[str, str], _Allowed]:
         ("numpy", "ndarray"): _not_callable,
         ("numpy", "dtype"): _PickledDtype,
         ("_codecs", "encode"): _encode,
-        ("collections", "OrderedDict"): _container(dict),
+        ("collections", "OrderedDict"): _ordered,
     }
     for core in ("numpy.core", "numpy._core"):  # numpy 2 renamed its core; files of both kinds exist.
         names |= {
@@ -213,7 +226,7 @@ def _allowed() -> dict[tuple[str, str], _Allowed]:
             (f"{core}.numeric", "_frombuffer"): _array_from_buffer,
         }
     for builtins in ("builtins", "__builtin__"):  # Python 3's and Python 2's name.
-        names |= {(builtins, kind.__name__): _container(kind) for kind in (list, tuple, dict, set, frozenset)}
+        names |= {(builtins, kind.__name__): _set(kind) for kind in (set, frozenset)}
         names |= {(builtins, kind.__name__): _bytes(kind) for kind in (bytes, bytearray)}
         names[builtins, "complex"] = _number(complex)
     return {key: _Allowed(key[1], call) for key, call in names.items()}
@@ -224,7 +237,8 @@ _ALLOWED: Final = _allowed()
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BufferedIOBase, path: Path) -> None:
-        super().__init__(file, encoding="latin1")
+        # The strings of Python 2 are bytes: text in UTF-8 comes out as such, and the content of arrays as it was.
+        super().__init__(file, encoding="utf-8", errors="surrogateescape")
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
@@ -234,9 +248,12 @@ class _Unpickler(pickle.Unpickler):
         except KeyError:
             asked = f"{module}.{name}"
             asked = asked if asked.isprintable() else ascii(asked)
+            advice = _ADVICE.get(module.partition(".")[0])
             raise MsaError(
-                f"{self._path} asks for {asked}, which a file of features has no use for, so it was refused and "
-                "nothing was run: numpy arrays and plain containers are allowed; get the file from a source you trust."
+                f"{self._path} asks for {asked:.100}, which a file of features has no use for, so it was refused and "
+                "nothing was run: "
+                + (advice or "numpy arrays and plain containers are allowed; get the file from a source you trust")
+                + "."
             ) from None
 
 
@@ -292,6 +309,8 @@ class _Resolver:
         if isinstance(value, dict):
             self._done[id(value)] = value
             items = [(self(key), self(item)) for key, item in value.items()]
+            if not all(isinstance(key, _KEYS | np.number | np.bool_) for key, _ in items):
+                raise pickle.UnpicklingError("a key of a dictionary that is neither a text nor a number")
             value.clear()
             value.update(items)
             return value
@@ -323,14 +342,16 @@ def read_pickle(path: str | Path) -> Any:
         What the file holds.
 
     Raises:
-        MsaError: If the file is absent, truncated, no pickle, or asks for any name that is not on the closed list; the
-            message then gives the full name. Nothing that the file names is ever run.
+        MsaError: If the file is absent, truncated, no pickle, would cost far more than its size, or asks for any name that
+            is not on the closed list; the message then gives the full name. Nothing that the file names is ever run.
     """
     path = Path(path)
     if not path.is_file():
         raise MsaError(f"There is no file {path}; give the path of an MMSA feature pickle.")
     try:
-        with _ProgressReader(path) as file:
+        scan_pickle(path)
+        with warnings.catch_warnings(), _ProgressReader(path) as file:
+            warnings.simplefilter("ignore")  # Of strings that Python would write in another way.
             content = _Unpickler(file, path).load()
         return _Resolver()(content)
     except MsaError:
@@ -349,239 +370,3 @@ def read_pickle(path: str | Path) -> Any:
     except Exception as error:  # A damaged pickle can fail in any way; all that matters is that it is damaged.
         reason = f"{type(error).__name__}: {_one_line(error)}"
         raise MsaError(f"{path} is not a readable feature pickle ({reason}); download or copy it again.") from error
-
-
-# --- The MMSA schema ---
-
-_UNIMODAL_SOURCES = {
-    "regression_labels_T": UNIMODAL_LABEL_KEYS["text"],
-    "regression_labels_A": UNIMODAL_LABEL_KEYS["audio"],
-    "regression_labels_V": UNIMODAL_LABEL_KEYS["vision"],
-}
-
-
-def _string(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def split_id(value: Any) -> tuple[str, str, str]:
-    """Turn an id of any form that MMSA files use into (id, video id, clip id).
-
-    Args:
-        value: ``"video$_$clip"``, bytes, a number, or a row such as (video, start, end).
-    """
-    if isinstance(value, np.ndarray | list | tuple):
-        parts = [_string(part) for part in np.asarray(value, dtype=object).ravel().tolist()]
-        video, clip = parts[0], "_".join(parts[1:])
-    else:
-        video, _, clip = _string(value).partition(ID_SEPARATOR)
-    return (f"{video}{ID_SEPARATOR}{clip}" if clip else video), video, clip
-
-
-def _true_length(array: np.ndarray) -> int:
-    """Return the length of a (T, d) array without its trailing all-zero frames, at least 1."""
-    used = np.flatnonzero(array.any(axis=1))
-    return int(used[-1]) + 1 if len(used) else 1
-
-
-class PickleSource:
-    """The rows of an MMSA pickle. A split's arrays are let go as soon as its rows have been given out.
-
-    Args:
-        path: The pickle.
-
-    Attributes:
-        description: What kind of file it is.
-        splits: The splits it holds, in the order train, validation, test.
-        features: The columns of its rows.
-        widths: Modality name -> features per frame.
-        aligned: Whether audio and vision march in step: several frames, as many in both, with the same lengths.
-        feature_names: Empty; a pickle does not tell them.
-        notes: How the file was read, in sentences.
-
-    Raises:
-        MsaError: If the file is unsafe, damaged, of an older schema, or its arrays do not fit each other.
-    """
-
-    description = "MMSA pickle"
-
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        content = read_pickle(self._path)
-        self._data = self._splits_of(content)
-        self.splits = [split for split in SPLITS if split in self._data]
-        self.notes: list[str] = []
-        self.feature_names: dict[str, tuple[str, ...]] = {}
-        first = self._data[self.splits[0]]
-        present = [modality for modality in FEATURE_MODALITIES if modality in first]
-        self._unimodal = all(key in data for data in self._data.values() for key in _UNIMODAL_SOURCES)
-        self._annotated = all("annotations" in data for data in self._data.values())
-        self._lengths: dict[tuple[str, str], np.ndarray | None] = {}
-        self.widths: dict[str, int] = {}
-        for split in self.splits:
-            self._check_split(split, present)
-        no_lengths = [
-            modality for modality in present if any(self._lengths[split, modality] is None for split in self.splits)
-        ]
-        self.aligned = all(self._is_aligned(split) for split in self.splits)
-        self._presence = any(lengths is not None and bool((lengths == 0).any()) for lengths in self._lengths.values())
-        if no_lengths:
-            self.notes.append(
-                f"The file has no lengths for {' and '.join(no_lengths)}: a sample ends at its last frame that is not "
-                "all zero."
-            )
-        if self._presence:
-            self.notes.append("Samples with a stored length of 0 are marked as lacking that modality.")
-        self.features = msa_features(
-            self.widths.get("audio"),
-            self.widths.get("vision"),
-            unimodal_labels=self._unimodal,
-            annotation=self._annotated,
-            presence=self._presence,
-        )
-
-    def _error(self, split: str, problem: str) -> MsaError:
-        return MsaError(f"The split {split!r} of {self._path} {problem}")
-
-    def _splits_of(self, content: Any) -> dict[str, dict[str, Any]]:
-        if not isinstance(content, dict):
-            raise MsaError(
-                f"{self._path} holds a {type(content).__name__}; an MMSA pickle holds a dictionary with the splits "
-                "train, valid and test."
-            )
-        named = [key for key in content if key in SPLIT_ALIASES]
-        if not named:
-            keys = ", ".join(map(repr, list(content)[:8]))
-            raise MsaError(f"{self._path} has none of the splits train, valid (or dev) and test; its keys are {keys}.")
-        data: dict[str, dict[str, Any]] = {}
-        for key in named:
-            split = SPLIT_ALIASES[key]
-            if split in data:
-                raise MsaError(f"{self._path} holds the {split} split twice, under different names; keep one.")
-            values = content.pop(key)
-            if not isinstance(values, dict):
-                raise self._error(
-                    key,
-                    f"holds a {type(values).__name__}, the schema of MMIM's own files; give an MMSA pickle instead.",
-                )
-            self._refuse_old_schema(key, values)
-            # What no column is made of goes at once: the precomputed text features alone are 40 % of a MOSEI file.
-            wanted = {ID, "raw_text", "annotations", "regression_labels", *_UNIMODAL_SOURCES}
-            wanted |= {name for modality in FEATURE_MODALITIES for name in (modality, f"{modality}_lengths")}
-            data[split] = {name: value for name, value in values.items() if name in wanted}
-            values.clear()
-            self._flatten(data[split])
-        return data
-
-    @staticmethod
-    def _flatten(values: dict[str, Any]) -> None:
-        # Columns may come as (N, 1), and features that were averaged over time as (N, d).
-        for name, value in values.items():
-            if name in FEATURE_MODALITIES and isinstance(value, np.ndarray) and value.ndim == 2:
-                values[name] = value[:, None, :]
-            elif name not in (ID, *FEATURE_MODALITIES) and isinstance(value, np.ndarray):
-                values[name] = value.reshape(-1)
-
-    def _refuse_old_schema(self, split: str, values: Mapping[str, Any]) -> None:
-        if "labels" in values and "regression_labels" not in values:
-            raise self._error(
-                split,
-                "has 'labels' and no 'regression_labels' or 'raw_text': the older MulT / MMIM schema, which keeps no "
-                "transcripts; give an MMSA pickle, or a label.csv with the features as files.",
-            )
-        if "raw_text" not in values:
-            raise self._error(
-                split,
-                "has no 'raw_text': the transcripts are needed, because the text encoder has its own tokenizer; "
-                "token ids ('text_bert') or vectors ('text') cannot replace them.",
-            )
-        for key in (ID, "regression_labels"):
-            if key not in values:
-                keys = ", ".join(map(repr, list(values)[:12]))
-                raise self._error(split, f"has no {key!r}; its keys are {keys}.")
-
-    def _check_split(self, split: str, present: Sequence[str]) -> None:
-        data = self._data[split]
-        count = len(data["raw_text"]) if isinstance(data["raw_text"], np.ndarray | list | tuple) else 0
-        if not count:
-            raise self._error(split, "has no samples; leave it out or fill it.")
-        for key in (key for key in data if key not in FEATURE_MODALITIES and not key.endswith("_lengths")):
-            if not isinstance(data[key], np.ndarray | list | tuple):
-                raise self._error(split, f"has a {type(data[key]).__name__} as {key!r}; a list or an array is needed.")
-            if len(data[key]) != count:
-                raise self._error(split, f"has {count} transcripts but {len(data[key])} of {key!r}.")
-        if (modalities := [modality for modality in FEATURE_MODALITIES if modality in data]) != list(present):
-            raise self._error(
-                split, f"has {modalities or 'no features'}, the split {self.splits[0]!r} {present or 'none'}."
-            )
-        for modality in present:
-            self._check_modality(split, modality, count)
-
-    def _check_modality(self, split: str, modality: str, count: int) -> None:
-        data = self._data[split]
-        array = data[modality]
-        if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind not in "fiu":
-            shape = getattr(array, "shape", type(array).__name__)
-            raise self._error(
-                split, f"has {modality} of form {shape}; numbers of shape (samples, frames, features) are needed."
-            )
-        if len(array) != count:
-            raise self._error(split, f"has {count} transcripts but {len(array)} of {modality!r}.")
-        if 0 in array.shape[1:]:
-            raise self._error(split, f"has {modality} of shape {array.shape}, without a frame or a feature.")
-        if self.widths.setdefault(modality, array.shape[2]) != array.shape[2]:
-            raise self._error(
-                split,
-                f"has {array.shape[2]} {modality} features per frame, the split {self.splits[0]!r} "
-                f"{self.widths[modality]}; all splits need the same.",
-            )
-        lengths = data.pop(f"{modality}_lengths", None)
-        if lengths is None:
-            self._lengths[split, modality] = None
-            return
-        try:
-            lengths = np.asarray(lengths).reshape(-1).astype(np.int64)
-        except (TypeError, ValueError) as error:
-            raise self._error(split, f"has '{modality}_lengths' that are not numbers.") from error
-        if len(lengths) != count:
-            raise self._error(split, f"has {count} transcripts but {len(lengths)} of '{modality}_lengths'.")
-        wrong = np.flatnonzero((lengths < 0) | (lengths > array.shape[1]))
-        if len(wrong):
-            identifier = split_id(data[ID][wrong[0]])[0]
-            raise self._error(
-                split,
-                f"says that the {modality} of {identifier!r} has {lengths[wrong[0]]} frames, but its array has "
-                f"{array.shape[1]}; lengths and features do not belong together.",
-            )
-        self._lengths[split, modality] = lengths
-
-    def _is_aligned(self, split: str) -> bool:
-        if len(self.widths) < 2:
-            return False
-        frames = {self._data[split][modality].shape[1] for modality in self.widths}
-        audio, vision = (self._lengths[split, modality] for modality in self.widths)
-        same = audio is vision if audio is None or vision is None else bool((audio == vision).all())
-        return same and len(frames) == 1 and frames != {1}
-
-    def count(self, split: str) -> int:
-        """Return the number of samples of a split."""
-        return len(self._data[split]["raw_text"])
-
-    def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split, once; afterwards its arrays are gone."""
-        data = self._data.pop(split)
-        texts, labels = data["raw_text"], np.asarray(data["regression_labels"]).reshape(-1)
-        for index in range(len(texts)):
-            identifier, video, clip = split_id(data[ID][index])
-            row = {ID: identifier, VIDEO_ID: video, CLIP_ID: clip, TEXT: _string(texts[index]), LABEL: labels[index]}
-            if self._unimodal:
-                row |= {column: data[key][index] for key, column in _UNIMODAL_SOURCES.items()}
-            if self._annotated:
-                row[ANNOTATION] = _string(data["annotations"][index])
-            for modality in self.widths:
-                array, lengths = data[modality][index], self._lengths[split, modality]
-                length = _true_length(array) if lengths is None else int(lengths[index])
-                row[modality] = array[: max(length, 1)]
-                if self._presence:
-                    row[PRESENCE[modality]] = length > 0
-            yield row

@@ -1,13 +1,13 @@
 """Writing a data set in the form that `load_dataset` reads: Parquet shards, a card, the facts, all or nothing."""
 
-import errno
+import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError
 
 from hf_msa.data.builders import MsaBuilder
@@ -23,8 +23,8 @@ from hf_msa.data.schema import (
 )
 from hf_msa.data.validation import ValidationReport
 from hf_msa.data.video_split import VideoSplitSource
-from hf_msa.errors import MsaError
-from hf_msa.files import atomic_directory
+from hf_msa.errors import MsaError, is_disk_full, reason
+from hf_msa.files import atomic_directory, scratch_directory
 from hf_msa.label_families import AnyFamily
 from hf_msa.uploads import check_repo_id, find_account, plain_errors, prepare_repo
 
@@ -122,12 +122,17 @@ def check_output(output: Path, overwrite: bool) -> None:
     """Check that a folder can be written to.
 
     Raises:
-        MsaError: If there is a file, or a folder that is not empty and must not be replaced.
+        MsaError: If there is a file, a folder that is not empty and must not be replaced, or the name will not do.
     """
-    if output.is_file():
-        raise MsaError(f"{output} is a file; give a folder to write to.")
-    if not overwrite and output.is_dir() and any(output.iterdir()):
-        raise MsaError(f"The folder {output} is not empty; give another one, or --overwrite to replace it.")
+    if "::" in str(output) or "://" in str(output):
+        raise MsaError(f"{output} would be taken for an address; give a folder without '::' and '://' in its name.")
+    try:
+        if os.path.lexists(output) and not output.is_dir():
+            raise MsaError(f"{output} is a file; give a folder to write to.")
+        if not overwrite and output.is_dir() and any(output.iterdir()):
+            raise MsaError(f"The folder {output} is not empty; give another one, or --overwrite to replace it.")
+    except OSError as error:
+        raise MsaError(f"{output} cannot be written to: {error.strerror}; give another folder.") from error
 
 
 def _write(
@@ -150,12 +155,12 @@ def _write(
 def _write_split_by_video(
     build: Callable[[Path], MsaBuilder], output: Path, shares: Sequence[float]
 ) -> ValidationReport:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work:
-        rows = Path(work) / "rows"
-        _write(build, rows)
+    with clear_errors(output), scratch_directory(output) as work:
+        rows = work / "rows"
+        first = _write(build, rows)
         facts = read_facts(rows / FACTS_FILE)
         source = VideoSplitSource(rows, shares)
+        source.notes = [*first.replaced(), *first.notes, *source.notes]
         return _write(lambda cache: MsaBuilder(CUSTOM, source, facts=facts, cache_dir=cache), output)
 
 
@@ -164,6 +169,8 @@ def _place_shards(work: Path, data: Path, splits: list[str]) -> None:
     data.mkdir()
     for split in splits:
         shards = sorted(work.glob(f"*-{split}*.parquet"))
+        if not shards:
+            raise MsaError(f"Nothing of the split {split!r} was written to {work}; give a folder of another name.")
         for number, shard in enumerate(shards):
             shard.rename(data / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
 
@@ -173,21 +180,19 @@ def clear_errors(output: Path) -> Iterator[None]:
     """Bring out the error that `datasets` has wrapped, and name a full disk."""
     try:
         yield
-    except (OSError, MsaError, DatasetGenerationError) as error:
+    except (OSError, MsaError, DatasetGenerationError, pa.ArrowException) as error:
         causes: list[BaseException] = [error]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
             causes.append(cause)
         for cause in causes:
             if isinstance(cause, MsaError):
                 raise cause from None
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(cause):
                 raise MsaError(
                     f"There is no space left to write {output}; free some or give a folder on another disk. Nothing "
                     "was left behind."
                 ) from error
-            if isinstance(cause, OSError):
-                raise MsaError(f"{output} could not be written, and nothing was left behind: {cause}.") from error
-        raise
+        raise MsaError(f"{output} could not be written, and nothing was left behind: {reason(causes[-1])}.") from error
 
 
 # --- The card ---

@@ -52,11 +52,26 @@ def _storage(array: pa.Array) -> pa.Array:
 
 
 def _primitive(array: pa.Array) -> np.ndarray:
-    # Booleans are packed eight to a byte and have no view; every other number is given as it lies in memory.
-    return np.asarray(array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type)))
+    # Booleans are packed eight to a byte and have no view; every other number is given as it lies in memory. Of a number
+    # that is not there, a copy says NaN.
+    has_view = not pa.types.is_boolean(array.type) and not array.null_count
+    return np.asarray(array.to_numpy(zero_copy_only=has_view))
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def plain_column(column: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":
+    """A column in the types that all tools share: categories as what they stand for, decimal numbers as floating ones."""
+    kind = column.type.storage_type if isinstance(column.type, pa.ExtensionType) else column.type
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_dictionary(kind):
+        return plain_column(column.cast(kind.value_type))
+    if pa.types.is_decimal(kind):
+        return column.cast(pa.float64())
+    return column.cast(pa.string()) if pa.types.is_string_view(kind) else column
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's lists whose items lie side by side."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
@@ -79,7 +94,7 @@ class ListColumn:
         lengths: list[np.ndarray] = []
         for number, chunk in enumerate(map(_storage, chunks)):
             begin, length, values = self._bounds(chunk)
-            if _is_list(values.type):
+            if is_list(values.type):
                 begin, length, values = self._flatten(begin, length, values)
             self._flat.append(_primitive(values))
             numbers.append(np.full(len(begin), number, dtype=np.int32))
@@ -211,10 +226,10 @@ class MsaRows:
         indices = self._dataset._indices
         order = None if indices is None else indices.column(0).to_numpy()
         for name in self._dataset.column_names:
-            column = self._dataset.data.column(name)
+            column = plain_column(self._dataset.data.column(name))
             kind = column.type.storage_type if isinstance(column.type, pa.ExtensionType) else column.type
-            if _is_list(kind):
-                inner = kind.value_type.value_type if _is_list(kind.value_type) else kind.value_type
+            if is_list(kind):
+                inner = kind.value_type.value_type if is_list(kind.value_type) else kind.value_type
                 if pa.types.is_primitive(inner):
                     self._lists[name] = ListColumn(column.chunks)
                     if order is not None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import datasets
 
-from hf_msa.errors import MsaError, unknown_name
+from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.files import write_json
 from hf_msa.label_families import AnyFamily, find_label_family
 from hf_msa.models.msa_label_families import LabelFamily
@@ -28,14 +28,12 @@ PRESENCE = {modality: f"{modality}_present" for modality in FEATURE_MODALITIES}
 """Modality name -> the boolean column that is False where a sample lacks the modality."""
 
 SPLITS = ("train", "validation", "test")
-SPLIT_ALIASES = {
-    "train": "train",
-    "valid": "validation",
-    "dev": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-"""What the field's files call a split -> its name here."""
+SPLIT_ALIASES = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("valid", "validation", "val", "dev", "devel", "development"), "validation")
+    | dict.fromkeys(("test", "testing"), "test")
+)
+"""What the field's files call a split, in lower case -> its name here."""
 
 ID_SEPARATOR = "$_$"
 FACTS_FILE = "msa_dataset.json"
@@ -166,13 +164,19 @@ class DatasetFacts:
         """
         names = {field.name for field in dataclasses.fields(cls)}
         known = {key: value for key, value in values.items() if key in names}
-        for key in ("audio_features", "vision_features"):
-            if known.get(key) is not None:
-                known[key] = tuple(str(name) for name in known[key])
         try:
+            for key in ("audio_features", "vision_features"):
+                if known.get(key) is not None:
+                    known[key] = tuple(str(name) for name in known[key])
+            for key in ("label_low", "label_high"):
+                known[key] = float(known[key])
+            if not all(isinstance(known.get(key, ""), str) for key in ("name", "language", "license", "source")):
+                raise TypeError("its name, language, license and source are texts")
             return cls(**known)
-        except TypeError as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise MsaError(f"The data set facts are incomplete ({error}); prepare the data set again.") from error
+        except ValueError as error:
+            raise MsaError(f"The data set facts are damaged ({reason(error)}); prepare the data set again.") from error
 
 
 def write_facts(folder: Path, facts: DatasetFacts) -> None:
@@ -184,11 +188,13 @@ def read_facts(path: Path) -> DatasetFacts:
     """Read the facts file at `path`.
 
     Raises:
-        MsaError: If it is not valid JSON or lacks a key.
+        MsaError: If it cannot be read, is not valid JSON, or lacks a key.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise MsaError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise MsaError(f"{path} is not valid JSON ({error}); prepare the data set again.") from error
     if not isinstance(values, dict):
         raise MsaError(f"{path} must hold a JSON object; prepare the data set again.")
@@ -255,25 +261,37 @@ def facts_for(
     Args:
         name: A known name, or ``"custom"``.
         label_family: See `find_label_family`; needed for ``"custom"``, otherwise it overrides the benchmark's.
-        label_range: Lowest and highest label; by default the benchmark's, or the family's.
+        label_range: Lowest and highest label, within those of the family, which are the default.
 
     Raises:
-        MsaError: If the name or family is unknown, or a custom data set comes without a family.
+        MsaError: If the name or family is unknown, a custom data set comes without a family, or the range is wider than that
+            of the family, which is what metrics and predictions go by.
     """
     check_dataset_name(name)
     family = None if label_family is None else find_label_family(label_family)
     if name in DATASETS:
         facts = DATASETS[name].facts
         family = family or facts.family
-        low, high = label_range or (family.low, family.high)
+        low, high = _range_within(family, label_range)
         return dataclasses.replace(facts, label_family=family.to_value(), label_low=low, label_high=high)
     if family is None:
         raise MsaError(
             "A custom data set needs a label family, which says what labels there can be and which metrics apply: 'mosi', "
             "'sims', or a YAML file that describes another."
         )
-    low, high = label_range or (family.low, family.high)
+    low, high = _range_within(family, label_range)
     return DatasetFacts(name=name, label_family=family.to_value(), label_low=low, label_high=high)
+
+
+def _range_within(family: LabelFamily, label_range: tuple[float, float] | None) -> tuple[float, float]:
+    low, high = label_range or (family.low, family.high)
+    if low < family.low or high > family.high:
+        raise MsaError(
+            f"The label range [{low:g}, {high:g}] goes beyond that of the label family {family.name!r}, [{family.low:g}, "
+            f"{family.high:g}], by which metrics and predictions go; describe the labels in a family of their own, a YAML "
+            f"file with name, low: {low:g} and high: {high:g}."
+        )
+    return low, high
 
 
 _RESEARCH_ONLY = "Research use only; the videos' owners keep their rights; do not redistribute without permission."

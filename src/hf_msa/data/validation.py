@@ -1,5 +1,6 @@
 """Checks on the way in: every row of a source passes here before it is written, and the findings become a report."""
 
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_msa.data.cells import is_missing, names_no_video
 from hf_msa.data.schema import ANNOTATION, CLIP_ID, ID, LABEL, PRESENCE, TEXT, VIDEO_ID, DatasetFacts, KnownDataset
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 # Labels are stored as float32, in which 0.6666667 or 1/3 steps carry this much rounding.
 _LABEL_TOLERANCE = 1e-5
+# Of fewer labels nobody can say what scale they are on.
+_FEW_LABELS = 10
+# What programs write of a value that is not there.
+_WORDS_FOR_NOTHING = {"None", "nan", "NaN", "null", "<NA>"}
 
 
 @dataclass
@@ -71,8 +77,12 @@ class SplitCheck:
         neutral: The label that is neither negative nor positive.
         labels: The sentiment label of every sample, in order.
         videos: Number of samples per video.
-        annotations: Number of samples per annotation word.
-        empty_texts: Samples whose transcript is empty.
+        annotations: Number of samples per annotation word; those without one are not counted.
+        empty_texts: Samples whose transcript is empty or missing; it is stored as "".
+        texts_for_nothing: Samples whose transcript is a word such as "nan", which may stand for a missing one.
+        without_annotation: Samples without an annotation, in data that have them.
+        without_video: Samples whose id says nothing about their video.
+        numbered: An id such as "vid_3", which was read as the clip 3 of the video "vid".
         modalities: Modality name -> what was found in it.
     """
 
@@ -81,6 +91,10 @@ class SplitCheck:
     videos: Counter[str] = field(default_factory=Counter)
     annotations: Counter[str] = field(default_factory=Counter)
     empty_texts: int = 0
+    texts_for_nothing: int = 0
+    without_annotation: int = 0
+    without_video: int = 0
+    numbered: str = ""
     modalities: dict[str, ModalityCheck] = field(default_factory=dict)
 
     @property
@@ -135,7 +149,8 @@ class ValidationReport:
                 rows.append([name, modality, width, check.dtype, *lengths, bad, absent, silent])
         return rows
 
-    def _replaced(self) -> list[str]:
+    def replaced(self) -> list[str]:
+        """Return a sentence on values that were replaced, if any were."""
         checks = [check for split in self.splits.values() for check in split.modalities.values()]
         total = sum(check.nan + check.positive_infinite + check.negative_infinite for check in checks)
         return [f"{total} values that were NaN or infinite are now 0."] if total else []
@@ -149,7 +164,7 @@ class ValidationReport:
         ]
         parts += [
             "\n".join(f"- {kind}: {text}" for text in texts)
-            for kind, texts in (("Warning", self.warnings), ("Note", [*self._replaced(), *self.notes]))
+            for kind, texts in (("Warning", self.warnings), ("Note", [*self.replaced(), *self.notes]))
             if texts
         ]
         return "\n\n".join(parts)
@@ -170,7 +185,7 @@ class ValidationReport:
                     table.add_row(*row)
                 parts.append(table)
         parts += [Text(f"Warning: {text}", style="yellow") for text in self.warnings]
-        parts += [Text(f"Note: {text}") for text in (*self._replaced(), *self.notes)]
+        parts += [Text(f"Note: {text}") for text in (*self.replaced(), *self.notes)]
         return Group(*parts)
 
 
@@ -211,6 +226,11 @@ class Validator:
             raise MsaError(f"The split {split!r} of {self._report.source} has no samples; leave it out or fill it.")
 
     def _check_row(self, split: str, found: SplitCheck, row: dict[str, Any]) -> dict[str, Any]:
+        absent = next((column for column in (ID, VIDEO_ID, CLIP_ID) if is_missing(row[column])), None)
+        if absent is not None or not str(row[ID]):
+            raise MsaError(
+                f"Sample {found.count} of {split!r} has no {absent or ID}; every sample needs one of its own."
+            )
         identifier = str(row[ID])
         earlier = self._split_of_id.get(identifier)
         if earlier == split:
@@ -224,33 +244,49 @@ class Validator:
             ID: identifier,
             VIDEO_ID: str(row[VIDEO_ID]),
             CLIP_ID: str(row[CLIP_ID]),
-            TEXT: str(row[TEXT]),
+            TEXT: "" if is_missing(row[TEXT]) else str(row[TEXT]),
             LABEL: self._label(identifier, LABEL, row[LABEL]),
         }
         for column in UNIMODAL_LABEL_KEYS.values():
             if column in row:
                 clean[column] = self._label(identifier, column, row[column])
         if ANNOTATION in row:
-            clean[ANNOTATION] = str(row[ANNOTATION])
-            found.annotations[clean[ANNOTATION]] += 1
+            clean[ANNOTATION] = None if is_missing(row[ANNOTATION]) else str(row[ANNOTATION])
+            if clean[ANNOTATION] is None:
+                found.without_annotation += 1
+            else:
+                found.annotations[clean[ANNOTATION]] += 1
         for modality in FEATURE_MODALITIES:
             if modality in self._widths:
                 clean |= self._modality(identifier, found, modality, row)
         found.labels.append(clean[LABEL])
         found.videos[clean[VIDEO_ID]] += 1
         found.empty_texts += not clean[TEXT].strip()
+        found.texts_for_nothing += clean[TEXT].strip() in _WORDS_FOR_NOTHING
+        found.without_video += names_no_video(clean)
+        if identifier == f"{clean[VIDEO_ID]}_{clean[CLIP_ID]}":
+            found.numbered = found.numbered or identifier
         return clean | {column: value for column, value in row.items() if column not in clean}
 
     def _label(self, identifier: str, column: str, value: Any) -> float:
         low, high = self._facts.label_low, self._facts.label_high
+        if is_missing(value) or value == "":
+            raise MsaError(
+                f"Sample {identifier!r} has no {column}; give it one, or leave "
+                f"{'the sample out' if column == LABEL else 'the column out of all files'}."
+            )
         try:
+            if isinstance(value, str) and "_" in value:  # Python reads 1_0 as ten.
+                raise ValueError
             label = float(value)
-        except (TypeError, ValueError) as error:
-            raise MsaError(f"Sample {identifier!r} has {column} {value!r}, which is not a number.") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise MsaError(
+                f"Sample {identifier!r} has {column} {reprlib.repr(value)}, which is not a number; correct it."
+            ) from error
         if not low - _LABEL_TOLERANCE <= label <= high + _LABEL_TOLERANCE:
             raise MsaError(
                 f"Sample {identifier!r} has {column} {label:g}, outside [{low:g}, {high:g}] of {self._facts.name!r}; "
-                "correct it, or give the right label range."
+                "correct it, or describe such labels in a label family of their own (--label-family)."
             )
         return label
 
@@ -283,19 +319,54 @@ class Validator:
         """
         report = self._report
         report.notes = list(notes)
-        report.warnings = [*self._shared_videos(), *self._unlike_benchmark()]
+        report.warnings = [*self._shared_videos(), *self._unlike_benchmark(), *self._unlike_range()]
         for split, found in report.splits.items():
             if found.empty_texts:
                 report.warnings.append(f"{found.empty_texts} samples of {split!r} have an empty transcript.")
+            if found.texts_for_nothing:
+                report.warnings.append(
+                    f"{found.texts_for_nothing} samples of {split!r} have a transcript such as 'nan' or 'None'; if it "
+                    "stands for none, leave it empty."
+                )
+            if found.without_annotation:
+                report.warnings.append(f"{found.without_annotation} samples of {split!r} have no annotation.")
         return report
 
     def _shared_videos(self) -> Iterator[str]:
+        splits = self._report.splits.values()
+        unknown = sum(split.without_video for split in splits)
+        if unknown:
+            yield (
+                f"{unknown} ids say nothing about the video that their clip is of, so that clips of one video in several "
+                "splits go unseen: give ids such as VIDEO$_$CLIP, VIDEO[CLIP] or VIDEO_12, or the columns video_id and "
+                "clip_id."
+            )
+        if numbered := next((split.numbered for split in splits if split.numbered), ""):
+            video, _, clip = numbered.rpartition("_")
+            yield f"Ids such as {numbered!r} were read as the clip {clip!r} of the video {video!r}."
         splits_with = Counter(video for split in self._report.splits.values() for video in split.videos)
         shared = [video for video, splits in splits_with.items() if splits > 1 and video]
         if shared:
             yield (
                 f"{len(shared)} videos (such as {min(shared)!r}) have clips in more than one split: a model may "
                 "recognise the speaker instead of the sentiment."
+            )
+
+    def _unlike_range(self) -> Iterator[str]:
+        """Say so if the labels look as if they were on another scale than the label family."""
+        labels = np.array([label for split in self._report.splits.values() for label in split.labels])
+        if len(labels) < _FEW_LABELS:
+            return
+        family, low, high = self._facts.family, labels.min(), labels.max()
+        one_side = "below" if low >= family.neutral else "above" if high <= family.neutral else None
+        if one_side is not None or high - low < (family.high - family.low) / 2:
+            fault = (
+                f"none is {one_side} the neutral {family.neutral:g}" if one_side else "they fill less than half of it"
+            )
+            yield (
+                f"The labels go from {low:g} to {high:g}, but those of the label family {family.name!r} from "
+                f"{family.low:g} to {family.high:g}: {fault}; if they are on another scale, describe it in a label family "
+                "of its own (--label-family)."
             )
 
     def _unlike_benchmark(self) -> Iterator[str]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_msa.data.schema import SPLITS, VIDEO_ID
+from hf_msa.data.cells import names_no_video
+from hf_msa.data.schema import ID, SPLITS, VIDEO_ID
 from hf_msa.data.sources import ParquetSource
 from hf_msa.errors import MsaError
 
@@ -54,15 +55,20 @@ class VideoSplitSource(ParquetSource):
         shares, seed: See `assign_videos`.
 
     Raises:
-        MsaError: As `ParquetSource` and `assign_videos`.
+        MsaError: As `ParquetSource` and `assign_videos`, or if an id does not tell the video.
     """
 
     def __init__(self, folder: Path, shares: Sequence[float], seed: int = 1111) -> None:
         super().__init__(folder)
         self.old_splits = self.splits
-        rows = Counter(
-            str(row[VIDEO_ID]) for split in self.old_splits for row in super(VideoSplitSource, self).rows(split)
-        )
+        rows: Counter[str] = Counter()
+        for row in (row for split in self.old_splits for row in super(VideoSplitSource, self).rows(split)):
+            if names_no_video(row):
+                raise MsaError(
+                    f"The id {row[ID]!r} says nothing about the video that the clip is of, so the data cannot be split by "
+                    "video: give ids such as VIDEO$_$CLIP, VIDEO[CLIP] or VIDEO_12, or the columns video_id and clip_id."
+                )
+            rows[row[VIDEO_ID]] += 1
         self.assigned = assign_videos(dict(rows), shares, seed)
         self._counts = Counter(dict.fromkeys(SPLITS, 0))
         for video, count in rows.items():
@@ -78,5 +84,5 @@ class VideoSplitSource(ParquetSource):
         """Yield the rows of a new split."""
         for old in self.old_splits:
             for row in super().rows(old):
-                if self.assigned[str(row[VIDEO_ID])] == split:
+                if self.assigned[row[VIDEO_ID]] == split:
                     yield row

@@ -1,0 +1,138 @@
+"""Tables of OpenFace, openSMILE and pandas, and arrays: as many frames and features as there are, or one sentence."""
+
+import io
+import os
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hf_msa.data.feature_files import read_feature_file
+from hf_msa.errors import MsaError
+
+NAN = float("nan")
+AUS = ("AU01_r", "AU02_r")
+OPENFACE = "frame, face_id, timestamp, confidence, success, AU01_r, AU02_r\n"
+
+
+def read(tmp_path, text, name="a.csv"):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    values, names = read_feature_file(tmp_path / name)
+    return values.tolist(), names
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "names"),
+    [
+        ("1,2\n3,4\n", [[1, 2], [3, 4]], None),
+        ("0,1,2\n0.5,1,2\n1.5,2,3\n", [[0.5, 1, 2], [1.5, 2, 3]], ("0", "1", "2")),
+        (",0,1\n0,0.5,1\n1,0.25,3\n", [[0.5, 1], [0.25, 3]], ("0", "1")),
+        (",a,b\n0,1,2\n1,3,4\n", [[1, 2], [3, 4]], ("a", "b")),
+        ("Unnamed: 0,a\n1,5\n2,6\n", [[5], [6]], ("a",)),
+        (",0.5\n1.0,0.25\n", [[NAN, 0.5], [1, 0.25]], None),
+        ("1,2,\n3,4,\n", [[1, 2], [3, 4]], None),
+        ("a,b,\n1,2,\n3,4,\n", [[1, 2], [3, 4]], ("a", "b")),
+        ("a,b\n1,2,\n3,4,\n", [[1, 2], [3, 4]], ("a", "b")),
+        ("a,b,\n1,2\n", [[1, 2]], ("a", "b")),
+        ("a,b\n1,\n2,\n", [[1, NAN], [2, NAN]], ("a", "b")),
+        ("a,b\n-nan(ind),1\n2,1.#INF\n", [[NAN, 1], [2, float("inf")]], ("a", "b")),
+        ("-nan(ind),1\n2,-1.#IND\n", [[NAN, 1], [2, NAN]], None),
+        ("frame,0,1\n5,1,2\n", [[1, 2]], ("0", "1")),
+        ("index,a\n0,1\n1,2\n", [[1], [2]], ("a",)),
+        ("N/A,1\n2,null\n", [[NAN, 1], [2, NAN]], None),
+        ("a,b\nnan,1\n,2\n", [[NAN, 1], [NAN, 2]], ("a", "b")),
+        ("a\r1\r2\r", [[1], [2]], ("a",)),
+        ("a\u2028b,c\n1,2\n", [[1, 2]], ("a\u2028b", "c")),
+        (OPENFACE + "1, 0, 0.0, 0.98, 1, 0.5, -nan(ind)\n2, 0, 0.03, 0.98, 1, 0.25, 0\n", [[0.5, NAN], [0.25, 0]], AUS),
+        ("name;frameTime;F0\n'x';0.0;1.5\n'x';0.1;2.5\n", [[1.5], [2.5]], ("F0",)),
+        ('file,start,end,F0\n"a,b.wav",0 days,0 days 00:00:01,1.5\n', [[1.5]], ("F0",)),
+        ("a\tb\n1\t2\n", [[1, 2]], ("a", "b")),
+        ("1\r\n2\r\n\r\n", [[1], [2]], None),
+    ],
+)  # fmt: skip
+def test_tables_have_the_frames_and_features_that_they_have(tmp_path, text, values, names):
+    found, its_names = read(tmp_path, text)
+    np.testing.assert_array_equal(found, values)
+    assert its_names == names
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("columns", [None, ["AU01_r", "AU02_r", "AU04_r"]])
+def test_what_pandas_writes_by_default_is_read(tmp_path, index, columns):
+    table = pd.DataFrame(np.arange(12).reshape(4, 3) / 8, columns=columns)
+    table.to_csv(tmp_path / "a.csv", index=index)
+    np.testing.assert_array_equal(read_feature_file(tmp_path / "a.csv")[0], table.to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1\n", "its header has 2 cells, but row 2 1"),
+        ("1,2\n3\n", "its first row has 2 cells, but row 2 1"),
+        ("1,2\n3,4,5\n", "but row 2 3"),
+        ("1,2\n\n3,4\n", "but row 2 0"),
+        ("a,b\n1,x\n1,2\n", "'x' in row 2, column 'b', is not a number"),
+        ("1,2\n1,x\n", "'x' in row 2, column 2, is not a number"),
+        ("a,note\n1,x\n2,y\n", "'x' in row 2, column 'note', is not a number"),
+        ("a;b\n1;0,5\n", "'0,5' in row 2, column 'b', is not a number"),
+        ("1,x\n2,3\n", "1, x, has both numbers and words"),
+        ("0,.5\n1,.6\n", "first column counts the rows"),
+        ("0,5\n1,6\n", "first column counts the rows"),
+        ("0\n0.5\n", "may be a header or a frame"),
+        ("0,1\n1,1\n", "may be a header or a frame"),
+        (",0,1\n5,1,1\n", "may be a header or a frame"),
+        (",a\n5,1\n", "column 1 of its header has no name"),
+        ("a,,b\n1,2,3\n", "column 2 of its header has no name"),
+        ("a,a\n1,2\n", "'a' twice"),
+        (OPENFACE + "1, 0, 0, 1, 1, 0.5, 1\n1, 1, 0, 1, 1, 0.5, 1\n", r"2 faces \(face_id 0, 1\)"),
+        (OPENFACE + "2, 0, 0, 1, 1, 0.5, 1\n1, 0, 0, 1, 1, 0.5, 1\n", "'frame' does not ascend in row 3"),
+        ("frame,success\n1,1\n", "none of its columns holds features"),
+        ("a,b\n", "no frames"),
+        ("", "no frames"),
+        ("1,\xff".encode("latin1"), "not UTF-8"),
+        ("a\n" + "1" * 200_000, "field larger than field limit"),
+    ],
+)
+def test_tables_of_which_nobody_can_say_what_they_hold_are_refused(tmp_path, text, message):
+    with pytest.raises(MsaError, match=message) as error:
+        read(tmp_path, text)
+    assert "\n" not in str(error.value) and "a.csv" in str(error.value)
+
+
+def npy(array, **header):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1,)} | header)
+    return file.getvalue() + array
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(b"1234", shape=(1 << 40, 1 << 10)), "but 4 bytes follow"),
+        (npy(b"1234", shape=(2, 2)), "but 4 bytes follow"),
+        (npy(b"1234" * 5, shape=(2, 2)), "but 20 bytes follow"),
+        (npy(b"1234", shape=(-1, -1)), "but 4 bytes follow"),
+        (npy(b"", shape=(0, 1 << 40)), "of one frame at least"),
+        (b"\x93NUMPY\x09\x00", "version"),
+        (b"\x93NUMPY\x01\x00\x05\x00{'a\x00", "damaged"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_an_array_that_is_not_what_its_header_says_costs_nothing(tmp_path, content, message):
+    start = time.perf_counter()
+    with pytest.raises(MsaError, match=message):
+        read(tmp_path, content, "a.npy")
+    assert time.perf_counter() - start < 1
+
+
+def test_columns_first_and_doubles_are_read(tmp_path):
+    np.save(tmp_path / "a.NPY.npy", np.asfortranarray([[1.0, 2.0], [3.0, 1e300]]))
+    (tmp_path / "a.NPY.npy").rename(tmp_path / "a.NPY")
+    assert read_feature_file(tmp_path / "a.NPY")[0].tolist() == [[1, 2], [3, float("inf")]]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(MsaError, match="not a regular file"):
+        read_feature_file(tmp_path / "a.csv")
