@@ -85,13 +85,13 @@ def test_features_may_lie_elsewhere(tmp_path):
         open_source(tmp_path / "labels", tmp_path / "labels")
 
 
-def test_openface_csv_keeps_numeric_columns_and_their_names(tmp_path):
+def test_openface_csv_keeps_features_and_their_names(tmp_path):
     label_csv(tmp_path, LINES[:1])
     folder = tmp_path / "vision" / "vidA"
     folder.mkdir(parents=True)
     (folder / "0001.csv").write_text(
-        "frame, face_id, timestamp, confidence, success, gaze_0_x, AU01_r, note\n"
-        "1, 0, 0.0, 0.98, 1, 0.25, 1.5, a\n2, 0, 0.03, 0.97, 1, -0.5, 0.0, b\n"
+        "frame, face_id, timestamp, confidence, success, gaze_0_x, AU01_r\n"
+        "1, 0, 0.0, 0.98, 1, 0.25, 1.5\n2, 0, 0.03, 0.97, 1, -0.5, 0.0\n"
     )
     source = CsvSource(tmp_path)
     assert source.feature_names == {"vision": ("gaze_0_x", "AU01_r")}

@@ -128,6 +128,28 @@ def test_a_batch_of_the_collator_can_be_handed_over_as_it_is(method: str) -> Non
 
 @QUIET
 @every_method
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_the_bits_take_what_the_processor_gives(
+    method: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = build(method)
+    processor = tiny_processor(model.config)
+    inputs = model.inputs_from(processor.from_rows(tiny_rows(model.config)), predicting=True)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    model.to(dtype).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert loaded.dtype == dtype
+    with torch.no_grad():
+        assert torch.allclose(loaded(**inputs).logits.float(), expected, rtol=0.02, atol=0.01)
+    loss = loaded.train()(**inputs, labels=torch.zeros(len(expected))).loss
+    if loss is not None:
+        loss.backward()
+    assert loss is None or math.isfinite(loss.detach())
+
+
+@QUIET
+@every_method
 def test_a_tuple_on_request(method: str) -> None:
     model = build(method)
     batch = tiny_batch(model.config)

@@ -896,6 +896,22 @@ class TestPlanning:
 
 
 class TestFiles:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_weights_of_half_the_bits_plan_retrieve_and_generate(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        model = whole(plan_tokens="per_constraint")
+        processor, rows = tiny_processor(model.config), tiny_rows(model.config)
+        batch = drop(processor.from_rows(rows), *LOST)
+        model.to(dtype).save_pretrained(tmp_path)
+        loaded = OmgForSentimentAnalysis.from_pretrained(tmp_path).eval()
+        scores, made = (
+            loaded.predict_rows(batch, rows, processor).logits,
+            loaded.generate_missing(batch, rows, processor),
+        )
+        assert loaded.dtype == dtype and torch.isfinite(scores).all()
+        assert all(torch.isfinite(values).all() for values in made.values.values())
+        again = OmgForSentimentAnalysis.from_pretrained(tmp_path).eval().predict_rows(batch, rows, processor)
+        assert torch.equal(again.logits, scores)
+
     def test_a_saved_model_plans_retrieves_and_predicts_the_same_bits(self, tmp_path: Path) -> None:
         model = whole(plan_tokens="per_constraint")
         processor, rows = tiny_processor(model.config), tiny_rows(model.config)

@@ -552,7 +552,8 @@ class MsaPreTrainedModel(PreTrainedModel):
             batch: Inputs by their names, as of `forward`; anything else is left alone. What was read before is given back.
 
         Returns:
-            The inputs of the modalities that the model reads; attention masks that were not given are ones.
+            The inputs of the modalities that the model reads, features in the dtype of its weights; attention masks that
+            were not given are ones.
 
         Raises:
             ValueError: Naming the input and what is wrong: a modality that is not there, a width that is not the
@@ -575,7 +576,13 @@ class MsaPreTrainedModel(PreTrainedModel):
                 mask = torch.ones(value.shape[:2], dtype=torch.long, device=value.device)
             found |= {key: value, ATTENTION_MASK_KEYS[modality]: mask}
             found |= {keys[modality]: batch.get(keys[modality]) for keys in _BESIDE}
-        return MsaInputs(**found)  # type: ignore[arg-type]  # text is always among them
+        # Features are float32 whatever the weights are.
+        kind = self.dtype
+        read = {
+            key: value.to(kind) if value is not None and value.is_floating_point() else value
+            for key, value in found.items()
+        }
+        return MsaInputs(**read)  # type: ignore[arg-type]  # text is always among them
 
     def _check_values(self, modality: str, value: Tensor, batch: Mapping[str, Tensor | None]) -> None:
         """Check the shapes of a modality's values and masks; see `read`."""

@@ -86,7 +86,10 @@ class Perception:
     @functools.cached_property
     def digests(self) -> tuple[bytes, ...]:
         """One per sample, of the values at its observed positions; padding and what is dropped are not in it."""
-        parts = {name: (value.detach().cpu().numpy(), real.cpu().numpy()) for name, (value, real) in self.seen.items()}
+        parts = {
+            name: (value.detach().float().cpu().numpy(), real.cpu().numpy())
+            for name, (value, real) in self.seen.items()
+        }
 
         def digest(index: int) -> Iterator[bytes]:
             for name, (value, visible) in parts.items():
@@ -449,13 +452,13 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         """
         config, base = self.config, self.knowledge_base
         plan, observation = (
-            self.text_mean.new_zeros(len(perception), config.plan_width) if given is None else given
+            self.text_mean.new_zeros(len(perception), config.plan_width) if given is None else given.to(self.dtype)
             for given in (vectors.get("plan_vectors"), vectors.get("observation_vectors"))
         )
         tokens = plan.unsqueeze(1)
         if config.plan_tokens == "per_constraint":
             constraints = vectors.get("constraint_vectors")
-            tokens = tokens.expand(-1, 3, -1) if constraints is None else constraints
+            tokens = tokens.expand(-1, 3, -1) if constraints is None else constraints.to(plan)
         if config.plan_source == "noise":
             # Random directions: new ones in training, those of each sample's own seed otherwise.
             if self.training:

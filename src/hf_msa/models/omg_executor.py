@@ -394,7 +394,7 @@ class ModalityExecutor(nn.Module):
         scheduler.set_timesteps(num_steps)
         coarse = LatentVae.latent_mask(mask)
         noise, generators = draw_noise(seeds, evidence.shape[1:])
-        latents = _blank(noise.to(mask.device), coarse)
+        latents = _blank(noise.to(self.denoiser.project_in.weight), coarse)
         costs = []
         # With some numbers of steps diffusers rounds to one time step too many, which is below 0.
         for step in scheduler.timesteps[:num_steps]:
