@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +338,19 @@ class TestLoading:
         gone = LocalMllm.from_pretrained(str(tmp_path / "gone"))
         with pytest.raises(ValueError, match="cannot be loaded .*pass a folder or Hub name"):
             gone.generate(tiny_requests(), 1)
+
+    def test_weights_that_are_not_there_are_not_made_up(self, folder: Path, tmp_path: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+        weights = load_file(tmp_path / "model.safetensors")
+        (lost,) = (name for name in weights if name.endswith("layers.0.mlp.up_proj.weight"))
+        del weights[lost]
+        save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(
+            ValueError, match="cannot be loaded .its checkpoint lacks 1 weights of a Qwen2_5OmniThinker.*up_proj"
+        ):
+            _ = LocalMllm.from_pretrained(str(tmp_path)).model
 
     def test_a_model_of_another_kind_is_refused_in_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "hf_msa_none"}))

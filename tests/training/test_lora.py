@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
@@ -180,6 +180,19 @@ class TestSaving:
         loaded = LocalMllm.from_pretrained(str(base), adapter=str(tmp_path / "adapter"))
         loaded.processor.videos_kwargs = plain.processor.videos_kwargs
         assert loaded.score(tiny_requests(), ANSWERS) == expected
+
+    def test_an_adapter_with_a_weight_less_is_refused(
+        self, trained: tuple[LoraTrainer, LocalMllm, Path], tmp_path: Path
+    ) -> None:
+        adapter, plain = tmp_path / "adapter", tiny_mllm()
+        save_adapter(trained[0].adapted, adapter)
+        weights = load_file(adapter / "adapter_model.safetensors")
+        del weights[min(weights)]
+        save_file(weights, adapter / "adapter_model.safetensors", {"format": "pt"})
+        plain.model.save_pretrained(tmp_path / "base")
+        plain.processor.save_pretrained(tmp_path / "base")
+        with pytest.raises(ValueError, match="cannot be loaded onto .*1 weights are in one of them alone.*lora_A"):
+            _ = LocalMllm.from_pretrained(str(tmp_path / "base"), adapter=str(adapter)).model
 
     def test_an_adapter_that_does_not_load_names_both(self, tmp_path: Path) -> None:
         plain = tiny_mllm()

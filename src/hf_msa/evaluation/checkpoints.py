@@ -117,7 +117,8 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
             name, dtype=torch.float32, output_loading_info=True, **(changes or {})
         )
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError, ValueError) as error:
-        raise MsaError(f"No checkpoint can be loaded from {name!r}: {reason(error)}.") from error
+        where = "" if Path(name).is_dir() else ", which is no folder here"
+        raise MsaError(f"No checkpoint can be loaded from {name!r}{where}: {reason(error)}.") from error
     if not isinstance(model, MsaPreTrainedModel) or not isinstance(processor, MsaProcessor):
         raise MsaError(f"{name!r} is no hf_msa checkpoint but a {type(model).__name__}.")
     if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):

@@ -718,7 +718,12 @@ def _load(
         config = AutoConfig.from_pretrained(name, **hub)
         # Of a model that thinks and talks only the first part is needed; its class passes over the weights of the other.
         options["config"] = getattr(config, "thinker_config", config)
-        model = AutoModelForMultimodalLM.from_pretrained(name, **options)
+        model, loading = AutoModelForMultimodalLM.from_pretrained(name, output_loading_info=True, **options)
+        if lacking := sorted(loading["missing_keys"]):
+            # The library fills them with random numbers and goes on.
+            raise ValueError(
+                f"its checkpoint lacks {len(lacking)} weights of a {type(model).__name__}, e.g. {lacking[0]!r}"
+            )
         processor = load_mllm_processor(name, **hub)
     except (OSError, ValueError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
@@ -730,7 +735,9 @@ def _load(
         model = model.to("cuda")
     if adapter is not None:
         try:
-            model.load_adapter(adapter)
+            found = model.load_adapter(adapter)
+            if odd := sorted({*found.missing_keys, *found.unexpected_keys}):
+                raise ValueError(f"{len(odd)} weights are in one of them alone, e.g. {odd[0]!r}")
         except (OSError, ValueError, RuntimeError) as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
             raise ValueError(f"The adapter {adapter!r} cannot be loaded onto {name!r} ({why}).") from error
