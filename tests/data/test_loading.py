@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from hf_msa.data import dataset_facts, load_msa, prepare_dataset
 from hf_msa.data.rows import MsaRows
@@ -102,3 +107,11 @@ def test_the_hub_answers_are_sentences(monkeypatch):
     assert dataset_facts("me/some", "sims").label_family == "sims"
     with pytest.raises(MsaError, match="nothing says"):
         dataset_facts("me/some")
+    for status, words in ((403, "403|may not|refused"), (429, "too many|429"), (500, "500")):
+        error = HfHubHTTPError(str(status), response=answer(status))
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", raising(error))
+        with pytest.raises(MsaError, match=f"The facts of 'me/some' could not be loaded from the Hub: .*({words})"):
+            dataset_facts("me/some")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", raising(LocalEntryNotFoundError("offline")))
+    with pytest.raises(MsaError, match="could not be loaded from the Hub"):
+        dataset_facts("me/some", "sims")

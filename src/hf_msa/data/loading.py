@@ -211,15 +211,14 @@ def dataset_facts(name_or_path: str | Path, label_family: AnyFamily | None = Non
 def _download_facts(name: str) -> Path | None:
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(hf_hub_download(name, FACTS_FILE, repo_type="dataset"))
-    except LocalEntryNotFoundError as error:
-        raise MsaError(f"The Hub could not be reached to read the facts of {name!r}; try again later.") from error
-    except EntryNotFoundError:
-        return None
-    except HfHubHTTPError as error:
+    except RepositoryNotFoundError as error:
         raise MsaError(_not_found(name)) from error
     except (hub_errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # From its HTTP library.
-        raise MsaError(f"The Hub could not be reached to read the facts of {name!r} ({error}).") from error
+        # The Hub's own "there is no such file" has a subclass that says that nobody could ask.
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise MsaError(f"The facts of {name!r} could not be loaded from the Hub: {reason(error)}.") from error

@@ -1,6 +1,7 @@
 """Words of tokenised texts: finding them, what is known of them, and running a text model with some of them masked."""
 
 import csv
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,7 @@ def read_word_list(path: Path) -> list[str]:
         )
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".csv":
-        table = csv.DictReader(text.splitlines())
+        table = csv.DictReader(io.StringIO(text, newline=""))
         if "word" not in (table.fieldnames or ()):
             raise MsaError(
                 f"The table {str(path)!r} has no column 'word'; it has {', '.join(table.fieldnames or ())}."
