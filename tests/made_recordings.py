@@ -1,0 +1,43 @@
+"""Small recordings for tests."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+
+def write_sound(file: Path, rate: int = 16_000, seconds: float = 1.0, channels: tuple[float, ...] = (0.5,)) -> Path:
+    """Constant sound, each channel at its own height."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(file, np.tile(np.float32(channels), (int(rate * seconds), 1)), rate)
+    return file
+
+
+def write_video(
+    file: Path,
+    seconds: float = 3.0,
+    size: tuple[int, int] = (64, 48),
+    rate: int = 10,
+    sound: tuple[float, ...] | None = (0.5,),
+) -> Path:
+    """Pictures that grow brighter, 8 levels per tenth of a second up to 255, and constant sound of 22.05 kHz."""
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'hf-msa[video]'")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
+        layout = "stereo" if sound and len(sound) == 2 else "mono"
+        codec = "pcm_s16le" if file.suffix == ".mkv" else "aac"
+        track = container.add_stream(codec, rate=22_050, layout=layout) if sound else None
+        for index in range(int(seconds * rate)):
+            picture = np.full((size[1], size[0], 3), min(255, index * 80 // rate), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+        if track is not None and sound is not None:
+            values = np.tile(np.float32(sound), int(22_050 * seconds))[None]
+            frame = av.AudioFrame.from_ndarray((values * 32767).astype(np.int16), format="s16", layout=layout)
+            frame.sample_rate = 22_050
+            container.mux(track.encode(frame))
+            container.mux(track.encode(None))
+    return file
