@@ -119,6 +119,20 @@ def sample_corpus(*, output: str, **options: Any) -> None:
     print(f"Sample corpus: {path} (its tiny text encoder: {path / 'text_model'})")
 
 
+def extract(*, manifest: str, output: str, **options: Any) -> None:
+    """Make a data set of recordings; see `hf_msa.recordings.extract.extract` for the options."""
+    from rich.console import Console
+
+    from .recordings.extract import ERRORS_FILE
+    from .recordings.extract import extract as run
+
+    made = run(manifest, output, **options)
+    Console().print(made.report)
+    if made.failed:
+        print(f"Could not be read: {len(made.failed)} clips, see {Path(output) / ERRORS_FILE}")
+    print(f"Prepared data set: {output}")
+
+
 def recipes(*, method: str | None) -> None:
     """List the methods with their recipes and ablations, or one of them."""
     from .methods import METHODS
