@@ -41,6 +41,13 @@ def _sample_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="small", help="tiny, small or mosi (default: small)")
     parser.add_argument("--output", required=True, help="folder to write the corpus to")
     parser.add_argument("--seed", type=int, default=1111, help="seed of everything (default: 1111)")
+    parser.add_argument(
+        "--recordings",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also speak N of the clips, by espeak-ng where it is installed: recordings/ with a manifest.csv (default: 0)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
 
 

@@ -115,8 +115,10 @@ def sample_corpus(*, output: str, **options: Any) -> None:
     from .data.sample_corpus import check_corpus, write_sample_corpus
 
     path = write_sample_corpus(output, **options)
-    check_corpus(path)
+    spoken = check_corpus(path)["recordings"]
     print(f"Sample corpus: {path} (its tiny text encoder: {path / 'text_model'})")
+    if spoken:
+        print(f"{spoken['count']} recordings: {path / 'recordings' / 'manifest.csv'}")
 
 
 def extract(*, manifest: str, output: str, **options: Any) -> None:
