@@ -1,0 +1,1 @@
+"""From recordings to rows: transcripts with word times, and features aligned to the words."""
