@@ -41,6 +41,36 @@ def _sample_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="small", help="tiny, small or mosi (default: small)")
     parser.add_argument("--output", required=True, help="folder to write the corpus to")
     parser.add_argument("--seed", type=int, default=1111, help="seed of everything (default: 1111)")
+    parser.add_argument(
+        "--recordings",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also speak N of the clips, by espeak-ng where it is installed: recordings/ with a manifest.csv (default: 0)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
+
+
+def _extract(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "manifest", help="a folder of clips, or a CSV or JSONL file with path, text, label, split, start, end"
+    )
+    parser.add_argument("--output", required=True, help="folder to write the data set to")
+    parser.add_argument(
+        "--label-family",
+        required=True,
+        help="label range, classes and metrics: mosi, sims, or a YAML file with name, low, high ...",
+    )
+    parser.add_argument("--audio-set", metavar="NAME", help="audio features: prosody, librosa33, logmel or egemaps25")
+    parser.add_argument("--vision-set", metavar="NAME", help="vision features")
+    parser.add_argument("--face-model", metavar="FILE", help="face landmark model (.task) of MediaPipe")
+    parser.add_argument(
+        "--transcribe",
+        metavar="MODEL",
+        help="write the transcripts that are not given: a Whisper model, by size, folder or Hub name",
+    )
+    parser.add_argument("--language", help="language of the speech, e.g. en (default: the transcriber finds out)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
 
 
@@ -221,6 +251,7 @@ COMMANDS = (
         _sample_corpus,
         "hf_msa.cli:sample_corpus",
     ),
+    Command("extract", "make a data set of recordings: features and transcripts", _extract, "hf_msa.cli:extract"),
     Command("recipes", "list methods, recipes and ablations", _recipes, "hf_msa.cli:recipes"),
     Command(
         "train",

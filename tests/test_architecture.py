@@ -32,7 +32,7 @@ LEVELS = {
     "label_families": 2,
     "methods": 2,
     "data": 3,
-    "recordings": 3,
+    "recordings": 4,
     "evaluation": 4,
     "training": 5,
     "hub": 6,

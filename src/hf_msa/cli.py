@@ -115,8 +115,24 @@ def sample_corpus(*, output: str, **options: Any) -> None:
     from .data.sample_corpus import check_corpus, write_sample_corpus
 
     path = write_sample_corpus(output, **options)
-    check_corpus(path)
+    spoken = check_corpus(path)["recordings"]
     print(f"Sample corpus: {path} (its tiny text encoder: {path / 'text_model'})")
+    if spoken:
+        print(f"{spoken['count']} recordings: {path / 'recordings' / 'manifest.csv'}")
+
+
+def extract(*, manifest: str, output: str, **options: Any) -> None:
+    """Make a data set of recordings; see `hf_msa.recordings.extract.extract` for the options."""
+    from rich.console import Console
+
+    from .recordings.extract import ERRORS_FILE
+    from .recordings.extract import extract as run
+
+    made = run(manifest, output, **options)
+    Console().print(made.report)
+    if made.failed:
+        print(f"Could not be read: {len(made.failed)} clips, see {Path(output) / ERRORS_FILE}")
+    print(f"Prepared data set: {output}")
 
 
 def recipes(*, method: str | None) -> None:

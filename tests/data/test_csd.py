@@ -96,6 +96,18 @@ def test_rows_are_aligned_to_the_words(tmp_path: Path) -> None:
     assert (third["text"], third["audio_present"], third["audio"].tolist()) == ("", False, [[0, 0]])
 
 
+def test_a_video_without_a_label_and_an_interval_that_runs_back(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    with h5py.File(folder / "CMU_MOSI_Opinion_Labels.csd", "a") as file:
+        for name, shape in {"features": (0, 1), "intervals": (0, 2)}.items():
+            del file["Opinion Segment Labels/data/two"][name]
+            file["Opinion Segment Labels/data/two"].create_dataset(name, shape)
+    assert [row["id"] for row in open_source(folder).rows("train")] == ["one[0]", "one[1]"]
+    write_csd(folder / "CMU_MOSI_TimestampedWords.csd", "words", {"one": (words("it"), [[1, 0]])})
+    with pytest.raises(MsaError, match="'one' of .*COVAREP.csd: Intervals to align to are start and end"):
+        list(open_source(folder).rows("train"))
+
+
 def test_what_is_not_finite_counts_as_zero_and_is_told(tmp_path: Path) -> None:
     source = open_source(write_folder(tmp_path))
     list(source.rows("train"))

@@ -370,10 +370,13 @@ def test_what_only_training_gives_is_known() -> None:
     ("argument", "message"),
     [
         ("visual", "takes no argument 'visual'; did you mean 'vision'?"),
-        ("images", "did you mean 'vision'?"),
+        ("images", "did you mean 'video'?"),
         ("audios", "did you mean 'audio'?"),
         ("texts", "did you mean 'text'?"),
-        ("padding", "it takes text, audio, vision, pad_to_fixed, return_tensors"),
+        (
+            "padding",
+            "it takes text, audio, vision, video, sampling_rate, frames_per_second, face_model, pad_to_fixed",
+        ),
     ],
 )
 def test_the_processor_refuses_what_it_does_not_know(argument: str, message: str) -> None:

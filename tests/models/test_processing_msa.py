@@ -63,7 +63,7 @@ def test_gaps_in_features_become_zero() -> None:
     [
         ([3.5], None, "The text of sample 0 is 3.5; give a string, or pass '' where it is missing"),
         (["a"], [[[1, 2], [3]]], r"audio of sample 0 is no table of numbers; give \(frames, width\)"),
-        (["a"], [["loud"]], "audio of sample 0 is no table of numbers"),
+        (["a"], [["loud"]], "pass sampling_rate, or give a table of numbers"),
         (["a"], [np.zeros((2, 3))], r"audio of sample 0 has shape \(2, 3\), but this checkpoint reads \(frames, 5\)"),
         (["a", "b"], [None], "There are 2 texts but 1 audio sequences"),
     ],

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from hf_msa.data.alignment import align_to_intervals
 from hf_msa.data.cells import list_of, split_name, text_of
 from hf_msa.data.schema import CLIP_ID, ID, LABEL, PRESENCE, SPLITS, TEXT, VIDEO_ID, msa_features
 from hf_msa.errors import MsaError, reason, require_package
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
-from hf_msa.recordings.alignment import align_to_words
-from hf_msa.recordings.transcripts import Word
 
 # What the names of files and of the sequences in them say, in lower case.
 _ROLES: dict[str, tuple[str, ...]] = {
@@ -143,48 +142,44 @@ class CsdSource:
     def _rows_of(self, key: str, sequences: Mapping[str, "_Sequence"]) -> Iterator[dict[str, Any]]:
         labels, spans = sequences["label"].numbers(key)
         spoken, times = sequences["words"].texts(key)
-        middles = times.mean(axis=1)
-        segments: list[list[Word]] = []
-        for start, end in spans:
-            inside = np.flatnonzero((middles >= start) & (middles < end))
-            words = [Word(spoken[index], *map(float, times[index])) for index in inside if spoken[index] != _PAUSE]
-            self._without_words += not words
-            # A sample without a word is one stretch.
-            segments.append(words or [Word("", float(start), float(end))])
-        bounds = np.cumsum([0, *map(len, segments)])
-        aligned = {modality: self._align(sequences[modality], key, segments) for modality in self.widths}
-        for index, words in enumerate(segments):
+        middles, is_word = times.mean(axis=1), np.array([text != _PAUSE for text in spoken], bool)
+        inside = [np.flatnonzero(is_word & (middles >= start) & (middles < end)) for start, end in spans]
+        self._without_words += sum(not len(words) for words in inside)
+        # A sample without a word is one stretch.
+        intervals = [times[words] if len(words) else spans[[index]] for index, words in enumerate(inside)]
+        bounds = np.cumsum([0, *map(len, intervals)])
+        wanted = np.concatenate([*intervals, np.zeros((0, 2))])
+        aligned = {modality: self._align(sequences[modality], key, wanted) for modality in self.widths}
+        for index, words in enumerate(inside):
             identifier = key if _SEGMENT.fullmatch(key) else f"{key}[{index}]"
             row: dict[str, Any] = {
                 ID: identifier,
                 VIDEO_ID: _video_of(key),
                 CLIP_ID: identifier[len(_video_of(key)) + 1 : -1],
-                TEXT: " ".join(word.text for word in words),
+                TEXT: " ".join(spoken[word] for word in words),
                 LABEL: float(labels[index, 0]),
             }
             for modality, (values, has_frame) in aligned.items():
                 part = slice(bounds[index], bounds[index + 1])
-                row[PRESENCE[modality]] = bool(has_frame[part].any())
-                row[modality] = (
-                    values[part] if row[PRESENCE[modality]] else np.zeros((1, self.widths[modality]), "float32")
-                )
-                if row[PRESENCE[modality]]:
-                    self._without_frame[modality] += int((~has_frame[part]).sum())
+                is_there = bool(has_frame[part].any())
+                row[PRESENCE[modality]] = is_there
+                row[modality] = values[part] if is_there else np.zeros((1, self.widths[modality]), np.float32)
+                self._without_frame[modality] += int((~has_frame[part]).sum()) if is_there else 0
             yield row
 
-    def _align(
-        self, sequence: "_Sequence", key: str, segments: Sequence[Sequence[Word]]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _align(self, sequence: "_Sequence", key: str, intervals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The features of all words of a video, float32 (words, width), and which words have any."""
-        words = [word for segment in segments for word in segment]
         if not sequence.has(key):
-            return np.zeros((len(words), sequence.width()), np.float32), np.zeros(len(words), bool)
+            return np.zeros((len(intervals), sequence.width()), np.float32), np.zeros(len(intervals), bool)
         values, spans = sequence.numbers(key)
         is_finite = np.isfinite(values)
         self._not_finite += int((~is_finite).sum())
         instants = spans.mean(axis=1)
         order = np.argsort(instants, kind="stable")
-        return align_to_words(np.where(is_finite, values, 0)[order], words, times=instants[order])
+        try:
+            return align_to_intervals(np.where(is_finite, values, 0)[order], intervals, times=instants[order])
+        except MsaError as error:
+            raise MsaError(f"{key!r} of {sequence.file}: {error}") from error
 
     def _count_gaps(self) -> None:
         """Add what was found on the way to the notes, once all rows are read."""

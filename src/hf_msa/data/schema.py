@@ -118,6 +118,8 @@ class DatasetFacts:
         source: What the rows were made from, e.g. ``"MMSA pickle"``.
         audio_features: Names of the audio features in column order, where known.
         vision_features: Names of the vision features in column order, where known.
+        audio_set: The feature set that the audio frames are of, by name and version; None where nothing says.
+        vision_set: Likewise of the vision frames.
         homepage: Where the data set is described.
         citation: BibTeX.
     """
@@ -132,6 +134,8 @@ class DatasetFacts:
     source: str = "unknown"
     audio_features: tuple[str, ...] | None = None
     vision_features: tuple[str, ...] | None = None
+    audio_set: str | None = None
+    vision_set: str | None = None
     homepage: str = ""
     citation: str = ""
 
@@ -172,6 +176,8 @@ class DatasetFacts:
                 known[key] = float(known[key])
             if not all(isinstance(known.get(key, ""), str) for key in ("name", "language", "license", "source")):
                 raise TypeError("its name, language, license and source are texts")
+            if not all(isinstance(known.get(key), str | None) for key in ("audio_set", "vision_set")):
+                raise TypeError("its feature sets are texts")
             return cls(**known)
         except (KeyError, TypeError, OverflowError) as error:
             raise MsaError(f"The data set facts are incomplete ({error}); prepare the data set again.") from error

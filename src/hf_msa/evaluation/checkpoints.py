@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from hf_msa.data.media import MediaFolder
 from hf_msa.data.missing import MODALITY_RATES
 from hf_msa.data.rows import MsaRows
+from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import BUGS, MsaError, reason, unknown_name
 from hf_msa.methods import MODEL_TYPE_PREFIX
 from hf_msa.models.configuration_msa import MsaConfig
@@ -175,6 +176,26 @@ def check_widths(model: MsaPreTrainedModel, rows: MsaRows, name: str, may_lack: 
             raise MsaError(
                 f"The data has {modality} of width {width}, but the checkpoint {name!r} was built for {modality}_dim="
                 f"{expected}; use a data set with features of the same kind as in training."
+            )
+
+
+def check_feature_sets(processor: MsaProcessor, facts: DatasetFacts, name: str) -> None:
+    """Check that data and checkpoint have features of the same sets, where both say which.
+
+    Args:
+        processor: The checkpoint's.
+        facts: What is known of the data.
+        name: What messages call the checkpoint.
+
+    Raises:
+        MsaError: Naming both sets.
+    """
+    for modality in processor.feature_extractor.modalities:
+        made, wanted = (getattr(one, f"{modality}_set") for one in (facts, processor.feature_extractor))
+        if made is not None and wanted is not None and made != wanted:
+            raise MsaError(
+                f"The {modality} of the data is of the feature set {made!r}, but the checkpoint {name!r} was trained on "
+                f"{wanted!r}; extract the features anew."
             )
 
 

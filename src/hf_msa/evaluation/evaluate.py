@@ -20,6 +20,7 @@ from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
 from .checkpoints import (
     ANSWERS_FOLDER,
     attach_media,
+    check_feature_sets,
     check_widths,
     find_matched,
     find_models,
@@ -154,6 +155,7 @@ def evaluate_runs(
         tested = conditions(
             protocol, ("text", *(m for m in rows.lengths if m != "text")), own_rates, mask_seeds, **fields
         )
+        check_feature_sets(processor, known, name)
         check_widths(network, rows, name)
         facts.media = attach_media(network, media, rows, name)
         if network.config.asks_language_model:

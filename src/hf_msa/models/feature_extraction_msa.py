@@ -1,6 +1,7 @@
 """Audio and vision feature sequences to padded tensors."""
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,10 +9,18 @@ import numpy as np
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
+from .msa_feature_sets import (
+    SOUND,
+    FeatureSet,
+    find_feature_set,
+    picture_features,
+    recorded_features,
+    sound_features,
+)
 from .msa_schema import ATTENTION_MASK_KEYS, FEATURE_MODALITIES, VALUE_KEYS
 
 # What other processors of the library call our modalities.
-_OTHER_NAMES = {"images": "vision", "videos": "vision", "video": "vision", "visual": "vision", "speech": "audio"}
+_OTHER_NAMES = {"images": "video", "videos": "video", "visual": "vision", "speech": "audio", "raw_speech": "audio"}
 
 
 def refuse_unknown(name: str, unknown: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -52,12 +61,53 @@ def as_frames(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"{name} is no table of numbers; give (frames, width), all frames of one width.") from error
 
 
+def is_recording(value: Any) -> bool:
+    """Whether something is a file, by path or content."""
+    return isinstance(value, str | os.PathLike | bytes | bytearray)
+
+
+def axes(values: Any) -> int:
+    """How many axes an array of numpy or Arrow, a tensor, or nested lists have, by their first entries."""
+    if hasattr(values, "ndim"):
+        return int(values.ndim)
+    values = values.to_pylist() if hasattr(values, "to_pylist") else values
+    found = 0
+    while isinstance(values, list | tuple):
+        found, values = found + 1, values[0] if values else None
+    return found + (values.ndim if hasattr(values, "ndim") else 0)
+
+
+def _sound(value: Any, sampling_rate: int | None) -> Any:
+    """A file, or samples and their rate; None if it is no recording but features."""
+    if is_recording(value):
+        return value
+    if isinstance(value, Mapping):
+        if value.get("array") is None:
+            found = value.get("bytes") or value.get("path")
+            if found is None:
+                raise ValueError(
+                    f"A recording has {', '.join(map(str, value))}; give array and sampling_rate, bytes or path."
+                )
+            return found
+        value, sampling_rate = value["array"], value.get("sampling_rate", sampling_rate)
+    elif axes(value) != 1 or not len(value):
+        return None
+    if not isinstance(sampling_rate, int) or not sampling_rate > 0:
+        raise ValueError(
+            f"Audio of one axis is a waveform, of {sampling_rate} samples per second; pass sampling_rate, or give a table "
+            "of numbers (frames, width)."
+        )
+    return value, sampling_rate
+
+
 class MsaFeatureExtractor(FeatureExtractionMixin):
     """Pads, truncates and (where statistics are given) standardises audio and vision feature sequences.
 
     Args:
         audio_dim, vision_dim (`int`, *optional*): Width of a frame; `None` = the model does not read the modality.
         audio_max_length, vision_max_length (`int`): Longer sequences are cut at the end.
+        audio_set, vision_set (`str`, *optional*): The feature set that the frames are of, by name and version, see
+            `msa_feature_sets`; needed to make them from recordings.
         audio_mean, audio_std, vision_mean, vision_std (`list[float]`, *optional*):
             Per-feature statistics of the valid frames of the training split. A feature with std 0 becomes 0.
     """
@@ -71,6 +121,8 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
         vision_dim: int | None = None,
         audio_max_length: int = 500,
         vision_max_length: int = 500,
+        audio_set: str | None = None,
+        vision_set: str | None = None,
         audio_mean: list[float] | None = None,
         audio_std: list[float] | None = None,
         vision_mean: list[float] | None = None,
@@ -82,6 +134,8 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
         self.vision_dim = vision_dim
         self.audio_max_length = audio_max_length
         self.vision_max_length = vision_max_length
+        self.audio_set = audio_set
+        self.vision_set = vision_set
         self.audio_mean = audio_mean
         self.audio_std = audio_std
         self.vision_mean = vision_mean
@@ -91,6 +145,68 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
     def modalities(self) -> tuple[str, ...]:
         """The feature modalities that the model reads."""
         return tuple(name for name in FEATURE_MODALITIES if getattr(self, f"{name}_dim") is not None)
+
+    def feature_set(self, modality: str) -> FeatureSet:
+        """The feature set of a modality.
+
+        Raises:
+            ValueError: If nothing says which it is, or this version does not make it.
+        """
+        name = getattr(self, f"{modality}_set")
+        if name is None:
+            width = getattr(self, f"{modality}_dim")
+            raise ValueError(
+                f"Nothing says how the {width} {modality} features of this checkpoint were made, so a recording cannot be "
+                f"used; pass {modality}=[features] of the same kind, or train on a data set of `hf-msa extract`."
+            )
+        return find_feature_set(name, modality)
+
+    def sequence(
+        self,
+        modality: str,
+        given: Any,
+        video: Any = None,
+        *,
+        sampling_rate: int | None = None,
+        frames_per_second: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Features of one sample, made where a recording was given.
+
+        Args:
+            modality: `"audio"` or `"vision"`.
+            given: Features `(frames, width)`; or, of audio, a recording: a path, the content of a file, samples
+                `(samples,)`, or `{"array": samples, "sampling_rate": rate}`; None: those of `video`.
+            video: A path, the content of a file, or pictures `(frames, height, width, 3)` uint8; None: there is none.
+            sampling_rate: Of samples that do not say theirs.
+            frames_per_second: Of pictures.
+            **options: For sets that are made from pictures, e.g. `face_model`.
+
+        Returns:
+            The features; None where the sample has no such modality, or the recording has no such track.
+
+        Raises:
+            ImportError: If a package that is needed is not installed.
+            ValueError: If the recording cannot be read, or the features not be made.
+        """
+        if given is not None and modality == "audio":
+            sound = _sound(given, sampling_rate)
+            if sound is None:
+                return given
+            if isinstance(sound, tuple):
+                return sound_features(self.feature_set(modality), *sound)
+            return recorded_features(self.feature_set(modality), sound)
+        if given is not None or video is None:
+            return given
+        if is_recording(video):
+            features = self.feature_set(modality)
+            return recorded_features(features, video, **(options if features.made_from != SOUND else {}))
+        if modality == "audio":
+            return None
+        if frames_per_second is None or not frames_per_second > 0:
+            raise ValueError("Pictures do not say when they were taken; pass frames_per_second.")
+        pictures = ((index / frames_per_second, np.asarray(picture)) for index, picture in enumerate(video))
+        return picture_features(self.feature_set(modality), pictures, **options)
 
     def pad(
         self, modality: str, sequences: Sequence[np.ndarray | None], pad_to_fixed: bool = False

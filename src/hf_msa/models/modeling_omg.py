@@ -86,9 +86,12 @@ class Perception:
     @functools.cached_property
     def digests(self) -> tuple[bytes, ...]:
         """One per sample, of the values at its observed positions; padding and what is dropped are not in it."""
+        # numpy has no bfloat16; token ids are whole numbers.
+        values = {
+            name: value.float() if value.is_floating_point() else value for name, (value, _) in self.seen.items()
+        }
         parts = {
-            name: (value.detach().float().cpu().numpy(), real.cpu().numpy())
-            for name, (value, real) in self.seen.items()
+            name: (values[name].detach().cpu().numpy(), real.cpu().numpy()) for name, (_, real) in self.seen.items()
         }
 
         def digest(index: int) -> Iterator[bytes]:

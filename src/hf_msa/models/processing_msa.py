@@ -10,7 +10,7 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
-from .feature_extraction_msa import MsaFeatureExtractor, refuse_unknown
+from .feature_extraction_msa import MsaFeatureExtractor, axes, is_recording, refuse_unknown
 from .msa_files import check_files, note_files
 from .msa_missing import replace_missing
 
@@ -27,6 +27,32 @@ _SAVED = (
     "*.model",
     "*.jinja",
 )
+
+
+_ARGUMENTS = (
+    *("text", "audio", "vision", "video", "sampling_rate", "frames_per_second", "face_model"),
+    *("pad_to_fixed", "return_tensors"),
+)
+# A sample of the modality alone, of one text.
+_AXES = {"audio": (1, 2), "vision": (2,), "video": (4,)}
+
+
+def _per_sample(name: str, given: Any, count: int, is_one: bool) -> list[Any]:
+    """What was given of a modality, one for each sample."""
+    if given is None:
+        return [None] * count
+    alone = is_recording(given) or isinstance(given, Mapping)
+    if is_one and not alone:
+        first = given[0] if len(given) else None
+        # One frame in an array or in lists; a waveform is in a list of its own.
+        is_frame = axes(first) == 1 and (hasattr(given, "ndim") or not hasattr(first, "ndim"))
+        is_sample = len(given) == 1 and not is_frame and (first is None or axes(first) in _AXES[name])
+        alone = not (is_sample or is_recording(first) or isinstance(first, Mapping))
+    values = [given] if is_one and alone else given
+    if alone and not is_one or len(values) != count:
+        found = f"a single {name} recording" if alone else f"{len(values)} {name} sequences"
+        raise ValueError(f"There are {count} texts but {found}; give one per text.")
+    return list(values)
 
 
 class MsaProcessor(ProcessorMixin):
@@ -82,17 +108,29 @@ class MsaProcessor(ProcessorMixin):
         text: str | None | Sequence[str | None],
         audio: Any = None,
         vision: Any = None,
+        video: Any = None,
+        *,
+        sampling_rate: int | None = None,
+        frames_per_second: float | None = None,
+        face_model: str | None = None,
         pad_to_fixed: bool | None = None,
         return_tensors: str | None = "pt",
         **unknown: Any,
     ) -> BatchFeature:
-        """Turn texts and feature sequences into model inputs.
+        """Turn texts and feature sequences, or recordings, into model inputs.
 
         Args:
             text: One text or one per sample; `None`, or one without a word in it, is missing.
             audio, vision: Per sample a sequence of shape `(frames, width)`: an array of numpy or Arrow, a tensor of any
                 float type, or nested lists; for one text the sequence alone will do. `None` for a sample that is without the
-                modality; one that the model reads and that is left out altogether is missing everywhere.
+                modality; one that the model reads and that is left out altogether is missing everywhere. Audio may be a
+                recording, too: the path or the content of a file, samples `(samples,)`, or `{"array", "sampling_rate"}` as
+                `datasets` gives it; its features are then made as those that the checkpoint was trained on.
+            video: Per sample a recording, the path or the content of a file, of whose sound and pictures the features are
+                made that were not given; or pictures `(frames, height, width, 3)` uint8.
+            sampling_rate: Of samples that do not say theirs.
+            frames_per_second: Of pictures.
+            face_model: Path of the face landmark model (a `.task` file) for vision features that are made by MediaPipe.
             pad_to_fixed: Pad to the fixed maximum lengths instead of to the batch's need; default: the processor's own way.
             return_tensors: `"pt"` for torch tensors, `"np"` for numpy arrays.
             **unknown: Refused.
@@ -106,7 +144,7 @@ class MsaProcessor(ProcessorMixin):
             TypeError: For an argument that there is not, naming the nearest one.
             ValueError: If the number of samples differs between modalities, or a width is wrong.
         """
-        refuse_unknown(type(self).__name__, unknown, ("text", "audio", "vision", "pad_to_fixed", "return_tensors"))
+        refuse_unknown(type(self).__name__, unknown, _ARGUMENTS)
         is_one = text is None or isinstance(text, str)
         texts: list[str] = []
         for index, one in enumerate([text] if text is None or isinstance(text, str) else text):
@@ -116,19 +154,19 @@ class MsaProcessor(ProcessorMixin):
                 )
             texts.append("" if one is None else one)
         pad_to_fixed = self.pad_to_fixed if pad_to_fixed is None else pad_to_fixed
-        sequences: dict[str, list[np.ndarray | None]] = {}
-        for modality, given in (("audio", audio), ("vision", vision)):
-            if modality not in self.feature_extractor.modalities:
-                continue
-            if given is None:
-                given = [None] * len(texts)
-            elif is_one and not (len(given) == 1 and (given[0] is None or np.ndim(given[0]) == 2)):
-                given = [given]
-            if len(given) != len(texts):
-                raise ValueError(
-                    f"There are {len(texts)} texts but {len(given)} {modality} sequences; give one per text."
+        given = {
+            name: _per_sample(name, values, len(texts), is_one)
+            for name, values in (("audio", audio), ("vision", vision), ("video", video))
+        }
+        sequences: dict[str, list[Any]] = {}
+        for modality in self.feature_extractor.modalities:
+            options = {"face_model": face_model} if modality == "vision" and face_model is not None else {}
+            sequences[modality] = [
+                self.feature_extractor.sequence(
+                    modality, one, clip, sampling_rate=sampling_rate, frames_per_second=frames_per_second, **options
                 )
-            sequences[modality] = list(given)
+                for one, clip in zip(given[modality], given["video"], strict=True)
+            ]
         encoded = self.tokenizer(
             texts,
             padding="max_length" if pad_to_fixed else True,

@@ -1,1 +1,1 @@
-"""From recordings to rows: transcripts with word times, and features aligned to the words."""
+"""Recordings in: from clips and a list of them to a prepared data set, and from clips to scores."""

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_msa.errors import MsaError
-from hf_msa.recordings.transcripts import Word
+from hf_msa.data.alignment import align_to_intervals
+
+from .transcripts import Word
 
 
 def align_to_words(
@@ -16,18 +17,12 @@ def align_to_words(
     frames_per_second: float | None = None,
     present: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give each word the mean of the frames within its time.
-
-    A word without a frame within its time, shorter than a frame for example, takes the nearest one to its middle, unless
-    that is more than one frame away: the sequence does not reach as far. Absent frames count for nothing: a word with
-    nothing else has no frame.
+    """Give each word the mean of the frames within its time, see `align_to_intervals`.
 
     Args:
         values: `(frames, width)`.
         words: The words, in any order; they may overlap.
-        times: `(frames,)`, the instant in seconds that each frame stands for, ascending. A frame lies within a word if
-            `start <= time < end`.
-        frames_per_second: In place of `times`: frame i stands for the instant i / frames_per_second.
+        times, frames_per_second: When each frame is; give one of them.
         present: `(frames,)` bool, True where the frame is real: False for a picture without a face. By default all are.
 
     Returns:
@@ -35,53 +30,7 @@ def align_to_words(
         none, its row is zero.
 
     Raises:
-        MsaError: If shapes do not fit, times do not ascend, or a frame that is present holds NaN or infinity.
+        MsaError: As `align_to_intervals`.
     """
-    frames = np.asarray(values)
-    if frames.ndim != 2:
-        raise MsaError(f"Features to align are of shape (frames, width), and these are {frames.shape}.")
-    instants = _instants(len(frames), times, frames_per_second)
-    is_real = np.ones(len(frames), bool) if present is None else np.asarray(present, bool)
-    if is_real.shape != (len(frames),):
-        raise MsaError(
-            f"There are {len(frames)} frames, and `present` has the shape {is_real.shape}; give one flag each."
-        )
-    # In double precision: a mean of many frames in single precision would depend on how many.
-    frames = frames.astype(np.float64)
-    if not np.isfinite(frames[is_real]).all():
-        raise MsaError("A frame to align holds NaN or infinity; clean the features, or mark the frame as absent.")
-    reach = _spacing(instants)
-    aligned = np.zeros((len(words), frames.shape[1]), np.float32)
-    has_frame = np.zeros(len(words), bool)
-    for row, word in enumerate(words):
-        first, last = np.searchsorted(instants, (word.start, word.end), side="left")
-        if first == last and len(instants):
-            middle = (word.start + word.end) / 2
-            nearest = int(np.argmin(np.abs(instants - middle)))
-            if abs(instants[nearest] - middle) <= reach:
-                first, last = nearest, nearest + 1
-        its_frames = frames[first:last][is_real[first:last]]
-        if len(its_frames):
-            aligned[row] = its_frames.mean(axis=0)
-            has_frame[row] = True
-    return aligned, has_frame
-
-
-def _instants(count: int, times: np.ndarray | None, frames_per_second: float | None) -> np.ndarray:
-    if (times is None) == (frames_per_second is None):
-        raise MsaError("Give either the times of the frames or how many there are in a second.")
-    if times is None:
-        if not frames_per_second or not 0 < frames_per_second < np.inf:
-            raise MsaError(f"There cannot be {frames_per_second} frames in a second; give a number above 0.")
-        return np.arange(count) / frames_per_second
-    instants = np.asarray(times, np.float64)
-    if instants.shape != (count,):
-        raise MsaError(f"There are {count} frames, and times of shape {instants.shape}; give one time each.")
-    if not np.isfinite(instants).all() or (np.diff(instants) < 0).any():
-        raise MsaError("The times of the frames do not ascend; sort the frames, and leave out those without a time.")
-    return instants
-
-
-def _spacing(instants: np.ndarray) -> float:
-    """Seconds from one frame to the next, typically; a single frame stands for all that there is."""
-    return float(np.median(np.diff(instants))) if len(instants) > 1 else np.inf
+    intervals = np.array([(word.start, word.end) for word in words], np.float64).reshape(-1, 2)
+    return align_to_intervals(values, intervals, times=times, frames_per_second=frames_per_second, present=present)

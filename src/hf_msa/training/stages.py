@@ -435,6 +435,7 @@ def prepare_run(
     fields: dict[str, Any] = {
         name: getattr(config, name) for m in config.modalities[1:] for name in (f"{m}_dim", f"{m}_max_length")
     }
+    fields |= {f"{modality}_set": getattr(facts, f"{modality}_set") for modality in config.modalities[1:]}
     if recipe.feature_norm == "standard":
         for modality in config.modalities[1:]:
             mean, std = feature_statistics(rows["train"], modality)

@@ -1,14 +1,21 @@
 """The sample corpus: generated clips with planted truth, for a first run without a download and for tests.
 
 It is a test bed, never a benchmark. The specification is in the modules: `lexicon` and `grammar` (words, the rule that
-scores them), `story` (latent sentiment, speakers, voice and face), `writing` (the folder on disk), `text_model` (a
-tokenizer and tiny BERT), `ceiling` (the best possible prediction under a mask), `checks` (that it is what it claims).
+scores them), `story` (latent sentiment, speakers, voice and face), `recordings` and `speech` (clips that are spoken),
+`corpus_files` (the folder on disk), `text_model` (a tokenizer and tiny BERT), `ceiling` (the best possible prediction under
+a mask), `checks` (that it is what it claims).
 """
 
 from hf_msa.data.sample_corpus.ceiling import ceiling_predictions, kept_masks
 from hf_msa.data.sample_corpus.checks import check_corpus
-from hf_msa.data.sample_corpus.corpus_files import PlantedSplit, read_planted, write_sample_corpus
+from hf_msa.data.sample_corpus.corpus_files import (
+    PlantedSplit,
+    read_planted,
+    read_planted_recordings,
+    write_sample_corpus,
+)
 from hf_msa.data.sample_corpus.grammar import ROLES, score_tokens
+from hf_msa.data.sample_corpus.recordings import measure_recordings, read_manifest
 from hf_msa.data.sample_corpus.story import (
     PRESETS,
     SampleCorpusConfig,
@@ -29,8 +36,11 @@ __all__ = [
     "generate_row",
     "generate_rows",
     "kept_masks",
+    "measure_recordings",
     "preset",
+    "read_manifest",
     "read_planted",
+    "read_planted_recordings",
     "score_tokens",
     "write_sample_corpus",
 ]

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_msa.data.sample_corpus.ceiling import ceiling_predictions
-from hf_msa.data.sample_corpus.corpus_files import TEXT_MODEL_FOLDER, PlantedSplit, read_planted
+from hf_msa.data.sample_corpus.corpus_files import (
+    TEXT_MODEL_FOLDER,
+    PlantedSplit,
+    read_planted,
+    read_planted_recordings,
+)
 from hf_msa.data.sample_corpus.grammar import HIGHEST, LOWEST, score_tokens
+from hf_msa.data.sample_corpus.recordings import manifest_row, measure_recordings, read_manifest, spoken_clips
 from hf_msa.data.sample_corpus.story import Floats, generate_rows
 from hf_msa.data.schema import SPLITS
 from hf_msa.errors import MsaError
@@ -25,6 +32,8 @@ _FEWEST_TO_FIT, _FEWEST_TO_JUDGE = 500, 150
 #: What a linear probe on the time-averaged features, or the text's true sentiment, correlates with the label.
 _CLAIMED = {"text": (0.75, 0.86), "audio": (0.35, 0.5), "vision": (0.35, 0.5)}
 _RIDGE = 30.0
+#: What is measured on recordings correlates with what was planted; fewer of them say too little to judge.
+_HEARD, _FEWEST_TO_HEAR = 0.8, 10
 
 
 def check_corpus(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -34,7 +43,8 @@ def check_corpus(folder: str | os.PathLike[str]) -> dict[str, Any]:
     or speaker is in two splits; text, roles, contributions and latents obey the scoring rule; kinds of clips have
     their shares and labels their distribution; every word is one token of the text model; linear probes correlate
     with the label as claimed, together more than any alone; and the ceiling lies between the probes and perfection
-    and falls as more is hidden. The last two are judged only where train has 500 clips and test 150.
+    and falls as more is hidden. The last two are judged only where train has 500 clips and test 150. Recordings, if any, are
+    of the corpus's clips; from ten on, pitch, rate and energy of the waves correlate with what was planted.
 
     Args:
         folder: A folder that `write_sample_corpus` wrote.
@@ -54,8 +64,8 @@ def check_corpus(folder: str | os.PathLike[str]) -> dict[str, Any]:
         failures += _check_rows(split, rows[split], planted[split])
     failures += _check_splits(folder, planted)
     failures += _check_text_model(folder, planted)
-    for check in (_check_shares, _check_labels, _check_probes, _check_ceiling):
-        found, wrong = check(rows, planted)
+    found_wrong = [check(rows, planted) for check in (_check_shares, _check_labels, _check_probes, _check_ceiling)]
+    for found, wrong in (*found_wrong, _check_recordings(folder, planted)):
         measured |= found
         failures += wrong
     if failures:
@@ -223,6 +233,37 @@ def _check_ceiling(rows: _Rows, planted: _Planted) -> _Found:
     }
     ordered = 0 < errors[0.0] < errors[0.5] < errors[0.9] < constant and errors[0.0] < probe
     return found, [] if ordered else [f"the ceiling's errors are out of order: {found['ceiling']}"]
+
+
+def _check_recordings(folder: Path, planted: _Planted) -> _Found:
+    manifest, facts = read_manifest(folder), read_planted_recordings(folder)
+    if not manifest and not facts:
+        return {"recordings": None}, []
+    clips = list(spoken_clips(planted["train"].config, len(facts)))
+    described = [[str(value) for value in manifest_row(*clip)] for clip in clips]
+    if [list(row.values()) for row in manifest] != described:
+        return {}, ["the manifest of the recordings does not name the clips that the corpus has"]
+    told = [{"id": sample.row["id"], "split": split, **asdict(voice)} for split, sample, voice in clips]
+    if [{key: value for key, value in row.items() if key != "synthesizer"} for row in facts] != told:
+        return {}, ["the generator does not reproduce what was planted in the recordings"]
+    heard = [asdict(voice) for voice in measure_recordings(folder)]
+    correlations = {
+        name: _correlation([row[name] for row in facts], [row[name] for row in heard]) for name in heard[0]
+    }
+    found = {"recordings": {"count": len(facts), "correlations": correlations}}
+    if len(facts) < _FEWEST_TO_HEAR:
+        return found, []
+    return found, [
+        f"the {name} heard in the recordings correlates {value:.2f} with what was planted"
+        for name, value in correlations.items()
+        if not value > _HEARD
+    ]
+
+
+def _correlation(planted: list[float], heard: list[float]) -> float:
+    """Correlation of two lists; 0 where one of them does not vary or holds NaN."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.nan_to_num(np.corrcoef(planted, heard)[0, 1])) if len(planted) > 1 else 0.0
 
 
 def _enough(rows: _Rows) -> bool:

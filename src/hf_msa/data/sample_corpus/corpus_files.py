@@ -9,6 +9,12 @@ from typing import Any
 
 from hf_msa.data.sample_corpus import story
 from hf_msa.data.sample_corpus.grammar import HIGHEST, LOWEST
+from hf_msa.data.sample_corpus.recordings import (
+    MANIFEST_FILE,
+    RECORDINGS_FOLDER,
+    recordings_per_split,
+    write_recordings,
+)
 from hf_msa.data.sample_corpus.story import SampleCorpusConfig, generate_rows
 from hf_msa.data.schema import SPLITS, DatasetFacts, msa_features
 from hf_msa.errors import MsaError, unknown_name
@@ -18,6 +24,7 @@ from hf_msa.models.msa_schema import FEATURE_MODALITIES, MODALITIES
 PLANTED_FOLDER = "planted"
 TEXT_MODEL_FOLDER = "text_model"
 CONFIG_FILE = "corpus.json"
+PLANTED_RECORDINGS_FILE = "recordings.parquet"
 
 _ROWS_AT_ONCE = 500
 
@@ -36,7 +43,13 @@ class PlantedSplit:
 
 
 def write_sample_corpus(
-    output: str | os.PathLike[str], preset: str = "small", seed: int = 0, *, overwrite: bool = False, **overrides: Any
+    output: str | os.PathLike[str],
+    preset: str = "small",
+    seed: int = 0,
+    *,
+    overwrite: bool = False,
+    recordings: int = 0,
+    **overrides: Any,
 ) -> Path:
     """Generate a sample corpus and write it as a data set that `load_msa` and `load_dataset` read.
 
@@ -49,6 +62,8 @@ def write_sample_corpus(
         preset: A key of `PRESETS`.
         seed: The one seed of all draws.
         overwrite: Whether an existing folder may be replaced, which happens only once the new one is complete.
+        recordings: How many clips are also spoken, into ``recordings/``, with a manifest; see `write_recordings`. espeak-ng
+            speaks where it is on the PATH, a formant synthesiser elsewhere; their waves differ.
         **overrides: Other fields of `SampleCorpusConfig`, e.g. ``train=10_000``.
 
     Returns:
@@ -60,6 +75,7 @@ def write_sample_corpus(
     from hf_msa.data.prepare import write_dataset
 
     config = story.preset(preset, seed=seed, **overrides)
+    recordings_per_split(config, recordings)
 
     def add(folder: Path) -> None:
         from hf_msa.data.sample_corpus.text_model import write_text_model
@@ -68,8 +84,11 @@ def write_sample_corpus(
             _write_planted(folder / PLANTED_FOLDER / f"{split}.parquet", config, split)
         write_json(_config_path(folder), config.to_dict())
         write_text_model(folder / TEXT_MODEL_FOLDER, seed)
+        if recordings:
+            planted_file = folder / PLANTED_FOLDER / PLANTED_RECORDINGS_FILE
+            write_recordings(folder / RECORDINGS_FOLDER, planted_file, config, recordings)
 
-    write_dataset(_Rows(config), _FACTS, Path(output), overwrite=overwrite, extra=add)
+    write_dataset(_Rows(config, recordings), _FACTS, Path(output), overwrite=overwrite, extra=add)
     return Path(output)
 
 
@@ -94,6 +113,21 @@ def read_planted(folder: str | os.PathLike[str], split: str) -> PlantedSplit:
     return PlantedSplit(SampleCorpusConfig(**json.loads(config.read_text(encoding="utf-8"))), rows)
 
 
+def read_planted_recordings(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read what was planted in the recordings of a sample corpus, in the order of the manifest; empty where it has none.
+
+    Args:
+        folder: A sample corpus.
+
+    Returns:
+        `id`, `split`, `synthesizer` (``"espeak-ng"`` or ``"formants"``), and the fields of `Voice`, of each.
+    """
+    import pyarrow.parquet as pq
+
+    file = Path(folder) / PLANTED_FOLDER / PLANTED_RECORDINGS_FILE
+    return pq.read_table(file).to_pylist() if file.is_file() else []
+
+
 _FACTS = DatasetFacts(
     name="sample", label_family="mosi", label_low=LOWEST, label_high=HIGHEST, language="en", license="Apache-2.0"
 )
@@ -109,7 +143,7 @@ class _Rows:
     description = "hf_msa's generator"
     aligned = False
 
-    def __init__(self, config: SampleCorpusConfig) -> None:
+    def __init__(self, config: SampleCorpusConfig, recordings: int) -> None:
         self._config = config
         self.splits = list(SPLITS)
         self.features = msa_features(config.audio_dim, config.vision_dim, unimodal_labels=True, annotation=True)
@@ -120,6 +154,14 @@ class _Rows:
             "a test bed, **not a benchmark**; say so wherever results on it are shown.",
             f"`{PLANTED_FOLDER}/` holds what was planted in each clip, for tests and analysis; no model may see it.",
             f"`{TEXT_MODEL_FOLDER}/` holds a tokenizer and a tiny BERT that know its words.",
+            *(
+                [
+                    f"`{RECORDINGS_FOLDER}/` holds {recordings} of the clips as spoken by a synthesiser; "
+                    f"`{RECORDINGS_FOLDER}/{MANIFEST_FILE}` says what each is."
+                ]
+                if recordings
+                else []
+            ),
             "Made with: " + ", ".join(f"{name}={value}" for name, value in config.to_dict().items()) + ".",
         ]
 

@@ -56,7 +56,7 @@ PAUSE_CHANCE = 0.15
 #: Natural logarithm of a clip's words: mean and standard deviation, as in CMU-MOSI.
 LOG_WORDS = (2.33, 0.62)
 
-_WORLD, _VIDEO, _CLIP = range(3)
+_WORLD, _VIDEO, _CLIP, SPEAKER_VOICE, CLIP_VOICE, CLIP_SOUND = range(6)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def generate_rows(config: SampleCorpusConfig, split: str) -> Iterator[SampleRow]
 
 def generate_row(config: SampleCorpusConfig, video: int, clip: int) -> SampleRow:
     """Make one clip: a pure function of the configuration, the video's number and the clip's number in it."""
-    generator = _generator(config.seed, _CLIP, video, clip)
+    generator = generator_of(config.seed, _CLIP, video, clip)
     scene = _video(config, video)
     kind = KINDS[_choose(generator, list(config.kind_prior().values()))]
     tone = SILENT if kind in ("neutral", "silent") else draw_tone(generator)
@@ -321,7 +321,8 @@ def _choose(generator: np.random.Generator, chances: Floats | Sequence[float]) -
     return min(int(np.searchsorted(np.cumsum(chances), generator.random(), side="right")), len(chances) - 1)
 
 
-def _generator(seed: int, *key: int) -> np.random.Generator:
+def generator_of(seed: int, *key: int) -> np.random.Generator:
+    """Return where the draws of one thing come from, whatever else is drawn."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
@@ -340,7 +341,7 @@ class _Video:
 
 @functools.lru_cache(maxsize=8)
 def _video(config: SampleCorpusConfig, video: int) -> _Video:
-    generator = _generator(config.seed, _VIDEO, video)
+    generator = generator_of(config.seed, _VIDEO, video)
     few, many = -(-config.clips_per_video // 2), config.clips_per_video * 3 // 2
     topics = list(lexicon.TOPICS)
     clips, topic = int(generator.integers(few, many + 1)), topics[generator.integers(len(topics))]
@@ -368,7 +369,7 @@ class _Channels:
 @functools.lru_cache(maxsize=8)
 def _channels(config: SampleCorpusConfig, modality: str) -> _Channels:
     width = int(getattr(config, f"{modality}_dim"))
-    generator = _generator(config.seed, _WORLD, FEATURE_MODALITIES.index(modality))
+    generator = generator_of(config.seed, _WORLD, FEATURE_MODALITIES.index(modality))
     # A feature set of fewer than four channels has none to waste.
     dead, heavy = (max(1, width // 10), max(1, width // 5)) if width >= 4 else (0, 0)
     order = generator.permutation(width)

@@ -1,0 +1,168 @@
+"""Named, versioned feature sets: what turns a recording into the frames that a checkpoint was trained on.
+
+The processor's configuration names the sets (`audio_set`, `vision_set`), so that training and inference cannot disagree.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import msa_audio_features as sounds
+from .msa_recordings import Recording, read_pictures, read_sound, resample
+
+SOUND, PICTURES, TABLE = "sound", "pictures", "table"
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One way to make features.
+
+    Args:
+        name: What it is called, e.g. `"librosa33"`.
+        version: Raised whenever the same recording gives other numbers.
+        modality: `"audio"` or `"vision"`.
+        columns: What each feature is, in words or in the field's names.
+        made_from: `"sound"`, `"pictures"`, or `"table"` for what another program has to make first.
+        rate: Samples, or at most how many pictures, per second that `compute` takes.
+        compute: Makes features `(frames, width)` of a waveform `(samples,)`; or, of pairs of a time in seconds and a picture
+            `(height, width, 3)` uint8, features, and the times of their frames.
+        frames_per_second: Frames of features per second, where that is fixed.
+    """
+
+    name: str
+    version: int
+    modality: str
+    columns: tuple[str, ...]
+    made_from: str = SOUND
+    rate: float = 16_000
+    compute: Callable[..., Any] | None = None
+    frames_per_second: float | None = None
+
+    @property
+    def id(self) -> str:
+        """Name and version, as configurations hold them."""
+        return f"{self.name}@{self.version}"
+
+
+FEATURE_SETS = {
+    found.name: found
+    for found in (
+        FeatureSet(
+            "librosa33",
+            1,
+            "audio",
+            sounds.LIBROSA33_COLUMNS,
+            rate=sounds.LIBROSA33_RATE,
+            compute=sounds.librosa33,
+            frames_per_second=sounds.LIBROSA33_RATE / sounds.LIBROSA33_HOP,
+        ),
+        FeatureSet("logmel", 1, "audio", sounds.LOGMEL_COLUMNS, compute=sounds.logmel, frames_per_second=100),
+        FeatureSet("prosody", 1, "audio", sounds.PROSODY_COLUMNS, compute=sounds.prosody, frames_per_second=100),
+        FeatureSet("egemaps25", 1, "audio", sounds.EGEMAPS25_COLUMNS, compute=sounds.egemaps25, frames_per_second=100),
+    )
+}
+"""Feature sets by name."""
+
+
+def find_feature_set(name: str, modality: str | None = None) -> FeatureSet:
+    """Find a feature set.
+
+    Args:
+        name: As `FeatureSet.id`, or without a version for the present one.
+        modality: Which modality it must be of.
+
+    Raises:
+        ValueError: If there is none of that name and modality, or it makes other numbers now.
+    """
+    bare, _, version = name.partition("@")
+    known = [one for one, found in FEATURE_SETS.items() if modality in (None, found.modality)]
+    if bare not in known:
+        near = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+        raise ValueError(f"There is no{f' {modality}' if modality else ''} feature set {bare!r}; {hint}")
+    found = FEATURE_SETS[bare]
+    if version and version != str(found.version):
+        raise ValueError(
+            f"The feature set {name!r} is asked for, but this version of hf_msa makes {found.id!r}, other numbers; make the "
+            "features anew, or use the version that made them."
+        )
+    return found
+
+
+def sound_features(features: FeatureSet, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Make the features of a waveform.
+
+    Args:
+        features: A set that is made from sound.
+        waveform: Float `(samples,)`, mono; whole numbers are taken for samples of that many bits.
+        sampling_rate: Samples per second.
+
+    Returns:
+        Float32 `(frames, width)`.
+
+    Raises:
+        ImportError: If a package that makes them is not installed.
+        ValueError: If the waveform is empty, has another form, or holds what is no number.
+    """
+    values = np.asarray(waveform)
+    if values.ndim == 2 and 1 in values.shape:
+        values = values.reshape(-1)
+    if values.ndim != 1 or not len(values) or values.dtype.kind not in "fiu":
+        raise ValueError(
+            f"A waveform has shape {values.shape} of {values.dtype}; give one channel, (samples,), not empty."
+        )
+    if values.dtype.kind in "iu":
+        values = values / np.float32(np.iinfo(values.dtype).max + 1)
+    values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("A waveform holds values that are no numbers; record it again.")
+    made = features.compute(resample(values, sampling_rate, int(features.rate)))  # type: ignore[misc]  # Of sound, all have.
+    return np.asarray(made, dtype=np.float32)
+
+
+def recorded_features(
+    features: FeatureSet, recording: Recording, *, start: float = 0.0, end: float | None = None, **options: Any
+) -> np.ndarray | None:
+    """Make the features of a file of sound or video.
+
+    Args:
+        features: A set that is made from sound or pictures.
+        recording: See `msa_recordings`.
+        start, end: The part to read, in seconds; by default all.
+        **options: For `compute`.
+
+    Returns:
+        Float32 `(frames, width)`; None where the recording has no such track, or nobody is to be seen.
+
+    Raises:
+        ImportError: If a package that reads it or makes them is not installed.
+        ValueError: If it cannot be read.
+    """
+    if features.made_from == SOUND:
+        waveform = read_sound(recording, int(features.rate), start=start, end=end)
+        return None if waveform is None else sound_features(features, waveform, int(features.rate))
+    return picture_features(features, read_pictures(recording, features.rate, start=start, end=end), **options)
+
+
+def picture_features(
+    features: FeatureSet, pictures: Iterator[tuple[float, np.ndarray]], **options: Any
+) -> np.ndarray | None:
+    """Make the features of pictures.
+
+    Args:
+        features: A set that is made from pictures.
+        pictures: Times in seconds and pictures, uint8 RGB `(height, width, 3)`.
+        **options: For `compute`.
+
+    Returns:
+        Float32 `(frames, width)`, frames without a face left out; None if no frame is left.
+    """
+    if features.made_from != PICTURES:
+        raise ValueError(
+            f"The feature set {features.id!r} is not made from pictures, but by another program; give its tables."
+        )
+    made = features.compute(pictures, **options)[0]  # type: ignore[misc]
+    return np.asarray(made, dtype=np.float32) if len(made) else None

@@ -1,0 +1,129 @@
+"""From clips to a data set: what is in it, what is listed as wrong, and that it goes on where it was."""
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_msa.data.loading import dataset_facts, load_msa
+from hf_msa.errors import MsaError
+from hf_msa.models.msa_feature_sets import find_feature_set, recorded_features
+from hf_msa.recordings import extract as extraction
+from hf_msa.recordings.extract import extract
+from hf_msa_cli import main
+from made_recordings import write_sound, write_video
+
+pytest.importorskip("av", reason="PyAV is not installed: pip install 'hf-msa[video]'")
+pytest.importorskip("librosa", reason="librosa is not installed: pip install 'hf-msa[audio]'")
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Two videos in sound, one clip without it, one that is damaged."""
+    folder = tmp_path / "clips"
+    for video, height in (("v", 0.2), ("w", 0.4)):
+        write_sound(folder / video / "1.wav", channels=(height,))
+    write_video(folder / "w" / "2.mp4", seconds=1, sound=None)
+    (folder / "w" / "3.wav").write_bytes(b"RIFF and no more")
+    with (folder / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [
+                ("path", "text", "label", "split"),
+                ("v/1.wav", "good", 1.5, "train"),
+                ("w/1.wav", "bad", -1, "valid"),
+                ("w/2.mp4", "so so", 0, "test"),
+                ("w/3.wav", "lost", 0, "test"),
+                ("w/none.wav", "gone", 0, "test"),
+            ]
+        )
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_rows_hold_what_the_recordings_give(clips: Path, tmp_path: Path) -> None:
+    made = extract(clips / "list.csv", tmp_path / "out", label_family="mosi", audio_set="prosody")
+    assert set(made.failed) == {"w$_$3", "w$_$none"} and made.without == {"text": 0, "audio": 1}
+    data = load_msa(tmp_path / "out")
+    assert {split: rows["id"] for split, rows in data.items()} == {
+        "train": ["v$_$1"],
+        "validation": ["w$_$1"],
+        "test": ["w$_$2"],
+    }
+    expected = recorded_features(find_feature_set("prosody"), clips / "v" / "1.wav")
+    assert np.array_equal(np.array(data["train"][0]["audio"], dtype=np.float32), expected)
+    assert data["train"][0]["text"] == "good" and data["train"][0]["label"] == 1.5
+    assert not data["test"][0]["audio_present"]
+    facts = dataset_facts(tmp_path / "out")
+    assert (facts.audio_set, facts.vision_set) == ("prosody@1", None)
+    assert facts.audio_features is not None and facts.audio_features[0] == "pitch_semitones"
+    with (tmp_path / "out" / "errors.csv").open(newline="") as file:
+        errors = {row["path"]: row["error"] for row in csv.DictReader(file)}
+    assert "cannot be read as sound or video" in errors["w/3.wav"] and "No such file" in errors["w/none.wav"]
+    assert not list(tmp_path.glob("out.parts"))
+
+
+def test_the_bytes_do_not_depend_on_the_processes(clips: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        extract(clips / "list.csv", tmp_path / str(workers), label_family="mosi", audio_set="prosody", workers=workers)
+    one, two = digests(tmp_path / "1"), digests(tmp_path / "2")
+    assert one == two and len(one) >= 5
+
+
+def test_it_goes_on_where_it_was(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    make = extraction.make_clip
+
+    def interrupted(clip: Any, settings: Any) -> Any:
+        seen.append(clip.id)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return make(clip, settings)
+
+    monkeypatch.setattr(extraction, "make_clip", interrupted)
+    arguments: dict[str, Any] = {"label_family": "mosi", "audio_set": "prosody"}
+    with pytest.raises(KeyboardInterrupt):
+        extract(clips / "list.csv", tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+    extract(clips / "list.csv", tmp_path / "out", **arguments)
+    assert seen[:3] == ["v$_$1", "w$_$1", "w$_$1"], "the first one is not made twice"
+    monkeypatch.undo()
+    extract(clips / "list.csv", tmp_path / "whole", **arguments)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"audio_set": None}, "Nothing is to be made of the recordings"),
+        ({"audio_set": "prosodi"}, "did you mean 'prosody'"),
+        ({"vision_set": "prosody"}, "There is no vision feature set 'prosody'"),
+        ({"label_family": "none"}, "none"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(clips: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"label_family": "mosi", "audio_set": "prosody", **changes}
+    with pytest.raises(MsaError, match=message):
+        extract(clips / "list.csv", tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.parts").exists()
+
+
+def test_labels_are_needed_and_a_clip_that_can_be_read(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(MsaError, match="'v.*1' has no label; give a list with a column label"):
+        extract(clips, tmp_path / "out", label_family="mosi", audio_set="prosody")
+    (clips / "bad.csv").write_text("path,label\nw/3.wav,1\n")
+    with pytest.raises(MsaError, match="None of the 1 recordings could be read; the first one: .*3.wav"):
+        extract(clips / "bad.csv", tmp_path / "out", label_family="mosi", audio_set="prosody")
+
+
+def test_the_command_says_what_was_made(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["extract", str(clips / "list.csv"), "--output", str(tmp_path / "out"), "--label-family", "mosi"]
+    assert main([*given, "--audio-set", "prosody"]) == 0
+    output = capsys.readouterr().out
+    assert "Could not be read: 2 clips" in output and "Prepared data set:" in output
