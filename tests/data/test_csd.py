@@ -101,7 +101,7 @@ def test_a_video_without_a_label_and_an_interval_that_runs_back(tmp_path: Path) 
     with h5py.File(folder / "CMU_MOSI_Opinion_Labels.csd", "a") as file:
         for name, shape in {"features": (0, 1), "intervals": (0, 2)}.items():
             del file["Opinion Segment Labels/data/two"][name]
-            file["Opinion Segment Labels/data/two"].create_dataset(name, shape)
+            file["Opinion Segment Labels/data/two"].create_dataset(name, shape, "f8")
     assert [row["id"] for row in open_source(folder).rows("train")] == ["one[0]", "one[1]"]
     write_csd(folder / "CMU_MOSI_TimestampedWords.csd", "words", {"one": (words("it"), [[1, 0]])})
     with pytest.raises(MsaError, match="'one' of .*COVAREP.csd: Intervals to align to are start and end"):
