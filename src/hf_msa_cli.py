@@ -18,7 +18,7 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
         metavar="{mosi,mosei,sims,simsv2,custom}",
         help="what the source holds; also a name that an installed package adds",
     )
-    parser.add_argument("--source", required=True, help="MMSA pickle, folder with label.csv and features, or Parquet")
+    parser.add_argument("--source", required=True, help="MMSA pickle, label.csv with features, Parquet or .csd files")
     parser.add_argument("--output", required=True, help="folder to write the prepared data set to")
     parser.add_argument("--features", help="folder of feature files (.npy/.csv) beside a label.csv")
     parser.add_argument(
