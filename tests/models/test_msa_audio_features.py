@@ -124,11 +124,18 @@ def test_silence_has_no_pitch_no_voice_and_the_lowest_energy():
     assert not silent[:, 0].any() and not silent[:, 21:].any()
 
 
+def test_a_constant_offset_is_no_voice():
+    assert sounds.prosody(0.5 + noise(16_000, 0.05))[10:-10, 1].max() < 0.5
+
+
 def test_the_spectral_tilt_compares_a_low_with_a_high_band():
     """Heights of 0.5 at 200 Hz and 0.05 at 3 kHz are 20 dB apart, and no louder or softer sound is."""
     sound = tone(200, 16_000) + tone(3_000, 16_000, height=0.05)
     for loudness in (1, 0.03):
         assert sounds.prosody(loudness * sound)[10:-10, 3] == pytest.approx(20, abs=0.3)
+    # A sine of -60 dB of power is 20 dB above the floor, where the other band is.
+    quiet = tone(200, 16_000, height=2**0.5 / 1000)
+    assert sounds.prosody(quiet)[10:-10, 3] == pytest.approx(20, abs=0.3)
 
 
 @pytest.mark.parametrize("syllables", [2, 4, 6])
