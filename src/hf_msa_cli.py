@@ -20,7 +20,7 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--source", required=True, help="MMSA pickle, label.csv with features, Parquet or .csd files")
     parser.add_argument("--output", required=True, help="folder to write the prepared data set to")
-    parser.add_argument("--features", help="folder of feature files (.npy/.csv) beside a label.csv")
+    parser.add_argument("--features", help="folder of feature files (.npy/.csv/.mat) beside a label.csv")
     parser.add_argument(
         "--label-family",
         help="label range, classes and metrics of a custom data set: mosi, sims, or a YAML file with name, low, high ...",
@@ -170,8 +170,8 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
 def _predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run, a saved model or a Hub name")
     parser.add_argument("--text", required=True, help="the transcript")
-    parser.add_argument("--audio", help="audio features (frames x width): .npy or .csv")
-    parser.add_argument("--vision", help="vision features (frames x width): .npy or .csv")
+    parser.add_argument("--audio", help="audio features (frames x width): .npy, .csv or .mat")
+    parser.add_argument("--vision", help="vision features (frames x width): .npy, .csv or .mat")
 
 
 def _impute(parser: argparse.ArgumentParser) -> None:

@@ -85,7 +85,7 @@ class Hostile:
     ("name", "content", "words"),
     [
         ("a.npy", None, "No such file"),
-        ("a.txt", "1,2", r"give a \.npy or a \.csv"),
+        ("a.txt", "1,2", r"give a \.npy, \.csv or \.mat"),
         ("a.npy", np.zeros((3, 0)), r"of shape \(3, 0\); a feature sequence is"),
         ("a.npy", np.array([["x"]]), "table of numbers"),
         ("a.npy", np.zeros((2, 2), dtype=np.complex64), "table of numbers"),

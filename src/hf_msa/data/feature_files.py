@@ -1,4 +1,4 @@
-"""Files that hold the feature sequence of one clip: .npy arrays, and .csv tables of OpenFace, openSMILE and pandas."""
+"""Files that hold the features of one clip: .npy, COVAREP's .mat, and .csv of OpenFace, openSMILE, COVAREP and pandas."""
 
 import csv
 import io
@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_msa.data.mat_files import read_mat
 from hf_msa.errors import MsaError, reason
+from hf_msa.models.msa_audio_features import COVAREP74_COLUMNS
 
-SUFFIXES = (".npy", ".csv")
+SUFFIXES = (".npy", ".csv", ".mat")
 # Bookkeeping that OpenFace, openSMILE and its Python package, and pandas with a named index, write before the features.
 _NOT_FEATURES = {"frame", "face_id", "timestamp", "confidence", "success"} | {
     *("name", "frameindex", "frametime", "file", "start", "end"),
@@ -45,13 +47,14 @@ def read_feature_file(path: str | Path) -> tuple[NDArray[np.float32], tuple[str,
     """Read a feature sequence.
 
     Args:
-        path: A .npy file with an array of numbers, (frames, width), or (width,) for a single frame; or a .csv file,
-            separated by commas, semicolons or tabs, with or without a header. Left out are the columns of bookkeeping that
-            OpenFace and openSMILE write, the row numbers of pandas, and what follows a comma at the end of every line.
+        path: A .npy file with an array of numbers, (frames, width), or (width,) for a single frame; a .mat file of COVAREP,
+            of MATLAB's version 5 to 7; or a .csv file, separated by commas, semicolons or tabs, with or without a header.
+            Left out are the columns of bookkeeping that OpenFace and openSMILE write, the row numbers of pandas, and what
+            follows a comma at the end of every line.
 
     Returns:
         The sequence (frames, width), with NaN and infinity as they stand there, NaN for an empty cell; and the names of its
-        features, if it has a header.
+        features, if it has a header or is COVAREP's: a .mat file, or a .csv of 74 columns, the second of which is 0 or 1.
 
     Raises:
         MsaError: If the file is not there, is of another kind, or holds no table of numbers: a row with too few or too many
@@ -61,7 +64,7 @@ def read_feature_file(path: str | Path) -> tuple[NDArray[np.float32], tuple[str,
     file = Path(path)
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
-        raise MsaError(f"{str(path)!r} is no feature file: give a .npy or a .csv file with one row per frame.")
+        raise MsaError(f"{str(path)!r} is no feature file: give a .npy, .csv or .mat file with one row per frame.")
     names: tuple[str, ...] | None = None
     try:
         # A pipe would be waited for, for ever.
@@ -70,6 +73,9 @@ def read_feature_file(path: str | Path) -> tuple[NDArray[np.float32], tuple[str,
         values: NDArray[np.generic]
         if suffix == ".npy":
             values = _read_npy(file)
+        elif suffix == ".mat":
+            values, names = read_mat(file)
+            _refuse_doubled(names or ())
         else:
             values, names = _read_csv(file)
     except UnicodeDecodeError as error:
@@ -143,7 +149,10 @@ def _read_csv(file: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
             raise ValueError(f"{said}, but row {number} {len(row)}")
     if header is None:
         _refuse_row_numbers(rows)
-        return _numbers(rows, range(width), first, None), None
+        values = _numbers(rows, range(width), first, None)
+        # COVAREP's tables have no header; whether there is voice, their second column, is 0 or 1.
+        is_covarep = width == len(COVAREP74_COLUMNS) and np.isin(values[:, 1], (0, 1)).all()
+        return values, COVAREP74_COLUMNS if is_covarep else None
     _check_frames(header, rows)
     places = _feature_columns(header, rows)
     return _numbers(rows, places, first, header), tuple(header[place] for place in places)
@@ -210,9 +219,7 @@ def _check_frames(header: list[str], rows: Rows) -> None:
 
 
 def _feature_columns(header: list[str], rows: Rows) -> list[int]:
-    doubled = next((name for place, name in enumerate(header) if name and name in header[:place]), None)
-    if doubled is not None:
-        raise ValueError(f"its header has {doubled!r} twice; each feature needs a name of its own")
+    _refuse_doubled(header)
     places = []
     for place, name in enumerate(header):
         if name.lower() in _NOT_FEATURES:
@@ -225,6 +232,12 @@ def _feature_columns(header: list[str], rows: Rows) -> list[int]:
     if not places:
         raise ValueError("none of its columns holds features")
     return places
+
+
+def _refuse_doubled(names: Sequence[str]) -> None:
+    doubled = next((name for place, name in enumerate(names) if name and name in names[:place]), None)
+    if doubled is not None:
+        raise ValueError(f"its header has {doubled!r} twice; each feature needs a name of its own")
 
 
 def _numbers(rows: Rows, places: Sequence[int], first: int, header: list[str] | None) -> NDArray[np.float64]:

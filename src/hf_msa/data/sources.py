@@ -49,8 +49,8 @@ class CsvSource:
 
     The file has the columns `video_id`, `clip_id`, `text`, `label`, `mode` (train, valid or test) and optionally
     `annotation`, `label_T`, `label_A`, `label_V`. Features lie in the folders ``audio`` and ``vision`` as
-    ``<video_id>/<clip_id>.npy`` or ``<video_id>$_$<clip_id>.npy``, or the same as ``.csv``; a clip without a file
-    lacks that modality.
+    ``<video_id>/<clip_id>.npy`` or ``<video_id>$_$<clip_id>.npy``, or the same as ``.csv`` or ``.mat``; a clip without a
+    file lacks that modality.
 
     Args:
         path: The label.csv, or the folder that holds it.
