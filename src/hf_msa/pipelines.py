@@ -1,5 +1,6 @@
 """From utterances to scores: the pipeline of a run or checkpoint, and what the command line does with it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ def read_features(path: str | Path) -> np.ndarray:
 
 
 def load_pipeline(
-    model: str, *, transcribe: str | None = None, language: str | None = None, **options: Any
+    model: str,
+    *,
+    transcribe: str | None = None,
+    language: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> MsaPipeline:
     """Load the pipeline of a model; also what `transformers.pipeline("multimodal-sentiment-analysis", model)` gives.
 
@@ -32,6 +38,7 @@ def load_pipeline(
         model: A run folder (of one seed), a saved model or a Hub name.
         transcribe: Whisper model for recordings without a text, see `hf_msa.recordings.transcripts.load_transcriber`.
         language: Of the speech, for the transcriber.
+        changes: Values of the model's configuration to be used instead of those it was saved with.
         **options: See `MsaPipeline`.
 
     Raises:
@@ -43,7 +50,7 @@ def load_pipeline(
         score({"text": "a wonderful film", "audio": "clip.wav"})  # {"score": 1.9, "polarity": "positive", ...}
         ```
     """
-    network, processor = load_checkpoint(find_model(model))
+    network, processor = load_checkpoint(find_model(model), changes)
     if transcribe is not None:
         from .recordings.transcripts import load_transcriber
 
@@ -51,34 +58,41 @@ def load_pipeline(
     return MsaPipeline(network, processor=processor, task=TASK, device=network.device, **options)
 
 
-def predict_one(
-    model: str,
-    text: str | None = None,
-    audio: str | None = None,
-    vision: str | None = None,
-    video: str | None = None,
-    **options: Any,
+def read_utterance(
+    text: str | None = None, audio: str | None = None, vision: str | None = None, video: str | None = None
 ) -> dict[str, Any]:
-    """Score one utterance whose features or recordings lie in files.
+    """An utterance as the pipeline takes it, of files.
 
     Args:
-        model: A run folder (one seed), a saved model or a Hub name.
         text: The transcript.
         audio: A feature file, see `read_features`, or a recording.
         vision: A feature file.
         video: A recording, of whose sound and pictures the features are made that are not given.
-        **options: See `load_pipeline`.
+
+    Raises:
+        MsaError: If nothing is given, or a feature file cannot be read.
+    """
+    given: dict[str, Any] = {"text": text, "audio": audio, "vision": vision, "video": video}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        raise MsaError("There is nothing to score; give recordings, --text, --audio, --vision or --video.")
+    for name in given.keys() & {"audio", "vision"}:
+        if name == "vision" or Path(given[name]).suffix.lower() in SUFFIXES:
+            given[name] = read_features(given[name])
+    return given
+
+
+def predict_one(model: str, *utterance: str | None, **given: Any) -> dict[str, Any]:
+    """Score one utterance whose features or recordings lie in files.
+
+    Args:
+        model: A run folder (one seed), a saved model or a Hub name.
+        *utterance, **given: See `read_utterance`.
 
     Raises:
         MsaError: If the model or a file cannot be read, or does not fit.
     """
-    given: dict[str, Any] = {"text": text, "video": video}
-    for name, path in (("audio", audio), ("vision", vision)):
-        if path is not None:
-            is_table = name == "vision" or Path(path).suffix.lower() in SUFFIXES
-            given[name] = read_features(path) if is_table else path
-    if not any(given.values() if not {"audio", "vision"} & given.keys() else [True]):
-        raise MsaError("There is nothing to score; give --text, --audio, --vision or --video.")
+    read = read_utterance(*utterance, **given)
     with as_msa_errors():
-        found: dict[str, Any] = load_pipeline(model, **options)(given)
+        found: dict[str, Any] = load_pipeline(model)(read)
     return found

@@ -16,7 +16,10 @@ from .msa_recordings import read_frames, read_sound
 from .msa_schema import SENTIMENT_CLASSES
 
 TASK = "multimodal-sentiment-analysis"
-_KEYS = ("text", "audio", "vision", "video", "waveform", "frames", "sampling_rate", "frames_per_second", "id")
+_KEYS = (
+    *("text", "audio", "vision", "video", "waveform", "frames", "sampling_rate", "frames_per_second", "start", "end"),
+    "id",
+)
 _MOST_BYTES = 1 << 28
 _TIMEOUT = 60.0
 
@@ -27,7 +30,8 @@ class MsaPipeline(Pipeline):
     Call it with one utterance, a list of them, or a generator, which is read as the results are taken. An utterance is a
     text, or a mapping of any of `text`, `audio` (features `(frames, width)`, or a recording: a path, the content of a file,
     samples with `sampling_rate`, or `{"array", "sampling_rate"}`), `vision` (features), `video` (a path, the content of a
-    file, or pictures `(frames, height, width, 3)` with `frames_per_second`), and for methods that ask a language model
+    file, or pictures `(frames, height, width, 3)` with `frames_per_second`), `start` and `end` (the part of a file, in
+    seconds), and for methods that ask a language model
     `waveform` (mono at 16 kHz) and `frames`.
 
     Args of a call, or of the pipeline:
@@ -97,21 +101,22 @@ class MsaPipeline(Pipeline):
             )
         audio, video = (_local(given.get(name), allow_urls) for name in ("audio", "video"))
         rates = {name: given.get(name) for name in ("sampling_rate", "frames_per_second")}
+        part: dict[str, Any] = {"start": given.get("start") or 0.0, "end": given.get("end")}
         extractor = self.processor.feature_extractor
         row: dict[str, Any] = {"text": given.get("text")}
         for modality in extractor.modalities:
             options = {} if modality == "audio" or face_model is None else {"face_model": face_model}
             features = audio if modality == "audio" else given.get("vision")
-            row[modality] = extractor.sequence(modality, features, video, **rates, **options)
+            row[modality] = extractor.sequence(modality, features, video, **rates, **part, **options)
         recording = audio if is_recording(audio) else video if is_recording(video) else None
         wants_sound = transcriber is not None and not (row["text"] or "").strip()
         sound = given.get("waveform")
         if sound is None and recording is not None and (wants_sound or self.model.config.asks_language_model):
-            sound = read_sound(recording)
+            sound = read_sound(recording, **part)
         if self.model.config.asks_language_model:
             row["waveform"], row["frames"] = sound, given.get("frames")
             if row["frames"] is None and is_recording(video):
-                frames, rate = read_frames(video)
+                frames, rate = read_frames(video, **part)
                 row |= {"frames": frames, "frames_per_second": rate} if len(frames) else {}
         if wants_sound and sound is not None and transcriber is not None:
             row["transcript"] = transcriber(np.asarray(sound))
