@@ -70,6 +70,7 @@ def _extract(parser: argparse.ArgumentParser) -> None:
         help="write the transcripts that are not given: a Whisper model, by size, folder or Hub name",
     )
     parser.add_argument("--language", help="language of the speech, e.g. en (default: the transcriber finds out)")
+    parser.add_argument("--align", action="store_true", help="average features over each transcribed word")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
 

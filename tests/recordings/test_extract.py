@@ -14,6 +14,7 @@ from hf_msa.errors import MsaError
 from hf_msa.models.msa_feature_sets import find_feature_set, recorded_features
 from hf_msa.recordings import extract as extraction
 from hf_msa.recordings.extract import extract
+from hf_msa.recordings.transcripts import Transcript, Word
 from hf_msa_cli import main
 from made_recordings import write_sound, write_video
 
@@ -105,9 +106,31 @@ def test_it_goes_on_where_it_was(clips: Path, tmp_path: Path, monkeypatch: pytes
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
+def test_transcripts_are_written_and_features_aligned_to_their_words(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listen(waveform: np.ndarray) -> Transcript:
+        assert waveform.shape == (16_000,)
+        return Transcript("so good", (Word("so", 0.0, 0.5, None), Word("good", 0.5, 1.0, None)), "en")
+
+    monkeypatch.setattr(extraction, "_transcriber", lambda model, language: listen)
+    (clips / "wordless.csv").write_text("path,text,label\nv/1.wav,,1\nw/1.wav,bad,-1\n")
+    arguments: dict[str, Any] = {"label_family": "mosi", "audio_set": "prosody", "transcribe": "fake"}
+    extract(clips / "wordless.csv", tmp_path / "out", **arguments)
+    rows = load_msa(tmp_path / "out")["train"]
+    assert rows["text"] == ["so good", "bad"] and not dataset_facts(tmp_path / "out").aligned
+    extract(clips / "wordless.csv", tmp_path / "aligned", align=True, **arguments)
+    aligned = load_msa(tmp_path / "aligned")["train"]
+    assert aligned["text"] == ["so good", "so good"] and dataset_facts(tmp_path / "aligned").aligned
+    frames = np.array(rows[0]["audio"], dtype=np.float32)
+    expected = [frames[:50].mean(axis=0), frames[50:100].mean(axis=0)]
+    assert np.allclose(aligned[0]["audio"], expected, atol=1e-4) and np.shape(aligned[0]["audio"]) == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"align": True}, "To align features to words needs a feature set and --transcribe"),
         ({"audio_set": None}, "Nothing is to be made of the recordings"),
         ({"audio_set": "prosodi"}, "did you mean 'prosody'"),
         ({"vision_set": "prosody"}, "There is no vision feature set 'prosody'"),

@@ -158,6 +158,30 @@ def recorded_features(
     return picture_features(features, read_pictures(recording, features.rate, start=start, end=end), **options)
 
 
+def recorded_frames(
+    features: FeatureSet, recording: Recording, *, start: float = 0.0, end: float | None = None, **options: Any
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Make the features of a file of sound or video, and say when each frame is.
+
+    Args:
+        features, recording, start, end, **options: See `recorded_features`.
+
+    Returns:
+        Float32 `(frames, width)`, and seconds since `start` `(frames,)`; None as there.
+
+    Raises:
+        ImportError, ValueError: As `recorded_features`; and for a set whose frames have no times.
+    """
+    if features.made_from == SOUND:
+        made = recorded_features(features, recording, start=start, end=end)
+        if features.frames_per_second is None:
+            raise ValueError(f"The frames of the feature set {features.id!r} have no times.")
+        return None if made is None else (made, np.arange(len(made)) / features.frames_per_second)
+    pictures = read_pictures(recording, features.rate, start=start, end=end)
+    found = _of_pictures(features, pictures, **options)
+    return found if len(found[0]) else None
+
+
 def picture_features(
     features: FeatureSet, pictures: Iterator[tuple[float, np.ndarray]], **options: Any
 ) -> np.ndarray | None:
@@ -171,9 +195,16 @@ def picture_features(
     Returns:
         Float32 `(frames, width)`, frames without a face left out; None if no frame is left.
     """
+    made = _of_pictures(features, pictures, **options)[0]
+    return made if len(made) else None
+
+
+def _of_pictures(
+    features: FeatureSet, pictures: Iterator[tuple[float, np.ndarray]], **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
     if features.made_from != PICTURES:
         raise ValueError(
             f"The feature set {features.id!r} is not made from pictures, but by another program; give its tables."
         )
-    made = features.compute(pictures, **options)[0]  # type: ignore[misc]
-    return np.asarray(made, dtype=np.float32) if len(made) else None
+    made, times, *_ = features.compute(pictures, **options)  # type: ignore[misc]
+    return np.asarray(made, dtype=np.float32), np.asarray(times, dtype=np.float64)

@@ -34,10 +34,11 @@ from hf_msa.data.validation import ValidationReport
 from hf_msa.errors import MsaError, as_msa_errors, is_disk_full, reason
 from hf_msa.files import atomic_write, folder_lock
 from hf_msa.label_families import AnyFamily
-from hf_msa.models.msa_feature_sets import SOUND, TABLE, find_feature_set, recorded_features
+from hf_msa.models.msa_feature_sets import SOUND, TABLE, find_feature_set, recorded_features, recorded_frames
 from hf_msa.models.msa_recordings import read_sound
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
 
+from .alignment import align_to_words
 from .manifest import Clip, find_file, read_manifest
 
 ERRORS_FILE = "errors.csv"
@@ -52,6 +53,7 @@ class Settings:
         transcribe: What makes the transcripts that the list does not have, see `transcripts.load_transcriber`.
         language: Of the speech, for the transcriber; None: it finds out.
         face_model: Path of the face landmark model for sets that need one.
+        align: Whether features are averaged over each word, whose times the transcriber tells.
     """
 
     audio_set: str | None = None
@@ -59,6 +61,7 @@ class Settings:
     transcribe: str | None = None
     language: str | None = None
     face_model: str | None = None
+    align: bool = False
 
     def key(self, clip: Clip) -> str:
         """Name of the file that keeps what was made of a clip: another one when file, part or settings are others."""
@@ -93,6 +96,7 @@ def extract(
     transcribe: str | None = None,
     language: str | None = None,
     face_model: str | None = None,
+    align: bool = False,
     workers: int = 1,
     overwrite: bool = False,
 ) -> Extraction:
@@ -108,6 +112,8 @@ def extract(
         audio_set, vision_set: Feature sets by name, see `hf_msa.models.msa_feature_sets`.
         transcribe, language: See `Settings`.
         face_model: Path of the face landmark model, for sets that need one.
+        align: Whether to average features over each word, the aligned format of the field. The transcripts are then those of
+            `transcribe`, as nothing tells the times of words that the list gives.
         workers: Number of processes; the result is the same bytes for any.
         overwrite: Whether an existing folder may be replaced.
 
@@ -132,6 +138,10 @@ def extract(
         raise MsaError(
             "Nothing is to be made of the recordings; give a feature set (--audio-set, --vision-set) or --transcribe."
         )
+    if align and (transcribe is None or not sets):
+        raise MsaError(
+            "To align features to words needs a feature set and --transcribe, which tells the times of the words."
+        )
     clips = read_manifest(source)
     unlabelled = next((clip.id for clip in clips if clip.label is None), None)
     if unlabelled is not None:
@@ -139,7 +149,7 @@ def extract(
             f"The clip {unlabelled!r} has no label; give a list with a column label, as a data set needs one."
         )
     chosen: dict[str, Any] = {f"{name}_set": features.id for name, features in sets.items()}
-    settings = Settings(transcribe=transcribe, language=language, face_model=face_model, **chosen)
+    settings = Settings(transcribe=transcribe, language=language, face_model=face_model, align=align, **chosen)
     parts = target.with_name(f"{target.name}.parts")
     with folder_lock(parts):
         failed = _make_all(clips, settings, parts, workers)
@@ -234,22 +244,28 @@ def make_clip(clip: Clip, settings: Settings) -> dict[str, np.ndarray]:
         ImportError: If a package that is needed is not installed.
         MsaError, OSError, ValueError: If the file cannot be read.
     """
-    file, made = find_file(clip), {}
+    file, text, words = find_file(clip), clip.text, ()
+    part: dict[str, Any] = {"start": clip.start, "end": clip.end}
+    if settings.transcribe is not None and (text is None or settings.align):
+        waveform = read_sound(file, **part)
+        transcript = None if waveform is None else _transcriber(settings.transcribe, settings.language)(waveform)
+        text = None if transcript is None else transcript.text
+        words = () if transcript is None else transcript.words
+    made: dict[str, np.ndarray] = {}
     for name, given in zip(FEATURE_MODALITIES, (settings.audio_set, settings.vision_set), strict=True):
-        if given is not None:
-            features = find_feature_set(given, name)
-            options = (
-                {}
-                if features.made_from == SOUND or settings.face_model is None
-                else {"face_model": settings.face_model}
-            )
-            found = recorded_features(features, file, start=clip.start, end=clip.end, **options)
-            if found is not None:
-                made[name] = found
-    text = clip.text
-    if text is None and settings.transcribe is not None:
-        waveform = read_sound(file, start=clip.start, end=clip.end)
-        text = None if waveform is None else _transcriber(settings.transcribe, settings.language)(waveform).text
+        if given is None:
+            continue
+        features = find_feature_set(given, name)
+        options: dict[str, Any] = (
+            {} if features.made_from == SOUND or settings.face_model is None else {"face_model": settings.face_model}
+        )
+        if settings.align:
+            frames = recorded_frames(features, file, **part, **options)
+            found = None if frames is None or not words else align_to_words(frames[0], words, times=frames[1])[0]
+        else:
+            found = recorded_features(features, file, **part, **options)
+        if found is not None:
+            made[name] = found
     if not made and not text:
         raise MsaError(f"{file} holds nothing of what is asked for: neither sound nor a face.")
     return made if text is None else {**made, TEXT: np.array(text)}
@@ -273,13 +289,13 @@ class _PartsSource:
     """The rows of what was made; see `hf_msa.data.schema.RowSource`."""
 
     description = "recordings"
-    aligned = False
 
     def __init__(
         self, clips: Sequence[Clip], settings: Settings, parts: Path, columns: dict[str, tuple[str, ...]]
     ) -> None:
         self._clips = {split: [clip for clip in clips if (clip.split or SPLITS[0]) == split] for split in SPLITS}
         self._settings, self._parts = settings, parts
+        self.aligned = settings.align
         self.splits = [split for split in SPLITS if self._clips[split]]
         self.widths = {name: len(names) for name, names in columns.items()}
         self.feature_names = dict(columns)
