@@ -107,7 +107,8 @@ def read_feature_file(path: str | Path) -> FeatureTable:
             "numbers, (frames, width), of one frame at least."
         )
     with np.errstate(over="ignore"):
-        return (table or FeatureTable(values))._replace(values=values.astype(np.float32))
+        numbers = values.astype(np.float32)
+    return FeatureTable(numbers) if table is None else table._replace(values=numbers)
 
 
 def _read_npy(file: Path) -> NDArray[np.generic]:
