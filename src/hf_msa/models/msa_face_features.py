@@ -99,7 +99,7 @@ def face_features(
     frames = 0
     with _landmarker(face_model, blendshapes) as find_faces:
         for time, picture in pictures:
-            if getattr(picture, "dtype", None) != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            if getattr(picture, "dtype", None) != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
                 raise ValueError("A picture is no uint8 array (height, width, 3) of red, green and blue.")
             frames += 1
             _follow(tracks, time, find_faces(picture))
@@ -296,14 +296,16 @@ def _landmarker(face_model: str | os.PathLike[str] | None, blendshapes: bool) ->
     try:
         yield find_faces
     finally:
-        landmarker.close()
+        try:
+            landmarker.close()
+        except RuntimeError:
+            # It failed before, and that was said. Deleted, it would close itself once more and wait for ever.
+            landmarker._handle = None
 
 
 def _unusable(path: str, why: object) -> ValueError:
-    first = (str(why).splitlines() or ["no reason given"])[0]
-    return ValueError(
-        f"MediaPipe cannot use the face landmark model {path!r}: {first:.200}; give a face_landmarker.task."
-    )
+    said = " ".join(str(why).split())[:160].rstrip(". ")
+    return ValueError(f"MediaPipe cannot use the face landmark model {path!r}: {said}; give a face_landmarker.task.")
 
 
 def _mediapipe(part: str) -> Any:
