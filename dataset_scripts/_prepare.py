@@ -14,7 +14,7 @@ def main(name: str) -> None:
     """Convert the data set `name` as the arguments of the process say; exit with 2 and one sentence on bad input."""
     parser = argparse.ArgumentParser(description=f"Convert {DATASETS[name].title} to Parquet with a data set card.")
     parser.add_argument(
-        "--source", required=True, help="MMSA pickle, label.csv, or a folder with either or with Parquet"
+        "--source", required=True, help="MMSA pickle, label.csv, or a folder with label.csv, Parquet or .csd files"
     )
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--features", help="for a label.csv: the folder that holds audio/ and vision/")

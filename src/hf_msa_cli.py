@@ -18,9 +18,9 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
         metavar="{mosi,mosei,sims,simsv2,custom}",
         help="what the source holds; also a name that an installed package adds",
     )
-    parser.add_argument("--source", required=True, help="MMSA pickle, folder with label.csv and features, or Parquet")
+    parser.add_argument("--source", required=True, help="MMSA pickle, label.csv with features, Parquet or .csd files")
     parser.add_argument("--output", required=True, help="folder to write the prepared data set to")
-    parser.add_argument("--features", help="folder of feature files (.npy/.csv) beside a label.csv")
+    parser.add_argument("--features", help="folder of feature files (.npy/.csv/.mat) beside a label.csv")
     parser.add_argument(
         "--label-family",
         help="label range, classes and metrics of a custom data set: mosi, sims, or a YAML file with name, low, high ...",
@@ -169,9 +169,25 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
 
 def _predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run, a saved model or a Hub name")
-    parser.add_argument("--text", required=True, help="the transcript")
-    parser.add_argument("--audio", help="audio features (frames x width): .npy or .csv")
-    parser.add_argument("--vision", help="vision features (frames x width): .npy or .csv")
+    parser.add_argument("clips", nargs="*", help="recordings, or folders of them, to score one by one")
+    parser.add_argument(
+        "--manifest", metavar="FILE", help="a CSV or JSONL list of recordings: path, text, start, end, ..."
+    )
+    parser.add_argument("--output", metavar="FILE", help="write a table of the scores: .csv, .jsonl or .parquet")
+    parser.add_argument("--text", help="the transcript of a single utterance")
+    parser.add_argument("--audio", help="its sound: a recording, or features (frames x width) in .npy, .csv or .mat")
+    parser.add_argument("--vision", help="its vision features (frames x width): .npy or .csv")
+    parser.add_argument("--video", help="its recording, of whose sound and pictures the features are made")
+    parser.add_argument("--face-model", metavar="FILE", help="face landmark model (.task) of MediaPipe")
+    parser.add_argument("--transcribe", metavar="MODEL", help="a Whisper model for recordings without a text")
+    parser.add_argument("--language", help="language of the speech, e.g. en (default: the transcriber finds out)")
+    parser.add_argument(
+        "--explain",
+        metavar="FIGURE",
+        help="draw by how much the score of the utterance changes without each modality and each word",
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="clips at once (default: 8)")
+    _assignments(parser, "--set", "assignments", "override the model's configuration, e.g. route=fast")
 
 
 def _impute(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from hf_msa.models.modeling_cmc import class_score
 from hf_msa.models.msa_label_families import BUILT_IN, LabelFamily
 from hf_msa.models.uacs_prompts import direct_prompt
 from hf_msa.models.uacs_rules import polarity
-from hf_msa.pipelines import SentimentPredictor
+from hf_msa.pipelines import load_pipeline
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
 from tiny import TINY_CONFIGS, tiny_batch
@@ -211,7 +211,7 @@ def test_from_raw_data_to_a_score(tmp_path: Path) -> None:
     assert results["dataset"]["label_family"]["name"] == "stars"
     assert result_metrics(results)[:3] == ("fine_acc", "has0_acc2", "has0_f1")
     assert 0 < results["mean_over_rates"]["mae"]["mean"] < 4
-    found = SentimentPredictor(str(run.folder))(["a film"])[0]
+    found = load_pipeline(str(run.folder))(["a film"])[0]
     assert found["range"] == [1, 5] and 1 <= found["score"] <= 5
     assert found["polarity"] == ("positive" if found["score"] > 3 else "negative")
     assert AutoProcessor.from_pretrained(run.folder) is not None

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import pipeline
 
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
-from hf_msa.pipelines import SentimentPredictor, predict_one, read_features
+from hf_msa.models.msa_pipeline import MsaPipeline
+from hf_msa.pipelines import load_pipeline, predict_one, read_features
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import prepare_run
 
@@ -29,11 +31,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def predict(checkpoint: Path) -> SentimentPredictor:
-    return SentimentPredictor(str(checkpoint))
+def predict(checkpoint: Path) -> MsaPipeline:
+    return load_pipeline(str(checkpoint))
 
 
-def features(predict: SentimentPredictor, frames: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+def utterances(texts: list[str | None], **given: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {"text": text, **{name: values[index] for name, values in given.items()}} for index, text in enumerate(texts)
+    ]
+
+
+def features(predict: MsaPipeline, frames: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
     config, generator = predict.model.config, np.random.default_rng(seed)
     widths = {"audio": config.audio_dim, "vision": config.vision_dim}
     return {name: generator.normal(size=(frames, width)).astype(np.float32) for name, width in widths.items()}
@@ -82,7 +90,7 @@ class Hostile:
     ("name", "content", "words"),
     [
         ("a.npy", None, "No such file"),
-        ("a.txt", "1,2", r"give a \.npy or a \.csv"),
+        ("a.txt", "1,2", r"give a \.npy, \.csv or \.mat"),
         ("a.npy", np.zeros((3, 0)), r"of shape \(3, 0\); a feature sequence is"),
         ("a.npy", np.array([["x"]]), "table of numbers"),
         ("a.npy", np.zeros((2, 2), dtype=np.complex64), "table of numbers"),
@@ -112,10 +120,10 @@ def test_a_file_that_holds_no_features_is_one_sentence(
 
 
 @torch.inference_mode()
-def test_the_score_is_the_model_s(predict: SentimentPredictor) -> None:
+def test_the_score_is_the_model_s(predict: MsaPipeline) -> None:
     given = features(predict)
     texts = ["a wonderful film", "the worst of all films"]
-    found = predict(texts, audio=[given["audio"], None], vision=[None, given["vision"]])
+    found = predict(utterances([*texts], audio=[given["audio"], None], vision=[None, given["vision"]]), batch_size=2)
     inputs = predict.processor(texts, audio=[given["audio"], None], vision=[None, given["vision"]])
     outputs = predict.model(**inputs)
     assert [one["score"] for one in found] == pytest.approx(outputs.logits.reshape(-1).tolist())
@@ -125,7 +133,7 @@ def test_the_score_is_the_model_s(predict: SentimentPredictor) -> None:
         assert one["polarity"] == sign and one["range"] == [-3.0, 3.0]
 
 
-def test_zero_is_neutral(predict: SentimentPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_is_neutral(predict: MsaPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {name: torch.zeros_like(value) for name, value in predict.model.regressor.state_dict().items()}
     before = {name: value.clone() for name, value in predict.model.regressor.state_dict().items()}
     predict.model.regressor.load_state_dict(weights)
@@ -135,54 +143,87 @@ def test_zero_is_neutral(predict: SentimentPredictor, monkeypatch: pytest.Monkey
         predict.model.regressor.load_state_dict(before)
 
 
-def test_what_is_left_out_counts_as_missing(predict: SentimentPredictor) -> None:
+def test_what_is_left_out_counts_as_missing(predict: MsaPipeline) -> None:
     left_out = predict(["a wonderful film"])[0]["score"]
-    assert left_out == predict(["a wonderful film"], audio=[None], vision=[None])[0]["score"]
-    assert left_out != predict(["a wonderful film"], audio=[features(predict)["audio"]])[0]["score"]
+    assert left_out == predict({"text": "a wonderful film", "audio": None, "vision": None})["score"]
+    heard = predict({"text": "a wonderful film", "audio": features(predict)["audio"]})
+    assert left_out != heard["score"] and heard["present"] == {"text": True, "audio": True, "vision": False}
     assert math.isfinite(predict([""])[0]["score"])
 
 
-def test_a_single_text_is_one_utterance(predict: SentimentPredictor) -> None:
-    assert predict("great film") == predict(["great film"])
+def test_a_single_text_is_one_utterance(predict: MsaPipeline) -> None:
+    assert [predict("great film")] == predict(["great film"]) == list(predict(iter([{"text": "great film"}])))
 
 
-def test_features_with_gaps_are_read_as_preparation_reads_them(predict: SentimentPredictor) -> None:
+def test_features_with_gaps_are_read_as_preparation_reads_them(predict: MsaPipeline) -> None:
     gaps, zeros = np.ones((4, 5), dtype=np.float32), np.ones((4, 5), dtype=np.float32)
     gaps[0], zeros[0] = [np.nan, np.inf, -np.inf, 1, 1], [0, 0, 0, 1, 1]
-    assert predict(["great film"], audio=[gaps]) == predict(["great film"], audio=[zeros])
+    assert predict({"text": "great film", "audio": gaps}) == predict({"text": "great film", "audio": zeros})
 
 
-def test_neighbours_do_not_matter(predict: SentimentPredictor) -> None:
+def test_neighbours_do_not_matter(predict: MsaPipeline) -> None:
     short, long = features(predict, 3), features(predict, 40, seed=1)
-    alone = predict(["a film"], audio=[short["audio"]], vision=[short["vision"]])[0]["score"]
-    batch = predict(
-        ["a film", "a much longer text about a film " * 3],
-        audio=[short["audio"], long["audio"]],
-        vision=[short["vision"], long["vision"]],
-    )
+    rows = [{"text": "a film", **short}, {"text": "a much longer text about a film " * 3, **long}]
+    alone = predict(rows[0])["score"]
+    batch = predict(rows, batch_size=2)
     assert batch[0]["score"] == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("audio", "words"),
     [
-        ([np.zeros((4, 99), np.float32)], r"\(4, 99\), but this checkpoint reads \(frames, 5\)"),
-        ([None, None], "1 texts but 2 audio sequences"),
+        (np.zeros((4, 99), np.float32), r"\(4, 99\), but this checkpoint reads \(frames, 5\)"),
+        (np.zeros(99, np.float32), "pass sampling_rate"),
+        ("a.wav", "Nothing says how the 5 audio features of this checkpoint were made"),
+        ("https://example.org/a.wav", "is an address, which is not fetched"),
     ],
 )
-def test_features_that_do_not_fit_are_one_sentence(predict: SentimentPredictor, audio: list[Any], words: str) -> None:
-    with pytest.raises(MsaError, match=words):
-        predict(["a film"], audio=audio)
+def test_features_that_do_not_fit_are_one_sentence(predict: MsaPipeline, audio: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        predict({"text": "a film", "audio": audio})
 
 
-def test_files_give_the_same_score(predict: SentimentPredictor, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("utterance", "words"),
+    [
+        ({"texts": "x"}, "An utterance has 'texts'; give text, audio"),
+        ({}, "An utterance has nothing"),
+        ({"id": 1}, "'id'"),
+    ],
+)
+def test_what_is_no_utterance_is_refused(predict: MsaPipeline, utterance: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        predict(utterance)
+    with pytest.raises(TypeError, match="takes no argument 'top_k'; it takes batch_size, transcriber"):
+        predict("good", top_k=2)
+
+
+def test_a_generator_is_read_as_its_results_are_taken(predict: MsaPipeline) -> None:
+    taken = []
+
+    def texts() -> Any:
+        for number in range(5):
+            taken.append(number)
+            yield f"film {number}"
+
+    scores = predict(texts(), batch_size=2)
+    assert next(scores)["score"] and taken == [0, 1]
+    assert len(list(scores)) == 4
+
+
+def test_the_library_finds_it_by_its_task(predict: MsaPipeline, checkpoint: Path) -> None:
+    found = pipeline("multimodal-sentiment-analysis", model=str(checkpoint), device="cpu")
+    assert type(found) is MsaPipeline and found("a film") == predict("a film")
+
+
+def test_files_give_the_same_score(predict: MsaPipeline, checkpoint: Path, tmp_path: Path) -> None:
     given = features(predict)
     np.save(tmp_path / "audio.npy", given["audio"])
     np.savetxt(tmp_path / "vision.csv", given["vision"], delimiter=",")
     found = predict_one(
         str(checkpoint), "a film", audio=str(tmp_path / "audio.npy"), vision=str(tmp_path / "vision.csv")
     )
-    expected = predict(["a film"], audio=[given["audio"]], vision=[given["vision"]])[0]
+    expected = predict({"text": "a film", **given})
     assert found["score"] == pytest.approx(expected["score"], abs=1e-6)
 
 
@@ -191,20 +232,20 @@ def test_a_folder_of_one_seed_is_that_seed_and_of_several_asks_for_one(checkpoin
     for seed in (1, 2):
         shutil.copytree(checkpoint, tmp_path / f"seed-{seed}")
     with pytest.raises(MsaError, match="several training seeds; give one of them, e.g. '.*seed-1'"):
-        SentimentPredictor(str(tmp_path))
+        load_pipeline(str(tmp_path))
 
 
 def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(MsaError, match="no finished checkpoint"):
-        SentimentPredictor(str(tmp_path))
+        load_pipeline(str(tmp_path))
     with pytest.raises(MsaError, match="No checkpoint can be loaded from"):
-        SentimentPredictor(str(tmp_path / "nothing"))
+        load_pipeline(str(tmp_path / "nothing"))
 
 
 # --- The rows ---
 
 
-def test_a_method_that_reads_rows_gets_them(predict: SentimentPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_reads_rows_gets_them(predict: MsaPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
     forward = predict.model.predict_rows
 
@@ -217,22 +258,23 @@ def test_a_method_that_reads_rows_gets_them(predict: SentimentPredictor, monkeyp
 
     monkeypatch.setattr(predict.model, "predict_rows", read)
     given, sound = features(predict), np.zeros(16, dtype=np.float32)
-    scored = predict(["one", "two"], audio=[None, given["audio"]], waveform=[sound, None])
+    monkeypatch.setattr(type(predict.model.config), "asks_language_model", True)
+    scored = predict(utterances(["one", "two"], audio=[None, given["audio"]], waveform=[sound, None]), batch_size=2)
     assert [(row["text"], row["audio"] is None, row["waveform"] is None) for row in seen] == [
         ("one", True, False),
         ("two", False, True),
     ]
-    assert "vision" not in seen[0]
+    assert seen[0]["vision"] is None
     assert [row["asked"] for row in scored] == [None, 1.0]
 
 
 @pytest.mark.parametrize("error", [ValueError, ImportError, ConnectionError])
 def test_what_a_method_cannot_have_is_said(
-    predict: SentimentPredictor, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     def refuse(*_: object) -> None:
         raise error("There is no expert; give one.")
 
-    monkeypatch.setattr(predict.model, "predict_rows", refuse)
+    monkeypatch.setattr(TcmrForSentimentAnalysis, "predict_rows", refuse)
     with pytest.raises(MsaError, match="There is no expert; give one"):
-        predict(["one"])
+        predict_one(str(checkpoint), "one")

@@ -7,6 +7,9 @@ use, so that the import costs no more than transformers itself.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from transformers import AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
+
 from ._version import __version__
 from .methods import METHODS, register_method
 
@@ -48,6 +51,12 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+
+PIPELINE_REGISTRY.supported_tasks["multimodal-sentiment-analysis"] = {
+    "impl": "hf_msa.models.msa_pipeline.MsaPipeline",
+    "pt": (AutoModel,),
+    "type": "multimodal",
+}
 
 # Methods of other packages, so that the Auto classes know them too.
 list(METHODS)

@@ -5,13 +5,14 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import BUGS, MsaError, is_disk_full, network_reason, reason, redacted, unknown_name
+from .errors import BUGS, MsaError, as_msa_errors, is_disk_full, network_reason, reason, redacted, unknown_name
 
 
 def run_command(name: str, target: str, arguments: dict[str, Any]) -> int:
@@ -276,12 +277,67 @@ def analyze(*, tool: str | None, wants_help: bool, options: Sequence[str]) -> No
         print(f"Wrote {path}")
 
 
-def predict(*, model: str, text: str, audio: str | None, vision: str | None) -> None:
-    """Score one utterance; see `predict_one`."""
-    from .pipelines import predict_one
+def predict(
+    *,
+    model: str,
+    clips: Sequence[str],
+    manifest: str | None,
+    output: str | None,
+    assignments: Sequence[str],
+    explain: str | None,
+    batch_size: int,
+    text: str | None,
+    audio: str | None,
+    vision: str | None,
+    video: str | None,
+    **options: Any,
+) -> None:
+    """Score an utterance, or many recordings; see `load_pipeline` and `write_scores`."""
+    from .clip_scores import explain as explained
+    from .clip_scores import find_clips, flat, score_clips, write_scores
+    from .pipelines import load_pipeline, read_utterance
+    from .training.recipes import set_value
 
-    for name, value in predict_one(model, text, audio=audio, vision=vision).items():
-        print(f"{name}: {value}")
+    if batch_size < 1:
+        raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
+    single = {"--text": text, "--audio": audio, "--vision": vision, "--video": video}
+    given = [name for name, value in single.items() if value is not None]
+    many = bool(clips) or manifest is not None
+    if many and (given or explain):
+        raise MsaError(
+            f"{(given or ['--explain'])[0]} is of a single utterance; leave it out, or give no list of recordings."
+        )
+    if output and not many:
+        raise MsaError("--output is for recordings; give them, or --manifest.")
+    if not many:
+        utterance = read_utterance(text, audio, vision, video)
+    listed = find_clips(clips, manifest) if many else []
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        set_value(changes, assignment)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    pipeline = load_pipeline(model, changes=changes, **chosen)
+    if output:
+        count, failed = write_scores(pipeline, listed, output, model=model, batch_size=batch_size)
+        print(
+            f"Scored {count - failed} of {count} recordings: {output}" + (" (see its column error)" if failed else "")
+        )
+        return
+    if many:
+        for row in score_clips(pipeline, listed, batch_size):
+            print(json.dumps(flat(row), ensure_ascii=False))
+        return
+    with as_msa_errors():
+        for name, value in pipeline(utterance).items():
+            print(f"{name}: {value}")
+        if explain is not None:
+            from .clip_scores import plot_explanation
+
+            found = explained(pipeline, utterance)
+            plot_explanation(found, explain)
+            for name, change in [*found["modalities"].items(), *found["words"]]:
+                print(f"  {change:+.3f}  {name}")
+            print(f"Figure: {explain}")
 
 
 def impute(*, output: str, **options: Any) -> None:

@@ -1,17 +1,15 @@
-"""From one utterance to a score: what an application calls."""
+"""From utterances to scores: the pipeline of a run or checkpoint, and what the command line does with it."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from .data.feature_files import read_feature_file
-from .errors import MsaError
+from .data.feature_files import SUFFIXES, read_feature_file
+from .errors import MsaError, as_msa_errors
 from .evaluation.checkpoints import find_model, load_checkpoint
-from .models.msa_schema import FEATURE_MODALITIES, SENTIMENT_CLASSES
+from .models.msa_pipeline import TASK, MsaPipeline
 
 
 def read_features(path: str | Path) -> np.ndarray | None:
@@ -29,86 +27,75 @@ def read_features(path: str | Path) -> np.ndarray | None:
     return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) if len(values) else None
 
 
-class SentimentPredictor:
-    """A trained model and its processor behind one call.
+def load_pipeline(
+    model: str,
+    *,
+    transcribe: str | None = None,
+    language: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> MsaPipeline:
+    """Load the pipeline of a model; also what `transformers.pipeline("multimodal-sentiment-analysis", model)` gives.
 
     Args:
         model: A run folder (of one seed), a saved model or a Hub name.
+        transcribe: Whisper model for recordings without a text, see `hf_msa.recordings.transcripts.load_transcriber`.
+        language: Of the speech, for the transcriber.
+        changes: Values of the model's configuration to be used instead of those it was saved with.
+        **options: See `MsaPipeline`.
 
     Raises:
         MsaError: If there is no such model, or there are several.
 
     Example:
         ```python
-        predict = SentimentPredictor("org/tcmr-mosi")
-        predict(["a wonderful film"], audio=[features])  # [{"score": 1.9, "polarity": "positive", ...}]
+        score = load_pipeline("org/tcmr-mosi")
+        score({"text": "a wonderful film", "audio": "clip.wav"})  # {"score": 1.9, "polarity": "positive", ...}
         ```
     """
+    network, processor = load_checkpoint(find_model(model), changes)
+    if transcribe is not None:
+        from .recordings.transcripts import load_transcriber
 
-    def __init__(self, model: str) -> None:
-        self.model, self.processor = load_checkpoint(find_model(model))
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        text: str | Sequence[str | None],
-        audio: Any = None,
-        vision: Any = None,
-        waveform: Sequence[np.ndarray | None] | None = None,
-        frames: Sequence[np.ndarray | None] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Score utterances.
-
-        Args:
-            text: The transcripts, or a single one; None, or one without a word, is missing.
-            audio, vision: Per utterance a sequence `(frames, width)`, or `None` where it is missing; see `MsaProcessor`.
-            waveform: Per utterance the sound `(samples,)`, mono at 16 kHz, and
-            frames: the pictures `(frames, height, width, 3)` of uint8; read by methods that ask a multimodal language model.
-
-        Returns:
-            Per utterance `score` (label units), `polarity`, and what the method says beside it (e.g. `confidence`), None
-            for what it did not need to compute.
-
-        Raises:
-            MsaError: If the features do not fit the checkpoint, or another model that it asks cannot be reached.
-        """
-        texts = [text] if isinstance(text, str) else list(text)
-        given = {"audio": audio, "vision": vision, "waveform": waveform, "frames": frames}
-        try:
-            inputs = self.processor(texts, audio=audio, vision=vision).to(self.model.device)
-            rows = [
-                {"text": words, **{name: values[index] for name, values in given.items() if values is not None}}
-                for index, words in enumerate(texts)
-            ]
-            outputs = self.model.predict_rows(inputs, rows, self.processor)
-        except (ImportError, OSError, ValueError) as error:
-            raise MsaError(str(error)) from error
-        family = self.model.config.family
-        numbers = {name: value.float().tolist() for name, value in self.model.per_sample_outputs(outputs).items()}
-        scores = numbers.pop("logits")
-        polarity = family.polarity(np.array(scores))
-        return [
-            {
-                "score": score,
-                "range": [family.low, family.high],
-                "polarity": SENTIMENT_CLASSES[int(polarity[index])],
-                **{name: values[index] if math.isfinite(values[index]) else None for name, values in numbers.items()},
-            }
-            for index, score in enumerate(scores)
-        ]
+        options["transcriber"] = load_transcriber(transcribe, language)
+    return MsaPipeline(network, processor=processor, task=TASK, device=network.device, **options)
 
 
-def predict_one(model: str, text: str, audio: str | None = None, vision: str | None = None) -> dict[str, Any]:
-    """Score one utterance whose features lie in files.
+def read_utterance(
+    text: str | None = None, audio: str | None = None, vision: str | None = None, video: str | None = None
+) -> dict[str, Any]:
+    """An utterance as the pipeline takes it, of files.
+
+    Args:
+        text: The transcript.
+        audio: A feature file, see `read_features`, or a recording.
+        vision: A feature file.
+        video: A recording, of whose sound and pictures the features are made that are not given.
+
+    Raises:
+        MsaError: If nothing is given, or a feature file cannot be read.
+    """
+    given: dict[str, Any] = {"text": text, "audio": audio, "vision": vision, "video": video}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        raise MsaError("There is nothing to score; give recordings, --text, --audio, --vision or --video.")
+    for name in given.keys() & {"audio", "vision"}:
+        if name == "vision" or Path(given[name]).suffix.lower() in SUFFIXES:
+            given[name] = read_features(given[name])
+    return given
+
+
+def predict_one(model: str, *utterance: str | None, **given: Any) -> dict[str, Any]:
+    """Score one utterance whose features or recordings lie in files.
 
     Args:
         model: A run folder (one seed), a saved model or a Hub name.
-        text: The transcript.
-        audio, vision: Feature files; see `read_features`. A modality left out counts as missing.
+        *utterance, **given: See `read_utterance`.
 
     Raises:
         MsaError: If the model or a file cannot be read, or does not fit.
     """
-    files = dict(zip(FEATURE_MODALITIES, (audio, vision), strict=True))
-    features = {name: [read_features(path)] for name, path in files.items() if path is not None}
-    return SentimentPredictor(model)([text], **features)[0]
+    read = read_utterance(*utterance, **given)
+    with as_msa_errors():
+        found: dict[str, Any] = load_pipeline(model)(read)
+    return found

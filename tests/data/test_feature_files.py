@@ -7,9 +7,13 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
 
+from hf_msa.data import mat_files
 from hf_msa.data.feature_files import read_feature_file
+from hf_msa.data.pickles import read_pickle
 from hf_msa.errors import MsaError
+from hf_msa.models.msa_audio_features import COVAREP74_COLUMNS
 from hf_msa.models.msa_openface import FaceReport
 
 NAN = float("nan")
@@ -171,3 +175,105 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.csv")
     with pytest.raises(MsaError, match="not a regular file"):
         read_feature_file(tmp_path / "a.csv")
+
+
+# --- COVAREP ---
+
+
+def mat(tmp_path, variables, name="a.mat", **options):
+    scipy.io.savemat(tmp_path / name, variables, **options)
+    return tmp_path / name
+
+
+def cells(*names):
+    return np.array(names, dtype=object)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_features_and_names_of_a_matlab_file_are_what_scipy_reads(tmp_path, compressed):
+    features = np.arange(12.0).reshape(4, 3) / 7
+    features[1, 2], features[0, 0] = NAN, -np.inf
+    for stored in (features, features.astype("f4"), np.arange(12, dtype="i2").reshape(4, 3), np.ones((1, 3), "?")):
+        path = mat(tmp_path, {"features": stored, "names": cells("F0", "VUV", "größe")}, do_compression=compressed)
+        values, names, *_ = read_feature_file(path)
+        assert values.dtype == np.float32 and names == ("F0", "VUV", "größe")
+        np.testing.assert_array_equal(values, scipy.io.loadmat(path)["features"].astype(np.float32))
+    values, names, *_ = read_feature_file(mat(tmp_path, {"x": "word", "features": features}, "B.MAT", appendmat=False))
+    assert values.shape == (4, 3) and names is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"x": 1.0, "y": 2.0}, "it has no matrix 'features', as COVAREP writes it, but x, y"),
+        ({}, "it has no matrix 'features', as COVAREP writes it, but nothing"),
+        ({"features": np.ones((2, 2)) * 1j}, "its 'features' is no matrix of real numbers"),
+        ({"features": "abc"}, "its 'features' is no matrix of real numbers"),
+        ({"features": {"a": 1}}, "its 'features' is no matrix of real numbers"),
+        ({"features": cells("a")}, "its 'features' is no matrix of real numbers"),
+        ({"features": np.ones((2, 2)), "names": cells("a")}, r"it has 1 names for features of shape \(2, 2\)"),
+        ({"features": np.ones((2, 2)), "names": cells("a", "a")}, "its header has 'a' twice"),
+        ({"features": np.ones((2, 1)), "names": 5.0}, "its 'names' is no cell array of words"),
+        ({"features": np.ones((2, 1)), "names": cells(5.0)}, "its 'names' holds what is no word"),
+        ({"features": np.ones((2, 2, 2))}, r"shape \(2, 2, 2\)"),
+        ({"features": np.ones((0, 2))}, r"shape \(0, 2\)"),
+    ],
+)
+def test_other_matlab_files_are_one_sentence(tmp_path, variables, message):
+    with pytest.raises(MsaError, match=message):
+        read_feature_file(mat(tmp_path, variables))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x89HDF\r\n",
+        b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF",
+        b"# Created by Octave\n# name: features\n" * 9,
+    ],
+)
+def test_matlab_files_of_other_versions_are_named(tmp_path, content):
+    (tmp_path / "a.mat").write_bytes(content)
+    with pytest.raises(MsaError, match="it is no MATLAB file of version 5 to 7; save it again with -v7"):
+        read_feature_file(tmp_path / "a.mat")
+
+
+def test_a_matlab_file_that_is_cut_off_is_never_read_in_part(tmp_path):
+    whole = mat(tmp_path, {"names": cells("a"), "features": np.random.default_rng(0).random((40, 1))}).read_bytes()
+    for end in range(1, len(whole), 9):
+        (tmp_path / "a.mat").write_bytes(whole[:end])
+        with pytest.raises(MsaError):
+            read_feature_file(tmp_path / "a.mat")
+
+
+def test_a_matlab_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(mat_files, "_MAX_BYTES", 2**20)
+    half = np.zeros((700, 100))
+    path = mat(tmp_path, {"other": half, "features": half}, do_compression=True)
+    assert path.stat().st_size < 2**12
+    with pytest.raises(MsaError, match="it unpacks to more than 1 MiB"):
+        read_feature_file(path)
+    with pytest.raises(MsaError, match="it has more than 1 MiB"):
+        read_feature_file(mat(tmp_path, {"other": half, "features": half}))
+    assert read_feature_file(mat(tmp_path, {"features": half}, do_compression=True))[0].shape == (700, 100)
+
+
+def test_tables_of_covarep_have_no_header_and_get_its_names(tmp_path):
+    rows = np.full((3, 74), 0.25)
+    rows[:, 1] = 0, 1, 1
+    text = "\n".join(",".join(map(str, row)) for row in rows)
+    values, names = read(tmp_path, text)
+    assert np.array_equal(values, rows) and names == COVAREP74_COLUMNS
+    assert read(tmp_path, ",".join(COVAREP74_COLUMNS) + "\n" + text)[1] == COVAREP74_COLUMNS
+    rows[0, 1] = 0.5
+    assert read(tmp_path, "\n".join(",".join(map(str, row)) for row in rows))[1] is None
+
+
+def test_a_file_of_covarep_agrees_with_the_means_that_were_published(real_data):
+    """The row of the benchmark has all columns but the last, HMPDD_12, rounded to five digits."""
+    values, names, *_ = read_feature_file(real_data / "media/covarep_ZUXBRvtny7o_9.mat")
+    assert values.shape == (349, 74) and names == COVAREP74_COLUMNS
+    split = read_pickle(real_data / "mosi/mosi_text_audio.pkl")["valid"]
+    row = np.asarray(split["audio"])[list(split["id"]).index("ZUXBRvtny7o$_$9")][0]
+    np.testing.assert_allclose(values.mean(axis=0, dtype=np.float64)[:73], row, rtol=1e-4, atol=1e-7)

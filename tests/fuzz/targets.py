@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scipy.io
 
 from hf_msa.data.feature_files import read_feature_file
 from hf_msa.data.mmsa_pickle import PickleSource
@@ -62,6 +63,15 @@ def _arrays() -> Iterator[bytes]:
         for version in ((1, 0), (2, 0)):
             file = io.BytesIO()
             np.lib.format.write_array(file, np.asfortranarray(array), version)
+            yield file.getvalue()
+
+
+def _matlab_files() -> Iterator[bytes]:
+    names = np.array(["F0", "VUV", "peakSlope"], dtype=object)
+    for variables in ({"features": np.ones((2, 3))}, {"features": np.eye(3, dtype="i2"), "names": names, "x": 1.5}):
+        for compressed in (False, True):
+            file = io.BytesIO()
+            scipy.io.savemat(file, variables, do_compression=compressed)
             yield file.getvalue()
 
 
@@ -132,6 +142,21 @@ TARGETS = {
         tuple(_arrays()),
         read_feature_file,
         (b"(", b")", b"-1", b"9" * 20, b"'|O'", b"'<U9'", b"[" * 99, b"True"),
+    ),
+    "mat": Target(
+        "x.mat",
+        tuple(_matlab_files()),
+        read_feature_file,
+        (
+            b"\x0e\x00\x00\x00",
+            b"\x0f\x00\x00\x00",
+            b"\xff" * 4,
+            b"\xff\xff\xff\x7f",
+            b"\x00" * 8,
+            b"\x01\x00\x04\x00",
+            b"MI",
+        )
+        + (b"features", b"\x05\x00\x00\x00" * 9, b"\x02\x00\x00\x00", b"\x11\x00\x00\x00"),
     ),
     "label_csv": Target(
         "label.csv",

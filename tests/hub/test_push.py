@@ -87,7 +87,7 @@ def test_only_what_belongs_to_a_checkpoint_is_published(loopback_hub: LoopbackHu
     code = {"configuration_msa.py", "configuration_text.py", "modeling_msa.py", "modeling_text.py", "msa_outputs.py"}
     code |= {"msa_inputs.py", "msa_label_families.py", "msa_files.py", "msa_missing.py"}
     code |= {"msa_attention.py", "msa_encoders.py", "msa_schema.py", "feature_extraction_msa.py", "processing_msa.py"}
-    code |= {"msa_feature_sets.py", "msa_recordings.py"}
+    code |= {"msa_feature_sets.py", "msa_recordings.py", "msa_audio_features.py", "msa_pipeline.py"}
     texts = {"README.md", "config.json", "processor_config.json", "results.json", "run.json", ".gitattributes"}
     texts.add("hf_msa_files.json")
     assert set(files) == code | texts | {"model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -277,7 +277,8 @@ def test_the_script_refuses_the_registered_classes(
     loopback_hub: LoopbackHub, run_folder: Path, tmp_path: Path
 ) -> None:
     """A repository without code must not pass because hf_msa happens to be installed."""
-    (run_folder / "modeling_text.py").unlink()
+    for name in ("modeling_text.py", "hf_msa_files.json"):
+        (run_folder / name).unlink()
     with pytest.raises(MsaError, match="does not load in a clean process"):
         push_run(run_folder, REPO)
 

@@ -52,6 +52,13 @@ def test_logits_are_the_savers_bit_for_bit(
     assert torch.equal(saved[method][load][auto], saved[method]["expected"])
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("omg", "uacs")])
+@pytest.mark.parametrize("load", ["first", "second"])
+def test_the_pipeline_travels_too(saved: dict[str, dict[str, Any]], method: str, load: str) -> None:
+    """The others would need a planner, and thresholds."""
+    assert saved[method][load]["pipeline"] == pytest.approx(saved[method]["expected"].reshape(-1).tolist(), abs=1e-6)
+
+
 @pytest.mark.parametrize("method", list(METHODS))
 def test_the_class_is_the_predicting_one_and_the_code_travels(saved: dict[str, dict[str, Any]], method: str) -> None:
     found = saved[method]

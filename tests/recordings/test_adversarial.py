@@ -1,100 +1,61 @@
-"""The adversarial folder is what it says: enough, small, quickly made, and each file has its fault."""
+"""A folder of files wrong in every way: each is read or refused in one sentence, and a run over all of them ends."""
 
-import os
-import stat
-import time
-import wave
+import csv
+import resource
+import sys
 from pathlib import Path
 
 import pytest
 
-import adversarial
-from adversarial import Expectation, encode, speech, write_adversarial
+from adversarial import write_adversarial
+from hf_msa.data.loading import load_msa
+from hf_msa.errors import MsaError
+from hf_msa.models.msa_recordings import read_pictures, read_sound
+from hf_msa.recordings.extract import extract
+from hf_msa.recordings.manifest import Clip, find_file
+
+pytest.importorskip("av", reason="PyAV is not installed: pip install 'hf-msa[video]'")
+pytest.importorskip("librosa", reason="librosa is not installed: pip install 'hf-msa[audio]'")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Expectation], float]:
-    folder = tmp_path_factory.mktemp("adversarial") / "clips"
-    start = time.process_time()
-    expected = write_adversarial(folder)
-    return folder, expected, time.process_time() - start
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("adversarial") / "clips"
+    place.mkdir()
+    return place
 
 
-def decoded(file: Path) -> dict[str, int]:
-    """Frames of pictures and samples of sound, as FFmpeg reads them if it is trusted."""
-    import av
-
-    found = {"audio": 0, "video": 0}
-    with av.open(str(file)) as container:
-        for frame in container.decode(*(stream for stream in container.streams if stream.type in found)):
-            found["audio" if isinstance(frame, av.AudioFrame) else "video"] += getattr(frame, "samples", 1)
-    return found
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, str]:
+    return write_adversarial(folder)
 
 
-def test_there_are_enough_and_they_are_small(made) -> None:  # noqa: ANN001
-    folder, expected, seconds = made
-    assert len(expected) >= 30 and seconds < 20
-    assert {path.name for path in folder.iterdir()} == set(expected)
-    assert set(expected.values()) == {"read", "refused"}
-    assert sum(os.lstat(path).st_size for path in folder.iterdir()) < 30_000_000
+def test_each_is_read_or_refused_in_one_sentence(folder: Path, expected: dict[str, str]) -> None:
+    found = {}
+    for name in expected:
+        try:
+            file = find_file(Clip("x", folder / name, folder))
+            sound, pictures = read_sound(file), sum(1 for _ in read_pictures(file))
+            found[name] = "read" if pictures or sound is not None else "refused"
+        except (MsaError, ValueError) as error:
+            assert "\n" not in str(error) and str(error).endswith("."), name
+            assert folder.name in str(error), f"{name}: the sentence names the file"
+            found[name] = "refused"
+    assert found == expected and len(expected) >= 30
 
 
-def test_without_pyav_there_are_still_thirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adversarial, "find_spec", lambda name: None)
-    expected = write_adversarial(tmp_path / "clips")
-    assert len(expected) >= 30 and "film.mp4" not in expected
-    with wave.open(str(tmp_path / "clips/hour_of_silence.wav")) as file:
-        assert file.getnframes() / file.getframerate() == adversarial.HOUR
-
-
-def test_what_is_no_file_is_none(made) -> None:  # noqa: ANN001
-    folder, expected, _ = made
-    assert stat.S_ISFIFO(os.stat(folder / "fifo.wav").st_mode)
-    assert (folder / "folder.wav").is_dir()
-    assert not (folder / "link_nowhere.wav").exists()
-    assert (folder / "link_out.wav").is_file()
-    assert not (folder / "link_out.wav").resolve().is_relative_to(folder.resolve())
-    assert stat.S_ISCHR(os.stat(folder / "link_device.wav").st_mode)
-    with pytest.raises(OSError, match="symbolic links"):
-        os.stat(folder / "link_itself.wav")
-    assert {expected[name] for name in expected if name.startswith(("link", "fifo", "folder"))} == {"refused"}
-
-
-def test_what_ought_to_be_read_can_be(made) -> None:  # noqa: ANN001
-    pytest.importorskip("av")
-    folder, expected, _ = made
-    found = {name: decoded(folder / name) for name, expectation in expected.items() if expectation == "read"}
-    assert all(sum(counts.values()) for counts in found.values())
-    assert found["mute.mp4"] == {"audio": 0, "video": 10}
-    assert found["sound_only.mp4"]["video"] == 0 < found["sound_only.mp4"]["audio"]
-    assert found["4k.mp4"] == {"audio": 0, "video": 2}
-    assert found["streamed.wav"]["audio"] == 16_000
-
-
-def test_what_ffmpeg_reads_although_it_ought_to_be_refused(made) -> None:  # noqa: ANN001
-    """These are why a decoder needs checks of its own; most others FFmpeg refuses, too."""
-    av = pytest.importorskip("av")
-    folder, expected, _ = made
-    trusted = set()
-    for name, expectation in expected.items():
-        if expectation == "refused" and (folder / name).is_file() and not (folder / name).is_symlink():
-            try:
-                decoded(folder / name)
-            except av.FFmpegError:
-                continue
-            trusted.add(name)
-    assert trusted >= {
-        *("header_only.wav", "one_sample.wav", "nan.wav", "hour_of_silence.flac"),
-        *("truncated.wav", "truncated.mkv", "picture_named.mp4", "concat_named.mp4"),
-    }
-
-
-def test_what_is_encoded_has_what_was_asked_for(tmp_path: Path) -> None:
-    pytest.importorskip("av")
-    file = tmp_path / "film.mp4"
-    file.write_bytes(encode(tmp_path, "mp4", pictures=3, sound=speech(0.5)))
-    counts = decoded(file)
-    assert counts["video"] == 3 and counts["audio"] >= 8000
-    first = encode(tmp_path, "mp4", pictures=3, index_first=True)
-    assert first.index(b"moov") < first.index(b"mdat")
-    assert file.read_bytes().index(b"moov") > file.read_bytes().index(b"mdat")
+def test_a_run_over_all_of_them_ends_with_those_that_can_be_read(
+    folder: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    with (folder / "list.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [["path", "id", "label"], *([name, f"v_{place}", 0] for place, name in enumerate(expected))]
+        )
+    made = extract(folder / "list.csv", tmp_path / "out", label_family="mosi", audio_set="prosody")
+    refused = {f"v_{place}" for place, name in enumerate(expected) if expected[name] == "refused"}
+    # Pictures without sound have nothing of what is asked for.
+    silent = {f"v_{place}" for place, name in enumerate(expected) if name in ("mute.mp4", "4k.mp4")}
+    assert set(made.failed) == refused | silent
+    assert load_msa(tmp_path / "out")["train"].num_rows == len(expected) - len(made.failed)
+    if sys.platform == "linux":
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20, "kilobytes"

@@ -62,7 +62,7 @@ def test_rows_hold_what_the_recordings_give(clips: Path, tmp_path: Path) -> None
     assert not data["test"][0]["audio_present"]
     facts = dataset_facts(tmp_path / "out")
     assert (facts.audio_set, facts.vision_set) == ("prosody@1", None)
-    assert facts.audio_features is not None and facts.audio_features[0] == "pitch_semitones"
+    assert facts.audio_features is not None and facts.audio_features[0] == "pitch"
     with (tmp_path / "out" / "errors.csv").open(newline="") as file:
         errors = {row["path"]: row["error"] for row in csv.DictReader(file)}
     assert "cannot be read as sound or video" in errors["w/3.wav"] and "No such file" in errors["w/none.wav"]

@@ -188,7 +188,9 @@ def test_a_disk_that_is_full_at_many_writes(runs: Runs, whole: tuple[Path, int],
         status, text = runs(output, "full", point)
         if status != 0:
             assert status == 2 and "Traceback" not in text, (point, text[-3000:])
-            sentences[text.strip().split("\n")[-1].replace(str(output), "OUTPUT")] += 1
+            # The log is in two streams, whose lines come in any order.
+            (said,) = (line for line in text.split("\n") if line.startswith("hf-msa train: "))
+            sentences[said.replace(str(output), "OUTPUT")] += 1
         runs.to_the_end(output)
         assert same(output, undisturbed), point
     print(f"{writes} writes, {len(points)} full disks: {dict(sentences)}")

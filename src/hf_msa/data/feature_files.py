@@ -1,4 +1,4 @@
-"""Files that hold the feature sequence of one clip: .npy arrays, and .csv tables of OpenFace, openSMILE and pandas."""
+"""Files that hold the features of one clip: .npy, COVAREP's .mat, and .csv of OpenFace, openSMILE, COVAREP and pandas."""
 
 import csv
 import io
@@ -8,15 +8,17 @@ import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_msa.data.mat_files import read_mat
 from hf_msa.errors import MsaError, reason
+from hf_msa.models.msa_audio_features import COVAREP74_COLUMNS
 from hf_msa.models.msa_openface import OPENFACE_BOOKKEEPING, TRACK_COLUMNS, FaceReport, face_track
 
-SUFFIXES = (".npy", ".csv")
+SUFFIXES = (".npy", ".csv", ".mat")
 # Bookkeeping that OpenFace, openSMILE and its Python package, and pandas with a named index, write before the features.
 _NOT_FEATURES = {
     *OPENFACE_BOOKKEEPING,
@@ -54,7 +56,7 @@ class FeatureTable(NamedTuple):
         faces: Whose face was kept, if the file says in which rows a face was found, or which face.
     """
 
-    values: NDArray[np.floating]
+    values: NDArray[Any]
     names: tuple[str, ...] | None = None
     times: NDArray[np.float64] | None = None
     faces: FaceReport | None = None
@@ -64,14 +66,16 @@ def read_feature_file(path: str | Path) -> FeatureTable:
     """Read a feature sequence.
 
     Args:
-        path: A .npy file with an array of numbers, (frames, width), or (width,) for a single frame; or a .csv file,
-            separated by commas, semicolons or tabs, with or without a header. Left out are the columns of bookkeeping that
-            OpenFace and openSMILE write, the row numbers of pandas, and what follows a comma at the end of every line.
+        path: A .npy file with an array of numbers, (frames, width), or (width,) for a single frame; a .mat file of COVAREP,
+            of MATLAB's version 5 to 7; or a .csv file, separated by commas, semicolons or tabs, with or without a header.
+            Left out are the columns of bookkeeping that OpenFace and openSMILE write, the row numbers of pandas, and what
+            follows a comma at the end of every line.
 
     Returns:
-        The sequence, with NaN and infinity as they stand there, NaN for an empty cell. Of OpenFace's rows those without a
-        face (`success` 0) are left out and, of several faces, one is kept (see `msa_openface.face_track`); there may be no
-        frame left.
+        The sequence, with NaN and infinity as they stand there, NaN for an empty cell; the names of its features, if it has
+        a header or is COVAREP's: a .mat file, or a .csv of 74 columns, the second of which is 0 or 1. Of OpenFace's rows
+        those without a face (`success` 0) are left out and, of several faces, one is kept (`msa_openface.face_track`);
+        there may be no frame left.
 
     Raises:
         MsaError: If the file is not there, is of another kind, or holds no table of numbers: a row with too few or too many
@@ -80,35 +84,33 @@ def read_feature_file(path: str | Path) -> FeatureTable:
     file = Path(path)
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
-        raise MsaError(f"{str(path)!r} is no feature file: give a .npy or a .csv file with one row per frame.")
-    table: FeatureTable | None = None
+        raise MsaError(f"{str(path)!r} is no feature file: give a .npy, .csv or .mat file with one row per frame.")
     try:
         # A pipe would be waited for, for ever.
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise ValueError("it is not a regular file")
-        values: NDArray[np.generic]
         if suffix == ".npy":
-            values = _read_npy(file)
+            table = FeatureTable(_read_npy(file))
+        elif suffix == ".mat":
+            table = FeatureTable(*read_mat(file))
+            _refuse_doubled(table.names or ())
         else:
             table = _read_csv(file)
-            values = table.values
     except UnicodeDecodeError as error:
         raise MsaError(f"{str(path)!r} cannot be read as a feature sequence: it is not UTF-8 text.") from error
     except (OSError, ValueError, csv.Error) as error:
         raise MsaError(
             f"{str(path)!r} cannot be read as a feature sequence: {getattr(error, 'strerror', None) or reason(error)}."
         ) from error
-    if values.ndim == 1:
-        values = values[None, :]
-    is_empty = 0 in values.shape and (table is None or table.faces is None)
+    values = table.values[None] if table.values.ndim == 1 else table.values
+    is_empty = 0 in values.shape and table.faces is None
     if values.ndim != 2 or is_empty or values.dtype.kind not in "buif":
         raise MsaError(
             f"{str(path)!r} holds an array of {values.dtype} of shape {values.shape}; a feature sequence is a table of "
             "numbers, (frames, width), of one frame at least."
         )
     with np.errstate(over="ignore"):
-        numbers = values.astype(np.float32)
-    return FeatureTable(numbers) if table is None else table._replace(values=numbers)
+        return table._replace(values=values.astype(np.float32))
 
 
 def _read_npy(file: Path) -> NDArray[np.generic]:
@@ -165,7 +167,10 @@ def _read_csv(file: Path) -> FeatureTable:
             raise ValueError(f"{said}, but row {number} {len(row)}")
     if header is None:
         _refuse_row_numbers(rows)
-        return FeatureTable(_numbers(rows, range(width), first, None))
+        values = _numbers(rows, range(width), first, None)
+        # COVAREP's tables have no header; whether there is voice, their second column, is 0 or 1.
+        is_covarep = width == len(COVAREP74_COLUMNS) and np.isin(values[:, 1], (0, 1)).all()
+        return FeatureTable(values, COVAREP74_COLUMNS if is_covarep else None)
     places = _feature_columns(header, rows)
     kept, faces = _face_rows(header, rows)
     _check_frames(header, rows, kept)
@@ -245,9 +250,7 @@ def _check_frames(header: list[str], rows: Rows, kept: NDArray[np.int64]) -> Non
 
 
 def _feature_columns(header: list[str], rows: Rows) -> list[int]:
-    doubled = next((name for place, name in enumerate(header) if name and name in header[:place]), None)
-    if doubled is not None:
-        raise ValueError(f"its header has {doubled!r} twice; each feature needs a name of its own")
+    _refuse_doubled(header)
     places = []
     for place, name in enumerate(header):
         if name.lower() in _NOT_FEATURES:
@@ -260,6 +263,12 @@ def _feature_columns(header: list[str], rows: Rows) -> list[int]:
     if not places:
         raise ValueError("none of its columns holds features")
     return places
+
+
+def _refuse_doubled(names: Sequence[str]) -> None:
+    doubled = next((name for place, name in enumerate(names) if name and name in names[:place]), None)
+    if doubled is not None:
+        raise ValueError(f"its header has {doubled!r} twice; each feature needs a name of its own")
 
 
 def _numbers(rows: Rows, places: Sequence[int], first: int, header: list[str] | None) -> NDArray[np.float64]:

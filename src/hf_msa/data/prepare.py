@@ -49,7 +49,7 @@ def prepare_dataset(
 
     Args:
         name: ``"mosi"``, ``"mosei"``, ``"sims"``, ``"simsv2"``, that of a registered data set, or ``"custom"``.
-        source: An MMSA pickle, a label.csv, or a folder with a label.csv or Parquet files.
+        source: An MMSA pickle, a label.csv, or a folder with a label.csv, Parquet files or .csd files.
         output: The folder to write.
         label_family: Which labels there can be and which metrics apply, see `find_label_family`; needed for ``"custom"``.
         features: For a label.csv: the folder that holds ``audio`` and ``vision``, if it is another one.

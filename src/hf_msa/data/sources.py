@@ -1,4 +1,4 @@
-"""Readers of all that a data set may come as: MMSA pickles, label.csv with feature files, Parquet."""
+"""Readers of all that a data set may come as: MMSA pickles, label.csv with feature files, Parquet, .csd."""
 
 import csv
 import hashlib
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_msa.data.cells import filled_columns, list_of, split_id, split_name, text_of
+from hf_msa.data.csd import CsdSource
 from hf_msa.data.feature_files import SUFFIXES, FeatureTable, read_feature_file
 from hf_msa.data.mmsa_pickle import PickleSource
 from hf_msa.data.rows import ListColumn, is_list, plain_column
@@ -49,8 +50,8 @@ class CsvSource:
 
     The file has the columns `video_id`, `clip_id`, `text`, `label`, `mode` (train, valid or test) and optionally
     `annotation`, `label_T`, `label_A`, `label_V`. Features lie in the folders ``audio`` and ``vision`` as
-    ``<video_id>/<clip_id>.npy`` or ``<video_id>$_$<clip_id>.npy``, or the same as ``.csv``; a clip without a file, or
-    with a table of OpenFace in which no face was found, lacks that modality.
+    ``<video_id>/<clip_id>.npy`` or ``<video_id>$_$<clip_id>.npy``, or the same as ``.csv`` or ``.mat``; a clip without a
+    file, or with a table of OpenFace in which no face was found, lacks that modality.
 
     Args:
         path: The label.csv, or the folder that holds it.
@@ -542,7 +543,7 @@ def open_source(path: str | Path, features: str | Path | None = None) -> RowSour
     """Open whatever `path` is.
 
     Args:
-        path: An MMSA pickle, a label.csv, a folder with a label.csv, or a folder with Parquet files.
+        path: An MMSA pickle, a label.csv, or a folder with a label.csv, with Parquet files or with .csd files.
         features: For a label.csv: the folder that holds ``audio`` and ``vision``.
 
     Raises:
@@ -560,11 +561,19 @@ def open_source(path: str | Path, features: str | Path | None = None) -> RowSour
         raise MsaError(f"A folder of features goes with a label.csv, and {path} is none.")
     if is_csv:
         return CsvSource(path, None if features is None else Path(features))
+    csd_files = [path] if path.is_file() else sorted(path.iterdir())
+    csd_files = [file for file in csd_files if file.suffix.lower() == ".csd"]
+    if csd_files:
+        if path.is_file():
+            raise MsaError(f"{path} is one of several files; give the folder that holds it, the labels and the words.")
+        return CsdSource(path, [regular_file(file) for file in csd_files])
     if path.suffix.lower() == ".parquet" or (path.is_dir() and parquet_files(path)):
         return ParquetSource(path)
     if path.is_file():
         return PickleSource(path)
-    raise MsaError(f"{path} has neither a label.csv nor Parquet files named after a split; give the pickle itself.")
+    raise MsaError(
+        f"{path} has neither a label.csv nor Parquet files named after a split nor .csd files; give the pickle itself."
+    )
 
 
 def source_identity(source: str | PathLike[str], features: str | PathLike[str] | None = None) -> dict[str, str | None]:

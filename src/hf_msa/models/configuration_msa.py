@@ -94,6 +94,9 @@ class MsaConfig(PreTrainedConfig):
                 f"num_labels is {asked} and problem_type {self.problem_type!r}, but every model of hf_msa predicts one "
                 "score; leave both out."
             )
+        if not type(self).__module__.startswith("transformers_modules."):
+            # A checkpoint's own pipeline is for those without hf_msa; here it would ask for leave to run its code.
+            kwargs.pop("custom_pipelines", None)
         self.problem_type = "regression"
         self.id2label = self.id2label or {0: "sentiment"}
         self.label2id = dict.fromkeys(self.id2label.values(), 0)

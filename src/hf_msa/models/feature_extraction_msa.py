@@ -169,6 +169,8 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
         *,
         sampling_rate: int | None = None,
         frames_per_second: float | None = None,
+        start: float = 0.0,
+        end: float | None = None,
         **options: Any,
     ) -> Any:
         """Features of one sample, made where a recording was given.
@@ -180,6 +182,7 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
             video: A path, the content of a file, or pictures `(frames, height, width, 3)` uint8; None: there is none.
             sampling_rate: Of samples that do not say theirs.
             frames_per_second: Of pictures.
+            start, end: Which part of a file, in seconds; by default all.
             **options: For sets that are made from pictures, e.g. `face_model`.
 
         Returns:
@@ -195,12 +198,14 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
                 return given
             if isinstance(sound, tuple):
                 return sound_features(self.feature_set(modality), *sound)
-            return recorded_features(self.feature_set(modality), sound)
+            return recorded_features(self.feature_set(modality), sound, start=start, end=end)
         if given is not None or video is None:
             return given
         if is_recording(video):
             features = self.feature_set(modality)
-            return recorded_features(features, video, **(options if features.made_from != SOUND else {}))
+            return recorded_features(
+                features, video, start=start, end=end, **(options if features.made_from != SOUND else {})
+            )
         if modality == "audio":
             return None
         if frames_per_second is None or not frames_per_second > 0:

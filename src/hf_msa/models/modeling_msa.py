@@ -106,6 +106,12 @@ def bundle_code(folder: Path, configuration: str) -> None:
         folder: The checkpoint's folder.
         configuration: The module that defines its configuration.
     """
+    # The library copies what is imported, here too.
+    from .msa_pipeline import TASK, MsaPipeline
+
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings["custom_pipelines"] = {TASK: {"impl": f"msa_pipeline.{MsaPipeline.__name__}", "pt": ["AutoModel"]}}
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     waiting = sorted(folder.glob("*.py"))
     while waiting:
         file = waiting.pop()

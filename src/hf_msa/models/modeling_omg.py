@@ -610,7 +610,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         if observation_vectors is None and labels is None and not self.training:
             warnings.warn(
                 "OMG-Agent was called without plans, which need the words of a sample, so it runs on zeros in their place; "
-                "predict_rows, SentimentPredictor and hf-msa evaluate plan first.",
+                "predict_rows, the pipeline and hf-msa evaluate plan first.",
                 stacklevel=2,
             )
         perception = self.perceive(inputs, text_states)

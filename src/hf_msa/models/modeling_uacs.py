@@ -273,7 +273,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         """
         if self.config.asks_language_model and labels is None and not self.training:
             warnings.warn(
-                "U-ACS was called without the rows, so the small model answers alone; predict_rows, SentimentPredictor and "
+                "U-ACS was called without the rows, so the small model answers alone; predict_rows, the pipeline and "
                 'hf-msa evaluate run the whole system. Load it with route="fast" to mean the small model.',
                 stacklevel=2,
             )

@@ -10,7 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from . import msa_audio_features as sounds
+from .msa_audio_features import (
+    EGEMAPS25_COLUMNS,
+    LIBROSA33_COLUMNS,
+    LIBROSA33_FRAMES_PER_SECOND,
+    LIBROSA33_SAMPLING_RATE,
+    LOGMEL_COLUMNS,
+    PROSODY_COLUMNS,
+    egemaps25,
+    librosa33,
+    logmel,
+    prosody,
+)
 from .msa_recordings import Recording, read_pictures, read_sound, resample
 
 SOUND, PICTURES, TABLE = "sound", "pictures", "table"
@@ -54,14 +65,14 @@ FEATURE_SETS = {
             "librosa33",
             1,
             "audio",
-            sounds.LIBROSA33_COLUMNS,
-            rate=sounds.LIBROSA33_RATE,
-            compute=sounds.librosa33,
-            frames_per_second=sounds.LIBROSA33_RATE / sounds.LIBROSA33_HOP,
+            LIBROSA33_COLUMNS,
+            rate=LIBROSA33_SAMPLING_RATE,
+            compute=librosa33,
+            frames_per_second=LIBROSA33_FRAMES_PER_SECOND,
         ),
-        FeatureSet("logmel", 1, "audio", sounds.LOGMEL_COLUMNS, compute=sounds.logmel, frames_per_second=100),
-        FeatureSet("prosody", 1, "audio", sounds.PROSODY_COLUMNS, compute=sounds.prosody, frames_per_second=100),
-        FeatureSet("egemaps25", 1, "audio", sounds.EGEMAPS25_COLUMNS, compute=sounds.egemaps25, frames_per_second=100),
+        FeatureSet("logmel", 1, "audio", LOGMEL_COLUMNS, compute=logmel, frames_per_second=100),
+        FeatureSet("prosody", 1, "audio", PROSODY_COLUMNS, compute=prosody, frames_per_second=100),
+        FeatureSet("egemaps25", 1, "audio", EGEMAPS25_COLUMNS, compute=egemaps25, frames_per_second=100),
     )
 }
 """Feature sets by name."""

@@ -27,6 +27,7 @@ _FORMATS = (
 _MAX_PIXELS = 8192 * 8192
 _MAX_CHANNELS = 64
 _FRAMES_PER_SECOND = 2.0  # For language models that see.
+_LEAST_SECONDS = 0.01
 _CUT_EARLY = 5e-4  # Times are rounded.
 
 Recording = str | os.PathLike[str] | bytes
@@ -77,11 +78,15 @@ def read_sound(
                 raise ValueError(
                     f"it has more than {max_seconds:g} s of sound; cut it into utterances, as by start and end of a manifest"
                 )
+        if end is None and start + kept / rate < _least(container):
+            _refuse_cut_off(recording)
         if not kept:
             raise ValueError("it has no sound" + (f" from {start:g} s on" if start else ""))
         waveform = np.concatenate(parts)
         if not np.isfinite(waveform).all():
             raise ValueError("its sound holds values that are no numbers")
+        if kept < _LEAST_SECONDS * rate:
+            raise ValueError(f"its sound lasts {kept / rate:.4f} s, too little to hear anything")
     return resample(waveform, rate, sampling_rate)
 
 
@@ -205,15 +210,42 @@ def _rgb(frame: Any, max_side: int | None) -> np.ndarray:
 
 def _sound_blocks(container: Any, rate: int) -> Iterator[tuple[int, np.ndarray]]:
     """The mean of all channels, block by block, each with the place of its first sample."""
-    resampler = importlib.import_module("av").AudioResampler(format="fltp")  # Of another type, at the same rate.
+    # At the same rate. Not one plane per channel: PyAV gives wrong addresses from the ninth on.
+    resampler = importlib.import_module("av").AudioResampler(format="flt")
     place = 0
     for frame in container.decode(audio=0):
         if frame.sample_rate != rate:
             raise ValueError("its sound changes its sampling rate on the way; convert it to one rate")
         for part in resampler.resample(frame):
-            block = part.to_ndarray().mean(axis=0, dtype=np.float32)
+            block = part.to_ndarray().reshape(-1, len(part.layout.channels)).mean(axis=1, dtype=np.float32)
             yield place, block
             place += len(block)
+
+
+def _least(container: Any) -> float:
+    """Seconds that a whole recording has at least, by what it says itself; headers are rounded, and some exaggerate."""
+    return 0.9 * (container.duration or 0) / 1e6 - 0.2
+
+
+def _refuse_cut_off(recording: Recording) -> None:
+    """Refuse a recording of which no track goes on to where its header says."""
+    with _opened(recording) as container:
+        last = max(
+            (packet.pts * packet.time_base for packet in container.demux() if packet.pts is not None), default=0
+        )
+        if float(last) < _least(container):
+            raise ValueError(
+                f"it is cut off: its header says {container.duration / 1e6:.1f} s, but {float(last):.1f} s are there"
+            )
+
+
+def _check_size(raw: Any) -> None:
+    """Check that a RIFF file (WAV, AVI) is as long as its header says, which FFmpeg does not; 0xFFFFFFFF is a stream's."""
+    head = raw.read(12)
+    size, there = int.from_bytes(head[4:8], "little"), raw.seek(0, os.SEEK_END)
+    raw.seek(0)
+    if head[:4] == b"RIFF" and len(head) == 12 and 0 < size < 0xFFFFFFFF and there < size + 8 - 1:
+        raise ValueError(f"it is cut off: its header says {size + 8} bytes, but {there} are there")
 
 
 def _check_part(start: float, end: float | None) -> None:
@@ -236,6 +268,7 @@ def _opened(recording: Recording) -> Iterator[Any]:
                 if not stat.S_ISREG(path.stat().st_mode):
                     raise ValueError("it is not a regular file")
                 raw = stack.enter_context(path.open("rb"))
+            _check_size(raw)
             # As an open file it cannot be taken for an address, nor open another one.
             options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""}
             yield stack.enter_context(av.open(raw, "r", container_options=options))

@@ -101,9 +101,10 @@ def find_file(clip: Clip) -> Path:
     Raises:
         MsaError: If there is none, it is no file, or it lies outside of the list's folder, also by a link.
     """
-    if not clip.path.resolve().is_relative_to(clip.root.resolve()):
-        raise MsaError(f"{clip.path} leads out of the folder {clip.root}; copy the file into it.")
-    return regular_file(clip.path)
+    file = regular_file(clip.path)
+    if not file.resolve().is_relative_to(clip.root.resolve()):
+        raise MsaError(f"{file} leads out of the folder {clip.root}; copy the file into it.")
+    return file
 
 
 _SUFFIXES = {*SOUND_SUFFIXES, *VIDEO_SUFFIXES}
