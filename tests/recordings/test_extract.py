@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hf_msa.data.loading import dataset_facts, load_msa
+from hf_msa.data.prepare import prepare_dataset
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_feature_sets import find_feature_set, recorded_features
 from hf_msa.recordings import extract as extraction
@@ -67,6 +68,12 @@ def test_rows_hold_what_the_recordings_give(clips: Path, tmp_path: Path) -> None
         errors = {row["path"]: row["error"] for row in csv.DictReader(file)}
     assert "cannot be read as sound or video" in errors["w/3.wav"] and "No such file" in errors["w/none.wav"]
     assert not list(tmp_path.glob("out.parts"))
+
+
+def test_a_data_set_of_it_names_the_same_sets(clips: Path, tmp_path: Path) -> None:
+    extract(clips / "list.csv", tmp_path / "out", label_family="mosi", audio_set="prosody")
+    prepare_dataset("custom", tmp_path / "out", tmp_path / "again", label_family="mosi")
+    assert dataset_facts(tmp_path / "again").audio_set == "prosody@1"
 
 
 def test_the_bytes_do_not_depend_on_the_processes(clips: Path, tmp_path: Path) -> None:

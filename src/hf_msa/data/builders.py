@@ -115,8 +115,12 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
         return self.config.source.rpartition("/")[2] or self.facts.name
 
     def _complete_facts(self, source: RowSource) -> DatasetFacts:
+        # Of what was prepared before; raw files do not say.
+        sets: dict[str, str] = getattr(source, "feature_sets", {})
         return replace(
             self.facts,
+            audio_set=sets.get("audio", self.facts.audio_set),
+            vision_set=sets.get("vision", self.facts.vision_set),
             aligned=source.aligned,
             source=source.description,
             audio_features=source.feature_names.get("audio", self.facts.audio_features),

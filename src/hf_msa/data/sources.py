@@ -316,6 +316,8 @@ class ParquetSource:
             raise MsaError(f"{path} has no Parquet files named after a split, such as train.parquet.")
         self.aligned = facts is not None and facts.aligned
         names = {} if facts is None else {"audio": facts.audio_features, "vision": facts.vision_features}
+        sets = {} if facts is None else {"audio": facts.audio_set, "vision": facts.vision_set}
+        self.feature_sets = {name: found for name, found in sets.items() if found is not None}
         self.feature_names = {modality: known for modality, known in names.items() if known is not None}
         self.splits = list(self._files)
         self._counts = dict.fromkeys(self.splits, 0)
