@@ -76,6 +76,11 @@ def test_a_table_is_read_with_or_without_a_header(tmp_path: Path, text: str, val
     assert read_features(tmp_path / "a.csv").tolist() == values
 
 
+def test_a_table_without_a_face_is_a_missing_modality(tmp_path):
+    (tmp_path / "a.csv").write_text("frame, success, AU01_r\n1, 0, 0\n")
+    assert read_features(tmp_path / "a.csv") is None
+
+
 class Hostile:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("hostile-ran"),))

@@ -12,8 +12,10 @@ from .evaluation.checkpoints import find_model, load_checkpoint
 from .models.msa_pipeline import TASK, MsaPipeline
 
 
-def read_features(path: str | Path) -> np.ndarray:
+def read_features(path: str | Path) -> np.ndarray | None:
     """Read one feature sequence `(frames, width)`; NaN and infinity become 0, as in a prepared data set.
+
+    A table of OpenFace in which no face was found gives None: the modality is missing.
 
     Args:
         path: See `hf_msa.data.feature_files.read_feature_file`.
@@ -21,7 +23,8 @@ def read_features(path: str | Path) -> np.ndarray:
     Raises:
         MsaError: If the file is not there, is of another kind, or does not hold a table of numbers.
     """
-    return np.nan_to_num(read_feature_file(path)[0], nan=0.0, posinf=0.0, neginf=0.0)
+    values = read_feature_file(path).values
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) if len(values) else None
 
 
 def load_pipeline(

@@ -98,6 +98,36 @@ def test_openface_csv_keeps_features_and_their_names(tmp_path):
     np.testing.assert_array_equal(next(source.rows("train"))["vision"], [[0.25, 1.5], [-0.5, 0.0]])
 
 
+def test_clips_without_a_face_lack_vision_and_the_notes_say_how_many_frames_had_none(tmp_path):
+    label_csv(tmp_path, LINES[:2])
+    folder = tmp_path / "vision"
+    folder.mkdir()
+    header = "frame, face_id, timestamp, confidence, success, AU01_r\n"
+    (folder / "vidA$_$0001.csv").write_text(
+        header + "1, 0, 0, 0.9, 1, 1\n1, 1, 0, 0.9, 1, 7\n2, 0, 0, 0, 0, 0\n3, 0, 0, 0.7, 1, 2\n"
+    )
+    (folder / "vidA$_$0002.csv").write_text(header + "1, 0, 0, 0, 0, 0\n")
+    source = CsvSource(tmp_path)
+    rows = list(source.rows("train"))
+    assert [row["vision"].tolist() for row in rows] == [[[1], [2]], [[0]]]
+    assert [row["vision_present"] for row in rows] == [True, False]
+    assert source.notes == [
+        "Of 4 frames of vision of train, 2 without a face (success 0) were left out; 1 of 2 clips have no face at all "
+        "and lack the modality; in 1 with several faces, the one seen longest, then the largest, was kept; "
+        "mean confidence 0.80."
+    ]
+
+
+def test_a_clip_without_a_face_among_tables_that_do_not_say_is_refused(tmp_path):
+    label_csv(tmp_path, LINES[:2])
+    folder = tmp_path / "vision"
+    folder.mkdir()
+    (folder / "vidA$_$0001.csv").write_text("AU01_r\n1\n")
+    (folder / "vidA$_$0002.csv").write_text("success,AU01_r\n0,0\n")
+    with pytest.raises(MsaError, match="has no frame with a face; keep the column 'success' in all files"):
+        list(CsvSource(tmp_path).rows("train"))
+
+
 def test_opensmile_and_headerless_csv(tmp_path):
     label_csv(tmp_path, LINES[:2])
     folder = tmp_path / "audio"

@@ -14,6 +14,7 @@ from hf_msa.data.feature_files import read_feature_file
 from hf_msa.data.pickles import read_pickle
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_audio_features import COVAREP74_COLUMNS
+from hf_msa.models.msa_openface import FaceReport
 
 NAN = float("nan")
 AUS = ("AU01_r", "AU02_r")
@@ -22,8 +23,8 @@ OPENFACE = "frame, face_id, timestamp, confidence, success, AU01_r, AU02_r\n"
 
 def read(tmp_path, text, name="a.csv"):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    values, names = read_feature_file(tmp_path / name)
-    return values.tolist(), names
+    table = read_feature_file(tmp_path / name)
+    return table.values.tolist(), table.names
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,11 @@ def test_what_pandas_writes_by_default_is_read(tmp_path, index, columns):
         (",a\n5,1\n", "column 1 of its header has no name"),
         ("a,,b\n1,2,3\n", "column 2 of its header has no name"),
         ("a,a\n1,2\n", "'a' twice"),
-        (OPENFACE + "1, 0, 0, 1, 1, 0.5, 1\n1, 1, 0, 1, 1, 0.5, 1\n", r"2 faces \(face_id 0, 1\)"),
+        (OPENFACE + "1, 0, 0, 1, 1, 0.5, 1\n1, 0, 0, 1, 1, 0.5, 1\n", "'frame' does not ascend in row 3"),
+        (
+            OPENFACE + "1, 0, 0, 1, 1, 0.5, 1\n2, 0, 0, 1, x, 0.5, 1\n",
+            "'x' in row 3, column 'success', is not a number",
+        ),
         (OPENFACE + "2, 0, 0, 1, 1, 0.5, 1\n1, 0, 0, 1, 1, 0.5, 1\n", "'frame' does not ascend in row 3"),
         ("frame,success\n1,1\n", "none of its columns holds features"),
         ("a,b\n", "no frames"),
@@ -102,6 +107,36 @@ def test_tables_of_which_nobody_can_say_what_they_hold_are_refused(tmp_path, tex
     with pytest.raises(MsaError, match=message) as error:
         read(tmp_path, text)
     assert "\n" not in str(error.value) and "a.csv" in str(error.value)
+
+
+def test_frames_without_a_face_are_left_out(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        OPENFACE
+        + "1, 0, 0.0, 0.98, 1, 0.5, 1\n2, 0, 0.04, 0, 0, 0, 0\n3, 0, 0.08, 0.9, 1, 0.25, 2\n4, 0, 0.12, 0, 0, 0, 0\n"
+    )
+    table = read_feature_file(tmp_path / "a.csv")
+    assert table.values.tolist() == [[0.5, 1], [0.25, 2]]
+    assert table.times.tolist() == [0.0, 0.08]
+    assert table.faces == FaceReport(frames=4, frames_with_face=2, faces=1, confidence=pytest.approx(0.94))
+    assert table.faces.share == 0.5
+
+
+def test_of_two_faces_the_one_seen_longest_is_kept(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        OPENFACE
+        + "1, 0, 0.0, 0.9, 1, 0.5, 1\n1, 1, 0.0, 0.8, 1, 3, 1\n2, 0, 0.1, 0, 0, 0, 0\n"
+        + "2, 1, 0.1, 0.6, 1, 4, 2\n3, 7, 0.2, 0.9, 0, 1, 1\n"
+    )
+    table = read_feature_file(tmp_path / "a.csv")
+    assert table.values.tolist() == [[3, 1], [4, 2]]
+    assert table.faces == FaceReport(frames=3, frames_with_face=2, faces=2, confidence=pytest.approx(0.7))
+
+
+def test_a_table_without_a_face_has_no_frames(tmp_path):
+    (tmp_path / "a.csv").write_text(OPENFACE + "1, 0, 0.0, 0, 0, 0, 0\n2, 0, 0.1, 0, 0, 0, 0\n")
+    table = read_feature_file(tmp_path / "a.csv")
+    assert table.values.shape == (0, 2) and table.names == AUS
+    assert table.faces == FaceReport(frames=2, frames_with_face=0, faces=0)
 
 
 def npy(array, **header):
@@ -160,10 +195,10 @@ def test_features_and_names_of_a_matlab_file_are_what_scipy_reads(tmp_path, comp
     features[1, 2], features[0, 0] = NAN, -np.inf
     for stored in (features, features.astype("f4"), np.arange(12, dtype="i2").reshape(4, 3), np.ones((1, 3), "?")):
         path = mat(tmp_path, {"features": stored, "names": cells("F0", "VUV", "größe")}, do_compression=compressed)
-        values, names = read_feature_file(path)
+        values, names, *_ = read_feature_file(path)
         assert values.dtype == np.float32 and names == ("F0", "VUV", "größe")
         np.testing.assert_array_equal(values, scipy.io.loadmat(path)["features"].astype(np.float32))
-    values, names = read_feature_file(mat(tmp_path, {"x": "word", "features": features}, "B.MAT", appendmat=False))
+    values, names, *_ = read_feature_file(mat(tmp_path, {"x": "word", "features": features}, "B.MAT", appendmat=False))
     assert values.shape == (4, 3) and names is None
 
 
@@ -237,7 +272,7 @@ def test_tables_of_covarep_have_no_header_and_get_its_names(tmp_path):
 
 def test_a_file_of_covarep_agrees_with_the_means_that_were_published(real_data):
     """The row of the benchmark has all columns but the last, HMPDD_12, rounded to five digits."""
-    values, names = read_feature_file(real_data / "media/covarep_ZUXBRvtny7o_9.mat")
+    values, names, *_ = read_feature_file(real_data / "media/covarep_ZUXBRvtny7o_9.mat")
     assert values.shape == (349, 74) and names == COVAREP74_COLUMNS
     split = read_pickle(real_data / "mosi/mosi_text_audio.pkl")["valid"]
     row = np.asarray(split["audio"])[list(split["id"]).index("ZUXBRvtny7o$_$9")][0]

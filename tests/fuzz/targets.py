@@ -78,6 +78,7 @@ def _matlab_files() -> Iterator[bytes]:
 def _tables() -> Iterator[bytes]:
     yield b"1,2\n3,4\n5,nan\n"
     yield b"frame, face_id, timestamp, success, AU01_r\n1, 0, 0.0, 1, 0.5\n2, 0, 0.1, 1, -nan(ind)\n"
+    yield b"frame,face_id,confidence,success,pose_Tz,AU01_r\n1,0,0.9,1,500,1\n1,1,0.9,1,400,2\n2,0,0,0,0,0\n2,1,0.7,1,9,3\n"
     yield b"name;frameTime;F0;energy\n'x';0.0;1.5;2.5\n'x';0.1;3.5;\n"
     yield b",0,1\n0,0.5,1\n1,0.2,3\n"
     yield b"a\tb\t\n1\t2\t\n"

@@ -8,6 +8,7 @@ import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from hf_msa.data.mat_files import read_mat
 from hf_msa.errors import MsaError, reason
 from hf_msa.models.msa_audio_features import COVAREP74_COLUMNS
+from hf_msa.models.msa_openface import OPENFACE_BOOKKEEPING, TRACK_COLUMNS, FaceReport, face_track
 
 SUFFIXES = (".npy", ".csv", ".mat")
 # Bookkeeping that OpenFace, openSMILE and its Python package, and pandas with a named index, write before the features.
-_NOT_FEATURES = {"frame", "face_id", "timestamp", "confidence", "success"} | {
+_NOT_FEATURES = {
+    *OPENFACE_BOOKKEEPING,
     *("name", "frameindex", "frametime", "file", "start", "end"),
     *("index", "frame_id", "time"),
 }
@@ -43,7 +46,23 @@ _INFINITE = {"1.#inf": math.inf, "-1.#inf": -math.inf}
 Rows = list[list[str]]
 
 
-def read_feature_file(path: str | Path) -> tuple[NDArray[np.float32], tuple[str, ...] | None]:
+class FeatureTable(NamedTuple):
+    """A feature sequence, and what its file says of it.
+
+    Args:
+        values: `(frames, width)` float32.
+        names: Names of the features, if the file has a header.
+        times: `(frames,)` in seconds, if the file has OpenFace's `timestamp`.
+        faces: Whose face was kept, if the file says in which rows a face was found, or which face.
+    """
+
+    values: NDArray[Any]
+    names: tuple[str, ...] | None = None
+    times: NDArray[np.float64] | None = None
+    faces: FaceReport | None = None
+
+
+def read_feature_file(path: str | Path) -> FeatureTable:
     """Read a feature sequence.
 
     Args:
@@ -53,46 +72,45 @@ def read_feature_file(path: str | Path) -> tuple[NDArray[np.float32], tuple[str,
             follows a comma at the end of every line.
 
     Returns:
-        The sequence (frames, width), with NaN and infinity as they stand there, NaN for an empty cell; and the names of its
-        features, if it has a header or is COVAREP's: a .mat file, or a .csv of 74 columns, the second of which is 0 or 1.
+        The sequence, with NaN and infinity as they stand there, NaN for an empty cell; the names of its features, if it has
+        a header or is COVAREP's: a .mat file, or a .csv of 74 columns, the second of which is 0 or 1. Of OpenFace's rows
+        those without a face (`success` 0) are left out and, of several faces, one is kept (`msa_openface.face_track`);
+        there may be no frame left.
 
     Raises:
         MsaError: If the file is not there, is of another kind, or holds no table of numbers: a row with too few or too many
-            cells, a word among numbers, the rows of several faces, or a first row or column of which nobody can say
-            whether it is part of the features.
+            cells, a word among numbers, or a first row or column of which nobody can say whether it is part of the features.
     """
     file = Path(path)
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise MsaError(f"{str(path)!r} is no feature file: give a .npy, .csv or .mat file with one row per frame.")
-    names: tuple[str, ...] | None = None
     try:
         # A pipe would be waited for, for ever.
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise ValueError("it is not a regular file")
-        values: NDArray[np.generic]
         if suffix == ".npy":
-            values = _read_npy(file)
+            table = FeatureTable(_read_npy(file))
         elif suffix == ".mat":
-            values, names = read_mat(file)
-            _refuse_doubled(names or ())
+            table = FeatureTable(*read_mat(file))
+            _refuse_doubled(table.names or ())
         else:
-            values, names = _read_csv(file)
+            table = _read_csv(file)
     except UnicodeDecodeError as error:
         raise MsaError(f"{str(path)!r} cannot be read as a feature sequence: it is not UTF-8 text.") from error
     except (OSError, ValueError, csv.Error) as error:
         raise MsaError(
             f"{str(path)!r} cannot be read as a feature sequence: {getattr(error, 'strerror', None) or reason(error)}."
         ) from error
-    if values.ndim == 1:
-        values = values[None, :]
-    if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "buif":
+    values = table.values[None] if table.values.ndim == 1 else table.values
+    is_empty = 0 in values.shape and table.faces is None
+    if values.ndim != 2 or is_empty or values.dtype.kind not in "buif":
         raise MsaError(
             f"{str(path)!r} holds an array of {values.dtype} of shape {values.shape}; a feature sequence is a table of "
             "numbers, (frames, width), of one frame at least."
         )
     with np.errstate(over="ignore"):
-        return values.astype(np.float32), names
+        return table._replace(values=values.astype(np.float32))
 
 
 def _read_npy(file: Path) -> NDArray[np.generic]:
@@ -124,7 +142,7 @@ def _read_npy(file: Path) -> NDArray[np.generic]:
 # --- Tables ---
 
 
-def _read_csv(file: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
+def _read_csv(file: Path) -> FeatureTable:
     text = file.read_text(encoding="utf-8-sig").rstrip("\r\n ")
     if not text:
         raise ValueError("it has no frames")
@@ -152,10 +170,15 @@ def _read_csv(file: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
         values = _numbers(rows, range(width), first, None)
         # COVAREP's tables have no header; whether there is voice, their second column, is 0 or 1.
         is_covarep = width == len(COVAREP74_COLUMNS) and np.isin(values[:, 1], (0, 1)).all()
-        return values, COVAREP74_COLUMNS if is_covarep else None
-    _check_frames(header, rows)
+        return FeatureTable(values, COVAREP74_COLUMNS if is_covarep else None)
     places = _feature_columns(header, rows)
-    return _numbers(rows, places, first, header), tuple(header[place] for place in places)
+    kept, faces = _face_rows(header, rows)
+    _check_frames(header, rows, kept)
+    values = _numbers(rows, places, first, header)[kept]
+    times = None
+    if faces is not None and "timestamp" in header:
+        times = _numbers(rows, [header.index("timestamp")], first, header)[kept, 0]
+    return FeatureTable(values, tuple(header[place] for place in places), times, faces)
 
 
 def _is_header(rows: Rows) -> bool:
@@ -201,20 +224,28 @@ def _refuse_row_numbers(rows: Rows) -> None:
         )
 
 
-def _check_frames(header: list[str], rows: Rows) -> None:
-    """Refuse rows that are not one sequence: those of several faces, and those out of order."""
+def _face_rows(header: list[str], rows: Rows) -> tuple[NDArray[np.int64], FaceReport | None]:
+    """Which rows are one person's; all where the table does not say."""
+    if not {"success", "face_id"} & set(header):
+        return np.arange(len(rows)), None
+    places = [place for place, name in enumerate(header) if name in TRACK_COLUMNS and name != "face_id"]
+    numbers = _numbers(rows, places, 2, header)
+    columns: dict[str, NDArray[np.generic]] = {header[place]: numbers[:, at] for at, place in enumerate(places)}
+    if "face_id" in header:
+        columns["face_id"] = np.array([row[header.index("face_id")] for row in rows])
+    return face_track(columns)
+
+
+def _check_frames(header: list[str], rows: Rows, kept: NDArray[np.int64]) -> None:
+    """Refuse rows that are out of order."""
     lower = [name.lower() for name in header]
-    if "face_id" in lower:
-        faces = sorted({row[lower.index("face_id")] for row in rows})
-        if len(faces) > 1:
-            raise ValueError(f"it holds {len(faces)} faces (face_id {', '.join(faces[:4])}); keep the rows of one")
     for name in ("frame", "frameindex"):
         if name in lower:
-            numbers = [_number(row[lower.index(name)]) for row in rows]
-            for row, (before, after) in enumerate(zip(numbers, numbers[1:], strict=False), 3):
+            numbers = [_number(rows[index][lower.index(name)]) for index in kept]
+            for index, before, after in zip(kept[1:], numbers, numbers[1:], strict=False):
                 if before is None or after is None or not before < after:
                     raise ValueError(
-                        f"the column {name!r} does not ascend in row {row}; sort the rows, each frame once"
+                        f"the column {name!r} does not ascend in row {index + 2}; sort the rows, each frame once"
                     )
 
 

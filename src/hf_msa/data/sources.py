@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from hf_msa.data.cells import filled_columns, list_of, split_id, split_name, text_of
 from hf_msa.data.csd import CsdSource
-from hf_msa.data.feature_files import SUFFIXES, read_feature_file
+from hf_msa.data.feature_files import SUFFIXES, FeatureTable, read_feature_file
 from hf_msa.data.mmsa_pickle import PickleSource
 from hf_msa.data.rows import ListColumn, is_list, plain_column
 from hf_msa.data.schema import (
@@ -38,6 +38,7 @@ from hf_msa.data.schema import (
     read_facts,
 )
 from hf_msa.errors import MsaError, reason
+from hf_msa.models.msa_openface import FaceReport
 from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
 
 _LABEL_FILE = "label.csv"
@@ -50,7 +51,7 @@ class CsvSource:
     The file has the columns `video_id`, `clip_id`, `text`, `label`, `mode` (train, valid or test) and optionally
     `annotation`, `label_T`, `label_A`, `label_V`. Features lie in the folders ``audio`` and ``vision`` as
     ``<video_id>/<clip_id>.npy`` or ``<video_id>$_$<clip_id>.npy``, or the same as ``.csv`` or ``.mat``; a clip without a
-    file lacks that modality.
+    file, or with a table of OpenFace in which no face was found, lacks that modality.
 
     Args:
         path: The label.csv, or the folder that holds it.
@@ -79,8 +80,9 @@ class CsvSource:
             self.description = "label.csv"
         self.feature_names: dict[str, tuple[str, ...]] = {}
         self.widths: dict[str, int] = {}
+        self._may_be_faceless: set[str] = set()
         self._files = {modality: self._find(modality) for modality in self._folders}
-        presence = any(None in files.values() for files in self._files.values())
+        presence = bool(self._may_be_faceless) or any(None in files.values() for files in self._files.values())
         self.features = msa_features(
             self.widths.get("audio"),
             self.widths.get("vision"),
@@ -138,17 +140,20 @@ class CsvSource:
                 self._folders[modality], *key, SUFFIXES, root=self._root, origin=str(self._path)
             )
             if file is not None and modality not in self.widths:
-                self.widths[modality] = self._load(modality, file).shape[1]
+                table = self._load(modality, file)
+                self.widths[modality] = table.values.shape[1]
+                if table.faces is not None:
+                    self._may_be_faceless.add(modality)
         if modality not in self.widths:
             example = self._folders[modality] / next(iter(files))[0] / f"{next(iter(files))[1]}.npy"
             raise MsaError(f"No clip has a file in {self._folders[modality]}; {example} was looked for, for example.")
         return files
 
-    def _load(self, modality: str, file: Path) -> np.ndarray:
-        values, names = read_feature_file(file)
-        if names is not None and names != self.feature_names.setdefault(modality, names):
+    def _load(self, modality: str, file: Path) -> FeatureTable:
+        table = read_feature_file(file)
+        if table.names is not None and table.names != self.feature_names.setdefault(modality, table.names):
             raise MsaError(f"{file} has other feature columns than the first file; all files need the same.")
-        return values
+        return table
 
     def count(self, split: str) -> int:
         """Return the number of samples of a split."""
@@ -156,6 +161,7 @@ class CsvSource:
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         """Yield the rows of a split."""
+        faces: dict[str, list[FaceReport]] = {}
         for line in self._rows[split]:
             video, clip = line[VIDEO_ID], line[CLIP_ID]
             row: dict[str, Any] = {
@@ -171,12 +177,34 @@ class CsvSource:
                 row |= {column: line[name] for name, column in _LABEL_CSV_UNIMODAL.items()}
             for modality, files in self._files.items():
                 file = files[video, clip]
+                values = None
+                if file is not None:
+                    table = self._load(modality, file)
+                    values = table.values if len(table.values) else None
+                    if table.faces is not None:
+                        faces.setdefault(modality, []).append(table.faces)
                 if PRESENCE[modality] in self.features:
-                    row[PRESENCE[modality]] = file is not None
-                row[modality] = (
-                    np.zeros((1, self.widths[modality]), "float32") if file is None else self._load(modality, file)
-                )
+                    row[PRESENCE[modality]] = values is not None
+                elif values is None:
+                    raise MsaError(
+                        f"{file} has no frame with a face; keep the column 'success' in all files, or in none."
+                    )
+                row[modality] = np.zeros((1, self.widths[modality]), "float32") if values is None else values
             yield row
+        self.notes += [_faces_note(split, modality, reports) for modality, reports in faces.items()]
+
+
+def _faces_note(split: str, modality: str, reports: Sequence[FaceReport]) -> str:
+    frames, kept = sum(one.frames for one in reports), sum(one.frames_with_face for one in reports)
+    faceless = sum(not one.frames_with_face for one in reports)
+    several = sum(one.faces > 1 for one in reports)
+    certain = [one.confidence for one in reports if one.confidence is not None]
+    return (
+        f"Of {frames} frames of {modality} of {split}, {frames - kept} without a face (success 0) were left out; "
+        f"{faceless} of {len(reports)} clips have no face at all and lack the modality"
+        + (f"; in {several} with several faces, the one seen longest, then the largest, was kept" if several else "")
+        + (f"; mean confidence {np.mean(certain):.2f}." if certain else ".")
+    )
 
 
 def clip_file(
