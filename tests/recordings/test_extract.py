@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_msa.data.feature_files import FeatureTable
 from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.prepare import prepare_dataset
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_feature_sets import find_feature_set, recorded_features
+from hf_msa.models.msa_openface import OPENFACE_AU_COLUMNS
 from hf_msa.recordings import extract as extraction
 from hf_msa.recordings.extract import extract
 from hf_msa.recordings.transcripts import Transcript, Word
@@ -134,6 +136,10 @@ def test_transcripts_are_written_and_features_aligned_to_their_words(
         ({"audio_set": None}, "Nothing is to be made of the recordings"),
         ({"audio_set": "prosodi"}, "did you mean 'prosody'"),
         ({"vision_set": "prosody"}, "There is no vision feature set 'prosody'"),
+        (
+            {"vision_set": "openface35"},
+            "'openface35@1' is made by OpenFace 2, whose program FeatureExtraction is not on the PATH",
+        ),
         ({"label_family": "none"}, "none"),
     ],
 )
@@ -157,3 +163,18 @@ def test_the_command_says_what_was_made(clips: Path, tmp_path: Path, capsys: pyt
     assert main([*given, "--audio-set", "prosody"]) == 0
     output = capsys.readouterr().out
     assert "Could not be read: 2 clips" in output and "Prepared data set:" in output
+
+
+def test_openface_gives_the_columns_of_a_set_for_the_part(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (*OPENFACE_AU_COLUMNS[::-1], "gaze_0_x")
+    values = np.arange(5 * len(names), dtype=np.float32).reshape(5, -1)
+    table = FeatureTable(values, names, np.array([0.0, 0.1, 0.2, 0.5, 0.6]), None)
+    monkeypatch.setattr(extraction, "has_openface", lambda: True)
+    monkeypatch.setattr(extraction, "openface_table", lambda file: table)
+    (clips / "parts.csv").write_text("path,label,start,end\nw/2.mp4,1,0.1,0.6\nw/2.mp4,1,5,6\n")
+    made = extract(clips / "parts.csv", tmp_path / "out", label_family="mosi", vision_set="openface35")
+    (row,) = load_msa(tmp_path / "out")["train"]
+    assert np.array_equal(np.array(row["vision"]), values[1:4, 34::-1]) and len(made.failed) == 1
+    assert dataset_facts(tmp_path / "out").vision_set == "openface35@1"

@@ -186,7 +186,7 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
             **options: For sets that are made from pictures, e.g. `face_model`.
 
         Returns:
-            The features; None where the sample has no such modality, or the recording has no such track.
+            The features; None where the sample has no such modality, not a frame of it, or the recording has no such track.
 
         Raises:
             ImportError: If a package that is needed is not installed.
@@ -195,12 +195,14 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
         if given is not None and modality == "audio":
             sound = _sound(given, sampling_rate)
             if sound is None:
-                return given
+                return given if len(given) else None
             if isinstance(sound, tuple):
                 return sound_features(self.feature_set(modality), *sound)
             return recorded_features(self.feature_set(modality), sound, start=start, end=end)
-        if given is not None or video is None:
-            return given
+        if given is not None:
+            return given if len(given) else None
+        if video is None:
+            return None
         if is_recording(video):
             features = self.feature_set(modality)
             return recorded_features(

@@ -6,6 +6,7 @@ The processor's configuration names the sets (`audio_set`, `vision_set`), so tha
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,13 @@ from .msa_audio_features import (
     logmel,
     prosody,
 )
+from .msa_face_features import (
+    FACE_BLENDSHAPE_COLUMNS,
+    FACE_COLUMNS,
+    FACE_FRAMES_PER_SECOND,
+    face_features,
+)
+from .msa_openface import OPENFACE_AU_COLUMNS, OPENFACE_COLUMNS, OPENFACE_SIMSV2_COLUMNS
 from .msa_recordings import Recording, read_pictures, read_sound, resample
 
 SOUND, PICTURES, TABLE = "sound", "pictures", "table"
@@ -73,6 +81,19 @@ FEATURE_SETS = {
         FeatureSet("logmel", 1, "audio", LOGMEL_COLUMNS, compute=logmel, frames_per_second=100),
         FeatureSet("prosody", 1, "audio", PROSODY_COLUMNS, compute=prosody, frames_per_second=100),
         FeatureSet("egemaps25", 1, "audio", EGEMAPS25_COLUMNS, compute=egemaps25, frames_per_second=100),
+        FeatureSet("face", 1, "vision", FACE_COLUMNS, PICTURES, FACE_FRAMES_PER_SECOND, face_features),
+        FeatureSet(
+            "face_blendshapes",
+            1,
+            "vision",
+            FACE_BLENDSHAPE_COLUMNS,
+            PICTURES,
+            FACE_FRAMES_PER_SECOND,
+            partial(face_features, blendshapes=True),
+        ),
+        FeatureSet("openface709", 1, "vision", OPENFACE_COLUMNS, TABLE),
+        FeatureSet("openface35", 1, "vision", OPENFACE_AU_COLUMNS, TABLE),
+        FeatureSet("openface177", 1, "vision", OPENFACE_SIMSV2_COLUMNS, TABLE),
     )
 }
 """Feature sets by name."""

@@ -34,12 +34,14 @@ from hf_msa.data.validation import ValidationReport
 from hf_msa.errors import MsaError, as_msa_errors, is_disk_full, reason
 from hf_msa.files import atomic_write, folder_lock
 from hf_msa.label_families import AnyFamily
-from hf_msa.models.msa_feature_sets import SOUND, TABLE, find_feature_set, recorded_features, recorded_frames
+from hf_msa.models.msa_feature_sets import SOUND, TABLE, FeatureSet, find_feature_set, recorded_frames
+from hf_msa.models.msa_openface import select_columns
 from hf_msa.models.msa_recordings import read_sound
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
 
 from .alignment import align_to_words
 from .manifest import Clip, find_file, read_manifest
+from .openface import has_openface, openface_table
 
 ERRORS_FILE = "errors.csv"
 
@@ -130,9 +132,10 @@ def extract(
             if given is not None
         }
     for features in sets.values():
-        if features.made_from == TABLE:
+        if features.made_from == TABLE and not has_openface():
             raise MsaError(
-                f"The feature set {features.id!r} is read from tables, not made from recordings; use `prepare`."
+                f"The feature set {features.id!r} is made by OpenFace 2, whose program FeatureExtraction is not on the "
+                "PATH; install it, or prepare a label.csv with the tables that it made."
             )
     if not sets and transcribe is None:
         raise MsaError(
@@ -255,20 +258,32 @@ def make_clip(clip: Clip, settings: Settings) -> dict[str, np.ndarray]:
     for name, given in zip(FEATURE_MODALITIES, (settings.audio_set, settings.vision_set), strict=True):
         if given is None:
             continue
-        features = find_feature_set(given, name)
-        options: dict[str, Any] = (
-            {} if features.made_from == SOUND or settings.face_model is None else {"face_model": settings.face_model}
-        )
-        if settings.align:
-            frames = recorded_frames(features, file, **part, **options)
-            found = None if frames is None or not words else align_to_words(frames[0], words, times=frames[1])[0]
-        else:
-            found = recorded_features(features, file, **part, **options)
-        if found is not None:
-            made[name] = found
+        frames = _frames(find_feature_set(given, name), file, part, settings)
+        if frames is not None and settings.align:
+            frames = (align_to_words(frames[0], words, times=frames[1])[0], frames[1]) if words else None
+        if frames is not None:
+            made[name] = frames[0]
     if not made and not text:
         raise MsaError(f"{file} holds nothing of what is asked for: neither sound nor a face.")
     return made if text is None else {**made, TEXT: np.array(text)}
+
+
+def _frames(
+    features: FeatureSet, file: Path, part: dict[str, Any], settings: Settings
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Features of a part of a file, and when each frame is; None if there is none."""
+    if features.made_from != TABLE:
+        options: dict[str, Any] = (
+            {} if features.made_from == SOUND or settings.face_model is None else {"face_model": settings.face_model}
+        )
+        return recorded_frames(features, file, **part, **options)
+    table = openface_table(file)
+    if not len(table.values) or table.names is None or table.times is None:
+        return None
+    values = np.nan_to_num(select_columns(table.names, table.values, features.columns), posinf=0.0, neginf=0.0)
+    end = np.inf if part["end"] is None else part["end"]
+    within = (table.times >= part["start"]) & (table.times < end)
+    return (values[within], table.times[within] - part["start"]) if within.any() else None
 
 
 _transcribers: dict[tuple[str, str | None], Any] = {}
