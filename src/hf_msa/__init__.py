@@ -52,11 +52,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-PIPELINE_REGISTRY.supported_tasks["multimodal-sentiment-analysis"] = {
-    "impl": "hf_msa.models.msa_pipeline.MsaPipeline",
-    "pt": (AutoModel,),
-    "type": "multimodal",
-}
+_PIPELINE = {"impl": "hf_msa.models.msa_pipeline.MsaPipeline", "pt": (AutoModel,), "type": "multimodal"}
+PIPELINE_REGISTRY.supported_tasks.update({"multimodal-sentiment-analysis": _PIPELINE})
 
 # Methods of other packages, so that the Auto classes know them too.
 list(METHODS)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class TestFolder:
         (tmp_path / "v").mkdir()
         (tmp_path / "v" / "1.mp4").write_bytes(b"not opened")
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "av" else object())
+        monkeypatch.setitem(sys.modules, "av", None)
         for call in (lambda: MediaFolder(tmp_path).load(ROW), lambda: MediaFolder(tmp_path).check([ROW], "test")):
             with pytest.raises(MsaError, match=re.escape("pip install 'hf-msa[video]'")):
                 call()

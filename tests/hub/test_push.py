@@ -88,7 +88,7 @@ def test_only_what_belongs_to_a_checkpoint_is_published(loopback_hub: LoopbackHu
     code |= {"msa_inputs.py", "msa_label_families.py", "msa_files.py", "msa_missing.py"}
     code |= {"msa_attention.py", "msa_encoders.py", "msa_schema.py", "feature_extraction_msa.py", "processing_msa.py"}
     code |= {"msa_feature_sets.py", "msa_recordings.py", "msa_audio_features.py", "msa_pipeline.py"}
-    code |= {"msa_face_features.py", "msa_openface.py"}
+    code |= {"msa_face_features.py", "msa_openface.py", "msa_packages.py"}
     texts = {"README.md", "config.json", "processor_config.json", "results.json", "run.json", ".gitattributes"}
     texts.add("hf_msa_files.json")
     assert set(files) == code | texts | {"model.safetensors", "tokenizer.json", "tokenizer_config.json"}

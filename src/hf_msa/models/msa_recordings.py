@@ -6,7 +6,6 @@ it fills the memory. Formats that name other files or addresses (playlists, scri
 
 import contextlib
 import importlib
-import importlib.util
 import io
 import math
 import os
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .msa_packages import optional_package
 
 MAX_SECONDS = 600.0
 """Longest part of a recording that is read unless more is asked for; utterances of the field's data last seconds."""
@@ -101,7 +102,9 @@ def resample(waveform: np.ndarray, rate: int, wanted: int) -> np.ndarray:
         ImportError: If soxr is needed and not installed.
     """
     if rate != wanted:
-        waveform = _package("soxr", "audio").resample(waveform, rate, wanted, quality="HQ")
+        waveform = optional_package("soxr", "hf-msa[audio]", "Resampling").resample(
+            waveform, rate, wanted, quality="HQ"
+        )
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
@@ -256,7 +259,7 @@ def _check_part(start: float, end: float | None) -> None:
 @contextlib.contextmanager
 def _opened(recording: Recording) -> Iterator[Any]:
     """An open container, whose faults are told in one sentence that begins with its name."""
-    av = _package("av", "video")
+    av = optional_package("av", "hf-msa[video]", "Reading recordings")
     name = "The recording" if isinstance(recording, bytes) else os.fspath(recording)
     try:
         with contextlib.ExitStack() as stack:
@@ -280,9 +283,3 @@ def _opened(recording: Recording) -> Iterator[Any]:
 def _errors() -> tuple[type[Exception], ...]:
     found: tuple[type[Exception], ...] = (importlib.import_module("av").FFmpegError, OSError, ValueError)
     return found
-
-
-def _package(name: str, extra: str) -> Any:
-    if importlib.util.find_spec(name) is None:
-        raise ImportError(f"Recordings need {name}, which is not installed: pip install 'hf-msa[{extra}]'.")
-    return importlib.import_module(name)
