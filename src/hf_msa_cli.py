@@ -177,7 +177,11 @@ def _predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write a table of the scores: .csv, .jsonl or .parquet")
     parser.add_argument("--text", help="the transcript of a single utterance")
     parser.add_argument("--audio", help="its sound: a recording, or features (frames x width) in .npy, .csv or .mat")
-    parser.add_argument("--vision", help="its vision features (frames x width): .npy or .csv")
+    parser.add_argument(
+        "--vision",
+        "--openface",
+        help="its vision features (frames x width): .npy, or .csv, also as OpenFace writes it",
+    )
     parser.add_argument("--video", help="its recording, of whose sound and pictures the features are made")
     parser.add_argument("--face-model", metavar="FILE", help="face landmark model (.task) of MediaPipe")
     parser.add_argument("--transcribe", metavar="MODEL", help="a Whisper model for recordings without a text")

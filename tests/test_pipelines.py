@@ -12,9 +12,11 @@ from transformers import pipeline
 
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
+from hf_msa.models.msa_openface import OPENFACE_AU_COLUMNS
 from hf_msa.models.msa_pipeline import MsaPipeline
-from hf_msa.pipelines import load_pipeline, predict_one, read_features
+from hf_msa.pipelines import load_pipeline, predict_one, read_features, read_utterance
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import prepare_run
 
@@ -114,6 +116,19 @@ def test_a_file_that_holds_no_features_is_one_sentence(
     with pytest.raises(MsaError, match=words) as error:
         read_features(tmp_path / name)
     assert "\n" not in str(error.value) and not (tmp_path / "hostile-ran").exists()
+
+
+def test_of_a_table_the_columns_of_the_checkpoint_s_set_are_taken(predict: MsaPipeline, tmp_path: Path) -> None:
+    values = np.arange(72, dtype=np.float32).reshape(2, 36)
+    names = ("gaze_0_x", *OPENFACE_AU_COLUMNS)
+    table = "\n".join([", ".join(names), *(", ".join(map(str, row)) for row in values.tolist())])
+    (tmp_path / "a.csv").write_text(table)
+    extractor = MsaFeatureExtractor(vision_dim=35, vision_set="openface35@1")
+    read = read_utterance(extractor, vision=str(tmp_path / "a.csv"))
+    assert np.array_equal(read["vision"], values[:, 1:])
+    (tmp_path / "a.csv").write_text("gaze_0_x,b\n1,2\n")
+    with pytest.raises(MsaError, match="AU01_r"):
+        read_utterance(extractor, vision=str(tmp_path / "a.csv"))
 
 
 # --- The predictor ---

@@ -309,8 +309,8 @@ def predict(
         )
     if output and not many:
         raise MsaError("--output is for recordings; give them, or --manifest.")
-    if not many:
-        utterance = read_utterance(text, audio, vision, video)
+    if not many and not given:
+        raise MsaError("There is nothing to score; give recordings, --text, --audio, --vision or --video.")
     listed = find_clips(clips, manifest) if many else []
     changes: dict[str, Any] = {}
     for assignment in assignments:
@@ -327,6 +327,7 @@ def predict(
         for row in score_clips(pipeline, listed, batch_size):
             print(json.dumps(flat(row), ensure_ascii=False))
         return
+    utterance = read_utterance(pipeline.processor.feature_extractor, text, audio, vision, video)
     with as_msa_errors():
         for name, value in pipeline(utterance).items():
             print(f"{name}: {value}")

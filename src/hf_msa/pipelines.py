@@ -1,6 +1,6 @@
 """From utterances to scores: the pipeline of a run or checkpoint, and what the command line does with it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +9,28 @@ import numpy as np
 from .data.feature_files import SUFFIXES, read_feature_file
 from .errors import MsaError, as_msa_errors
 from .evaluation.checkpoints import find_model, load_checkpoint
+from .models.feature_extraction_msa import MsaFeatureExtractor
+from .models.msa_openface import select_columns
 from .models.msa_pipeline import TASK, MsaPipeline
 
 
-def read_features(path: str | Path) -> np.ndarray | None:
+def read_features(path: str | Path, columns: Sequence[str] | None = None) -> np.ndarray | None:
     """Read one feature sequence `(frames, width)`; NaN and infinity become 0, as in a prepared data set.
 
     A table of OpenFace in which no face was found gives None: the modality is missing.
 
     Args:
         path: See `hf_msa.data.feature_files.read_feature_file`.
+        columns: Which features to take of a table that names them; by default all.
 
     Raises:
-        MsaError: If the file is not there, is of another kind, or does not hold a table of numbers.
+        MsaError: If the file is not there, is of another kind, does not hold a table of numbers, or lacks a column.
     """
-    values = read_feature_file(path).values
+    table = read_feature_file(path)
+    values = table.values
+    if columns is not None and table.names is not None:
+        with as_msa_errors():
+            values = select_columns(table.names, values, columns)
     return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) if len(values) else None
 
 
@@ -62,11 +69,16 @@ def load_pipeline(
 
 
 def read_utterance(
-    text: str | None = None, audio: str | None = None, vision: str | None = None, video: str | None = None
+    extractor: MsaFeatureExtractor,
+    text: str | None = None,
+    audio: str | None = None,
+    vision: str | None = None,
+    video: str | None = None,
 ) -> dict[str, Any]:
     """An utterance as the pipeline takes it, of files.
 
     Args:
+        extractor: The checkpoint's; of tables the columns of its feature sets are taken by their names.
         text: The transcript.
         audio: A feature file, see `read_features`, or a recording.
         vision: A feature file.
@@ -81,21 +93,31 @@ def read_utterance(
         raise MsaError("There is nothing to score; give recordings, --text, --audio, --vision or --video.")
     for name in given.keys() & {"audio", "vision"}:
         if name == "vision" or Path(given[name]).suffix.lower() in SUFFIXES:
-            given[name] = read_features(given[name])
+            is_known = getattr(extractor, f"{name}_set") is not None
+            with as_msa_errors():
+                columns = extractor.feature_set(name).columns if is_known else None
+            given[name] = read_features(given[name], columns)
     return given
 
 
-def predict_one(model: str, *utterance: str | None, **given: Any) -> dict[str, Any]:
+def predict_one(
+    model: str,
+    text: str | None = None,
+    audio: str | None = None,
+    vision: str | None = None,
+    video: str | None = None,
+) -> dict[str, Any]:
     """Score one utterance whose features or recordings lie in files.
 
     Args:
         model: A run folder (one seed), a saved model or a Hub name.
-        *utterance, **given: See `read_utterance`.
+        text, audio, vision, video: See `read_utterance`.
 
     Raises:
         MsaError: If the model or a file cannot be read, or does not fit.
     """
-    read = read_utterance(*utterance, **given)
+    pipeline = load_pipeline(model)
+    read = read_utterance(pipeline.processor.feature_extractor, text, audio, vision, video)
     with as_msa_errors():
-        found: dict[str, Any] = load_pipeline(model)(read)
+        found: dict[str, Any] = pipeline(read)
     return found
