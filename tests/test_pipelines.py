@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,13 @@ def test_a_generator_is_read_as_its_results_are_taken(predict: MsaPipeline) -> N
     scores = predict(texts(), batch_size=2)
     assert next(scores)["score"] and taken == [0, 1]
     assert len(list(scores)) == 4
+
+
+def test_threads_may_share_it(predict: MsaPipeline) -> None:
+    texts = [f"film {number} was good" for number in range(12)]
+    expected = predict(texts)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(predict, texts)) == expected
 
 
 def test_the_library_finds_it_by_its_task(predict: MsaPipeline, checkpoint: Path) -> None:
