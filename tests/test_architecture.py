@@ -31,6 +31,7 @@ LEVELS = {
     "models": 1,
     "label_families": 2,
     "methods": 2,
+    "feature_sets": 2,
     "data": 3,
     "recordings": 4,
     "evaluation": 4,

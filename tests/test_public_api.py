@@ -11,12 +11,14 @@ import pytest
 import hf_msa
 
 PUBLIC = [
+    "FEATURE_SETS",
     "METHODS",
     "MsaCollator",
     "MsaProcessor",
     "__version__",
     "load_msa",
     "register_dataset",
+    "register_feature_set",
     "register_label_family",
     "register_method",
     "register_protocol",
@@ -48,7 +50,9 @@ def test_the_names_that_load_late_are_those_that_a_type_checker_sees() -> None:
     [block] = [node for node in TREE.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     seen = {alias.name: f"hf_msa.{node.module}" for node in block.body for alias in node.names}
     assert seen == hf_msa._LAZY
-    assert sorted([*hf_msa._LAZY, "METHODS", "__version__", "register_method"]) == sorted(PUBLIC)
+    assert sorted(
+        [*hf_msa._LAZY, "FEATURE_SETS", "METHODS", "__version__", "register_feature_set", "register_method"]
+    ) == sorted(PUBLIC)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -11,6 +11,7 @@ from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ._version import __version__
+from .feature_sets import FEATURE_SETS, register_feature_set
 from .methods import METHODS, register_method
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ _LAZY = {
 }
 
 __all__ = [
+    "FEATURE_SETS",
     "METHODS",
     "MsaCollator",
     "MsaProcessor",
     "__version__",
     "load_msa",
     "register_dataset",
+    "register_feature_set",
     "register_label_family",
     "register_method",
     "register_protocol",
@@ -55,5 +58,6 @@ def __getattr__(name: str) -> Any:
 _PIPELINE = {"impl": "hf_msa.models.msa_pipeline.MsaPipeline", "pt": (AutoModel,), "type": "multimodal"}
 PIPELINE_REGISTRY.supported_tasks.update({"multimodal-sentiment-analysis": _PIPELINE})
 
-# Methods of other packages, so that the Auto classes know them too.
+# Those of other packages, so that the Auto classes and processors know them too.
 list(METHODS)
+list(FEATURE_SETS)
