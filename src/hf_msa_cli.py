@@ -195,6 +195,14 @@ def _predict(parser: argparse.ArgumentParser) -> None:
     _assignments(parser, "--set", "assignments", "override the model's configuration, e.g. route=fast")
 
 
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run (one seed), a saved model or a Hub name")
+    parser.add_argument("--export", metavar="DIR", help="write a Space for the Hub instead of serving the page")
+    parser.add_argument("--port", type=int, help="port of the page (default: the first free one from 7860 on)")
+    parser.add_argument("--transcribe", metavar="MODEL", help="a Whisper model for recordings without a text")
+    parser.add_argument("--face-model", metavar="FILE", help="face landmark model (.task) of MediaPipe")
+
+
 def _impute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (one seed), a saved model or a Hub name, of a method that generates: omg")
     parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
@@ -296,6 +304,7 @@ COMMANDS = (
         has_own_help=True,
     ),
     Command("predict", "score one utterance", _predict, "hf_msa.cli:predict"),
+    Command("demo", "serve a page to try a model, or write a Space of it", _demo, "hf_msa.cli:demo"),
     Command("impute", "write a data set with the features that samples lack generated", _impute, "hf_msa.cli:impute"),
     Command(
         "kb build",

@@ -42,6 +42,7 @@ LEVELS = {
     "omg_knowledge_bases": 7,
     "pipelines": 7,
     "clip_scores": 7,
+    "demo_page": 7,
     "cli": 8,
 }
 # Shipped to the Hub with every checkpoint, so they must do without the rest of the package.

@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import BUGS, MsaError, as_msa_errors, is_disk_full, network_reason, reason, redacted, unknown_name
+from .errors import (
+    BUGS,
+    MsaError,
+    as_msa_errors,
+    is_disk_full,
+    network_reason,
+    reason,
+    redacted,
+    require_package,
+    unknown_name,
+)
 
 
 def run_command(name: str, target: str, arguments: dict[str, Any]) -> int:
@@ -339,6 +349,20 @@ def predict(
             for name, change in [*found["modalities"].items(), *found["words"]]:
                 print(f"  {change:+.3f}  {name}")
             print(f"Figure: {explain}")
+
+
+def demo(*, model: str, export: str | None, port: int | None, transcribe: str | None, face_model: str | None) -> None:
+    """Serve the demo page of a model, or write a Space; see `hf_msa.demo_page`."""
+    from .demo_page import export_space, serve
+    from .pipelines import load_pipeline
+
+    if export is not None:
+        export_space(model, export, transcribe)
+        print(f"Wrote {export}: create a Space on the Hub and push the folder to it")
+        return
+    require_package("gradio", "demo")
+    chosen: dict[str, Any] = {} if face_model is None else {"face_model": face_model}
+    serve(load_pipeline(model, transcribe=transcribe, **chosen), Path(model).name, port)
 
 
 def impute(*, output: str, **options: Any) -> None:

@@ -1,0 +1,245 @@
+"""The demo page of a model: type, upload or record, take modalities away, and see what happens to the score."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .data.collator import MsaCollator
+from .data.missing import FrameMissing
+from .data.missing_base import MissingProtocol, Samples
+from .errors import MsaError, as_msa_errors, reason, require_package
+from .files import atomic_directory
+from .models.msa_pipeline import MsaPipeline
+from .models.msa_schema import MODALITIES
+
+DRAWS = 8
+CURVE_RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+EXAMPLE = "the acting was wonderful but the story is a bit boring"
+_LARGEST_UPLOAD = "50mb"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rates(MissingProtocol):
+    """Positions dropped one by one, at a rate of its own for each modality."""
+
+    parts: tuple[FrameMissing, ...] = ()
+    modalities: tuple[str, ...] = MODALITIES
+
+    def drop(self, samples: Samples) -> tuple[dict[str, Any], Any]:
+        """Drop from a batch; see `MissingProtocol.drop`."""
+        masks: dict[str, Any] = {}
+        rates = np.zeros((len(samples.ids), len(MODALITIES)))
+        for part in self.parts:
+            found, nominal = part.drop(samples)
+            masks |= found
+            rates += nominal
+        return masks, rates
+
+
+def answer(
+    pipeline: MsaPipeline,
+    given: Mapping[str, Any],
+    *,
+    off: Sequence[str] = (),
+    rates: Mapping[str, float] | None = None,
+    curve: bool = True,
+) -> dict[str, Any]:
+    """Score an utterance of which parts are taken away; the same input always gives the same answer.
+
+    Args:
+        pipeline: See `hf_msa.pipelines.load_pipeline`.
+        given: An utterance, as the pipeline takes it.
+        off: Modalities that are taken away as a whole, as if they had not been recorded.
+        rates: By modality the share of its positions that is dropped, in [0, 1); `DRAWS` draws are made.
+        curve: Whether to give the curve, too.
+
+    Returns:
+        What the pipeline says of the utterance as it is left, with `score` the mean over draws and `interval` the lowest and
+        highest of them, and `curve`: rate, mean, lowest and highest score, all modalities losing as much.
+
+    Raises:
+        MsaError: If the utterance cannot be read, nothing of it is left, or a rate is out of range.
+    """
+    with as_msa_errors():
+        row = pipeline.preprocess(given, **pipeline._preprocess_params)
+        row |= dict.fromkeys(off)
+        there = {**row, "text": (row["text"] or "").strip() or None}
+        left = [name for name in pipeline.model.modalities if there[name] is not None]
+        if not left:
+            raise MsaError("Nothing is left to score; type a text, give a recording, or switch a modality on.")
+        found: dict[str, Any] = pipeline.postprocess(pipeline.forward({"rows": [row]}))[0]
+        dropped = {name: rate for name, rate in (rates or {}).items() if rate > 0 and name in left}
+        scores = _scores(pipeline, row, dropped) if dropped else [found["score"]]
+        found |= {"score": float(np.mean(scores)), "interval": [min(scores), max(scores)]}
+        if curve:
+            along = [(rate, _scores(pipeline, row, dict.fromkeys(left, rate))) for rate in CURVE_RATES]
+            found["curve"] = [(rate, float(np.mean(some)), min(some), max(some)) for rate, some in along]
+    return found
+
+
+@torch.inference_mode()
+def _scores(pipeline: MsaPipeline, row: Mapping[str, Any], rates: Mapping[str, float]) -> list[float]:
+    protocol = _Rates(tuple(FrameMissing(rate=rate, modalities=(name,)) for name, rate in rates.items()))
+    present = {f"{name}_present": row[name] is not None for name in pipeline.processor.feature_extractor.modalities}
+    widths = {
+        name: getattr(pipeline.model.config, f"{name}_dim") for name in pipeline.processor.feature_extractor.modalities
+    }
+    empty = {name: np.zeros((1, width), np.float32) for name, width in widths.items() if row[name] is None}
+    rows = [{**row, **empty, **present, "id": f"draw-{draw}", "text": row["text"] or ""} for draw in range(DRAWS)]
+    batch = MsaCollator(pipeline.processor, protocol, "test")(rows)
+    inputs = pipeline.model.inputs_from(
+        {key: value.to(pipeline.model.device) for key, value in batch.items()}, predicting=True
+    )
+    outputs = pipeline.model.predict_rows(inputs, rows, pipeline.processor)
+    return [float(score) for score in outputs.logits.float().reshape(-1)]
+
+
+def plot_curve(found: Mapping[str, Any]) -> Any:
+    """Draw the score over the missing rate, with its range over draws; a matplotlib figure."""
+    from matplotlib.figure import Figure
+
+    rates, mean, low, high = map(np.array, zip(*found["curve"], strict=True))
+    figure = Figure(figsize=(5, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.fill_between(rates, low, high, alpha=0.2, label=f"range of {DRAWS} draws")
+    axes.plot(rates, mean, marker="o", label="mean")
+    axes.set_ylim(*found["range"])
+    axes.axhline(
+        0 if found["range"][0] < 0 < found["range"][1] else np.mean(found["range"]), color="grey", linewidth=0.8
+    )
+    axes.set_xlabel("share of all modalities that is missing")
+    axes.set_ylabel("score")
+    axes.legend()
+    return figure
+
+
+def build_page(pipeline: MsaPipeline, title: str) -> Any:
+    """Build the page: a `gradio.Blocks`.
+
+    Args:
+        pipeline: See `hf_msa.pipelines.load_pipeline`.
+        title: What the page calls the model.
+
+    Raises:
+        MsaError: If Gradio or matplotlib is not installed.
+    """
+    require_package("gradio", "demo")
+    require_package("matplotlib", "plots")
+    import gradio as gr
+
+    modalities = list(pipeline.model.modalities)
+    extractor = pipeline.processor.feature_extractor
+    hears = any(getattr(extractor, f"{name}_set") is not None for name in extractor.modalities)
+
+    def run(text: str, recording: str | None, on: list[str], *rates: float) -> tuple[str, Any, Any, str]:
+        given: dict[str, Any] = {"text": text.strip() or None}
+        if recording:
+            kind = "video" if Path(recording).suffix.lower() in (".mp4", ".webm", ".mkv", ".mov", ".avi") else "audio"
+            given[kind] = recording
+        off = [name for name in modalities if name not in on]
+        try:
+            found = answer(pipeline, given, off=off, rates=dict(zip(modalities, rates, strict=True)))
+        except MsaError as error:
+            raise gr.Error(reason(error)) from error
+        finally:
+            if recording:
+                with contextlib.suppress(OSError):
+                    os.unlink(recording)
+        curve = plot_curve(found)
+        transcript = (found.get("transcript") or {}).get("text", text)
+        return _words(found), curve, _details(found), transcript
+
+    with gr.Blocks(title=title, delete_cache=(60, 60)) as page:
+        gr.Markdown(f"# {title}\n\nHow does it sound? Take parts away and see what the model still makes of it.")
+        with gr.Row():
+            with gr.Column():
+                text = gr.Textbox(EXAMPLE, label="Transcript", lines=3)
+                recording = gr.File(label="Recording (sound or video)", file_types=["audio", "video"], visible=hears)
+                on = gr.CheckboxGroup(modalities, value=modalities, label="Modalities")
+                sliders = [gr.Slider(0, 0.9, 0, step=0.1, label=f"Missing share of the {name}") for name in modalities]
+                button = gr.Button("Score", variant="primary")
+            with gr.Column():
+                score = gr.Markdown("Press *Score*.")
+                curve = gr.Plot(label="Score over the missing rate")
+                details = gr.JSON(label="What the model says")
+        button.click(run, [text, recording, on, *sliders], [score, curve, details, text], api_name="score")
+    return page
+
+
+def _words(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    between = "" if low == high else f", {low:.2f} to {high:.2f} over {DRAWS} draws"
+    present = ", ".join(name for name, there in found["present"].items() if there)
+    scale = f"of {found['range'][0]:g} to {found['range'][1]:g}{between}"
+    return f"## {found['score']:+.2f} — {found['label'].replace('_', ' ')}\n\n{scale}; from {present}."
+
+
+def _details(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in ("curve", "interval", "range")}
+
+
+def serve(pipeline: MsaPipeline, title: str, port: int | None = None) -> None:
+    """Serve the page on this machine alone until interrupted; uploads are limited and not kept."""
+    page = build_page(pipeline, title)
+    page.launch(server_name="127.0.0.1", server_port=port, share=False, max_file_size=_LARGEST_UPLOAD)
+
+
+# --- A Space on the Hub ---
+
+_APP = '''"""Demo of {model}."""
+
+import os
+
+from hf_msa.demo_page import build_page
+from hf_msa.pipelines import load_pipeline
+
+page = build_page(load_pipeline({model!r}{options}), {model!r})
+page.launch(server_name=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), max_file_size="{largest}")
+'''
+
+_CARD = """---
+title: {title}
+sdk: gradio
+app_file: app.py
+models:
+  - {model}
+license: apache-2.0
+---
+
+Demo of the model [{model}](https://huggingface.co/{model}), made by `hf-msa demo --export`. Uploads are limited in size and
+deleted after the answer.
+"""
+
+
+def export_space(model: str, output: str | Path, transcribe: str | None = None) -> None:
+    """Write a Space for the Hub that shows the page of a model: an app, its requirements and its card; no weights.
+
+    Args:
+        model: The model's name on the Hub.
+        output: The folder to write; it must be new or empty.
+        transcribe: Whisper model for recordings without a text.
+
+    Raises:
+        MsaError: If the model is no name on the Hub, or the folder is not empty.
+    """
+    target = Path(output)
+    if model.count("/") != 1 or Path(model).exists():
+        raise MsaError(
+            f"A Space loads its model from the Hub, and {model!r} is no name there (org/name); push it first."
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise MsaError(f"The folder {str(target)!r} is not empty; give another one.")
+    extras = "train,plots,video,demo" + (",asr" if transcribe else "")
+    options = f", transcribe={transcribe!r}" if transcribe else ""
+    with atomic_directory(target) as folder:
+        app = _APP.format(model=model, options=options, largest=_LARGEST_UPLOAD)
+        (folder / "app.py").write_text(app, encoding="utf-8")
+        (folder / "requirements.txt").write_text(f"hf-msa[{extras}]\n", encoding="utf-8")
+        title = model.rpartition("/")[2]
+        (folder / "README.md").write_text(_CARD.format(title=title, model=model), encoding="utf-8")
