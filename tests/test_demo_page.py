@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_msa.demo_page import CURVE_RATES, DRAWS, EXAMPLE, answer, build_page, export_space, plot_curve
+from hf_msa.demo_page import (
+    CURVE_RATES,
+    DRAWS,
+    EXAMPLE,
+    answer,
+    build_page,
+    example_recording,
+    export_space,
+    plot_curve,
+)
 from hf_msa.errors import MsaError
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
 from hf_msa.models.msa_pipeline import MsaPipeline
@@ -89,13 +98,13 @@ class TestPage:
         try:
             asked = client.Client(address, verbose=False)
             score, _, details, text = asked.predict(
-                EXAMPLE, client.handle_file(clip), ["text", "audio", "vision"], 0, 0, 0, api_name="/score"
+                EXAMPLE, client.handle_file(clip), None, ["text", "audio", "vision"], 0, 0, 0, api_name="/score"
             )
             expected = answer(pipeline, {"text": EXAMPLE, "audio": clip}, curve=False)
             assert score.startswith(f"## {expected['score']:+.2f}") and text == EXAMPLE
             assert details["score"] == pytest.approx(expected["score"], abs=1e-6) and details["present"]["audio"]
             with pytest.raises(Exception, match="Nothing is left to score"):
-                asked.predict("", None, [], 0, 0, 0, api_name="/score")
+                asked.predict("", None, None, [], 0, 0, 0, api_name="/score")
             kept = [name for _, _, names in os.walk(page.GRADIO_CACHE) for name in names if name == "a.wav"]
             assert not kept
         finally:
@@ -124,5 +133,8 @@ class TestSpace:
             export_space("org/model", tmp_path / "full")
 
 
-def test_the_draws_are_a_few() -> None:
-    assert 5 <= DRAWS <= 20
+def test_the_example_can_be_heard(pipeline: MsaPipeline) -> None:
+    rate, samples = example_recording()
+    assert rate == 16_000 and samples.dtype == np.int16 and len(samples) > rate
+    found = answer(pipeline, {"audio": {"array": samples, "sampling_rate": rate}}, curve=False)
+    assert found["present"]["audio"] and 5 <= DRAWS <= 20

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from .data.collator import MsaCollator
+from .data.media import SAMPLING_RATE
 from .data.missing import FrameMissing
 from .data.missing_base import MissingProtocol, Samples
+from .data.sample_corpus.speech import Voice, speak, synthesizer
 from .errors import MsaError, as_msa_errors, reason, require_package
 from .files import atomic_directory
 from .models.msa_pipeline import MsaPipeline
@@ -134,49 +136,75 @@ def build_page(pipeline: MsaPipeline, title: str) -> Any:
     import gradio as gr
 
     modalities = list(pipeline.model.modalities)
-    extractor = pipeline.processor.feature_extractor
-    hears = any(getattr(extractor, f"{name}_set") is not None for name in extractor.modalities)
+    sets = {
+        name: getattr(pipeline.processor.feature_extractor, f"{name}_set") for name in modalities if name != "text"
+    }
 
-    def run(text: str, recording: str | None, on: list[str], *rates: float) -> tuple[str, Any, Any, str]:
-        given: dict[str, Any] = {"text": text.strip() or None}
-        if recording:
-            kind = "video" if Path(recording).suffix.lower() in (".mp4", ".webm", ".mkv", ".mov", ".avi") else "audio"
-            given[kind] = recording
+    def run(
+        text: str, sound: str | None, video: str | None, on: list[str], memory: dict[str, bytes], *rates: float
+    ) -> tuple[str, Any, Any, str, dict[str, bytes]]:
+        memory = {path: memory[path] if path in memory else _taken(path) for path in (sound, video) if path}
+        recordings = {name: memory[path] for name, path in (("audio", sound), ("video", video)) if path}
         off = [name for name in modalities if name not in on]
         try:
-            found = answer(pipeline, given, off=off, rates=dict(zip(modalities, rates, strict=True)))
+            found = answer(
+                pipeline,
+                {"text": text.strip() or None, **recordings},
+                off=off,
+                rates=dict(zip(modalities, rates, strict=True)),
+            )
         except MsaError as error:
             raise gr.Error(reason(error)) from error
-        finally:
-            if recording:
-                with contextlib.suppress(OSError):
-                    os.unlink(recording)
-        curve = plot_curve(found)
         transcript = (found.get("transcript") or {}).get("text", text)
-        return _words(found), curve, _details(found), transcript
+        return _words(found), plot_curve(found), _details(found), transcript, memory
 
     with gr.Blocks(title=title, delete_cache=(60, 60)) as page:
         gr.Markdown(f"# {title}\n\nHow does it sound? Take parts away and see what the model still makes of it.")
         with gr.Row():
             with gr.Column():
                 text = gr.Textbox(EXAMPLE, label="Transcript", lines=3)
-                recording = gr.File(label="Recording (sound or video)", file_types=["audio", "video"], visible=hears)
+                sound = gr.Audio(
+                    label="Sound", sources=["upload", "microphone"], type="filepath", visible=bool(sets.get("audio"))
+                )
+                spoken = gr.Button("Speak the example", size="sm", visible=bool(sets.get("audio")))
+                video = gr.Video(
+                    label="Video", sources=["upload", "webcam"], visible=all(sets.values()) and bool(sets)
+                )
                 on = gr.CheckboxGroup(modalities, value=modalities, label="Modalities")
                 sliders = [gr.Slider(0, 0.9, 0, step=0.1, label=f"Missing share of the {name}") for name in modalities]
                 button = gr.Button("Score", variant="primary")
             with gr.Column():
                 score = gr.Markdown("Press *Score*.")
-                curve = gr.Plot(label="Score over the missing rate")
+                curve = gr.Plot(show_label=False)
                 details = gr.JSON(label="What the model says")
-        button.click(run, [text, recording, on, *sliders], [score, curve, details, text], api_name="score")
+        spoken.click(example_recording, None, sound, api_name="example")
+        memory = gr.State({})
+        button.click(
+            run, [text, sound, video, on, memory, *sliders], [score, curve, details, text, memory], api_name="score"
+        )
     return page
+
+
+def _taken(upload: str) -> bytes:
+    """The content of an upload, which is in memory from now on and not on the disk."""
+    content = Path(upload).read_bytes()
+    with contextlib.suppress(OSError):
+        os.unlink(upload)
+    return content
+
+
+def example_recording() -> tuple[int, np.ndarray]:
+    """Speak the example, by espeak-ng where it is installed: samples per second and int16 `(samples,)`."""
+    voice = Voice(pitch=180.0, rate=4.5, energy=-20.0)
+    samples = speak(EXAMPLE.split(), voice, np.random.default_rng(0), synthesizer())
+    return SAMPLING_RATE, np.round(samples * 32767).astype(np.int16)
 
 
 def _words(found: Mapping[str, Any]) -> str:
     low, high = found["interval"]
     between = "" if low == high else f", {low:.2f} to {high:.2f} over {DRAWS} draws"
     present = ", ".join(name for name, there in found["present"].items() if there)
-    scale = f"of {found['range'][0]:g} to {found['range'][1]:g}{between}"
+    scale = f"on a scale from {found['range'][0]:g} to {found['range'][1]:g}{between}"
     return f"## {found['score']:+.2f} — {found['label'].replace('_', ' ')}\n\n{scale}; from {present}."
 
 
