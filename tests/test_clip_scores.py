@@ -15,6 +15,7 @@ from hf_msa.errors import MsaError
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
 from hf_msa.models.msa_pipeline import MsaPipeline
 from hf_msa.pipelines import load_pipeline
+from hf_msa.recordings.transcripts import Transcript, Word
 from hf_msa_cli import main
 from made_recordings import write_sound, write_video
 from tiny import TINY_CONFIGS, tiny_processor
@@ -55,6 +56,22 @@ def test_each_recording_has_a_score_or_a_reason(pipeline: MsaPipeline, clips: Pa
     assert rows[0]["score"] == pytest.approx(pipeline({"text": "great film", "audio": str(clips / "0.wav")})["score"])
     assert rows[1]["present"] == {"text": False, "audio": True, "vision": False}
     assert "cannot be read as sound or video" in rows[2]["error"] and "score" not in rows[2]
+
+
+def test_what_is_heard_is_written_down_where_there_is_no_text(pipeline: MsaPipeline, clips: Path) -> None:
+    heard = []
+
+    def listen(waveform: np.ndarray) -> Transcript:
+        heard.append(waveform)
+        return Transcript("great film", (Word("great", 0.0, 0.4), Word("film", 0.4, 0.9)), "en")
+
+    samples = np.full(8_000, 0.1, dtype=np.float32)
+    given = [str(clips / "0.wav"), {"array": samples, "sampling_rate": 8_000}]
+    found = [pipeline({"audio": audio}, transcriber=listen) for audio in given]
+    assert [wave.shape for wave in heard] == [(16_000,), (16_000,)]
+    assert found[0]["transcript"]["text"] == "great film" and found[0]["transcript"]["words"][1]["start"] == 0.4
+    assert found[0]["score"] == pytest.approx(pipeline({"text": "great film", "audio": given[0]})["score"], abs=1e-6)
+    assert "transcript" not in pipeline({"text": "so so", "audio": given[0]}, transcriber=listen) and len(heard) == 2
 
 
 def test_a_video_needs_a_set_of_its_pictures(pipeline: MsaPipeline, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def axes(values: Any) -> int:
     return found + (values.ndim if hasattr(values, "ndim") else 0)
 
 
-def _sound(value: Any, sampling_rate: int | None) -> Any:
+def as_sound(value: Any, sampling_rate: int | None) -> Any:
     """A file, or samples and their rate; None if it is no recording but features."""
     if is_recording(value):
         return value
@@ -193,7 +193,7 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
             ValueError: If the recording cannot be read, or the features not be made.
         """
         if given is not None and modality == "audio":
-            sound = _sound(given, sampling_rate)
+            sound = as_sound(given, sampling_rate)
             if sound is None:
                 return given if len(given) else None
             if isinstance(sound, tuple):

@@ -124,12 +124,33 @@ def find_feature_set(name: str, modality: str | None = None) -> FeatureSet:
     return found
 
 
+def as_waveform(values: Any) -> np.ndarray:
+    """Samples of one channel as float32 `(samples,)`; whole numbers are taken for samples of that many bits.
+
+    Raises:
+        ValueError: If they are none, of another form, or hold what is no number.
+    """
+    samples = np.asarray(values)
+    if samples.ndim == 2 and 1 in samples.shape:
+        samples = samples.reshape(-1)
+    if samples.ndim != 1 or not len(samples) or samples.dtype.kind not in "fiu":
+        raise ValueError(
+            f"A waveform has shape {samples.shape} of {samples.dtype}; give one channel, (samples,), not empty."
+        )
+    if samples.dtype.kind in "iu":
+        samples = samples / np.float32(np.iinfo(samples.dtype).max + 1)
+    samples = samples.astype(np.float32)
+    if not np.isfinite(samples).all():
+        raise ValueError("A waveform holds values that are no numbers; record it again.")
+    return samples
+
+
 def sound_features(features: FeatureSet, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
     """Make the features of a waveform.
 
     Args:
         features: A set that is made from sound.
-        waveform: Float `(samples,)`, mono; whole numbers are taken for samples of that many bits.
+        waveform: See `as_waveform`.
         sampling_rate: Samples per second.
 
     Returns:
@@ -137,21 +158,10 @@ def sound_features(features: FeatureSet, waveform: np.ndarray, sampling_rate: in
 
     Raises:
         ImportError: If a package that makes them is not installed.
-        ValueError: If the waveform is empty, has another form, or holds what is no number.
+        ValueError: As `as_waveform`.
     """
-    values = np.asarray(waveform)
-    if values.ndim == 2 and 1 in values.shape:
-        values = values.reshape(-1)
-    if values.ndim != 1 or not len(values) or values.dtype.kind not in "fiu":
-        raise ValueError(
-            f"A waveform has shape {values.shape} of {values.dtype}; give one channel, (samples,), not empty."
-        )
-    if values.dtype.kind in "iu":
-        values = values / np.float32(np.iinfo(values.dtype).max + 1)
-    values = values.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("A waveform holds values that are no numbers; record it again.")
-    made = features.compute(resample(values, sampling_rate, int(features.rate)))  # type: ignore[misc]  # Of sound, all have.
+    samples = resample(as_waveform(waveform), sampling_rate, int(features.rate))
+    made = features.compute(samples)  # type: ignore[misc]  # Of sound, all have.
     return np.asarray(made, dtype=np.float32)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from .feature_extraction_msa import is_recording
+from .feature_extraction_msa import as_sound, is_recording
+from .msa_feature_sets import as_waveform
 from .msa_outputs import MsaOutput
-from .msa_recordings import read_frames, read_sound
+from .msa_recordings import read_frames, read_sound, resample
 from .msa_schema import SENTIMENT_CLASSES
 
 TASK = "multimodal-sentiment-analysis"
@@ -92,7 +93,7 @@ class MsaPipeline(Pipeline):
         allow_urls: bool = False,
     ) -> dict[str, Any]:
         """Turn one utterance into a row of features; see the class for the arguments."""
-        given = {"text": input_} if input_ is None or isinstance(input_, str) else dict(input_)
+        given: dict[str, Any] = {"text": input_} if input_ is None or isinstance(input_, str) else dict(input_)
         unknown = [name for name in given if name not in _KEYS]
         if unknown or not given.keys() & {"text", "audio", "vision", "video"}:
             raise ValueError(
@@ -108,11 +109,10 @@ class MsaPipeline(Pipeline):
             options = {} if modality == "audio" or face_model is None else {"face_model": face_model}
             features = audio if modality == "audio" else given.get("vision")
             row[modality] = extractor.sequence(modality, features, video, **rates, **part, **options)
-        recording = audio if is_recording(audio) else video if is_recording(video) else None
         wants_sound = transcriber is not None and not (row["text"] or "").strip()
         sound = given.get("waveform")
-        if sound is None and recording is not None and (wants_sound or self.model.config.asks_language_model):
-            sound = read_sound(recording, **part)
+        if sound is None and (wants_sound or self.model.config.asks_language_model):
+            sound = _waveform(audio, video, given.get("sampling_rate"), part)
         if self.model.config.asks_language_model:
             row["waveform"], row["frames"] = sound, given.get("frames")
             if row["frames"] is None and is_recording(video):
@@ -164,6 +164,16 @@ class MsaPipeline(Pipeline):
                 one["transcript"] = {"text": transcript.text, "words": words}
             found.append(one)
         return found
+
+
+def _waveform(audio: Any, video: Any, sampling_rate: int | None, part: dict[str, Any]) -> np.ndarray | None:
+    """The sound of an utterance at 16 kHz, if there is any."""
+    found = None if audio is None else as_sound(audio, sampling_rate)
+    if found is None and is_recording(video):
+        found = video
+    if isinstance(found, tuple):
+        return resample(as_waveform(found[0]), found[1], 16_000)
+    return None if found is None else read_sound(found, **part)
 
 
 def _local(recording: Any, allow_urls: bool) -> Any:
