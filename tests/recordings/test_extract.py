@@ -13,7 +13,7 @@ from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.prepare import prepare_dataset
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_feature_sets import find_feature_set, recorded_features
-from hf_msa.models.msa_openface import OPENFACE_AU_COLUMNS
+from hf_msa.models.msa_openface import OPENFACE_AU_COLUMNS, FaceReport
 from hf_msa.recordings import extract as extraction
 from hf_msa.recordings.extract import extract
 from hf_msa.recordings.transcripts import Transcript, Word
@@ -54,6 +54,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_rows_hold_what_the_recordings_give(clips: Path, tmp_path: Path) -> None:
     made = extract(clips / "list.csv", tmp_path / "out", label_family="mosi", audio_set="prosody")
     assert set(made.failed) == {"w$_$3", "w$_$none"} and made.without == {"text": 0, "audio": 1}
+    assert "The clips last 1.0 to 1.0 s, 0.0 minutes together." in made.report.notes
     data = load_msa(tmp_path / "out")
     assert {split: rows["id"] for split, rows in data.items()} == {
         "train": ["v$_$1"],
@@ -170,11 +171,12 @@ def test_openface_gives_the_columns_of_a_set_for_the_part(
 ) -> None:
     names = (*OPENFACE_AU_COLUMNS[::-1], "gaze_0_x")
     values = np.arange(5 * len(names), dtype=np.float32).reshape(5, -1)
-    table = FeatureTable(values, names, np.array([0.0, 0.1, 0.2, 0.5, 0.6]), None)
+    table = FeatureTable(values, names, np.array([0.0, 0.1, 0.2, 0.5, 0.6]), FaceReport(5, 5, 1))
     monkeypatch.setattr(extraction, "has_openface", lambda: True)
     monkeypatch.setattr(extraction, "openface_table", lambda file: table)
     (clips / "parts.csv").write_text("path,label,start,end\nw/2.mp4,1,0.1,0.6\nw/2.mp4,1,5,6\n")
     made = extract(clips / "parts.csv", tmp_path / "out", label_family="mosi", vision_set="openface35")
     (row,) = load_msa(tmp_path / "out")["train"]
     assert np.array_equal(np.array(row["vision"]), values[1:4, 34::-1]) and len(made.failed) == 1
+    assert "The face that was followed is in 60% of the pictures." in made.report.notes
     assert dataset_facts(tmp_path / "out").vision_set == "openface35@1"

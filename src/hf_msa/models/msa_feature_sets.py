@@ -4,10 +4,11 @@ The processor's configuration names the sets (`audio_set`, `vision_set`), so tha
 """
 
 import difflib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -189,16 +190,30 @@ def recorded_features(
     return picture_features(features, read_pictures(recording, features.rate, start=start, end=end), **options)
 
 
+class Frames(NamedTuple):
+    """Features of a recording.
+
+    Attributes:
+        values: Float32 `(frames, width)`.
+        times: When each frame is, in seconds `(frames,)`.
+        looked_at: Of pictures, how many there were; those without a face are no frames.
+    """
+
+    values: np.ndarray
+    times: np.ndarray
+    looked_at: int
+
+
 def recorded_frames(
     features: FeatureSet, recording: Recording, *, start: float = 0.0, end: float | None = None, **options: Any
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> Frames | None:
     """Make the features of a file of sound or video, and say when each frame is.
 
     Args:
         features, recording, start, end, **options: See `recorded_features`.
 
     Returns:
-        Float32 `(frames, width)`, and seconds since `start` `(frames,)`; None as there.
+        The frames, at seconds since `start`; None where the recording has no such track.
 
     Raises:
         ImportError, ValueError: As `recorded_features`; and for a set whose frames have no times.
@@ -207,10 +222,9 @@ def recorded_frames(
         made = recorded_features(features, recording, start=start, end=end)
         if features.frames_per_second is None:
             raise ValueError(f"The frames of the feature set {features.id!r} have no times.")
-        return None if made is None else (made, np.arange(len(made)) / features.frames_per_second)
-    pictures = read_pictures(recording, features.rate, start=start, end=end)
-    found = _of_pictures(features, pictures, **options)
-    return found if len(found[0]) else None
+        return None if made is None else Frames(made, np.arange(len(made)) / features.frames_per_second, len(made))
+    found = _of_pictures(features, read_pictures(recording, features.rate, start=start, end=end), **options)
+    return found if found.looked_at else None
 
 
 def picture_features(
@@ -226,16 +240,16 @@ def picture_features(
     Returns:
         Float32 `(frames, width)`, frames without a face left out; None if no frame is left.
     """
-    made = _of_pictures(features, pictures, **options)[0]
+    made = _of_pictures(features, pictures, **options).values
     return made if len(made) else None
 
 
-def _of_pictures(
-    features: FeatureSet, pictures: Iterator[tuple[float, np.ndarray]], **options: Any
-) -> tuple[np.ndarray, np.ndarray]:
+def _of_pictures(features: FeatureSet, pictures: Iterator[tuple[float, np.ndarray]], **options: Any) -> Frames:
     if features.made_from != PICTURES:
         raise ValueError(
             f"The feature set {features.id!r} is not made from pictures, but by another program; give its tables."
         )
-    made, times, *_ = features.compute(pictures, **options)  # type: ignore[misc]
-    return np.asarray(made, dtype=np.float32), np.asarray(times, dtype=np.float64)
+    looked_at = itertools.count()
+    counted = (picture for picture, _ in zip(pictures, looked_at, strict=False))
+    made, times, *_ = features.compute(counted, **options)  # type: ignore[misc]
+    return Frames(np.asarray(made, dtype=np.float32), np.asarray(times, dtype=np.float64), next(looked_at))

@@ -34,7 +34,7 @@ from hf_msa.data.validation import ValidationReport
 from hf_msa.errors import MsaError, as_msa_errors, is_disk_full, reason
 from hf_msa.files import atomic_write, folder_lock
 from hf_msa.label_families import AnyFamily
-from hf_msa.models.msa_feature_sets import SOUND, TABLE, FeatureSet, find_feature_set, recorded_frames
+from hf_msa.models.msa_feature_sets import SOUND, TABLE, FeatureSet, Frames, find_feature_set, recorded_frames
 from hf_msa.models.msa_openface import select_columns
 from hf_msa.models.msa_recordings import read_sound
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
@@ -44,6 +44,8 @@ from .manifest import Clip, find_file, read_manifest
 from .openface import has_openface, openface_table
 
 ERRORS_FILE = "errors.csv"
+# What the file of a clip holds beside its features and text.
+_SECONDS, _COUNTS = "seconds", "_frames"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,18 +261,22 @@ def make_clip(clip: Clip, settings: Settings) -> dict[str, np.ndarray]:
         if given is None:
             continue
         frames = _frames(find_feature_set(given, name), file, part, settings)
-        if frames is not None and settings.align:
-            frames = (align_to_words(frames[0], words, times=frames[1])[0], frames[1]) if words else None
-        if frames is not None:
-            made[name] = frames[0]
-    if not made and not text:
+        if frames is None:
+            continue
+        made[f"{name}{_COUNTS}"] = np.array([len(frames.values), frames.looked_at])
+        made[_SECONDS] = max(
+            made.get(_SECONDS, np.zeros(())), np.array(frames.times[-1] if len(frames.times) else 0.0)
+        )
+        if settings.align:
+            frames = frames._replace(values=align_to_words(frames.values, words, times=frames.times)[0])
+        if len(frames.values):
+            made[name] = frames.values
+    if not made.keys() & {*FEATURE_MODALITIES} and not text:
         raise MsaError(f"{file} holds nothing of what is asked for: neither sound nor a face.")
     return made if text is None else {**made, TEXT: np.array(text)}
 
 
-def _frames(
-    features: FeatureSet, file: Path, part: dict[str, Any], settings: Settings
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _frames(features: FeatureSet, file: Path, part: dict[str, Any], settings: Settings) -> Frames | None:
     """Features of a part of a file, and when each frame is; None if there is none."""
     if features.made_from != TABLE:
         options: dict[str, Any] = (
@@ -278,12 +284,13 @@ def _frames(
         )
         return recorded_frames(features, file, **part, **options)
     table = openface_table(file)
-    if not len(table.values) or table.names is None or table.times is None:
+    if table.names is None or table.times is None:
         return None
     values = np.nan_to_num(select_columns(table.names, table.values, features.columns), posinf=0.0, neginf=0.0)
     end = np.inf if part["end"] is None else part["end"]
     within = (table.times >= part["start"]) & (table.times < end)
-    return (values[within], table.times[within] - part["start"]) if within.any() else None
+    looked_at = int(within.sum()) if table.faces is None else table.faces.frames
+    return Frames(values[within], table.times[within] - part["start"], looked_at)
 
 
 _transcribers: dict[tuple[str, str | None], Any] = {}
@@ -317,9 +324,22 @@ class _PartsSource:
         self.features: datasets.Features = msa_features(
             self.widths.get("audio"), self.widths.get("vision"), presence=bool(columns)
         )
-        unsplit = sum(clip.split is None for clip in clips)
-        self.notes = [f"{unsplit} clips have no split and are for training."] if unsplit else []
         self.without: Counter[str] = Counter()
+        self._unsplit = sum(clip.split is None for clip in clips)
+        self._seconds: list[float] = []
+        self._faces, self._pictures = 0, 0
+
+        self.notes = self._noted()
+
+    def _noted(self) -> list[str]:
+        """How the rows were made, in sentences; of those that have been read."""
+        notes = [f"{self._unsplit} clips have no split and are for training."] if self._unsplit else []
+        if self._seconds:
+            low, high, total = min(self._seconds), max(self._seconds), sum(self._seconds)
+            notes.append(f"The clips last {low:.1f} to {high:.1f} s, {total / 60:.1f} minutes together.")
+        if self._pictures:
+            notes.append(f"The face that was followed is in {self._faces / self._pictures:.0%} of the pictures.")
+        return notes
 
     def count(self, split: str) -> int:
         """Return the number of samples of a split."""
@@ -334,8 +354,12 @@ class _PartsSource:
             text = str(found[TEXT]) if TEXT in found else ""
             row: dict[str, Any] = {ID: identifier, VIDEO_ID: video, CLIP_ID: number, TEXT: text, LABEL: clip.label}
             self.without["text"] += not text.strip()
+            self._seconds += [float(found[_SECONDS])] if _SECONDS in found else []
+            seen, pictures = found.get(f"vision{_COUNTS}", (0, 0))
+            self._faces, self._pictures = self._faces + int(seen), self._pictures + int(pictures)
             for name, width in self.widths.items():
                 row[name] = found.get(name, np.zeros((1, width), np.float32))
                 row[PRESENCE[name]] = name in found
                 self.without[name] += name not in found
             yield row
+        self.notes = self._noted()
