@@ -1,10 +1,13 @@
-"""Small recordings for tests."""
+"""Small recordings for tests, and a model that hears them."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+
+from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
+from tiny import TINY_CONFIGS, tiny_processor
 
 
 def write_sound(file: Path, rate: int = 16_000, seconds: float = 1.0, channels: tuple[float, ...] = (0.5,)) -> Path:
@@ -41,3 +44,13 @@ def write_video(
             container.mux(track.encode(frame))
             container.mux(track.encode(None))
     return file
+
+
+def save_listener(folder: Path) -> str:
+    """Save an untrained TCMR that reads prosody, and vision of no known set; gives the folder."""
+    config = TINY_CONFIGS["tcmr"](audio_dim=5)
+    processor = tiny_processor(config)
+    processor.feature_extractor.audio_set = "prosody@1"
+    TcmrForSentimentAnalysis(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)

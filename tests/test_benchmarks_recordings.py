@@ -6,20 +6,14 @@ from pathlib import Path
 import pytest
 from benchmarks import recordings
 
-from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
-from made_recordings import write_sound
-from tiny import TINY_CONFIGS, tiny_processor
+from made_recordings import save_listener, write_sound
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install 'hf-msa[video]'")
 pytest.importorskip("librosa", reason="librosa is not installed: pip install 'hf-msa[audio]'")
 
 
 def test_a_small_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = TINY_CONFIGS["tcmr"](audio_dim=5)
-    processor = tiny_processor(config)
-    processor.feature_extractor.audio_set = "prosody@1"
-    TcmrForSentimentAnalysis(config).save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
+    save_listener(tmp_path / "model")
     clip = write_sound(tmp_path / "a.wav", seconds=2.0)
     recordings.main(
         [str(clip), "--model", str(tmp_path / "model"), "--repeats", "2", "--output", str(tmp_path / "out")]

@@ -12,13 +12,11 @@ import pytest
 from hf_msa import clip_scores
 from hf_msa.clip_scores import explain, find_clips, score_clips, write_scores
 from hf_msa.errors import MsaError
-from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
 from hf_msa.models.msa_pipeline import MsaPipeline
 from hf_msa.pipelines import load_pipeline
 from hf_msa.recordings.transcripts import Transcript, Word
 from hf_msa_cli import main
-from made_recordings import write_sound, write_video
-from tiny import TINY_CONFIGS, tiny_processor
+from made_recordings import save_listener, write_sound, write_video
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install 'hf-msa[video]'")
 pytest.importorskip("librosa", reason="librosa is not installed: pip install 'hf-msa[audio]'")
@@ -26,14 +24,7 @@ pytest.importorskip("librosa", reason="librosa is not installed: pip install 'hf
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An untrained TCMR that reads prosody, and vision of no known set."""
-    folder = tmp_path_factory.mktemp("model")
-    config = TINY_CONFIGS["tcmr"](audio_dim=5)
-    processor = tiny_processor(config)
-    processor.feature_extractor.audio_set = "prosody@1"
-    TcmrForSentimentAnalysis(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
+    return save_listener(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,10 @@ from hf_msa.demo_page import (
     plot_curve,
 )
 from hf_msa.errors import MsaError
-from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
 from hf_msa.models.msa_pipeline import MsaPipeline
 from hf_msa.pipelines import load_pipeline
 from hf_msa_cli import main
-from made_recordings import write_sound
-from tiny import TINY_CONFIGS, tiny_processor
+from made_recordings import save_listener, write_sound
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install 'hf-msa[video]'")
 pytest.importorskip("librosa", reason="librosa is not installed: pip install 'hf-msa[audio]'")
@@ -31,13 +29,7 @@ pytest.importorskip("librosa", reason="librosa is not installed: pip install 'hf
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> MsaPipeline:
-    folder = tmp_path_factory.mktemp("model")
-    config = TINY_CONFIGS["tcmr"](audio_dim=5)
-    processor = tiny_processor(config)
-    processor.feature_extractor.audio_set = "prosody@1"
-    TcmrForSentimentAnalysis(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return load_pipeline(str(folder))
+    return load_pipeline(save_listener(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture
