@@ -12,6 +12,8 @@ import pytest
 from hf_msa import clip_scores
 from hf_msa.clip_scores import explain, find_clips, score_clips, write_scores
 from hf_msa.errors import MsaError
+from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
+from hf_msa.models.msa_feature_sets import Frames
 from hf_msa.models.msa_pipeline import MsaPipeline
 from hf_msa.pipelines import load_pipeline
 from hf_msa.recordings.transcripts import Transcript, Word
@@ -71,6 +73,24 @@ def test_a_video_needs_a_set_of_its_pictures(pipeline: MsaPipeline, tmp_path: Pa
     assert "Nothing says how the 7 vision features" in row["error"]
 
 
+def test_openface_is_asked_for_what_it_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "a.mp4")
+    values = np.ones((4, 35), dtype=np.float32)
+    asked: list[Any] = []
+
+    def frames(features: Any, file: Path, start: float, end: float | None) -> Frames:
+        asked.append((features.id, file.name, start, end))
+        return Frames(values, np.arange(4) / 10, 5)
+
+    monkeypatch.setattr(clip_scores, "has_openface", lambda: True)
+    monkeypatch.setattr(clip_scores, "openface_frames", frames)
+    (clip,) = find_clips([str(tmp_path / "a.mp4")], None)
+    given = clip_scores.utterance(clip, MsaFeatureExtractor(vision_dim=35, vision_set="openface35@1"))
+    assert given["vision"] is values and given["audio"].endswith("a.mp4") and "video" not in given
+    assert asked == [("openface35@1", "a.mp4", 0.0, None)]
+    assert "video" in clip_scores.utterance(clip, MsaFeatureExtractor(vision_dim=210, vision_set="face@1"))
+
+
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_the_table_holds_all_of_them(pipeline: MsaPipeline, clips: Path, tmp_path: Path, ending: str) -> None:
     listed, output = find_clips([], str(clips / "list.csv")), tmp_path / f"scores{ending}"
@@ -95,11 +115,11 @@ def test_it_goes_on_where_it_was(
     listed, output, seen = find_clips([], str(clips / "list.csv")), tmp_path / "scores.jsonl", []
     utterance = clip_scores.utterance
 
-    def interrupted(clip: Any) -> Any:
+    def interrupted(clip: Any, extractor: Any) -> Any:
         seen.append(clip.id)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return utterance(clip)
+        return utterance(clip, extractor)
 
     monkeypatch.setattr(clip_scores, "utterance", interrupted)
     with pytest.raises(KeyboardInterrupt):

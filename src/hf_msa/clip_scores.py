@@ -11,8 +11,11 @@ from datasets.utils import tqdm
 
 from .errors import MsaError, as_msa_errors, reason, require_package
 from .files import atomic_write, folder_lock
+from .models.feature_extraction_msa import MsaFeatureExtractor
+from .models.msa_feature_sets import TABLE
 from .models.msa_pipeline import MsaPipeline
 from .recordings.manifest import SOUND_SUFFIXES, Clip, find_file, read_manifest
+from .recordings.openface import has_openface, openface_frames
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 
@@ -35,14 +38,26 @@ def find_clips(clips: Sequence[str], manifest: str | None) -> list[Clip]:
     return found
 
 
-def utterance(clip: Clip) -> dict[str, Any]:
-    """A clip as the pipeline takes it.
+def utterance(clip: Clip, extractor: MsaFeatureExtractor) -> dict[str, Any]:
+    """A clip as the pipeline takes it; of a model that reads OpenFace's features, with those of its program.
 
     Raises:
-        MsaError: If there is no such file.
+        MsaError: If there is no such file, or OpenFace fails.
     """
-    key = "audio" if clip.path.suffix.lower() in SOUND_SUFFIXES else "video"
-    return {"id": clip.id, "text": clip.text, key: str(find_file(clip)), "start": clip.start, "end": clip.end}
+    file = find_file(clip)
+    given: dict[str, Any] = {"id": clip.id, "text": clip.text, "start": clip.start, "end": clip.end}
+    if file.suffix.lower() in SOUND_SUFFIXES:
+        return {**given, "audio": str(file)}
+    if has_openface() and reads_openface(extractor):
+        frames = openface_frames(extractor.feature_set("vision"), file, clip.start, clip.end)
+        return {**given, "audio": str(file), "vision": None if frames is None else frames.values}
+    return {**given, "video": str(file)}
+
+
+def reads_openface(extractor: MsaFeatureExtractor) -> bool:
+    """Whether a checkpoint's vision features are made by OpenFace."""
+    is_known = "vision" in extractor.modalities and extractor.vision_set is not None
+    return is_known and extractor.feature_set("vision").made_from == TABLE
 
 
 def score_clips(pipeline: MsaPipeline, clips: Sequence[Clip], batch_size: int = 8) -> Iterator[dict[str, Any]]:
@@ -62,7 +77,9 @@ def score_clips(pipeline: MsaPipeline, clips: Sequence[Clip], batch_size: int = 
         failed: dict[str, str] = {}
         for clip in some:
             try:
-                rows[clip.id] = pipeline.preprocess(utterance(clip), **pipeline._preprocess_params)
+                rows[clip.id] = pipeline.preprocess(
+                    utterance(clip, pipeline.processor.feature_extractor), **pipeline._preprocess_params
+                )
             except (MsaError, OSError, ValueError) as error:
                 failed[clip.id] = reason(error)
         with as_msa_errors():

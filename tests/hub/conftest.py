@@ -44,6 +44,9 @@ def loopback_hub(_server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.Monke
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_OFFLINE": "0",
+        # A child on a busy machine may be slow to answer or to ask; ten seconds are the libraries' own.
+        "HF_HUB_ETAG_TIMEOUT": "60",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "60",
         "HF_DATASETS_OFFLINE": "0",
         "TRANSFORMERS_OFFLINE": "0",
         "OMP_NUM_THREADS": "1",

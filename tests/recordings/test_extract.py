@@ -173,7 +173,7 @@ def test_openface_gives_the_columns_of_a_set_for_the_part(
     values = np.arange(5 * len(names), dtype=np.float32).reshape(5, -1)
     table = FeatureTable(values, names, np.array([0.0, 0.1, 0.2, 0.5, 0.6]), FaceReport(5, 5, 1))
     monkeypatch.setattr(extraction, "has_openface", lambda: True)
-    monkeypatch.setattr(extraction, "openface_table", lambda file: table)
+    monkeypatch.setattr("hf_msa.recordings.openface.openface_table", lambda file: table)
     (clips / "parts.csv").write_text("path,label,start,end\nw/2.mp4,1,0.1,0.6\nw/2.mp4,1,5,6\n")
     made = extract(clips / "parts.csv", tmp_path / "out", label_family="mosi", vision_set="openface35")
     (row,) = load_msa(tmp_path / "out")["train"]

@@ -35,13 +35,12 @@ from hf_msa.errors import MsaError, as_msa_errors, is_disk_full, reason
 from hf_msa.files import atomic_write, folder_lock
 from hf_msa.label_families import AnyFamily
 from hf_msa.models.msa_feature_sets import SOUND, TABLE, FeatureSet, Frames, find_feature_set, recorded_frames
-from hf_msa.models.msa_openface import select_columns
 from hf_msa.models.msa_recordings import read_sound
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
 
 from .alignment import align_to_words
 from .manifest import Clip, find_file, read_manifest
-from .openface import has_openface, openface_table
+from .openface import has_openface, openface_frames
 
 ERRORS_FILE = "errors.csv"
 # What the file of a clip holds beside its features and text.
@@ -283,14 +282,7 @@ def _frames(features: FeatureSet, file: Path, part: dict[str, Any], settings: Se
             {} if features.made_from == SOUND or settings.face_model is None else {"face_model": settings.face_model}
         )
         return recorded_frames(features, file, **part, **options)
-    table = openface_table(file)
-    if table.names is None or table.times is None:
-        return None
-    values = np.nan_to_num(select_columns(table.names, table.values, features.columns), posinf=0.0, neginf=0.0)
-    end = np.inf if part["end"] is None else part["end"]
-    within = (table.times >= part["start"]) & (table.times < end)
-    looked_at = int(within.sum()) if table.faces is None else table.faces.frames
-    return Frames(values[within], table.times[within] - part["start"], looked_at)
+    return openface_frames(features, file, **part)
 
 
 _transcribers: dict[tuple[str, str | None], Any] = {}

@@ -7,9 +7,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from hf_msa.data.feature_files import FeatureTable, read_feature_file
 from hf_msa.data.sources import regular_file
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, as_msa_errors
+from hf_msa.models.msa_feature_sets import FeatureSet, Frames
+from hf_msa.models.msa_openface import select_columns
 
 PROGRAM = "FeatureExtraction"
 # All groups of columns; the pictures of aligned faces and the HOG files, which it writes by default, stay away.
@@ -47,6 +51,31 @@ def openface_table(recording: str | Path, *, seconds: float = 600.0) -> FeatureT
         if not tables:
             raise MsaError(f"OpenFace wrote no table for {file}{said}; is it a video that it can read?")
         return read_feature_file(tables[0])
+
+
+def openface_frames(features: FeatureSet, file: Path, start: float = 0.0, end: float | None = None) -> Frames | None:
+    """Run OpenFace 2 on a video, and take the columns of a feature set.
+
+    Args:
+        features: A set that OpenFace makes.
+        file: The video; all of it is looked at.
+        start, end: Which part to give, in seconds; by default all.
+
+    Returns:
+        The frames with a face, at seconds since `start`; None if the table does not say when they are.
+
+    Raises:
+        MsaError: As `openface_table`, or if the table lacks a column.
+    """
+    table = openface_table(file)
+    if table.names is None or table.times is None:
+        return None
+    with as_msa_errors():
+        values = select_columns(table.names, table.values, features.columns)
+    within = (table.times >= start) & (table.times < (np.inf if end is None else end))
+    looked_at = int(within.sum()) if table.faces is None else table.faces.frames
+    values = np.nan_to_num(values[within], posinf=0.0, neginf=0.0)
+    return Frames(values, table.times[within] - start, looked_at)
 
 
 def _run(command: list[str], seconds: float, file: Path) -> str:
