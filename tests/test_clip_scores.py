@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,14 @@ class TestCommand:
     ) -> None:
         assert main(["predict", model, *[str(clips) if one == "CLIPS" else one for one in arguments]]) != 0
         assert message in capsys.readouterr().err
+
+
+def test_a_package_that_is_absent_ends_the_run_in_one_sentence(
+    pipeline: MsaPipeline, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MsaError, match=r"pip install 'hf-msa\[video\]'"):
+        list(score_clips(pipeline, find_clips([], str(clips / "list.csv"))))
 
 
 def test_nothing_is_asked_of_who_cannot_be(clips: Path) -> None:

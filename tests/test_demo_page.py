@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from hf_msa.demo_page import (
     CURVE_RATES,
@@ -95,10 +96,15 @@ class TestPage:
             expected = answer(pipeline, {"text": EXAMPLE, "audio": clip}, curve=False)
             assert score.startswith(f"## {expected['score']:+.2f}") and text == EXAMPLE
             assert details["score"] == pytest.approx(expected["score"], abs=1e-6) and details["present"]["audio"]
-            with pytest.raises(Exception, match="Nothing is left to score"):
-                asked.predict("", None, None, [], 0, 0, 0, api_name="/score")
-            kept = [name for _, _, names in os.walk(page.GRADIO_CACHE) for name in names if name == "a.wav"]
-            assert not kept
+            # One session: what was uploaded outlives an error, and is on the disk no more.
+            upload = client.handle_file(clip)
+            (refused, *_), (again, *_) = (
+                asked.predict(EXAMPLE, upload, None, on, 0, 0, 0, api_name="/score") for on in ([], ["audio"])
+            )
+            assert refused == "**Nothing is left to score; type a text, give a recording, or switch a modality on.**"
+            assert again.startswith("## ")
+            left = [name for _, _, names in os.walk(page.GRADIO_CACHE) for name in names if name.endswith(".wav")]
+            assert left == []
         finally:
             page.close()
 
@@ -110,10 +116,18 @@ class TestSpace:
         assert files.keys() == {"app.py", "requirements.txt", "README.md"}
         compile(files["app.py"], "app.py", "exec")
         assert "load_pipeline('org/tcmr-mosi', transcribe='tiny.en')" in files["app.py"]
-        assert (
-            files["README.md"].startswith("---\ntitle: tcmr-mosi\nsdk: gradio\n")
-            and "asr" in files["requirements.txt"]
-        )
+        card = yaml.safe_load(files["README.md"].split("---")[1])
+        assert (card["title"], card["sdk"], card["models"]) == ("tcmr-mosi", "gradio", ["org/tcmr-mosi"])
+        assert "asr" in files["requirements.txt"]
+
+    def test_a_name_is_no_number_and_no_option_is_dropped(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        export_space("org/123", tmp_path / "space")
+        assert yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---")[1])["title"] == "123"
+        for option in (["--port", "1"], ["--face-model", "x"]):
+            assert main(["demo", "org/model", "--export", str(tmp_path / "other"), *option]) == 2
+            assert f"{option[0]} is for the page on this machine" in capsys.readouterr().err
 
     @pytest.mark.parametrize(("model", "message"), [("tcmr", "no name there"), ("a/b/c", "no name there")])
     def test_a_model_that_is_not_on_the_hub_is_refused(self, tmp_path: Path, model: str, message: str) -> None:

@@ -357,6 +357,9 @@ def demo(*, model: str, export: str | None, port: int | None, transcribe: str | 
     from .pipelines import load_pipeline
 
     if export is not None:
+        unused = [name for name, value in (("--port", port), ("--face-model", face_model)) if value is not None]
+        if unused:
+            raise MsaError(f"{unused[0]} is for the page on this machine, and a Space has none; leave it out.")
         export_space(model, export, transcribe)
         print(f"Wrote {export}: create a Space on the Hub and push the folder to it")
         return

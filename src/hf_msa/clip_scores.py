@@ -70,6 +70,9 @@ def score_clips(pipeline: MsaPipeline, clips: Sequence[Clip], batch_size: int = 
 
     Yields:
         `id`, `path`, and what the pipeline says, or `error`.
+
+    Raises:
+        MsaError: If a package that is needed is not installed, or the model cannot predict.
     """
     for begin in range(0, len(clips), batch_size):
         some = clips[begin : begin + batch_size]
@@ -80,6 +83,8 @@ def score_clips(pipeline: MsaPipeline, clips: Sequence[Clip], batch_size: int = 
                 rows[clip.id] = pipeline.preprocess(
                     utterance(clip, pipeline.processor.feature_extractor), **pipeline._preprocess_params
                 )
+            except ImportError as error:
+                raise MsaError(reason(error)) from error
             except (MsaError, OSError, ValueError) as error:
                 failed[clip.id] = reason(error)
         with as_msa_errors():

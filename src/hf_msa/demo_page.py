@@ -1,8 +1,7 @@
 """The demo page of a model: type, upload or record, take modalities away, and see what happens to the score."""
 
-import contextlib
 import dataclasses
-import os
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from .data.media import SAMPLING_RATE
 from .data.missing import FrameMissing
 from .data.missing_base import MissingProtocol, Samples
 from .data.sample_corpus.speech import Voice, speak, synthesizer
-from .errors import MsaError, as_msa_errors, reason, require_package
+from .errors import MsaError, as_msa_errors, require_package
 from .files import atomic_directory
 from .models.msa_pipeline import MsaPipeline
 from .models.msa_schema import MODALITIES
@@ -24,6 +23,8 @@ DRAWS = 8
 CURVE_RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 EXAMPLE = "the acting was wonderful but the story is a bit boring"
 _LARGEST_UPLOAD = "50mb"
+# Seconds until an upload that was never scored leaves the disk, and one that was leaves the memory.
+_FORGET = 900
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,22 +144,26 @@ def build_page(pipeline: MsaPipeline, title: str) -> Any:
     def run(
         text: str, sound: str | None, video: str | None, on: list[str], memory: dict[str, bytes], *rates: float
     ) -> tuple[str, Any, Any, str, dict[str, bytes]]:
-        memory = {path: memory[path] if path in memory else _taken(path) for path in (sound, video) if path}
-        recordings = {name: memory[path] for name, path in (("audio", sound), ("video", video)) if path}
-        off = [name for name in modalities if name not in on]
+        kept: dict[str, bytes] = {}
         try:
+            for path in filter(None, (sound, video)):
+                kept[path] = _taken(path, memory)
             found = answer(
                 pipeline,
-                {"text": text.strip() or None, **recordings},
-                off=off,
+                {
+                    "text": text.strip() or None,
+                    **{name: kept[path] for name, path in (("audio", sound), ("video", video)) if path},
+                },
+                off=[name for name in modalities if name not in on],
                 rates=dict(zip(modalities, rates, strict=True)),
             )
         except MsaError as error:
-            raise gr.Error(reason(error)) from error
+            # Not raised: what was uploaded would be lost.
+            return f"**{error}**", None, None, text, kept
         transcript = (found.get("transcript") or {}).get("text", text)
-        return _words(found), plot_curve(found), _details(found), transcript, memory
+        return _words(found), plot_curve(found), _details(found), transcript, kept
 
-    with gr.Blocks(title=title, delete_cache=(60, 60)) as page:
+    with gr.Blocks(title=title, delete_cache=(_FORGET, _FORGET)) as page:
         gr.Markdown(f"# {title}\n\nHow does it sound? Take parts away and see what the model still makes of it.")
         with gr.Row():
             with gr.Column():
@@ -178,18 +183,23 @@ def build_page(pipeline: MsaPipeline, title: str) -> Any:
                 curve = gr.Plot(show_label=False)
                 details = gr.JSON(label="What the model says")
         spoken.click(example_recording, None, sound, api_name="example")
-        memory = gr.State({})
+        memory = gr.State({}, time_to_live=_FORGET)
         button.click(
             run, [text, sound, video, on, memory, *sliders], [score, curve, details, text, memory], api_name="score"
         )
     return page
 
 
-def _taken(upload: str) -> bytes:
+def _taken(upload: str, memory: Mapping[str, bytes]) -> bytes:
     """The content of an upload, which is in memory from now on and not on the disk."""
-    content = Path(upload).read_bytes()
-    with contextlib.suppress(OSError):
-        os.unlink(upload)
+    file = Path(upload)
+    if upload in memory and not file.exists():
+        return memory[upload]
+    try:
+        content = file.read_bytes()
+        file.unlink()
+    except OSError as error:
+        raise MsaError("The recording is no longer here; give it again.") from error
     return content
 
 
@@ -236,7 +246,7 @@ title: {title}
 sdk: gradio
 app_file: app.py
 models:
-  - {model}
+  - {quoted}
 license: apache-2.0
 ---
 
@@ -269,5 +279,6 @@ def export_space(model: str, output: str | Path, transcribe: str | None = None) 
         app = _APP.format(model=model, options=options, largest=_LARGEST_UPLOAD)
         (folder / "app.py").write_text(app, encoding="utf-8")
         (folder / "requirements.txt").write_text(f"hf-msa[{extras}]\n", encoding="utf-8")
-        title = model.rpartition("/")[2]
-        (folder / "README.md").write_text(_CARD.format(title=title, model=model), encoding="utf-8")
+        # A name can look like a number to YAML.
+        names = {"title": json.dumps(model.rpartition("/")[2]), "quoted": json.dumps(model)}
+        (folder / "README.md").write_text(_CARD.format(model=model, **names), encoding="utf-8")
