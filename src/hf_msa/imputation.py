@@ -22,7 +22,7 @@ from .data.loading import dataset_facts, load_msa, load_split
 from .data.missing import CompleteProtocol, MissingProtocol, protocol_from_dict
 from .data.prepare import check_output, write_dataset
 from .data.rows import MsaRows
-from .data.schema import ANNOTATION, PRESENCE, TEXT, DatasetFacts, msa_features
+from .data.schema import ANNOTATION, PRESENCE, TEXT, WORDS, DatasetFacts, msa_features
 from .data.validation import ValidationReport
 from .errors import MsaError, as_msa_errors
 from .evaluation.checkpoints import checkpoint_rows, find_model, load_checkpoint, method_of, own_fields
@@ -183,6 +183,7 @@ class _Completed:
             unimodal_labels=all(column in example for column in UNIMODAL_LABEL_KEYS.values()),
             annotation=ANNOTATION in example,
             presence=True,
+            words=WORDS in example,
         )
         text, number, flag = (datasets.Value(kind) for kind in ("string", "float32", "bool"))
         plan = {"entity": text, "action": text, "sentiment": text, "is_fallback": flag}

@@ -257,6 +257,14 @@ def test_parquet_without_a_needed_column_is_refused(tmp_path):
         ParquetSource(tmp_path)
 
 
+def test_words_with_other_fields_are_left_out_with_a_note(tmp_path):
+    row = {"id": "a$_$1", "text": "t", "label": 1.0, "words": [{"text": "t", "start": "0:00"}]}
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "train.parquet")
+    source = ParquetSource(tmp_path)
+    assert "words" not in source.features and "words" not in next(source.rows("train"))
+    assert source.notes == ["No column is made of 'words'; what it holds was left out."]
+
+
 # --- The builders ---
 
 

@@ -122,6 +122,10 @@ def test_transcripts_are_written_and_features_aligned_to_their_words(
     extract(clips / "wordless.csv", tmp_path / "out", **arguments)
     rows = load_msa(tmp_path / "out")["train"]
     assert rows["text"] == ["so good", "bad"] and not dataset_facts(tmp_path / "out").aligned
+    spoken = [{"text": "so", "start": 0.0, "end": 0.5}, {"text": "good", "start": 0.5, "end": 1.0}]
+    assert list(rows["words"]) == [spoken, []], "nothing tells the times of the words that the list gives"
+    prepare_dataset("custom", tmp_path / "out", tmp_path / "again", label_family="mosi")
+    assert list(load_msa(tmp_path / "again")["train"]["words"]) == [spoken, []]
     extract(clips / "wordless.csv", tmp_path / "aligned", align=True, **arguments)
     aligned = load_msa(tmp_path / "aligned")["train"]
     assert aligned["text"] == ["so good", "so good"] and dataset_facts(tmp_path / "aligned").aligned

@@ -24,6 +24,8 @@ AUDIO = "audio"
 VISION = "vision"
 LABEL = "label"
 ANNOTATION = "annotation"
+WORDS = "words"
+"""The words of a transcript with the time of each, in seconds from the start of the clip."""
 PRESENCE = {modality: f"{modality}_present" for modality in FEATURE_MODALITIES}
 """Modality name -> the boolean column that is False where a sample lacks the modality."""
 
@@ -47,6 +49,7 @@ def msa_features(
     unimodal_labels: bool = False,
     annotation: bool = False,
     presence: bool = False,
+    words: bool = False,
 ) -> datasets.Features:
     """Build the columns of a data set.
 
@@ -57,6 +60,7 @@ def msa_features(
         annotation: Whether the annotators' word ("Negative", ...) exists.
         presence: Whether some samples lack a modality: adds `audio_present` / `vision_present` for the modalities
             that exist. Where it is False the array holds one zero frame; it is never None and never empty.
+        words: Whether `words` exists: a list of `text`, `start` and `end` in seconds, empty where nothing tells.
     """
     string, number = datasets.Value("string"), datasets.Value("float32")
     columns: dict[str, Any] = {ID: string, VIDEO_ID: string, CLIP_ID: string, TEXT: string}
@@ -71,6 +75,8 @@ def msa_features(
         columns[ANNOTATION] = string
     if presence:
         columns |= {PRESENCE[modality]: datasets.Value("bool") for modality in present}
+    if words:
+        columns[WORDS] = datasets.List({"text": string, "start": number, "end": number})
     return datasets.Features(columns)
 
 

@@ -33,6 +33,7 @@ from hf_msa.data.schema import (
     SPLITS,
     TEXT,
     VIDEO_ID,
+    WORDS,
     RowSource,
     msa_features,
     read_facts,
@@ -332,11 +333,12 @@ class ParquetSource:
             unimodal_labels=unimodal,
             annotation=annotated,
             presence=self._has_gaps or any(PRESENCE[modality] in self._columns for modality in self.widths),
+            words=WORDS in self._columns,
         )
 
     def _check_columns(self) -> set[str]:
         """The columns that are read, the same in all files; optional ones may be absent from some."""
-        known = {ID, VIDEO_ID, CLIP_ID, TEXT, LABEL, ANNOTATION, *FEATURE_MODALITIES}
+        known = {ID, VIDEO_ID, CLIP_ID, TEXT, LABEL, ANNOTATION, WORDS, *FEATURE_MODALITIES}
         known |= {*UNIMODAL_LABEL_KEYS.values(), *PRESENCE.values()}
         optional = {ANNOTATION, *UNIMODAL_LABEL_KEYS.values()}
         columns: set[str] | None = None
@@ -346,6 +348,9 @@ class ParquetSource:
                 parquet = pq.ParquetFile(regular_file(file))
                 schema, self._counts[split] = parquet.schema_arrow, self._counts[split] + parquet.metadata.num_rows
             names = set(schema.names)
+            if WORDS in names and not _are_words(schema.field(WORDS).type):
+                names.remove(WORDS)
+                unknown.add(WORDS)
             doubled = next((name for name in known if schema.names.count(name) > 1), None)
             if doubled is not None:
                 raise MsaError(f"{file} has more than one column {doubled!r}; keep one.")
@@ -450,7 +455,20 @@ class ParquetSource:
         row[TEXT] = text_of(values[TEXT], f"{place}: the transcript")
         if ANNOTATION in row:
             row[ANNOTATION] = text_of(row[ANNOTATION], f"{place}: the annotation")
+        if WORDS in row:
+            row[WORDS] = row[WORDS] or []
         return row
+
+
+def _are_words(kind: pa.DataType) -> bool:
+    if not is_list(kind) or not pa.types.is_struct(kind.value_type):
+        return False
+    parts = {part.name: part.type for part in kind.value_type}
+    return (
+        parts.keys() == {"text", "start", "end"}
+        and _is_text(parts["text"])
+        and all(pa.types.is_floating(parts[name]) for name in ("start", "end"))
+    )
 
 
 class _Sequences:

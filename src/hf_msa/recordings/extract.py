@@ -27,6 +27,7 @@ from hf_msa.data.schema import (
     SPLITS,
     TEXT,
     VIDEO_ID,
+    WORDS,
     facts_for,
     msa_features,
 )
@@ -41,10 +42,11 @@ from hf_msa.models.msa_schema import FEATURE_MODALITIES
 from .alignment import align_to_words
 from .manifest import Clip, find_file, read_manifest
 from .openface import has_openface, openface_frames
+from .transcripts import Word, load_transcriber
 
 ERRORS_FILE = "errors.csv"
 # What the file of a clip holds beside its features and text.
-_SECONDS, _COUNTS = "seconds", "_frames"
+_SECONDS, _COUNTS, _TIMES = "seconds", "_frames", "times"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,13 +244,15 @@ def make_clip(clip: Clip, settings: Settings) -> dict[str, np.ndarray]:
     """Make the features and the transcript of a clip.
 
     Returns:
-        `audio` and `vision` `(frames, width)` float32 where the recording has them, `text`, if anything gives one.
+        `audio` and `vision` `(frames, width)` float32 where the recording has them, `text`, if anything gives one, and
+        `words` and `times` `(words, 2)` in seconds where the transcriber told them.
 
     Raises:
         ImportError: If a package that is needed is not installed.
         MsaError, OSError, ValueError: If the file cannot be read.
     """
-    file, text, words = find_file(clip), clip.text, ()
+    file, text = find_file(clip), clip.text
+    words: Sequence[Word] = ()
     part: dict[str, Any] = {"start": clip.start, "end": clip.end}
     if settings.transcribe is not None and (text is None or settings.align):
         waveform = read_sound(file, **part)
@@ -256,6 +260,9 @@ def make_clip(clip: Clip, settings: Settings) -> dict[str, np.ndarray]:
         text = None if transcript is None else transcript.text
         words = () if transcript is None else transcript.words
     made: dict[str, np.ndarray] = {}
+    if words:
+        made[WORDS] = np.array([word.text for word in words])
+        made[_TIMES] = np.array([(word.start, word.end) for word in words])
     for name, given in zip(FEATURE_MODALITIES, (settings.audio_set, settings.vision_set), strict=True):
         if given is None:
             continue
@@ -289,8 +296,6 @@ _transcribers: dict[tuple[str, str | None], Any] = {}
 
 
 def _transcriber(model: str, language: str | None) -> Any:
-    from .transcripts import load_transcriber
-
     if (model, language) not in _transcribers:
         _transcribers[model, language] = load_transcriber(model, language)
     return _transcribers[model, language]
@@ -314,7 +319,10 @@ class _PartsSource:
         self.widths = {name: len(names) for name, names in columns.items()}
         self.feature_names = dict(columns)
         self.features: datasets.Features = msa_features(
-            self.widths.get("audio"), self.widths.get("vision"), presence=bool(columns)
+            self.widths.get("audio"),
+            self.widths.get("vision"),
+            presence=bool(columns),
+            words=settings.transcribe is not None,
         )
         self.without: Counter[str] = Counter()
         self._unsplit = sum(clip.split is None for clip in clips)
@@ -345,6 +353,11 @@ class _PartsSource:
             identifier, video, number = split_id(clip.id)
             text = str(found[TEXT]) if TEXT in found else ""
             row: dict[str, Any] = {ID: identifier, VIDEO_ID: video, CLIP_ID: number, TEXT: text, LABEL: clip.label}
+            if WORDS in self.features:
+                row[WORDS] = [
+                    {"text": str(word), "start": start, "end": end}
+                    for word, (start, end) in zip(found.get(WORDS, ()), found.get(_TIMES, ()), strict=True)
+                ]
             self.without["text"] += not text.strip()
             self._seconds += [float(found[_SECONDS])] if _SECONDS in found else []
             seen, pictures = found.get(f"vision{_COUNTS}", (0, 0))
