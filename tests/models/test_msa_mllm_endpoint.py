@@ -11,8 +11,7 @@ import socket
 import threading
 import time
 import wave
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,8 @@ from hf_msa.models.configuration_msa import ServerSettings
 from hf_msa.models.msa_mllm import MllmRequest, label_entropy, label_entropy_bounds, parse_score
 from hf_msa.models.msa_mllm_completion import entropy_bounds, placed, read_completion
 from hf_msa.models.msa_mllm_endpoint import EndpointMllm, allow_endpoint, allowed_endpoint
+from loopback_mllm_server import Reply, Server, completion, token
 from tiny_mllm import tiny_audio, tiny_frames
-
-Reply = tuple[int, dict[str, str], bytes]
 
 
 def settings(**changes: Any) -> ServerSettings:
@@ -35,93 +33,15 @@ def settings(**changes: Any) -> ServerSettings:
     return dataclasses.replace(defaults, **changes)
 
 
-def token(text: str, *top: float) -> dict[str, Any]:
-    """A token of probability `top[0]`, and others of the probabilities that follow."""
-    listed = [{"token": text if n == 0 else f"other{n}", "logprob": math.log(p)} for n, p in enumerate(top)]
-    return {"token": text, "logprob": math.log(top[0]), "top_logprobs": listed}
-
-
-def completion(content: str, tokens: list[dict[str, Any]] | None) -> Reply:
-    logprobs = None if tokens is None else {"content": tokens}
-    choice = {
-        "index": 0,
-        "finish_reason": "stop",
-        "message": {"role": "assistant", "content": content},
-        "logprobs": logprobs,
-    }
-    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-    return 200, {}, json.dumps(body).encode()
-
-
 SCORE = completion("-0.4", [token("-0", 0.5, 0.5), token(".4", 0.9, 0.1), token("<|im_end|>", 1.0)])
-
-
-class Server:
-    """Answers with `reply`, which gets the number of the call and its body, and keeps what it was sent.
-
-    Its list of models is that of `models`; None: it has no such list.
-    """
-
-    def __init__(self) -> None:
-        self.reply: Callable[[int, dict[str, Any]], Reply] = lambda number, body: SCORE
-        self.models: list[str] | None = None
-        self.lists = 0
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                assert self.path == "/v1/models"
-                with outer.lock:
-                    outer.lists += 1
-                    outer.headers.append({name.lower(): value for name, value in self.headers.items()})
-                listed = None if outer.models is None else {"data": [{"id": name} for name in outer.models]}
-                self.answer(404 if listed is None else 200, {}, json.dumps(listed).encode())
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer.lock:
-                    number = len(outer.bodies)
-                    outer.bodies.append(body)
-                    outer.headers.append({name.lower(): value for name, value in self.headers.items()})
-                    outer.paths.append(self.path)
-                    outer.at_once += 1
-                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
-                status, headers, content = outer.reply(number, body)
-                with outer.lock:
-                    outer.at_once -= 1
-                self.answer(status, headers, content)
-
-            def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
-                try:
-                    self.send_response(status)
-                    for name, value in {"Content-Type": "application/json", **headers}.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-                except OSError:
-                    pass  # the client has given up waiting
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     server = Server()
+    server.reply = lambda number, body: SCORE
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
 
 
 def endpoint(server: Server, **options: Any) -> EndpointMllm:
@@ -561,8 +481,7 @@ class TestFailure:
         server.reply = lambda number, body: (307, {"Location": f"{elsewhere.url}/chat/completions"}, b"")
         with pytest.raises(ConnectionError, match=rf"sends us on to {elsewhere.url}.* \(status 307\)"):
             endpoint(server).generate([MllmRequest("Score?")], 8)
-        elsewhere.http.shutdown()
-        elsewhere.http.server_close()
+        elsewhere.close()
         assert (len(server.bodies), len(elsewhere.bodies)) == (1, 0)
 
     @pytest.mark.parametrize("slow", ["headers", "body"])
