@@ -222,6 +222,35 @@ class TestTopLogprobs:
         assert [body["top_logprobs"] for body in server.bodies] == [20, 5]
 
 
+class TestPlainAnswers:
+    """Answers are the most probable tokens, whatever a server does to them unless it is told not to."""
+
+    def test_penalties_are_turned_off(self, server: Server) -> None:
+        endpoint(server).generate([MllmRequest("Score?")], 8)
+        endpoint(server).generate([MllmRequest("Score?")], 8, temperature=0.7, top_p=0.9)
+        plain = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "min_p": 0.0}
+        assert [{name: body[name] for name in plain} for body in server.bodies] == [plain, plain]
+        assert [body["top_p"] for body in server.bodies] == [1.0, 0.9]
+
+    def test_a_field_that_a_server_does_not_take_is_left_out(self, server: Server) -> None:
+        def reply(number: int, body: dict[str, Any]) -> Reply:
+            for name in ("repeat_penalty", "min_p"):
+                if name in body:
+                    return 400, {}, f"Unrecognized request argument supplied: {name}".encode()
+            return (422, {}, b"`top_p` must be > 0.0 and < 1.0") if body.get("top_p") == 1 else SCORE
+
+        server.reply = reply
+        mllm = endpoint(server)
+        mllm.generate([MllmRequest("Score?")], 8)
+        mllm.generate([MllmRequest("Score?")], 8)
+        assert len(server.bodies) == 5
+        assert not {"repeat_penalty", "min_p", "top_p"} & {*server.bodies[-1]}
+        assert server.bodies[-1]["repetition_penalty"] == 1.0 and server.bodies[-1]["top_logprobs"] == 20
+        # What the caller asked for is not left out.
+        with pytest.raises(ConnectionError, match="`top_p` must be"):
+            mllm.generate([MllmRequest("Score?")], 8, temperature=1.0, top_p=1.0)
+
+
 def spell(*pieces: str | bytes) -> list[dict[str, Any]]:
     """Certain tokens with these bytes; the text of one that is no text is what servers show for it."""
     tokens = []

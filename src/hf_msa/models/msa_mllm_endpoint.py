@@ -38,6 +38,9 @@ TOKEN_VARIABLE = "HF_MSA_ENDPOINT_TOKEN"
 # The variable of the key that each address may be sent; None where the caller named none.
 _allowed: dict[str, str | None] = {}
 
+# Servers penalise repetitions and cut tails unless they are told not to, some in all answers (llama-cpp-python), some as the
+# model's own settings say (vLLM): what they then answer is not what their log-probabilities say. Names differ by server.
+_PLAIN = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "min_p": 0.0, "top_p": 1.0}
 # What servers allow that refuse more and do not say how many.
 _FEWEST_LOGPROBS = 5
 _JPEG_QUALITY = 90
@@ -118,7 +121,8 @@ class EndpointMllm:
 
     Entropies are those that the server's `top_logprobs` allow: each token's bounds are kept, and their middle is taken for
     its entropy (see `entropy_bounds`). A server that refuses to list so many is asked for as many as it allows.
-    Whether log-probabilities are given before or after temperature, and before or after a constraint, is up to the server;
+    The penalties and warpers of the server or of the model's own settings are turned off as far as it lets them be. Whether
+    log-probabilities are given before or after temperature, and before or after a constraint, is up to the server;
     at the most probable tokens, without a constraint, it makes no difference. Of a model that thinks before it answers the
     thoughts count against the longest length, but are no part of the answer.
 
@@ -165,6 +169,7 @@ class EndpointMllm:
         self._asked_logprobs = self._top_logprobs = top_logprobs
         self._vocabulary_size = vocabulary_size
         self._concurrency = concurrency
+        self._plain = dict(_PLAIN)
         self._number_form = 0
         self._lock = threading.Lock()
 
@@ -303,16 +308,25 @@ class EndpointMllm:
         body = {"model": self._served_model, **call, "logprobs": True, "stream": False}
         body = {name: value for name, value in body.items() if value is not None}
         while True:
-            asked = self._top_logprobs
+            plain, asked = self._plain, self._top_logprobs
             try:
-                return self._read(self._server.ask("/chat/completions", {**body, "top_logprobs": asked}))
+                return self._read(self._server.ask("/chat/completions", {**plain, **body, "top_logprobs": asked}))
             except Refused as refused:
-                if not self._takes_fewer(refused, asked):
+                if refused.status not in (400, 422) or not (
+                    self._leaves_out(refused, {*plain} - {*body}) or self._takes_fewer(refused, asked)
+                ):
                     raise
+
+    def _leaves_out(self, refused: Refused, told: set[str]) -> bool:
+        """Whether a server refused because of a field that it need not know, which is left out from now on."""
+        unknown = {name for name in told if re.search(rf"\b{name}\b", refused.said)}
+        with self._lock:
+            self._plain = {name: value for name, value in self._plain.items() if name not in unknown}
+        return bool(unknown)
 
     def _takes_fewer(self, refused: Refused, asked: int) -> bool:
         """Whether a server refused because of the number of listed tokens, of which fewer are asked for from now on."""
-        if refused.status not in (400, 422) or not re.search("logprobs|top_n_tokens", refused.said):
+        if not re.search("logprobs|top_n_tokens", refused.said):
             return False
         with self._lock:
             if self._top_logprobs < asked:
