@@ -12,7 +12,7 @@ from hf_msa.data.feature_files import FeatureTable
 from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.prepare import prepare_dataset
 from hf_msa.errors import MsaError
-from hf_msa.models.msa_feature_sets import find_feature_set, recorded_features
+from hf_msa.models.msa_feature_sets import find_feature_set, recorded_frames
 from hf_msa.models.msa_openface import OPENFACE_AU_COLUMNS, FaceReport
 from hf_msa.recordings import extract as extraction
 from hf_msa.recordings.extract import extract
@@ -61,8 +61,9 @@ def test_rows_hold_what_the_recordings_give(clips: Path, tmp_path: Path) -> None
         "validation": ["w$_$1"],
         "test": ["w$_$2"],
     }
-    expected = recorded_features(find_feature_set("prosody"), clips / "v" / "1.wav")
-    assert np.array_equal(np.array(data["train"][0]["audio"], dtype=np.float32), expected)
+    expected = recorded_frames(find_feature_set("prosody"), clips / "v" / "1.wav")
+    assert expected is not None
+    assert np.array_equal(np.array(data["train"][0]["audio"], dtype=np.float32), expected.values)
     assert data["train"][0]["text"] == "good" and data["train"][0]["label"] == 1.5
     assert not data["test"][0]["audio_present"]
     facts = dataset_facts(tmp_path / "out")

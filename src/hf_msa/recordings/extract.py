@@ -270,9 +270,8 @@ def make_clip(clip: Clip, settings: Settings) -> dict[str, np.ndarray]:
         if frames is None:
             continue
         made[f"{name}{_COUNTS}"] = np.array([len(frames.values), frames.looked_at])
-        made[_SECONDS] = max(
-            made.get(_SECONDS, np.zeros(())), np.array(frames.times[-1] if len(frames.times) else 0.0)
-        )
+        times = np.zeros(1) if frames.times is None or not len(frames.times) else frames.times
+        made[_SECONDS] = max(made.get(_SECONDS, np.zeros(())), np.array(times[-1]))
         if settings.align:
             frames = frames._replace(values=align_to_words(frames.values, words, times=frames.times)[0])
         if len(frames.values):
