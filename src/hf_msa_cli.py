@@ -303,7 +303,7 @@ COMMANDS = (
         "hf_msa.cli:analyze",
         has_own_help=True,
     ),
-    Command("predict", "score one utterance", _predict, "hf_msa.cli:predict"),
+    Command("predict", "score recordings, or one utterance", _predict, "hf_msa.cli:predict"),
     Command("demo", "serve a page to try a model, or write a Space of it", _demo, "hf_msa.cli:demo"),
     Command("impute", "write a data set with the features that samples lack generated", _impute, "hf_msa.cli:impute"),
     Command(
