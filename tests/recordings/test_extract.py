@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from hf_msa.data.prepare import prepare_dataset
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_feature_sets import find_feature_set, recorded_frames
 from hf_msa.models.msa_openface import OPENFACE_AU_COLUMNS, FaceReport
-from hf_msa.recordings import dataset_clips
 from hf_msa.recordings import extract as extraction
 from hf_msa.recordings.extract import extract
 from hf_msa.recordings.transcripts import Transcript, Word
@@ -192,8 +192,26 @@ def test_files_that_a_data_set_names_lie_within_it(clips: Path, tmp_path: Path) 
     shutil.copytree(clips, tmp_path / "set" / "clips")
     inside = data_set(tmp_path / "set" / "clips", id=["a", "b"])
     pq.write_table(inside.data.table, tmp_path / "set" / "train.parquet")
-    dataset_clips._loaded.cache_clear()
     assert not extract(tmp_path / "set", tmp_path / "out", label_family="mosi", audio_set="prosody").failed
+
+
+@pytest.mark.parametrize("where", ["state.json", "dataset_dict.json", "link"])
+def test_a_saved_data_set_reads_no_file_outside_of_it(clips: Path, tmp_path: Path, where: str) -> None:
+    rows = embedded(data_set(clips, id=["a", "b"]))
+    rows.save_to_disk(tmp_path / "outside")
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "set")
+    (arrow,) = (tmp_path / "set" / "train").glob("*.arrow")
+    if where == "link":
+        arrow.unlink()
+        arrow.symlink_to(tmp_path / "outside" / arrow.name)
+    elif where == "state.json":
+        state = json.loads((tmp_path / "set" / "train" / "state.json").read_text())
+        state["_data_files"][0]["filename"] = f"../../outside/{arrow.name}"
+        (tmp_path / "set" / "train" / "state.json").write_text(json.dumps(state))
+    else:
+        (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["../outside"]}))
+    with pytest.raises(MsaError, match="leads out of the folder"):
+        extract(tmp_path / "set", tmp_path / "out", label_family="mosi", audio_set="prosody")
 
 
 def test_a_data_set_needs_recordings_and_scores(clips: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,8 @@ def read_dataset(source: str | Path) -> list[Clip]:
     Raises:
         MsaError: If it cannot be loaded, has no such column, or a cell is wrong.
     """
+    # What the folder held before may have been replaced.
+    _loaded.cache_clear()
     clips = []
     for split, (rows, column) in _loaded(str(source)).items():
         columns = columns_of([name for name in rows.column_names if name not in (column, "split")])
@@ -103,8 +106,11 @@ def _loaded(source: str) -> dict[str, tuple[datasets.Dataset, str]]:
     place = Path(source)
     if any((place / name).is_file() for name in _SAVED):
         try:
+            _check_names(place)
             loaded = datasets.load_from_disk(source)
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except MsaError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
             raise MsaError(f"The data set {source!r} cannot be loaded: {reason(error)}.") from error
     else:
         loaded = load_msa(source)
@@ -122,6 +128,22 @@ def _loaded(source: str) -> dict[str, tuple[datasets.Dataset, str]]:
             )
         found[str(split)] = (rows.cast_column(column, type(rows.features[column])(decode=False)), column)
     return found
+
+
+def _check_names(folder: Path) -> None:
+    """Check that a saved data set reads no file outside of its folder: the library follows whatever is written there.
+
+    Raises:
+        MsaError: If it would.
+        OSError, ValueError, KeyError, TypeError: If it is damaged.
+    """
+    listed = folder / _SAVED[0]
+    parts = [folder / name for name in json.loads(listed.read_text())["splits"]] if listed.is_file() else [folder]
+    states = {part: json.loads((part / _SAVED[1]).read_text())["_data_files"] for part in parts}
+    files = [part / data["filename"] for part, of in states.items() for data in of]
+    for file in [*parts, *files]:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise MsaError(f"{file} leads out of the folder {folder}; copy the file into it.")
 
 
 def _cells(rows: datasets.Dataset, column: str) -> Iterator[tuple[str | None, bool]]:
