@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from hf_msa.models import msa_mllm_endpoint
-from hf_msa.models.msa_mllm import MllmRequest, label_entropy, label_entropy_bounds, parse_score
+from hf_msa.models.msa_mllm import MllmRequest
+from hf_msa.models.msa_mllm_answers import label_entropy, label_entropy_bounds, parse_score
 from hf_msa.models.msa_mllm_endpoint import EndpointMllm, allow_endpoint, allowed_endpoint, entropy_bounds
 from tiny_mllm import tiny_audio, tiny_frames
 

@@ -23,6 +23,7 @@ class UacsConfig(UbmConfig):
         expert_quantization: Load a local expert in `"8bit"` or `"4bit"` (ours).
         expert_batch_size (`int`): Requests that a local expert answers together.
         expert_max_new_tokens (`int`): Longest answer.
+        expert_constrained (`bool`): Let the expert write nothing but a score of one decimal within the label range (ours).
         use_verbalizer (`bool`): Describe features in words to the expert where the sound or the pictures are not at hand
             (ours; the paper's expert sees the video). The statistics that it needs lie beside this configuration.
 
@@ -67,6 +68,7 @@ class UacsConfig(UbmConfig):
     expert_quantization: Literal["8bit", "4bit"] | None = None
     expert_batch_size: int = 8
     expert_max_new_tokens: int = 16
+    expert_constrained: bool = False
     use_verbalizer: bool = True
 
     route: Literal["cascade", "fast", "mllm", "random"] = "cascade"

@@ -25,7 +25,8 @@ from huggingface_hub import get_session, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.image_transforms import to_pil_image
 
-from .msa_mllm import SAMPLING_RATE, MllmAnswer, MllmRequest, check_sampling
+from .msa_mllm import SAMPLING_RATE, MllmRequest, check_sampling
+from .msa_mllm_answers import MllmAnswer
 
 Answer = TypeVar("Answer")
 
@@ -180,6 +181,7 @@ class EndpointMllm:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        only_number: bool | tuple[float, float] = False,
     ) -> list[list[MllmAnswer]]:
         """Answer each request; see `Mllm.generate`. Every candidate is a call of its own, with the seed plus its number.
 
@@ -189,6 +191,8 @@ class EndpointMllm:
             ValueError: If it gives no log-probabilities, or what it gives is no chat completion.
         """
         check_sampling(max_new_tokens, num_candidates, temperature, top_p)
+        if only_number:
+            raise ValueError(f"The server {self.name!r} is asked for free text only; leave only_number out.")
 
         def ask(row: tuple[list[dict[str, Any]], int]) -> MllmAnswer:
             messages, number = row
