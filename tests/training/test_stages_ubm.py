@@ -68,7 +68,7 @@ def test_the_optimizer_is_adam_with_the_rates_of_the_paper(corpus: Path, tmp_pat
         spared = component == "text_encoder" and ("bias" in name or "LayerNorm" in name)
         assert (rate, decay) == (wanted[0], 0.0 if spared else wanted[1]), name
     assert made.args.per_device_train_batch_size == 32 and made.args.gradient_accumulation_steps == 4
-    assert made.args.early_stopping_patience == 8 and made.args.metric_for_best_model == "eval_loss"
+    assert made.args.early_stopping_patience == 8 and made.args.metric_for_best_model == "eval_mae"
 
 
 class TestMembers:
