@@ -25,7 +25,8 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
-from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmAnswer, MllmRequest
+from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
+from hf_msa.models.msa_mllm_answers import MllmAnswer
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 
 from .report import write_both
@@ -94,6 +95,7 @@ class StubExpert:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        only_number: bool | tuple[float, float] = False,
     ) -> list[list[MllmAnswer]]:
         """Answer, and take the time."""
         self.seconds += self.call_seconds * math.ceil(len(requests) / self.batch_size)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hf_msa.models.msa_feature_sets import FEATURE_SETS, PICTURES, SOUND, TABLE, FeatureSet, recorded_features
+from hf_msa.models.msa_feature_sets import FEATURE_SETS, PICTURES, SOUND, TABLE, FeatureSet, recorded_frames
 from hf_msa.models.msa_recordings import read_pictures, read_sound
 from hf_msa.pipelines import load_pipeline
 from hf_msa.recordings.transcripts import load_transcriber
@@ -42,7 +42,7 @@ def measure_sets(clip: Path, face_model: str | None, repeats: int) -> dict[str, 
 
     def make(features: FeatureSet) -> Any:
         options: dict[str, Any] = {"face_model": face_model} if features.made_from == PICTURES else {}
-        return recorded_features(features, clip, **options)
+        return recorded_frames(features, clip, **options)
 
     for name, features in FEATURE_SETS.items():
         if features.made_from == TABLE or (features.made_from == PICTURES and face_model is None):

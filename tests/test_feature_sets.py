@@ -25,7 +25,7 @@ def test_a_set_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     made = FeatureSet("peaks", 1, "audio", ("peak",), rate=16_000, compute=peaks, frames_per_second=100)
     assert register_feature_set(made) is FEATURE_SETS["peaks"]
     extractor = MsaFeatureExtractor(audio_dim=1, audio_set="peaks@1")
-    found = extractor.sequence("audio", str(write_sound(tmp_path / "a.wav", seconds=0.5)))
+    found, _ = extractor.sequence("audio", str(write_sound(tmp_path / "a.wav", seconds=0.5)))
     assert found.shape == (50, 1) and found == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(MsaError, match="There is a feature set 'peaks' already"):
         register_feature_set(made)

@@ -15,6 +15,7 @@ from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
+from hf_msa.models.msa_feature_sets import FeatureSet
 from hf_msa.models.msa_openface import OPENFACE_AU_COLUMNS
 from hf_msa.models.msa_pipeline import MsaPipeline
 from hf_msa.pipelines import load_pipeline, predict_one, read_features, read_utterance
@@ -164,7 +165,30 @@ def test_what_is_left_out_counts_as_missing(predict: MsaPipeline) -> None:
     assert left_out == predict({"text": "a wonderful film", "audio": None, "vision": None})["score"]
     heard = predict({"text": "a wonderful film", "audio": features(predict)["audio"]})
     assert left_out != heard["score"] and heard["present"] == {"text": True, "audio": True, "vision": False}
+    assert heard["share"] == {"text": 1.0, "audio": 1.0, "vision": 0.0}
     assert math.isfinite(predict([""])[0]["score"])
+
+
+def test_what_is_too_long_or_without_a_face_was_seen_in_part(
+    predict: MsaPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = predict.processor.feature_extractor.audio_max_length
+    found = predict({"text": "good " * 500, "audio": np.ones((4 * longest, 5), dtype=np.float32)})
+    # [CLS] and [SEP] are two of the tokens.
+    assert found["share"]["text"] == predict.processor.text_max_length / 502
+    assert found["share"]["audio"] == 0.25
+
+    def drop_every_second(pictures: Any, **_: Any) -> Any:
+        times = [time for index, (time, _) in enumerate(pictures) if index % 2]
+        return np.ones((len(times), 20), dtype=np.float32), np.array(times)
+
+    made = FeatureSet(
+        "halved", 1, "vision", tuple("abcdefghijklmnopqrst"), "pictures", rate=10, compute=drop_every_second
+    )
+    monkeypatch.setattr("hf_msa.models.msa_feature_sets.FEATURE_SETS", {"halved": made})
+    monkeypatch.setattr(predict.processor.feature_extractor, "vision_set", "halved@1")
+    seen = predict({"video": np.zeros((6, 8, 8, 3), dtype=np.uint8), "frames_per_second": 10})
+    assert seen["share"] == {"text": 0.0, "audio": 0.0, "vision": 0.5}
 
 
 def test_a_single_text_is_one_utterance(predict: MsaPipeline) -> None:

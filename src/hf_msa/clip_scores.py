@@ -158,6 +158,8 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
             found |= {"lowest": value[0], "highest": value[1]}
         elif name == "present":
             found |= {f"{modality}_present": there for modality, there in value.items()}
+        elif name == "share":
+            found |= {f"{modality}_share": share for modality, share in value.items()}
         elif name == "transcript":
             found["transcript"] = value["text"]
         else:

@@ -18,7 +18,7 @@ from hf_msa.models.msa_feature_sets import (
     TABLE,
     FeatureSet,
     find_feature_set,
-    recorded_features,
+    recorded_frames,
     sound_features,
 )
 from hf_msa.models.processing_msa import MsaProcessor
@@ -95,7 +95,7 @@ class TestWaveforms:
 
     def test_a_set_that_others_make_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="'openface@1' is not made from pictures, but by another program"):
-            recorded_features(find_feature_set("openface"), write_video(tmp_path / "a.mp4"))
+            recorded_frames(find_feature_set("openface"), write_video(tmp_path / "a.mp4"))
 
 
 class TestProcessor:

@@ -7,6 +7,7 @@ import email.utils
 import io
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -20,7 +21,8 @@ from PIL import Image
 
 from hf_msa.models import msa_mllm_endpoint, msa_mllm_server
 from hf_msa.models.configuration_msa import ServerSettings
-from hf_msa.models.msa_mllm import MllmRequest, label_entropy, label_entropy_bounds, parse_score
+from hf_msa.models.msa_mllm import MllmRequest
+from hf_msa.models.msa_mllm_answers import label_entropy, label_entropy_bounds, parse_score
 from hf_msa.models.msa_mllm_completion import entropy_bounds, placed, read_completion
 from hf_msa.models.msa_mllm_endpoint import EndpointMllm, allow_endpoint, allowed_endpoint
 from loopback_mllm_server import Reply, Server, completion, token
@@ -367,12 +369,22 @@ class TestOnlyNumbers:
         with pytest.raises(ConnectionError, match="status 401, asked once: who are you"):
             endpoint(server).generate([MllmRequest("Score?")], 8, only_number=True)
 
-    @pytest.mark.parametrize(
-        ("text", "taken"), [("-0.4", True), ("2", True), ("10.25", True), ("-", False), ("+1", False), ("1.", False)]
-    )
-    def test_what_is_asked_for_can_be_read(self, text: str, taken: bool) -> None:
-        assert (msa_mllm_endpoint.NUMBER.fullmatch(text) is not None) == taken
-        assert not taken or parse_score(text) == float(text)
+    def test_what_is_asked_for_is_every_number_of_the_range(self, server: Server) -> None:
+        endpoint(server).generate([MllmRequest("Score?")], 8, only_number=(-1.0, 1.0))
+        (body,) = server.bodies
+        regex = re.compile(body["structured_outputs"]["regex"])
+        tenths = [f"{number / 10:.1f}" for number in range(-10, 11)]
+        assert all(regex.fullmatch(number) for number in tenths)
+        assert not any(map(regex.fullmatch, ("", "1.1", "-", "0", "-0.0", "+1.0", "0x4", "1.0 ", "-0.45")))
+        assert body["grammar"] == "root ::= " + " | ".join(f'"{number}"' for number in tenths)
+
+    def test_an_answer_that_was_cut_is_marked(self, server: Server) -> None:
+        status, headers, content = SCORE
+        cut = content.replace(b'"finish_reason": "stop"', b'"finish_reason": "length"')
+        for given, finished in ((content, True), (cut, False)):
+            server.reply = lambda number, body, given=given: (status, headers, given)
+            ((answer,),) = endpoint(server).generate([MllmRequest("Score?")], 8)
+            assert answer.finished == finished
 
 
 class TestFailure:

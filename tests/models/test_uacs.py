@@ -213,8 +213,12 @@ class TestCascade:
         assert found["logits"] == pytest.approx([0.9]) and found["route"] == [MLLM] and expert.calls == 1
 
     def test_answers_are_clipped_to_the_label_range(self) -> None:
+        found, _ = cascade([0.3], [1.0], [Says("1.4")], label_family="sims")
+        assert found["logits"] == [1.0] and found["unparsed"] == [0]
+
+    def test_an_answer_on_another_scale_cannot_be_read(self) -> None:
         found, _ = cascade([0.3], [1.0], [Says("7")], label_family="sims")
-        assert found["logits"] == [1.0]
+        assert found["logits"] == pytest.approx([0.3]) and found["unparsed"] == [1]
 
     def test_the_small_model_alone(self) -> None:
         found, expert = cascade([0.3, -1.0], [9.0, 0.0], [Says(1.0)] * 2, route="fast")

@@ -78,9 +78,14 @@ def test_words_and_faces(clips: Path, tmp_path: Path) -> None:
     face, arctic, mosi = load_msa(tmp_path / "data")["train"]
     assert mosi["text"] == "Anyhow, it was really good." and not mosi["vision_present"]
     assert "superlative degree" in arctic["text"]
+    assert [word["text"] for word in mosi["words"]] == "Anyhow, it was really good.".split()
+    times = [time for word in mosi["words"] for time in (word["start"], word["end"])]
+    assert times == sorted(times) and 0 <= times[0] and times[-1] <= 3.4
     assert face["vision_present"] and len(face["vision"]) >= 13 and not face["text"]
     pipeline = load_pipeline(
         model_of(tmp_path / "model", audio_set="librosa33", vision_set="face"), face_model=made["face_model"]
     )
     found = pipeline({"video": str(clips / "single_face.mp4"), "text": "so so"})
     assert found["present"] == {"text": True, "audio": True, "vision": True} and np.isfinite(found["score"])
+    row = pipeline.preprocess({"video": str(clips / "single_face.mp4")}, face_model=made["face_model"])
+    assert row["looked_at"]["vision"] == 24 and len(row["vision"]) / 24 > 40 / 72

@@ -23,6 +23,7 @@ class UacsConfig(UbmConfig):
         expert_quantization: Load a local expert in `"8bit"` or `"4bit"` (ours).
         expert_batch_size (`int`): Requests that a local expert answers together.
         expert_max_new_tokens (`int`): Longest answer, with what the expert thinks before it.
+        expert_constrained (`bool`): Let the expert write nothing but a score of one decimal within the label range (ours).
         expert_served_model (`str`, *optional*): What the server calls the model. `None`: the only one that it serves.
         expert_key_variable (`str`, *optional*): Name of the environment variable that holds the server's key; the key
             itself is in no configuration.
@@ -75,6 +76,7 @@ class UacsConfig(UbmConfig):
     expert_quantization: Literal["8bit", "4bit"] | None = None
     expert_batch_size: int = 8
     expert_max_new_tokens: int = 16
+    expert_constrained: bool = False
     expert_served_model: str | None = None
     expert_key_variable: str | None = None
     expert_top_logprobs: int = 20

@@ -13,8 +13,8 @@ from .msa_feature_sets import (
     SOUND,
     FeatureSet,
     find_feature_set,
-    picture_features,
-    recorded_features,
+    picture_frames,
+    recorded_frames,
     sound_features,
 )
 from .msa_schema import ATTENTION_MASK_KEYS, FEATURE_MODALITIES, VALUE_KEYS
@@ -100,6 +100,10 @@ def as_sound(value: Any, sampling_rate: int | None) -> Any:
     return value, sampling_rate
 
 
+def _counted(values: Any, looked_at: int | None = None) -> tuple[Any, int]:
+    return values if len(values) else None, len(values) if looked_at is None else looked_at
+
+
 class MsaFeatureExtractor(FeatureExtractionMixin):
     """Pads, truncates and (where statistics are given) standardises audio and vision feature sequences.
 
@@ -172,7 +176,7 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
         start: float = 0.0,
         end: float | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> tuple[Any, int]:
         """Features of one sample, made where a recording was given.
 
         Args:
@@ -186,7 +190,8 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
             **options: For sets that are made from pictures, e.g. `face_model`.
 
         Returns:
-            The features; None where the sample has no such modality, not a frame of it, or the recording has no such track.
+            The features, None where the sample has no such modality, not a frame of it, or the recording has no such track;
+            and out of how many they are: pictures without a face are no frames.
 
         Raises:
             ImportError: If a package that is needed is not installed.
@@ -195,25 +200,28 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
         if given is not None and modality == "audio":
             sound = as_sound(given, sampling_rate)
             if sound is None:
-                return given if len(given) else None
+                return _counted(given)
             if isinstance(sound, tuple):
-                return sound_features(self.feature_set(modality), *sound)
-            return recorded_features(self.feature_set(modality), sound, start=start, end=end)
+                return _counted(sound_features(self.feature_set(modality), *sound))
+            found = recorded_frames(self.feature_set(modality), sound, start=start, end=end)
+            return (None, 0) if found is None else _counted(found.values, found.looked_at)
         if given is not None:
-            return given if len(given) else None
+            return _counted(given)
         if video is None:
-            return None
+            return None, 0
         if is_recording(video):
             features = self.feature_set(modality)
-            return recorded_features(
+            found = recorded_frames(
                 features, video, start=start, end=end, **(options if features.made_from != SOUND else {})
             )
+            return (None, 0) if found is None else _counted(found.values, found.looked_at)
         if modality == "audio":
-            return None
+            return None, 0
         if frames_per_second is None or not frames_per_second > 0:
             raise ValueError("Pictures do not say when they were taken; pass frames_per_second.")
         pictures = ((index / frames_per_second, np.asarray(picture)) for index, picture in enumerate(video))
-        return picture_features(self.feature_set(modality), pictures, **options)
+        seen = picture_frames(self.feature_set(modality), pictures, **options)
+        return _counted(seen.values, seen.looked_at)
 
     def pad(
         self, modality: str, sequences: Sequence[np.ndarray | None], pad_to_fixed: bool = False

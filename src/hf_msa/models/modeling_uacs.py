@@ -24,7 +24,8 @@ from .modeling_msa import SideFile, read_labels, read_side_file, sound_side_file
 from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
-from .msa_mllm import Mllm, MllmRequest, label_entropy, parse_score
+from .msa_mllm import Mllm, MllmRequest
+from .msa_mllm_answers import label_entropy, parse_score
 from .msa_observed import missing_positions, visible_media, visible_words
 from .msa_schema import FEATURE_MODALITIES
 from .msa_verbalizer import MsaVerbalizer
@@ -54,7 +55,7 @@ class UacsOutput(UbmOutput):
             where that could not be read.
         route (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Whose answer it is, an index into `ROUTES`.
         expert_calls (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Questions to the expert.
-        unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers of it without a number.
+        unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers of it that could not be read.
         seconds (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Time spent on the sample: its share of each model's
             on the samples that went through it together. The small model's alone is not measured in `forward`.
     """
@@ -76,8 +77,8 @@ class ExpertAnswer:
 
     Args:
         text: Its words.
-        score: In label units, within the label range; None where there is no number in them.
-        uncertainty: Mean entropy of the number's tokens in nats (eq. 10); infinite without a number.
+        score: In label units, within the label range; None where it cannot be read, see `parse_score`.
+        uncertainty: Mean entropy of the score's tokens in nats (eq. 10); infinite without one.
     """
 
     text: str
@@ -112,11 +113,13 @@ def ask_expert(expert: Mllm, requests: Sequence[MllmRequest], config: UacsConfig
     Args:
         expert: Who is asked.
         requests: What.
-        config: Says how long an answer may be, and which scores there are.
+        config: Says how long an answer may be, which scores there are, and whether anything else may be written.
     """
-    answers = [candidates[0] for candidates in expert.generate(requests, config.expert_max_new_tokens)]
+    # An expert of one's own that writes what it likes need not know the argument.
+    options: dict[str, Any] = {"only_number": config.label_range} if config.expert_constrained else {}
+    answers = [found[0] for found in expert.generate(requests, config.expert_max_new_tokens, **options)]
     return [
-        ExpertAnswer(answer.text, parse_score(answer.text, config.label_range), label_entropy(answer))
+        ExpertAnswer(answer.text, parse_score(answer, config.label_range), label_entropy(answer, config.label_range))
         for answer in answers
     ]
 

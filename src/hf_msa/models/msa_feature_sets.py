@@ -166,41 +166,17 @@ def sound_features(features: FeatureSet, waveform: np.ndarray, sampling_rate: in
     return np.asarray(made, dtype=np.float32)
 
 
-def recorded_features(
-    features: FeatureSet, recording: Recording, *, start: float = 0.0, end: float | None = None, **options: Any
-) -> np.ndarray | None:
-    """Make the features of a file of sound or video.
-
-    Args:
-        features: A set that is made from sound or pictures.
-        recording: See `msa_recordings`.
-        start, end: The part to read, in seconds; by default all.
-        **options: For `compute`.
-
-    Returns:
-        Float32 `(frames, width)`; None where the recording has no such track, or nobody is to be seen.
-
-    Raises:
-        ImportError: If a package that reads it or makes them is not installed.
-        ValueError: If it cannot be read.
-    """
-    if features.made_from == SOUND:
-        waveform = read_sound(recording, int(features.rate), start=start, end=end)
-        return None if waveform is None else sound_features(features, waveform, int(features.rate))
-    return picture_features(features, read_pictures(recording, features.rate, start=start, end=end), **options)
-
-
 class Frames(NamedTuple):
     """Features of a recording.
 
     Attributes:
         values: Float32 `(frames, width)`.
-        times: When each frame is, in seconds `(frames,)`.
-        looked_at: Of pictures, how many there were; those without a face are no frames.
+        times: When each frame is, in seconds `(frames,)`; None of a set of sound that does not say.
+        looked_at: Of pictures, how many there were: those without a face are no frames. Of sound, the frames.
     """
 
     values: np.ndarray
-    times: np.ndarray
+    times: np.ndarray | None
     looked_at: int
 
 
@@ -210,26 +186,30 @@ def recorded_frames(
     """Make the features of a file of sound or video, and say when each frame is.
 
     Args:
-        features, recording, start, end, **options: See `recorded_features`.
+        features: A set that is made from sound or pictures.
+        recording: See `msa_recordings`.
+        start, end: The part to read, in seconds; by default all.
+        **options: For `compute`.
 
     Returns:
-        The frames, at seconds since `start`; None where the recording has no such track.
+        The frames, at seconds since `start`, none where nobody is to be seen; None where the recording has no such track.
 
     Raises:
-        ImportError, ValueError: As `recorded_features`; and for a set whose frames have no times.
+        ImportError: If a package that reads it or makes them is not installed.
+        ValueError: If it cannot be read.
     """
     if features.made_from == SOUND:
-        made = recorded_features(features, recording, start=start, end=end)
-        if features.frames_per_second is None:
-            raise ValueError(f"The frames of the feature set {features.id!r} have no times.")
-        return None if made is None else Frames(made, np.arange(len(made)) / features.frames_per_second, len(made))
-    found = _of_pictures(features, read_pictures(recording, features.rate, start=start, end=end), **options)
+        waveform = read_sound(recording, int(features.rate), start=start, end=end)
+        if waveform is None:
+            return None
+        made = sound_features(features, waveform, int(features.rate))
+        rate = features.frames_per_second
+        return Frames(made, None if rate is None else np.arange(len(made)) / rate, len(made))
+    found = picture_frames(features, read_pictures(recording, features.rate, start=start, end=end), **options)
     return found if found.looked_at else None
 
 
-def picture_features(
-    features: FeatureSet, pictures: Iterator[tuple[float, np.ndarray]], **options: Any
-) -> np.ndarray | None:
+def picture_frames(features: FeatureSet, pictures: Iterator[tuple[float, np.ndarray]], **options: Any) -> Frames:
     """Make the features of pictures.
 
     Args:
@@ -238,13 +218,12 @@ def picture_features(
         **options: For `compute`.
 
     Returns:
-        Float32 `(frames, width)`, frames without a face left out; None if no frame is left.
+        The frames; pictures without a face are none.
+
+    Raises:
+        ImportError: If a package that makes them is not installed.
+        ValueError: If the set is made otherwise.
     """
-    made = _of_pictures(features, pictures, **options).values
-    return made if len(made) else None
-
-
-def _of_pictures(features: FeatureSet, pictures: Iterator[tuple[float, np.ndarray]], **options: Any) -> Frames:
     if features.made_from != PICTURES:
         raise ValueError(
             f"The feature set {features.id!r} is not made from pictures, but by another program; give its tables."

@@ -1,4 +1,4 @@
-"""Multimodal language models: one interface, a local back end, and how an answer becomes a score and its uncertainty.
+"""Multimodal language models: one interface, and a local back end.
 
 Used by U-ACS as the expert and by OMG-Agent as the planner. The other back end is `msa_mllm_endpoint`.
 """
@@ -23,16 +23,17 @@ from transformers import (
     BitsAndBytesConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
     TopPLogitsWarper,
 )
+
+from .msa_mllm_answers import MllmAnswer
+from .msa_mllm_numbers import WIDEST_RANGE, NumberGrammar, writable_numbers
 
 SAMPLING_RATE = 16_000
 DEFAULT_MLLM = "Qwen/Qwen2.5-Omni-3B"
 QUANTIZATIONS = ("8bit", "4bit")
 
-# A sign counts only where it does not join words or numbers ("2-3"); Chinese characters may stand directly before it.
-_NUMBER = re.compile(r"(?:(?<![A-Za-z0-9_.])[-+\u2212\u2013\uff0d\uff0b])?(?:\d+(?:\.\d+)?|\.\d+)")
-_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\uff0b": "+"})
 # Keys of a processor's output that go along the tokens, beside ids and attention mask.
 _TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
 # Seconds between the patches of each clip, as the models of the Qwen family call them.
@@ -94,53 +95,6 @@ class MllmRequest:
         return parts.hexdigest()
 
 
-@dataclass(frozen=True)
-class MllmAnswer:
-    """What a model answered, token by token.
-
-    Args:
-        text: The answer without special tokens; equal to ``"".join(token_texts)``.
-        token_texts: What each token adds to the text: empty for special tokens, among them the end of text, and for
-            the first parts of a character that several tokens make up.
-        token_entropies: Entropy in nats of the distribution that each token was drawn from, over the full vocabulary;
-            from an endpoint the middle of its bounds.
-        token_logprobs: Natural logarithm of each token's probability, before temperature and top-p.
-        token_entropy_bounds: From an endpoint, lowest and highest entropy that the listed tokens allow; else None.
-
-    Raises:
-        ValueError: If there is not one of each for every token, an entropy is below 0 or no number, or the logarithm of a
-            probability above 0: an uncertainty made of these would be wrong without a word.
-    """
-
-    text: str
-    token_texts: tuple[str, ...]
-    token_entropies: tuple[float, ...]
-    token_logprobs: tuple[float, ...]
-    token_entropy_bounds: tuple[tuple[float, float], ...] | None = None
-
-    def __post_init__(self) -> None:
-        bounds = self.token_entropy_bounds
-        lengths = {len(self.token_texts), len(self.token_entropies), len(self.token_logprobs)}
-        if len(lengths | (set() if bounds is None else {len(bounds)})) > 1:
-            raise ValueError(
-                f"An answer has {len(self.token_texts)} tokens, {len(self.token_entropies)} entropies and "
-                f"{len(self.token_logprobs)} log-probabilities; there must be one of each for every token."
-            )
-        entropies = (*self.token_entropies, *(bound for pair in bounds or () for bound in pair))
-        wrong = next((value for value in entropies if not 0 <= value < math.inf), None)
-        wrong = next((value for value in self.token_logprobs if not value <= 0), wrong)
-        if wrong is not None:
-            raise ValueError(
-                f"A language model gave the uncertainty {wrong} of a token; entropies are numbers from 0 on and "
-                "log-probabilities at most 0. Load it in a type of more range (bfloat16), or use another one."
-            )
-
-    @property
-    def logprob(self) -> float:
-        """Natural logarithm of the whole answer's probability."""
-        return math.fsum(self.token_logprobs)
-
-
 class Mllm(Protocol):
     """A multimodal language model, wherever it runs."""
 
@@ -156,6 +110,7 @@ class Mllm(Protocol):
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        only_number: bool | tuple[float, float] = False,
     ) -> list[list[MllmAnswer]]:
         """Answer each request.
 
@@ -166,6 +121,9 @@ class Mllm(Protocol):
             temperature: Draw tokens at this temperature; None takes the most probable token.
             top_p: Draw only from the most probable tokens that together have this probability.
             seed: Of the draws.
+            only_number: Lets the model write nothing but one number of one decimal ("-0.4"), within a range where one is
+                given. Entropies and log-probabilities stay those of the full vocabulary: an answer that the model would
+                not have given by itself is uncertain.
 
         Returns:
             For each request its candidates.
@@ -173,65 +131,6 @@ class Mllm(Protocol):
 
     def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
         """Vectors of requests `(requests, width)`, float32: the mean of the final hidden states over their tokens."""
-
-
-def parse_score(text: str, label_range: tuple[float, float] | None = None) -> float | None:
-    """Read the first signed decimal of an answer.
-
-    Args:
-        text: The answer, e.g. ``"The score is 1.2."``.
-        label_range: Lowest and highest label; a score outside is clipped.
-
-    Returns:
-        The score, or None where the answer holds no number.
-    """
-    found = _NUMBER.search(text)
-    if found is None:
-        return None
-    score = float(found.group().translate(_SIGNS))
-    return score if label_range is None else min(max(score, label_range[0]), label_range[1])
-
-
-def _label_tokens(answer: MllmAnswer) -> list[int]:
-    """Positions of the tokens that carry a character of the number which `parse_score` reads."""
-    found = _NUMBER.search(answer.text)
-    if found is None:
-        return []
-    positions, begin = [], 0
-    for position, piece in enumerate(answer.token_texts):
-        end = begin + len(piece)
-        if begin < found.end() and end > found.start() and piece:
-            positions.append(position)
-        begin = end
-    return positions
-
-
-def label_entropy(answer: MllmAnswer) -> float:
-    """Mean entropy of the tokens that carry the score: its sign, digits and point (U-ACS, eq. 10).
-
-    End of text, spaces and words do not count.
-
-    Args:
-        answer: What the model said.
-
-    Returns:
-        Nats; infinity where the answer holds no number, so that it is never taken for certain.
-    """
-    positions = _label_tokens(answer)
-    return float(np.mean([answer.token_entropies[position] for position in positions])) if positions else math.inf
-
-
-def label_entropy_bounds(answer: MllmAnswer) -> tuple[float, float]:
-    """Lowest and highest `label_entropy` that an answer allows; both the same where entropies are exact.
-
-    Args:
-        answer: What the model said.
-    """
-    positions = _label_tokens(answer)
-    if answer.token_entropy_bounds is None or not positions:
-        return label_entropy(answer), label_entropy(answer)
-    low, high = np.mean([answer.token_entropy_bounds[position] for position in positions], axis=0)
-    return float(low), float(high)
 
 
 class _Decoder(LogitsProcessor):
@@ -244,19 +143,28 @@ class _Decoder(LogitsProcessor):
         seeds: One for each row; None takes the most probable token.
         temperature: Of the draws.
         top_p: Probability of the tokens that are drawn from.
+        constraint: Leaves the tokens that may be chosen; entropies are those of all tokens nevertheless.
     """
 
-    def __init__(self, seeds: Sequence[int] | None, temperature: float | None, top_p: float | None) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int] | None,
+        temperature: float | None,
+        top_p: float | None,
+        constraint: LogitsProcessor | None,
+    ) -> None:
         self._generators = None if seeds is None else [np.random.default_rng(seed) for seed in seeds]
         self._temperature = temperature or 1.0
         self._top_p = None if top_p is None or top_p >= 1 else TopPLogitsWarper(top_p)
+        self._constraint = constraint
         self._entropies: list[Tensor] = []
         self._logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Leave only the chosen token of each row."""
         logprobs = scores.float().log_softmax(-1)
-        chosen = self._choose(input_ids, logprobs)
+        allowed = logprobs if self._constraint is None else self._constraint(input_ids, logprobs)
+        chosen = self._choose(input_ids, allowed)
         self._entropies.append(torch.special.entr(logprobs.exp()).sum(-1))
         self._logprobs.append(logprobs.gather(1, chosen).squeeze(1))
         return torch.full_like(scores, -math.inf).scatter(1, chosen, 0.0)
@@ -400,6 +308,7 @@ class LocalMllm:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        only_number: bool | tuple[float, float] = False,
     ) -> list[list[MllmAnswer]]:
         """Answer each request; see `Mllm.generate`.
 
@@ -407,16 +316,17 @@ class LocalMllm:
         checkpoint's own generation settings are left out: an answer's entropies are those of the plain distribution.
 
         Raises:
-            ValueError: If several candidates are asked for without a temperature, or a modality is given that the model
-                does not take.
+            ValueError: If several candidates are asked for without a temperature, a modality is given that the model
+                does not take, or only a number may be written and the vocabulary or `max_new_tokens` leaves no room for it.
         """
         check_sampling(max_new_tokens, num_candidates, temperature, top_p)
+        numbers = _writable(only_number, max_new_tokens)
         rows = [(request, number) for request in requests for number in range(num_candidates)]
         answers: list[MllmAnswer] = []
         for chunk in _chunks(rows, self.batch_size):
             seeds = None if temperature is None else [_row_seed(seed, request, number) for request, number in chunk]
-            decoder = _Decoder(seeds, temperature, top_p)
             inputs = self._on_device(self.encode([request for request, _ in chunk]))
+            decoder = _Decoder(seeds, temperature, top_p, self._constraint(numbers, inputs["input_ids"].shape[1]))
             with torch.inference_mode():
                 sequences = self.model.generate(
                     **inputs,
@@ -598,7 +508,20 @@ class LocalMllm:
     @property
     def _end_ids(self) -> set[int]:
         given = self.model.generation_config.eos_token_id
-        return {self._end_id, *(given if isinstance(given, list) else [given])}
+        return {self._end_id, *(given if isinstance(given, list) else [given])} - {None}
+
+    @cached_property
+    def _number_grammar(self) -> NumberGrammar:
+        return NumberGrammar(self.tokenizer, self._end_ids)
+
+    def _constraint(self, numbers: tuple[str, ...], prompt_length: int) -> LogitsProcessor | None:
+        """Leaves the tokens that lead to one of some numbers; None where there are none."""
+        if not numbers:
+            return None
+        grammar = self._number_grammar
+        return PrefixConstrainedLogitsProcessor(
+            lambda _, tokens: grammar.allowed(tokens[prompt_length:].tolist(), numbers), num_beams=1
+        )
 
     def _require(self, modality: str, *parts: str) -> None:
         if not any(getattr(self.processor, part, None) is not None for part in parts):
@@ -640,7 +563,8 @@ class LocalMllm:
                 longer = text
             pieces.append(longer[len(text) :])
             text = longer
-        return MllmAnswer(text, tuple(pieces), tuple(entropies[:length]), tuple(logprobs[:length]))
+        finished = tokens[length - 1] in ends if length else False
+        return MllmAnswer(text, tuple(pieces), tuple(entropies[:length]), tuple(logprobs[:length]), finished=finished)
 
 
 def adapter_digest(folder: str | os.PathLike[str]) -> str:
@@ -669,6 +593,21 @@ def check_sampling(max_new_tokens: int, num_candidates: int, temperature: float 
         raise ValueError(f"{num_candidates} candidates without a temperature would all be equal; give a temperature.")
     if top_p is not None and (temperature is None or not 0 < top_p <= 1):
         raise ValueError(f"top_p is {top_p}; it must lie in (0, 1] and needs a temperature.")
+
+
+def _writable(only_number: bool | tuple[float, float], max_new_tokens: int) -> tuple[str, ...]:
+    """All that may be written under `Mllm.generate`'s `only_number`; empty where that is anything."""
+    if only_number is False:
+        return ()
+    numbers = writable_numbers(*(WIDEST_RANGE if only_number is True else only_number))
+    # Each character may be a token; a space before and the end behind.
+    needed = max(map(len, numbers)) + 2
+    if max_new_tokens < needed:
+        raise ValueError(
+            f"max_new_tokens is {max_new_tokens}, but one of the numbers {numbers[0]} to {numbers[-1]} may take {needed}; "
+            "allow as many."
+        )
+    return numbers
 
 
 def _row_seed(seed: int, request: MllmRequest, number: int) -> int:

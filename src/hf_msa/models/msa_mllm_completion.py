@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .msa_mllm import MllmAnswer
+from .msa_mllm_answers import MllmAnswer
 
 # Servers round: a logarithm may lie this far above 0, and probabilities may add up to so much more than 1.
 _ROUNDING = 0.02
@@ -50,7 +50,8 @@ class Completion:
     def answer(self) -> MllmAnswer:
         """The answer with the middles of its bounds, all of which have to be there."""
         known = tuple(bound for bound in self.bounds if bound is not None)
-        return MllmAnswer(self.text, self.pieces, tuple((low + high) / 2 for low, high in known), self.logprobs, known)
+        middles = tuple((low + high) / 2 for low, high in known)
+        return MllmAnswer(self.text, self.pieces, middles, self.logprobs, known, not self.is_cut)
 
 
 def read_completion(content: bytes, vocabulary_size: int) -> Completion:

@@ -22,8 +22,10 @@ from huggingface_hub import get_token
 from transformers.image_transforms import to_pil_image
 
 from .configuration_msa import ServerSettings
-from .msa_mllm import SAMPLING_RATE, MllmAnswer, MllmRequest, check_sampling
+from .msa_mllm import SAMPLING_RATE, MllmRequest, check_sampling
+from .msa_mllm_answers import MllmAnswer
 from .msa_mllm_completion import Completion, read_completion
+from .msa_mllm_numbers import WIDEST_RANGE, writable_numbers
 from .msa_mllm_server import Refused, Server, check_address
 
 logger = logging.getLogger(__name__)
@@ -44,16 +46,6 @@ _PLAIN = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "min_p": 0.0, "top_p
 # What servers allow that refuse more and do not say how many.
 _FEWEST_LOGPROBS = 5
 _JPEG_QUALITY = 90
-
-NUMBER = re.compile(r"-?[0-9]{1,2}(\.[0-9]{1,2})?")
-"""What an answer is held to that may be nothing but a number."""
-_GRAMMAR = r'root ::= "-"? [0-9] [0-9]? ("." [0-9] [0-9]?)?'
-# How servers are told so: vLLM and llama.cpp, which pass over what the other is told; vLLM until 0.11; TGI.
-_NUMBER_FIELDS: tuple[dict[str, Any], ...] = (
-    {"structured_outputs": {"regex": NUMBER.pattern}, "grammar": _GRAMMAR},
-    {"guided_regex": NUMBER.pattern},
-    {"response_format": {"type": "regex", "value": NUMBER.pattern}},
-)
 
 
 def allow_endpoint(address: str, key_variable: str | None = None) -> None:
@@ -201,7 +193,7 @@ class EndpointMllm:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
-        only_number: bool = False,
+        only_number: bool | tuple[float, float] = False,
     ) -> list[list[MllmAnswer]]:
         """Answer each request; see `Mllm.generate`. Every candidate is a call of its own, with the seed plus its number.
 
@@ -217,10 +209,13 @@ class EndpointMllm:
             "temperature": 0.0 if temperature is None else temperature,
             "top_p": top_p,
         }
+        numbers: tuple[str, ...] = ()
+        if only_number is not False:
+            numbers = writable_numbers(*(WIDEST_RANGE if only_number is True else only_number))
 
         def ask(messages: "Future[list[dict[str, Any]]]", number: int) -> MllmAnswer:
             asked = {**call, "messages": messages.result(), "seed": seed + number}
-            completion = self._ask_for_number(asked) if only_number else self._ask(asked)
+            completion = self._ask_for_number(asked, numbers) if numbers else self._ask(asked)
             return completion.answer()
 
         with ThreadPoolExecutor(self._concurrency) as pool:
@@ -287,16 +282,17 @@ class EndpointMllm:
             )
         return names[0] if names else None
 
-    def _ask_for_number(self, call: dict[str, Any]) -> Completion:
-        """Ask for nothing but a number, in the first of all ways that the server follows."""
-        for form in range(self._number_form, len(_NUMBER_FIELDS)):
+    def _ask_for_number(self, call: dict[str, Any], numbers: tuple[str, ...]) -> Completion:
+        """Ask for nothing but one of some numbers, in the first of all ways that the server follows."""
+        fields = _number_fields(numbers)
+        for form in range(self._number_form, len(fields)):
             try:
-                completion = self._ask({**call, **_NUMBER_FIELDS[form]})
+                completion = self._ask({**call, **fields[form]})
             except Refused as refused:
                 if refused.status not in (400, 422):
                     raise
                 continue
-            if NUMBER.fullmatch(completion.text.strip()) or completion.is_cut:
+            if completion.text.strip() in numbers or completion.is_cut:
                 self._number_form = form
                 return completion
         raise ValueError(
@@ -370,6 +366,21 @@ class EndpointMllm:
                 f"{self._server.quoted(completion.text)!r}, so that nobody knows how sure it is of it; use another server."
             )
         return completion
+
+
+def _number_fields(numbers: Sequence[str]) -> list[dict[str, Any]]:
+    """Ways of telling servers that an answer has to be one of some numbers.
+
+    The first is for vLLM and llama.cpp, which pass over what the other is told, the second for vLLM until 0.11, the third
+    for TGI.
+    """
+    regex = "|".join(map(re.escape, numbers)).replace("\\-", "-")
+    grammar = "root ::= " + " | ".join(f'"{number}"' for number in numbers)
+    return [
+        {"structured_outputs": {"regex": f"({regex})"}, "grammar": grammar},
+        {"guided_regex": f"({regex})"},
+        {"response_format": {"type": "regex", "value": f"({regex})"}},
+    ]
 
 
 def _messages(request: MllmRequest) -> list[dict[str, Any]]:

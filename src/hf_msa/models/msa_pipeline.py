@@ -43,6 +43,7 @@ class MsaPipeline(Pipeline):
         allow_urls (`bool`): Whether a recording may be an address, which is then fetched; they are refused otherwise.
 
     Returns of each utterance `score` and its `range`, in label units, `label`, `polarity`, which modalities were `present`,
+    the `share` of each that the model saw (of pictures those with the face, of what is longer than it reads the beginning),
     the `transcript` where one was made, and what the method says beside it, e.g. `confidence`; None for what it had no need
     of.
     """
@@ -104,11 +105,13 @@ class MsaPipeline(Pipeline):
         rates = {name: given.get(name) for name in ("sampling_rate", "frames_per_second")}
         part: dict[str, Any] = {"start": given.get("start") or 0.0, "end": given.get("end")}
         extractor = self.processor.feature_extractor
-        row: dict[str, Any] = {"text": given.get("text")}
+        row: dict[str, Any] = {"text": given.get("text"), "looked_at": {}}
         for modality in extractor.modalities:
             options = {} if modality == "audio" or face_model is None else {"face_model": face_model}
             features = audio if modality == "audio" else given.get("vision")
-            row[modality] = extractor.sequence(modality, features, video, **rates, **part, **options)
+            row[modality], row["looked_at"][modality] = extractor.sequence(
+                modality, features, video, **rates, **part, **options
+            )
         wants_sound = transcriber is not None and not (row["text"] or "").strip()
         sound = given.get("waveform")
         if sound is None and (wants_sound or self.model.config.asks_language_model):
@@ -147,14 +150,14 @@ class MsaPipeline(Pipeline):
         names = list(family.classes)
         found = []
         for index, (score, row) in enumerate(zip(scores, model_outputs["rows"], strict=True)):
-            present = {name: row.get(name) is not None for name in self.model.modalities}
-            present["text"] = bool((row["text"] or "").strip())
+            shares = {name: self._share(name, row) for name in self.model.modalities}
             one: dict[str, Any] = {
                 "score": score,
                 "range": [family.low, family.high],
                 "label": names[int(classes[index])],
                 "polarity": SENTIMENT_CLASSES[int(polarity[index])],
-                "present": present,
+                "present": {name: share > 0 for name, share in shares.items()},
+                "share": shares,
                 **{name: values[index] if math.isfinite(values[index]) else None for name, values in numbers.items()},
             }
             if not math.isfinite(score):
@@ -164,6 +167,17 @@ class MsaPipeline(Pipeline):
                 one["transcript"] = {"text": transcript.text, "words": words}
             found.append(one)
         return found
+
+    def _share(self, modality: str, row: Mapping[str, Any]) -> float:
+        """Which part of a modality the model saw: 0 where there is none."""
+        if modality == "text":
+            text, longest = (row["text"] or "").strip(), self.processor.text_max_length
+            length = looked_at = len(self.processor.tokenizer(text, verbose=False)["input_ids"]) if text else 0
+        else:
+            values, longest = row.get(modality), getattr(self.processor.feature_extractor, f"{modality}_max_length")
+            length = 0 if values is None else len(values)
+            looked_at = row.get("looked_at", {}).get(modality, length)
+        return min(length, longest) / looked_at if length else 0.0
 
 
 def _waveform(audio: Any, video: Any, sampling_rate: int | None, part: dict[str, Any]) -> np.ndarray | None:

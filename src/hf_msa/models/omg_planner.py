@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .configuration_omg import OmgConfig
-from .msa_mllm import Mllm, MllmAnswer, MllmRequest
+from .msa_mllm import Mllm, MllmRequest
+from .msa_mllm_answers import MllmAnswer
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer
 from .omg_observation import Observation

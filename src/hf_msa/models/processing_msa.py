@@ -164,7 +164,7 @@ class MsaProcessor(ProcessorMixin):
             sequences[modality] = [
                 self.feature_extractor.sequence(
                     modality, one, clip, sampling_rate=sampling_rate, frames_per_second=frames_per_second, **options
-                )
+                )[0]
                 for one, clip in zip(given[modality], given["video"], strict=True)
             ]
         encoded = self.tokenizer(

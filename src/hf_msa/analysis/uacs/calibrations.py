@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hf_msa.analysis.common.prediction_columns import EXPERT, OWN, TRIVIAL, SampleNumbers, uncertainties
@@ -23,15 +24,22 @@ class Calibration:
     tau: float | None
 
 
+def seed_folders(numbers: SampleNumbers) -> list[Path | None]:
+    """The folder of each seed's checkpoint; None where there is none."""
+    found = []
+    for seed in numbers.seeds:
+        # Results may lie in a folder of the run's.
+        places = [place / f"seed-{seed}" for place in (numbers.folder, numbers.folder.parent)]
+        found.append(next((place for place in places if (place / "config.json").is_file()), None))
+    return found
+
+
 def seed_configs(numbers: SampleNumbers) -> list[Mapping[str, Any]]:
     """The configuration of each seed's checkpoint, which holds its thresholds; empty where there is no checkpoint."""
     found: list[Mapping[str, Any]] = []
-    for seed in numbers.seeds:
-        # Results may lie in a folder of the run's.
-        places = [place / f"seed-{seed}" / "config.json" for place in (numbers.folder, numbers.folder.parent)]
-        file = next((place for place in places if place.is_file()), None)
-        if file is not None:
-            found.append(json.loads(file.read_text(encoding="utf-8")))
+    for folder in seed_folders(numbers):
+        if folder is not None:
+            found.append(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         else:
             found.append(numbers.config if len(numbers.seeds) == 1 else {})
     return found
