@@ -278,6 +278,11 @@ class TestTokens:
         pieces = [one.encode() for one in ("I: ", part, part, "0", ".6", "</s>")]
         assert placed(pieces, "I: 负0.6") == ["I: ", "", "负", "0", ".6", ""]
 
+    def test_an_answer_of_such_parts_alone_is_theirs(self) -> None:
+        assert placed([b"", b"", b"", b"", "\ufffd".encode()], "意想走向") == ["", "", "", "", "意想走向"]
+        assert placed([b"1", b"", b"<s>"], "1负") == ["1", "负", ""]
+        assert placed([b"", b"2"], "much more than a character 2") == ["", ""]
+
     def test_a_token_that_is_not_in_the_text_is_not_looked_for_further_on(self) -> None:
         assert placed([b"0", b"<pad>", b".6", b"6"], "0.66") == ["0", "", ".6", "6"]
         assert placed([b"<s>", b"6", b" 6"], "0 6") == ["", "", ""]

@@ -15,8 +15,8 @@ _ROUNDING = 0.02
 _THOUGHT, _THOUGHT_END = "<think>", "</think>"
 # Keys under which servers keep what a model thought apart from its answer.
 _THOUGHT_KEYS = ("reasoning_content", "reasoning")
-# The longest text, in bytes, that tokens without one of their own are taken for.
-_LONGEST_GAP = 16
+# The longest text, in bytes, that a token without one of its own is taken for: a character's.
+_LONGEST_PART = 4
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def placed(pieces: Sequence[bytes], text: str) -> list[str]:
 
     A character that several tokens make up is added by the last of them. Servers list the end of text, which is not in the
     text, may strip the text, and some have no bytes for a part of a character, nor a text: a token that does not go on
-    where the text is adds nothing, and where such a part is followed by a token that stands a little further on, the part
-    adds what lies between.
+    where the text is adds nothing; but where tokens without a text of their own are followed by one that stands a little
+    further on, or by the end of the answer, the last of them adds what lies between.
 
     Args:
         pieces: The tokens' bytes.
@@ -130,17 +130,20 @@ def placed(pieces: Sequence[bytes], text: str) -> list[str]:
     """
     whole = text.encode("utf-8", "surrogatepass")
     ends: list[int] = []
-    end, in_part = 0, False
+    parts: list[int] = []  # tokens behind the last one that was found, which may be parts of what follows it
+    end = 0
     for given in pieces:
         piece = given if end or whole.startswith(given) else given.lstrip()
-        begin = whole.find(piece, end, end + len(piece) + (_LONGEST_GAP if in_part else 0)) if piece else -1
+        begin = whole.find(piece, end, end + _LONGEST_PART * len(parts) + len(piece)) if piece else -1
         if begin >= 0:
-            if ends:
-                ends[-1] = begin
-            end, in_part = begin + len(piece), False
-        else:
-            in_part = in_part or not piece or "\ufffd".encode() in piece
+            if parts:
+                ends[parts[-1] :] = [begin] * (len(ends) - parts[-1])
+            end, parts = begin + len(piece), []
+        elif not given or "\ufffd".encode() in given:
+            parts.append(len(ends))
         ends.append(end)
+    if parts and len(whole) - end <= _LONGEST_PART * len(parts):
+        ends[parts[-1] :] = [len(whole)] * (len(ends) - parts[-1])
     added, begin = [], 0
     for end in ends:
         while end < len(whole) and whole[end] & 0xC0 == 0x80:
