@@ -90,15 +90,16 @@ def read_completion(content: bytes, vocabulary_size: int) -> Completion:
     )
 
 
-def entropy_bounds(logprobs: Sequence[float], vocabulary_size: int) -> tuple[float, float]:
-    """Lowest and highest entropy of a distribution of which only the most probable tokens are known.
+def entropy_bounds(logprobs: Sequence[float], vocabulary_size: int, most_probable: bool = True) -> tuple[float, float]:
+    """Lowest and highest entropy of a distribution of which only some tokens are known.
 
     The rest of the probability has the highest entropy spread evenly over all other tokens, and the lowest on as few as
-    can be: on one, unless the rest is more than the least probable listed token has, as no other token has more than it.
+    can be: on one, unless the rest is more than the least probable listed token has, and no other token has more than it.
 
     Args:
-        logprobs: Natural logarithms of the probabilities of the listed tokens, which are the most probable ones.
+        logprobs: Natural logarithms of the probabilities of the listed tokens.
         vocabulary_size: Number of tokens there are.
+        most_probable: Whether no other token has more than the least of them.
 
     Returns:
         Nats.
@@ -109,7 +110,7 @@ def entropy_bounds(logprobs: Sequence[float], vocabulary_size: int) -> tuple[flo
     if rest <= 0 or others <= 0:
         return known, known
     # With rounding errors more can be left than the other tokens may hold: then they are all equal.
-    most = max(float(listed.min()), rest / others)
+    most = max(float(listed.min()), rest / others) if most_probable else rest
     full, left = divmod(rest, most)
     low = known - full * most * math.log(most) - (left * math.log(left) if left > 0 else 0.0)
     high = known - rest * math.log(rest / others)
@@ -139,7 +140,7 @@ def placed(pieces: Sequence[bytes], text: str) -> list[str]:
             if parts:
                 ends[parts[-1] :] = [begin] * (len(ends) - parts[-1])
             end, parts = begin + len(piece), []
-        elif not given or "\ufffd".encode() in given:
+        elif _is_part(given):
             parts.append(len(ends))
         ends.append(end)
     if parts and len(whole) - end <= _LONGEST_PART * len(parts):
@@ -201,8 +202,18 @@ def _token(token: Mapping[str, Any]) -> _Token:
 def _bounds(token: Mapping[str, Any], vocabulary_size: int) -> tuple[float, float] | None:
     """Bounds of one position's entropy; None where the server lists nothing beside the token itself."""
     # A token may be listed twice; two parts of characters may look alike.
-    listed = dict.fromkeys(_token(top) for top in token.get("top_logprobs") or ())
+    given = token.get("top_logprobs") or ()
+    listed = dict.fromkeys(_token(top) for top in given)
     total = math.fsum(math.exp(top.logprob) for top in listed)
     if total > 1 + _ROUNDING:
         raise ValueError(f"the probabilities of a token add up to {total:.3g}")
-    return entropy_bounds([top.logprob for top in listed], vocabulary_size) if listed else None
+    if not listed:
+        return None
+    # Servers that list tokens by their texts alone list one of all that have none, not the most probable ones.
+    one_of_many = any(top.get("bytes") is None and _is_part(_token(top).piece) for top in given)
+    return entropy_bounds([top.logprob for top in listed], vocabulary_size, not one_of_many)
+
+
+def _is_part(piece: bytes) -> bool:
+    """Whether this is what servers give for a token that is a part of a character, and has no text of its own."""
+    return not piece or "\ufffd".encode() in piece
