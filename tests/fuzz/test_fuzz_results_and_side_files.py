@@ -60,7 +60,7 @@ def server_answers(tmp_path: Path) -> Target:
     server = EndpointMllm("http://127.0.0.1:1/v1")
 
     def read(content: bytes) -> None:
-        answer = server._answer(content)
+        answer = server._read(content).answer()
         parse_score(answer, (-3, 3))
         low, high = label_entropy_bounds(answer)
         assert 0 <= low <= label_entropy(answer) <= high and answer.logprob <= 0

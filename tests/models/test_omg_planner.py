@@ -50,7 +50,7 @@ def by_prompt(**vectors: Sequence[float]) -> Callable[[MllmRequest], Sequence[fl
 
 def asking(mllm: Any, **options: Any) -> MllmPlanner:
     """A planner that asks this model; options are fields of its configuration, or arguments of its own."""
-    given = {name: options.pop(name, None) for name in ("verbalizer", "centering", "store", "adapter")}
+    given = {name: options.pop(name, None) for name in ("verbalizer", "centering", "store", "adapter", "encode")}
     return MllmPlanner(mllm, tiny_omg_config(**options), **given)
 
 
@@ -421,6 +421,48 @@ class TestConstraints:
     def test_the_fallback_has_them_too(self) -> None:
         planner = asking(ScriptedMllm(says((BROKEN, (0.0,)))), plan_tokens="per_constraint")
         assert [choice.constraint_vectors.shape for choice in planner.plan([Observation("a")] * 2)] == [(3, 2)] * 2
+
+
+class TestOnAServer:
+    """Plans are the server's, vectors the text encoder's."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([[len(text), "pitch" in text] for text in texts], dtype=np.float32)
+
+    def test_nothing_is_asked_of_the_model_but_texts(self) -> None:
+        mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,)), (BROKEN, (-0.1,)), (SAD.to_text(), (-1.1,))))
+        planner = asking(
+            mllm,
+            planner_kind="endpoint",
+            planner="mllm",
+            planner_lora=False,
+            verbalizer=TestMllmPlanner.verbalizer,
+            encode=self.encode,
+        )
+        # It can neither hear nor see: features are said, though there is a recording.
+        seen = Observation("great film", audio=tiny_audio(), features=TestMllmPlanner.features)
+        content = planner.content(seen)
+        assert isinstance(content, str) and content.startswith("great film\n") and "pitch very high" in content
+        assert planner.request(seen).audio is not None and "pitch" not in planner.request(seen).prompt
+        (choice,) = planner.plan([seen])
+        assert mllm.asked and not mllm.embedded
+        assert choice.observation_vector == pytest.approx(normalize(self.encode([content]))[0], abs=1e-6)
+        costs = [candidate.cost for candidate in choice.candidates if candidate.plan is not None]
+        vectors = normalize(self.encode([plan.to_text() for plan in (GLAD, SAD)]))
+        assert costs == pytest.approx(semantic_cost(vectors, choice.observation_vector[None]).tolist())
+        assert planner.vectors([planner.content(Observation())]).shape == (1, 2)
+
+    def test_it_survives_json_and_its_vectors_depend_on_the_encoder_alone(self) -> None:
+        options: dict[str, Any] = {"planner_kind": "endpoint", "planner": "mllm", "planner_lora": False}
+        planner = asking(ScriptedMllm(says()), encode=self.encode, **options)
+        values = json.loads(json.dumps(planner.to_dict()))
+        assert values["vectors"] == "text_encoder" and asking(ScriptedMllm(says())).to_dict()["vectors"] == "planner"
+        again = MllmPlanner.from_dict(values, planner.mllm, planner.config, encode=self.encode)
+        assert identities(again) == identities(planner)
+        other = MllmPlanner.from_dict(
+            values, planner.mllm, planner.config, encode=lambda texts: 2 * self.encode(texts)
+        )
+        assert other._identity(False) != planner._identity(False) and other._identity(True) == planner._identity(True)
 
 
 class TestSaving:

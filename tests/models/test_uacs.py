@@ -598,6 +598,12 @@ class TestCheckpoint:
         ({"epsilon": 0.0}, "epsilon must be above 0"),
         ({"threshold_lambda": 1.5}, "threshold_lambda must be at least 0 and at most 1"),
         ({"expert_kind": "endpoint", "expert_adapter": True}, "A server loads its model itself"),
+        ({"expert_timeout": 0}, "expert_timeout must be above 0, got 0"),
+        ({"expert_retries": -1}, "expert_retries must be at least 0, got -1"),
+        ({"expert_top_logprobs": 0}, "expert_top_logprobs must be at least 1, got 0"),
+        ({"expert_concurrency": 0}, "expert_concurrency must be at least 1, got 0"),
+        ({"expert_key_variable": "HF_TOKEN"}, "not that of the Hub's token, which goes to the Hub only"),
+        ({"expert_key_variable": "sk-key"}, "expert_key_variable must be the name of an environment variable"),
         ({"route": "slow"}, "route"),
     ],
 )

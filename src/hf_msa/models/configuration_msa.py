@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,30 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .msa_label_families import LabelFamily
 from .msa_schema import MODALITIES
+
+_VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
+_HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a language model on a server is asked.
+
+    Args:
+        model: What the server calls it; None: the only one that it serves.
+        key_variable: Name of the environment variable that holds the server's key; None: none is named.
+        top_logprobs: Tokens to list at each position.
+        timeout: Seconds in which one answer has to be there.
+        retries: Further attempts after a failure that may pass.
+        concurrency: Requests under way at once.
+    """
+
+    model: str | None
+    key_variable: str | None
+    top_logprobs: int
+    timeout: float
+    retries: int
+    concurrency: int
 
 
 @dataclass(frozen=True)
@@ -27,6 +52,7 @@ class LanguageModelSettings:
         quantization: How a local one is loaded; None: as it is.
         batch_size: Requests that a local one answers together.
         without: What to set to do without one, e.g. `'route="fast"'`.
+        server: How one on a server is asked.
     """
 
     role: str
@@ -38,6 +64,7 @@ class LanguageModelSettings:
     quantization: Literal["8bit", "4bit"] | None
     batch_size: int
     without: str
+    server: ServerSettings
 
 
 @strict
@@ -188,3 +215,38 @@ class MsaConfig(PreTrainedConfig):
                 f"{type(self).__name__} needs at least one of {', '.join(self.NEEDS_ONE_OF)} beside text, but the data "
                 "has none; use the method 'text' for text alone."
             )
+
+
+def server_settings(config: MsaConfig, role: str) -> ServerSettings:
+    """How a language model on a server is asked, out of the fields that begin with its role.
+
+    Args:
+        config: A configuration that names one.
+        role: `"expert"` or `"planner"`.
+    """
+    return ServerSettings(
+        model=getattr(config, f"{role}_served_model"),
+        key_variable=getattr(config, f"{role}_key_variable"),
+        top_logprobs=getattr(config, f"{role}_top_logprobs"),
+        timeout=getattr(config, f"{role}_timeout"),
+        retries=getattr(config, f"{role}_retries"),
+        concurrency=getattr(config, f"{role}_concurrency"),
+    )
+
+
+def check_server(config: MsaConfig, role: str) -> None:
+    """Check the fields of `server_settings`.
+
+    Raises:
+        ValueError: If a number is outside its bounds, or a key stands where its variable should be named.
+    """
+    config.check_numbers(f"{role}_top_logprobs", f"{role}_concurrency", at_least=1)
+    config.check_numbers(f"{role}_retries", at_least=0)
+    config.check_numbers(f"{role}_timeout", above=0)
+    variable = getattr(config, f"{role}_key_variable")
+    if variable is not None and (not _VARIABLE.fullmatch(variable) or variable in _HUB_VARIABLES):
+        # What was given is not repeated: it may be the key itself.
+        raise ValueError(
+            f"{role}_key_variable must be the name of an environment variable in capitals that holds the server's key, "
+            "not the key itself, and not that of the Hub's token, which goes to the Hub only."
+        )

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_msa import LanguageModelSettings, MsaConfig
+from .configuration_msa import LanguageModelSettings, MsaConfig, check_server, server_settings
 
 
 @strict
@@ -17,10 +17,21 @@ class OmgConfig(MsaConfig):
     Planner (section 3.3):
         planner: `"light"`: a lexicon, ridge probes and rules, for machines without a language model (ours); `"mllm"`: a
             multimodal language model, as in the paper.
-        planner_model (`str`, *optional*): Folder or Hub name of that model (paper: Qwen2.5-Omni).
+        planner_model (`str`, *optional*): Folder or Hub name of that model (paper: Qwen2.5-Omni), or the URL of a server
+            that has it.
+        planner_kind: `"local"`, or `"endpoint"` for a server. Servers give no vectors, so plans and observations are then
+            embedded by the text encoder, as for the light planner: sound and pictures by their features in words (ours).
         planner_lora (`bool`): Adapt it by LoRA (ours); its adapter lies in the folder `adapter` beside this configuration.
         planner_quantization: Load it in `"8bit"` or `"4bit"` (ours).
         planner_batch_size (`int`): Observations that it plans together.
+        planner_served_model (`str`, *optional*): What the server calls the model. `None`: the only one that it serves.
+        planner_key_variable (`str`, *optional*): Name of the environment variable that holds the server's key; the key
+            itself is in no configuration.
+        planner_top_logprobs (`int`): Tokens that the server lists at each position, from which entropies are worked out; as
+            many as it allows, if that is fewer.
+        planner_timeout (`float`): Seconds in which it has to answer.
+        planner_retries (`int`): Further attempts where it does not, is busy or fails.
+        planner_concurrency (`int`): Requests that are under way at once.
         use_verbalizer (`bool`): Describe features in words to the planner where sound or pictures are not at hand (ours).
         num_candidates (`int`): Plans drawn for each observation (appendix A: 5).
         semantic_weight (`float`): lambda_s of eq. 5 (section 4.1: 0.3). The penalty of a plan that breaks the schema is
@@ -32,7 +43,8 @@ class OmgConfig(MsaConfig):
         plan_tokens: What the denoiser attends to: the `"pooled"` plan, a single vector (eq. 4), with which attention is the
             same for every position; or one vector `"per_constraint"` (ours).
         condition_dim (`int`, *optional*): Width of plan and observation vectors. `None`: that of the text encoder, which
-            embeds them for the light planner; where a language model plans, training sets it to that model's.
+            embeds them for the light planner and for one on a server; where a local language model plans, training sets it
+            to that model's.
 
     Retriever (section 3.4):
         query_dim (`int`): Width of queries and keys (ours).
@@ -108,9 +120,16 @@ class OmgConfig(MsaConfig):
 
     planner: Literal["light", "mllm"] = "light"
     planner_model: str | None = None
+    planner_kind: Literal["local", "endpoint"] = "local"
     planner_lora: bool = True
     planner_quantization: Literal["8bit", "4bit"] | None = None
     planner_batch_size: int = 8
+    planner_served_model: str | None = None
+    planner_key_variable: str | None = None
+    planner_top_logprobs: int = 20
+    planner_timeout: float | int = 120.0
+    planner_retries: int = 4
+    planner_concurrency: int = 4
     use_verbalizer: bool = True
     num_candidates: int = 5
     semantic_weight: float | int = 0.3
@@ -171,12 +190,13 @@ class OmgConfig(MsaConfig):
             role="planner",
             field="planner_model",
             name=self.planner_model,
-            kind="local",
+            kind=self.planner_kind,
             adapter_field="planner_lora",
             has_adapter=self.planner_lora,
             quantization=self.planner_quantization,
             batch_size=self.planner_batch_size,
             without='planner="light"',
+            server=server_settings(self, "planner"),
         )
 
     @property
@@ -197,9 +217,19 @@ class OmgConfig(MsaConfig):
         self.check_numbers(*counts, *sizes, "num_train_timesteps", "num_inference_steps", at_least=1)
         losses = (f"{name}_loss_weight" for name in ("plan", "evidence", "task", "alignment"))
         self.check_numbers("semantic_weight", *losses, at_least=0)
+        check_server(self, "planner")
         self.check_numbers("retrieval_temperature", "plan_temperature", above=0)
         self.check_numbers("plan_top_p", above=0, at_most=1)
         self.check_numbers("index_nprobe", "index_ef_search", at_least=1)
+        if (
+            self.planner == "mllm"
+            and self.planner_kind == "endpoint"
+            and (self.planner_lora or self.planner_quantization)
+        ):
+            raise ValueError(
+                "A server loads its model itself: set planner_lora to False and leave planner_quantization out, or set "
+                'planner_kind to "local".'
+            )
         steps = self.num_train_timesteps
         self.check_numbers("num_inference_steps", at_most=steps, hint=", as the noise schedule has no more steps")
         if self.index_factory == "Flat" and not self.index_nprobe is self.index_ef_search is None:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_msa import LanguageModelSettings
+from .configuration_msa import LanguageModelSettings, check_server, server_settings
 from .configuration_ubm import UbmConfig
 
 
@@ -22,8 +22,16 @@ class UacsConfig(UbmConfig):
         expert_adapter (`bool`): The expert has a LoRA adapter, in the folder `adapter` beside this configuration.
         expert_quantization: Load a local expert in `"8bit"` or `"4bit"` (ours).
         expert_batch_size (`int`): Requests that a local expert answers together.
-        expert_max_new_tokens (`int`): Longest answer.
+        expert_max_new_tokens (`int`): Longest answer, with what the expert thinks before it.
         expert_constrained (`bool`): Let the expert write nothing but a score of one decimal within the label range (ours).
+        expert_served_model (`str`, *optional*): What the server calls the model. `None`: the only one that it serves.
+        expert_key_variable (`str`, *optional*): Name of the environment variable that holds the server's key; the key
+            itself is in no configuration.
+        expert_top_logprobs (`int`): Tokens that the server lists at each position, from which entropies are worked out; as
+            many as it allows, if that is fewer.
+        expert_timeout (`float`): Seconds in which it has to answer.
+        expert_retries (`int`): Further attempts where it does not, is busy or fails.
+        expert_concurrency (`int`): Requests that are under way at once.
         use_verbalizer (`bool`): Describe features in words to the expert where the sound or the pictures are not at hand
             (ours; the paper's expert sees the video). The statistics that it needs lie beside this configuration.
 
@@ -69,6 +77,12 @@ class UacsConfig(UbmConfig):
     expert_batch_size: int = 8
     expert_max_new_tokens: int = 16
     expert_constrained: bool = False
+    expert_served_model: str | None = None
+    expert_key_variable: str | None = None
+    expert_top_logprobs: int = 20
+    expert_timeout: float | int = 120.0
+    expert_retries: int = 4
+    expert_concurrency: int = 4
     use_verbalizer: bool = True
 
     route: Literal["cascade", "fast", "mllm", "random"] = "cascade"
@@ -102,11 +116,13 @@ class UacsConfig(UbmConfig):
             quantization=self.expert_quantization,
             batch_size=self.expert_batch_size,
             without='route="fast"',
+            server=server_settings(self, "expert"),
         )
 
     def validate_uacs(self) -> None:
         """Check numbers, and that an adapter has a local expert to sit on."""
         self.check_numbers("expert_batch_size", "expert_max_new_tokens", at_least=1)
+        check_server(self, "expert")
         self.check_numbers("neutral_zone", at_least=0)
         self.check_numbers("epsilon", above=0)
         self.check_numbers("threshold_lambda", at_least=0, at_most=1)

@@ -285,12 +285,18 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                     f"{self.config.planner!r}; load the checkpoint with the planner that it was trained with."
                 )
             values, store = self.planner_values, PlanStore(self.answers_folder)
+            encode = functools.partial(self.embed_texts, processor.tokenizer)
             if kind == "mllm":
+                if (values.get("vectors") == "text_encoder") != (self.config.planner_kind == "endpoint"):
+                    raise ValueError(
+                        "The planner was trained with vectors of the text encoder if on a server, and of its own if local, "
+                        f"which planner_kind={self.config.planner_kind!r} is not; load the checkpoint with the planner_kind "
+                        "that it was trained with."
+                    )
                 mllm = self.load_language_model()
                 with sound_side_file(PLANNER_FILE):
-                    self._planner = MllmPlanner.from_dict(values, mllm, self.config, store)
+                    self._planner = MllmPlanner.from_dict(values, mllm, self.config, store, encode)
             else:
-                encode = functools.partial(self.embed_texts, processor.tokenizer)
                 with sound_side_file(PLANNER_FILE):
                     self._planner = LightPlanner.from_dict(values, encode, self.config, store)
         return self._planner

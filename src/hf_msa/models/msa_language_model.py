@@ -73,7 +73,7 @@ class AsksLanguageModel(MsaPreTrainedModel):
         if settings.kind == "endpoint":
             from .msa_mllm_endpoint import allowed_endpoint
 
-            return allowed_endpoint(settings.name, settings.role, settings.without)
+            return allowed_endpoint(settings.name, settings.role, settings.without, settings.server)
         return LocalMllm.from_pretrained(
             settings.name,
             quantization=settings.quantization,
