@@ -39,6 +39,7 @@ from stub_expert import Says, StubExpert, noisy_answers, scripted
 from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
 
 INFINITE = math.inf
+ELEVEN_POINTS = {"name": "ratings", "low": 0, "high": 10, "neutral": 5}
 
 
 def build(**overrides: Any) -> UacsForSentimentAnalysis:
@@ -176,6 +177,8 @@ class TestCascade:
         )
         assert found["route"] == [FAST, MLLM, WEIGHTED, VERIFY]
         assert found["expert_calls"] == [0, 1, 1, 2]
+        # A token for each character, and the end of text.
+        assert found["expert_tokens"] == [0, len("-2.0") + 1, len("0.9") + 1, len("-1.0") + 1 + len("-1.5") + 1]
         assert found["logits"] == pytest.approx([1.5, -2.0, 0.7, -1.5])
         assert found["weight"] == pytest.approx([math.nan, math.nan, 1 / 3, math.nan], nan_ok=True)
         assert found["second_score"] == pytest.approx([math.nan] * 3 + [-1.5], nan_ok=True)
@@ -272,6 +275,7 @@ class TestCascade:
         model.set_expert(expert)
         whole = model.predict_rows(inputs, rows, None)
         expert.asked.clear()
+        model.set_expert(expert)
         batches = [
             ({name: value[begin : begin + 5] for name, value in inputs.items()}, rows[begin : begin + 5])
             for begin in range(0, 150, 5)
@@ -281,8 +285,8 @@ class TestCascade:
         next(stream)
         assert next(waiting)[1] is batches[1][1], "without a question there is nothing to wait for"
         found = list(model.predict_batches(batches, None))
-        assert [len(questions) for questions in expert.asked[::2]] == [65, 5], "from 64 on"
-        assert len(expert.asked) == 4, "each time followed by the second questions"
+        first = [len(asked) for asked in expert.asked if SECOND_OPINION not in asked[0].prompt]
+        assert first == [32, 32, 1, 5], "from 64 on, and kept in between"
         for name in ("logits", "route", "weight", "expert_score", "second_score", "expert_calls", "small_score"):
             together = torch.cat([output[name] for output in found])
             assert torch.equal(together.nan_to_num(9), whole[name].nan_to_num(9)), name
@@ -292,8 +296,13 @@ class TestCascade:
         found, expert = cascade([0.3], [1.0], [Says("I cannot say.", 0.0)])
         assert found["logits"] == pytest.approx([0.3]) and found["unparsed"] == [1] and expert.calls == 1
         assert found["expert_uncertainty"] == [INFINITE] and found["weight"] == [1.0]
-        for fields in ({"route": "mllm"}, {"tau_2": INFINITE}, {"agreement_rule": "accept_mllm"}):
+        for fields in ({"route": "random"}, {"tau_2": INFINITE}, {"agreement_rule": "accept_mllm"}):
             assert cascade([0.3], [1.0], [Says("?")], **fields)[0]["logits"] == pytest.approx([0.3])
+
+    def test_the_expert_alone_never_falls_back_to_the_small_model(self) -> None:
+        for family, neutral in (("mosi", 0.0), (ELEVEN_POINTS, 5.0)):
+            found, _ = cascade([0.3, 0.4], [1.0] * 2, [Says("?"), Says(1.0)], route="mllm", label_family=family)
+            assert found["logits"] == found["expert_score"] == [neutral, 1.0] and found["unparsed"] == [1, 0]
 
     def test_a_second_answer_without_a_number_leaves_the_first(self) -> None:
         found, _ = cascade([0.3], [1.0], [Says(-0.9, 0.5)], [Says("who knows")])

@@ -22,6 +22,7 @@ from .checkpoints import (
     attach_media,
     check_feature_sets,
     check_widths,
+    find_answers,
     find_matched,
     find_models,
     load_checkpoint,
@@ -159,7 +160,7 @@ def evaluate_runs(
         check_widths(network, rows, name)
         facts.media = attach_media(network, media, rows, name)
         if network.config.asks_language_model:
-            network.answers_folder = (place if Path(model).is_dir() else target) / ANSWERS_FOLDER
+            network.answers_folder = find_answers(name) or target / ANSWERS_FOLDER
         _warn_of_other_input(run.get("language_model_input"), network)
         made, shares = sweep(network, processor, rows, tested, batch_size, split_ids)
         facts.realised |= shares

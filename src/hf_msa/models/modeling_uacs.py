@@ -22,10 +22,12 @@ from torch import Tensor
 from .configuration_uacs import UacsConfig
 from .modeling_msa import SideFile, read_labels, read_side_file, sound_side_file
 from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
+from .msa_answer_store import AnswerStore
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_mllm import Mllm, MllmRequest, label_entropy, parse_score
 from .msa_observed import missing_positions, visible_media, visible_words
+from .msa_remembering import RememberingMllm
 from .msa_schema import FEATURE_MODALITIES
 from .msa_verbalizer import MsaVerbalizer
 from .uacs_prompts import direct_prompt, second_part
@@ -45,8 +47,8 @@ class UacsOutput(UbmOutput):
         loss, losses, class_logits, uncertainty, embeddings: Of the small model; see `UbmOutput`.
         logits (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The system's score, in label units.
         small_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The small model's score.
-        expert_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The expert's first score, or the small
-            model's where that could not be read.
+        expert_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The expert's first score. Where that could not
+            be read: the small model's or, where the expert alone is to answer (`route="mllm"`), the neutral one.
         expert_uncertainty (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Of that answer, in nats; infinite where
             it could not be read.
         weight (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The small model's, where both were averaged.
@@ -54,9 +56,12 @@ class UacsOutput(UbmOutput):
             where that could not be read.
         route (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Whose answer it is, an index into `ROUTES`.
         expert_calls (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Questions to the expert.
-        unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers of it without a number.
+        expert_tokens (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Tokens that it wrote.
+        unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers of it without a number, or none at all.
         seconds (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Time spent on the sample: its share of each model's
-            on the samples that went through it together. The small model's alone is not measured in `forward`.
+            on the samples that went through it together, what it takes to make the questions (recordings, words for
+            features) included, loading the expert not. A remembered answer counts with the time that it took when it was
+            given. The small model's alone is not measured in `forward`.
     """
 
     small_score: torch.Tensor | None = None
@@ -66,6 +71,7 @@ class UacsOutput(UbmOutput):
     second_score: torch.Tensor | None = None
     route: torch.Tensor | None = None
     expert_calls: torch.Tensor | None = None
+    expert_tokens: torch.Tensor | None = None
     unparsed: torch.Tensor | None = None
     seconds: torch.Tensor | None = None
 
@@ -75,14 +81,18 @@ class ExpertAnswer:
     """What the expert said of a sample.
 
     Args:
-        text: Its words.
+        text: Its words; None where there was no answer at all.
         score: In label units, within the label range; None where there is no number in them.
         uncertainty: Mean entropy of the number's tokens in nats (eq. 10); infinite without a number.
+        tokens: How many it wrote.
+        seconds: How long it took.
     """
 
-    text: str
+    text: str | None
     score: float | None
     uncertainty: float
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,21 +116,6 @@ class _SmallPass:
     requests: list[MllmRequest]
 
 
-def ask_expert(expert: Mllm, requests: Sequence[MllmRequest], config: UacsConfig) -> list[ExpertAnswer]:
-    """Ask once for each request, taking the most probable tokens.
-
-    Args:
-        expert: Who is asked.
-        requests: What.
-        config: Says how long an answer may be, and which scores there are.
-    """
-    answers = [candidates[0] for candidates in expert.generate(requests, config.expert_max_new_tokens)]
-    return [
-        ExpertAnswer(answer.text, parse_score(answer.text, config.label_range), label_entropy(answer))
-        for answer in answers
-    ]
-
-
 class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
     """The small model's weights, and the cascade around it.
 
@@ -136,6 +131,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         super().__init__(config)
         self.verbalizer: MsaVerbalizer | None = None
         self._expert: Mllm | None = None
+        self._remembering: RememberingMllm | None = None
 
     @property
     def output_columns(self) -> dict[str, tuple[str, ...]]:
@@ -181,6 +177,34 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             expert: Any; None goes back to the configuration's.
         """
         self._expert = expert
+        self._remembering = None
+
+    def ask_expert(self, requests: Sequence[MllmRequest]) -> list[ExpertAnswer]:
+        """Ask the expert once for each request, taking the most probable tokens, unless the answer is known.
+
+        Answers are remembered in `answers_folder`, or for this process. A request that fails while others are answered is an
+        unreadable answer.
+
+        Args:
+            requests: What is asked.
+
+        Raises:
+            OSError: If the expert cannot be reached, or not any more.
+            ValueError: If it cannot be loaded, or answers nothing.
+        """
+        config, known = self.config, self._remembering
+        if known is None or known.mllm is not self.expert or known.store.folder != self.answers_folder:
+            known = self._remembering = RememberingMllm(self.expert, AnswerStore(self.answers_folder))
+        found = []
+        for given in known.ask(requests, config.expert_max_new_tokens, config.expert_batch_size):
+            answer = given.answer
+            if answer is None:
+                found.append(ExpertAnswer(None, None, math.inf, 0, given.seconds))
+                continue
+            score = parse_score(answer.text, config.label_range)
+            tokens = len(answer.token_texts)
+            found.append(ExpertAnswer(answer.text, score, label_entropy(answer), tokens, given.seconds))
+        return found
 
     def expert_requests(
         self, rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, Tensor] | None = None, processor: Any = None
@@ -287,7 +311,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         nothing, zero = torch.full_like(score, math.nan), torch.zeros_like(score)
         beside: dict[str, Any] = {
             **dict.fromkeys(("expert_score", "expert_uncertainty", "weight", "second_score", "seconds"), nothing),
-            **dict.fromkeys(("route", "expert_calls", "unparsed"), zero),
+            **dict.fromkeys(("route", "expert_calls", "expert_tokens", "unparsed"), zero),
         }
         return UacsOutput(**small, small_score=score, **beside)
 
@@ -354,8 +378,10 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         chosen = self._handed_on(uncertainty, rows)
         requests: list[MllmRequest] = []
         if len(chosen):
+            started = time.perf_counter()
             part = {key: value[torch.from_numpy(chosen).to(value.device)] for key, value in inputs.items()}
             requests = self.expert_requests([rows[index] for index in chosen], part, processor)
+            seconds[chosen] += (time.perf_counter() - started) / len(chosen)
         return _SmallPass(outputs, small, uncertainty, seconds, chosen, requests)
 
     def _finish(self, batches: Sequence[_SmallPass]) -> Iterator[UacsOutput]:
@@ -371,10 +397,14 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         found: dict[str, Floats] = {
             name: np.full(count, math.nan) for name in ("expert_score", "expert_uncertainty", "weight", "second_score")
         }
-        found |= {"route": np.full(count, float(FAST)), "expert_calls": np.zeros(count), "unparsed": np.zeros(count)}
+        found |= {name: np.zeros(count) for name in ("expert_calls", "expert_tokens", "unparsed")}
+        found["route"] = np.full(count, float(FAST))
         found |= {"logits": small.copy(), "seconds": np.concatenate([batch.seconds for batch in batches])}
         if len(chosen):
-            first, certainty = self._ask(requests, chosen, small[chosen], found)
+            # The small model has no part in what the expert says alone.
+            alone = self.config.route == "mllm"
+            last = np.full(len(chosen), float(self.config.family.neutral)) if alone else small[chosen]
+            first, certainty = self._ask(requests, chosen, last, found)
             routes = self._routes(small[chosen], first, certainty)
             weight = small_weight(self._positive(uncertainty[chosen]), certainty, self.config.epsilon)
             averaged, verified = routes == WEIGHTED, routes == VERIFY
@@ -450,7 +480,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
     def _ask(
         self, requests: Sequence[MllmRequest], samples: NDArray[np.int64], fallback: Floats, found: dict[str, Floats]
     ) -> tuple[Floats, Floats]:
-        """Ask the expert about samples, and count calls, unreadable answers and seconds in `found`.
+        """Ask the expert about samples, and count calls, tokens, unreadable answers and seconds in `found`.
 
         Args:
             requests: What is asked.
@@ -461,10 +491,10 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         Returns:
             Scores and uncertainties.
         """
-        expert, started = self.expert, time.perf_counter()
-        answers = ask_expert(expert, requests, self.config)
-        found["seconds"][samples] += (time.perf_counter() - started) / len(requests)
+        answers = self.ask_expert(requests)
         found["expert_calls"][samples] += 1
+        found["seconds"][samples] += [answer.seconds for answer in answers]
+        found["expert_tokens"][samples] += [answer.tokens for answer in answers]
         found["unparsed"][samples] += [answer.score is None for answer in answers]
         scores = [
             last if answer.score is None else answer.score for answer, last in zip(answers, fallback, strict=True)
