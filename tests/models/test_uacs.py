@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -593,6 +593,101 @@ class TestCheckpoint:
         assert not (tmp_path / ADAPTER_FOLDER).exists() and not (tmp_path / VERBALIZER_FILE).exists()
         loaded = UacsForSentimentAnalysis.from_pretrained(tmp_path)
         assert loaded.verbalizer is None and loaded.adapter_folder() is None
+
+
+FITS = {
+    "small": {
+        "same": {"mean": 0.4, "std": 0.1, "n": 20},
+        "opposite": {"mean": 0.8, "std": 0.1, "n": 20},
+    },
+    "expert": {
+        "same": {"mean": 0.2, "std": 0.1, "n": 20},
+        "opposite": {"mean": 1.2, "std": 0.1, "n": 20},
+    },
+}
+
+
+class TestStoredThresholds:
+    """Thresholds are (1 - lambda) * same + lambda * opposite + beta: 0.6 and 0.7 as they are stored."""
+
+    @pytest.fixture
+    def saved(self, tmp_path: Path) -> Callable[..., UacsConfig]:
+        def load(changes: Mapping[str, Any], **stored: Any) -> UacsConfig:
+            fields = {"tau_1": (0.4 + 0.8) / 2, "tau_2": (0.2 + 1.2) / 2, "calibration": FITS, "expert_model": "a/b"}
+            tiny_uacs_config(**{**fields, **stored}).save_pretrained(tmp_path)
+            config: UacsConfig = UacsConfig.from_pretrained(tmp_path, **changes)
+            return config
+
+        return load
+
+    @pytest.mark.parametrize(
+        ("changes", "taus"),
+        [
+            ({}, (0.6, 0.7)),
+            ({"threshold_lambda": 0.5}, (0.6, 0.7)),
+            ({"threshold_lambda": 1}, (0.8, 1.2)),
+            ({"threshold_lambda": 0.0, "threshold_beta": 0.1}, (0.5, 0.3)),
+            ({"threshold_beta": -0.2}, (0.4, 0.5)),
+            ({"threshold_lambda": 1, "tau_1": 0.1}, (0.1, 1.2)),
+        ],
+    )
+    def test_lambda_and_beta_move_them(
+        self, saved: Callable[..., UacsConfig], changes: dict[str, Any], taus: tuple[float, float]
+    ) -> None:
+        config = saved(changes)
+        assert (config.tau_1, config.tau_2) == pytest.approx(taus)
+        for name, value in changes.items():
+            assert getattr(config, name) == value
+
+    def test_a_threshold_that_was_given_or_set_for_a_budget_stays(self, saved: Callable[..., UacsConfig]) -> None:
+        config = saved({"threshold_lambda": 1}, tau_1=0.3)
+        assert (config.tau_1, config.tau_2) == pytest.approx((0.3, 1.2))
+
+    @pytest.mark.parametrize("stored", [{"tau_1": 0.3, "tau_2": 0.2}, {"calibration": None}])
+    def test_a_lambda_without_effect_is_refused(
+        self, saved: Callable[..., UacsConfig], stored: dict[str, Any]
+    ) -> None:
+        with pytest.raises(ValueError, match="threshold_lambda has no effect here: .* give tau_1 and tau_2, or run"):
+            saved({"threshold_lambda": 1}, **stored)
+
+    @pytest.mark.parametrize(
+        ("changes", "tau"),
+        [
+            ({"expert_model": "a/other"}, "tau_2"),
+            ({"expert_adapter": True}, "tau_2"),
+            ({"expert_max_new_tokens": 4}, "tau_2"),
+            ({"use_verbalizer": False}, "tau_2"),
+            ({"uncertainty_kind": "score"}, "tau_1"),
+            ({"temperature": 2.0, "route": "random"}, "tau_1"),
+            ({"budget_share": 0.2}, "tau_1"),
+        ],
+    )
+    def test_what_they_do_not_hold_for_is_refused(
+        self, saved: Callable[..., UacsConfig], changes: dict[str, Any], tau: str
+    ) -> None:
+        with pytest.raises(
+            ValueError, match=f"{tau} was calibrated with {next(iter(changes))}=.*; run `hf-msa calibrate"
+        ):
+            saved(changes)
+        assert getattr(saved({**changes, tau: 0.25}), tau) == 0.25, "unless the caller gives one"
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"expert_model": "/models/b"},
+            {"expert_batch_size": 2},
+            {"expert_model": "a/other", "route": "mllm"},
+            {"expert_model": "a/other", "route": "random"},
+            {"temperature": 2.0, "route": "fast"},
+            {"disagreement_rule": "mllm"},
+        ],
+    )
+    def test_what_has_no_part_in_them_is_taken(
+        self, saved: Callable[..., UacsConfig], changes: dict[str, Any]
+    ) -> None:
+        config = saved(changes)
+        assert all(getattr(config, name) == value for name, value in changes.items())
+        assert (config.tau_1, config.tau_2) == pytest.approx((0.6, 0.7))
 
 
 @pytest.mark.parametrize(

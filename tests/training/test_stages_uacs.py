@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile
 from safetensors.torch import load_file
@@ -23,6 +25,7 @@ from hf_msa.evaluation.report import caption
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.hub.cards import card_of
 from hf_msa.models import msa_remembering
+from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import ExpertAnswer, UacsForSentimentAnalysis
 from hf_msa.models.msa_answer_store import ANSWERS_FILE
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
@@ -33,6 +36,7 @@ from hf_msa.training.stages import RunContext, run_recipe
 from hf_msa.training.uacs.calibration import validation_requests
 from hf_msa.training.uacs.stages import AnsweredRows
 from hf_msa.training.uacs.thresholds import fit_agreement
+from hf_msa.uacs_calibration import calibrate
 from stub_expert import Says, StubExpert
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
@@ -245,6 +249,70 @@ class TestExpert:
         with pytest.raises(MsaError, match=words) as error:
             whole_run(corpus, tmp_path, *assignments)
         assert "\n" not in str(error.value)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return dict(UacsConfig.from_pretrained(folder).to_dict())
+
+
+class TestCalibrate:
+    def test_an_expert_for_a_small_model_that_was_trained_alone(
+        self,
+        corpus: Path,
+        run: RunContext,
+        give: Callable[[StubExpert], StubExpert],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        no_training(monkeypatch)
+        expert = give(StubExpert(by_hash))
+        runs = run.folder.parent
+        assigned = ["route=cascade", "expert_kind=endpoint", "expert_model=http://127.0.0.1:1/v1"]
+        made: dict[str, dict[str, Any]] = {}
+        for name, budget in (("expert", None), ("budget", "25%"), ("time", "100s")):
+            output = str(runs / name)
+            calibrate(run=str(runs), data=str(corpus), output=output, assignments=assigned, budget=budget)
+            made[name] = config_of(runs / name / "seed-1")
+        before = config_of(run.folder)
+        assert expert.calls == len(run.rows["validation"]), "asked once for all three"
+        assert made["expert"]["tau_1"] == pytest.approx(before["tau_1"])
+        assert made["expert"]["calibration"]["small"] == before["calibration"]["small"]
+        assert made["expert"]["tau_2"] == made["budget"]["tau_2"] == made["time"]["tau_2"]
+        assert made["budget"]["budget_share"] == 0.25 and made["time"]["budget_seconds"] == 100
+        assert made["time"]["tau_1"] == float("-inf")
+        rows = run.rows["validation"]
+        results = evaluate_runs(
+            str(runs / "budget"), str(corpus), protocol="complete", split="validation", output=str(runs / "results")
+        )
+        assert results.content["config"]["tau_1"] == made["budget"]["tau_1"]
+        table = pyarrow.parquet.read_table(runs / "results" / "predictions.parquet").to_pydict()
+        assert sum(route > 0 for route in table["route"]) == len(rows) // 4
+        assert "25.0 % are handed on" in capsys.readouterr().out
+        facts = json.loads((runs / "budget" / "seed-1" / "run.json").read_text(encoding="utf-8"))
+        assert facts["calibration"]["changes"]["budget_share"] == 0.25 and facts["language_model_input"] == "words"
+
+        give(StubExpert(lambda _: Says("nobody is asked")))
+        calibrate(run=str(runs), data=str(corpus), output=str(runs / "budget"), assignments=assigned, budget="25%")
+        with pytest.raises(MsaError, match="exists and holds something else"):
+            calibrate(run=str(runs), data=str(corpus), output=str(runs / "budget"), assignments=assigned)
+        for name in ("expert", "budget", "time"):
+            shutil.rmtree(runs / name)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"budget": "a lot"}, "--budget is 'a lot'; give a share of the samples such as 20%"),
+            ({"budget": "2s"}, "the route 'fast' has none; set route=cascade"),
+            ({"assignments": ["expert_model=other"]}, "asks no expert; add --set route=cascade"),
+            ({"assignments": ["budget_share=2"]}, "budget_share must be at least 0 and at most 1"),
+        ],
+    )
+    def test_what_cannot_be(
+        self, corpus: Path, run: RunContext, tmp_path: Path, arguments: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(MsaError, match=words) as error:
+            calibrate(run=str(run.folder), data=str(corpus), output=str(tmp_path / "new"), **arguments)
+        assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,8 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
         model, loading = AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **(changes or {})
         )
+        # The library sets changes one by one and checks nothing but their types.
+        model.config.validate()
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError, ValueError) as error:
         where = "" if Path(name).is_dir() else ", which is no folder here"
         raise MsaError(f"No checkpoint can be loaded from {name!r}{where}: {reason(error)}.") from error

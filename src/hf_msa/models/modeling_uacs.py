@@ -31,7 +31,7 @@ from .msa_remembering import RememberingMllm
 from .msa_schema import FEATURE_MODALITIES
 from .msa_verbalizer import MsaVerbalizer
 from .uacs_prompts import direct_prompt, second_part
-from .uacs_rules import FAST, MLLM, VERIFY, WEIGHTED, Floats, answer_routes, random_choice, small_weight
+from .uacs_rules import FAST, MLLM, ROUTES, VERIFY, WEIGHTED, Floats, answer_routes, random_choice, small_weight
 
 VERBALIZER_FILE = "verbalizer.json"
 _MEDIA_KEYS = dict(zip(FEATURE_MODALITIES, ("waveform", "frames"), strict=True))
@@ -126,6 +126,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
 
     config: UacsConfig
     SIDE_FILES = (*AsksLanguageModel.SIDE_FILES, SideFile(VERBALIZER_FILE))
+    value_names = {"route": ROUTES}
 
     def __init__(self, config: UacsConfig) -> None:
         super().__init__(config)
@@ -137,6 +138,19 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
     def output_columns(self) -> dict[str, tuple[str, ...]]:
         """Classes of the class logits where they are the system's: where the small model alone answers."""
         return super().output_columns if self.config.route == "fast" else {}
+
+    @classmethod
+    def cost_of(cls, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """What the cascade has cost; see `MsaPreTrainedModel.cost_of`."""
+        calls = float(columns["expert_calls"].sum())
+        return {
+            **{
+                name: float(np.mean(columns[column], dtype=np.float64))
+                for name, column in (("calls", "expert_calls"), ("tokens", "expert_tokens"), ("seconds", "seconds"))
+            },
+            "unreadable": float(columns["unparsed"].sum()) / calls if calls else None,
+            "routes": {name: float(np.mean(columns["route"] == index)) for index, name in enumerate(ROUTES)},
+        }
 
     # --- What lies beside the weights ---
 
@@ -466,8 +480,8 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         value: float | None = getattr(self.config, name)
         if value is None:
             raise ValueError(
-                f"This checkpoint has no threshold {name}; calibrate it on a validation split, load it with {name}=..., or "
-                'with route="fast" to use the small model alone.'
+                f"This checkpoint has no threshold {name}; calibrate it on a validation split (hf-msa calibrate), load it "
+                f'with {name}=..., or with route="fast" to use the small model alone.'
             )
         return value
 
