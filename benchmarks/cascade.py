@@ -147,6 +147,8 @@ class CascadeBench:
         self.unsure = np.sort(self._sweep("fast")["uncertainty"])
 
     def _sweep(self, route: str, tau_1: float = math.inf, tau_2: float = math.inf) -> dict[str, Any]:
+        # Which forgets what it has answered.
+        self.model.set_expert(self.expert)
         config = self.model.config
         config.route, config.tau_1, config.tau_2 = route, tau_1, tau_2  # type: ignore[assignment]  # one of the routes
         tested = conditions("complete", config.modalities, None, (1111,))

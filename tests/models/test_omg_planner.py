@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hf_msa.models.msa_answer_store import AnswerStore
 from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest, adapter_digest
 from hf_msa.models.msa_schema import SENTIMENT_SCALE
@@ -18,7 +19,6 @@ from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, rule_entity_action, tokenize
 from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan, read_plan, sentiment_word
-from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import (
     Centering,
     MllmPlanner,
@@ -317,7 +317,7 @@ class TestMemory:
         assert not np.array_equal(vector, normalize(exact)[0])
 
     def test_centring_and_choice_are_not_remembered(self) -> None:
-        store = PlanStore()
+        store = AnswerStore()
         mllm = self.mllm()
         plain = asking(mllm, store=store)
         asked = [Observation("a film")]
@@ -333,7 +333,7 @@ class TestMemory:
 
     def test_what_answers_depend_on_is_not_mixed_up(self) -> None:
         """Neither settings of draws, nor models, nor adapters, nor words for features share answers."""
-        store = PlanStore()
+        store = AnswerStore()
         mllm, named = self.mllm(), self.mllm()
         named.name = "another"
         verbalizer = TestMllmPlanner.verbalizer
@@ -359,10 +359,10 @@ class TestMemory:
     def test_a_persistent_store_serves_another_planner(self, tmp_path: Path) -> None:
         mllm = self.mllm()
         asked = [Observation("a film", tiny_audio()), Observation("a play")]
-        store = PlanStore(tmp_path)
+        store = AnswerStore(tmp_path)
         fresh = asking(mllm, store=store, plan_tokens="per_constraint").plan(asked)
         count = len(mllm.asked) + len(mllm.embedded)
-        cached = asking(mllm, store=PlanStore(tmp_path), plan_tokens="per_constraint").plan(asked)
+        cached = asking(mllm, store=AnswerStore(tmp_path), plan_tokens="per_constraint").plan(asked)
         assert len(mllm.asked) + len(mllm.embedded) == count
         for one, other in zip(fresh, cached, strict=True):
             assert one.candidates == other.candidates and one.plan == other.plan
@@ -382,7 +382,7 @@ class TestMemory:
         assert half.dtype == np.float16 and half.tolist() == [[65504.0, -65504.0, float(np.float16(0.1))]]
 
     def test_a_store_that_forgets_everything_changes_nothing(self) -> None:
-        class ForgetfulStore(PlanStore):
+        class ForgetfulStore(AnswerStore):
             def write(self, answers: Any) -> None:
                 pass
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from stub_expert import Says, StubExpert, noisy_answers, scripted
 from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
 
 INFINITE = math.inf
+ELEVEN_POINTS = {"name": "ratings", "low": 0, "high": 10, "neutral": 5}
 
 
 def build(**overrides: Any) -> UacsForSentimentAnalysis:
@@ -176,6 +177,8 @@ class TestCascade:
         )
         assert found["route"] == [FAST, MLLM, WEIGHTED, VERIFY]
         assert found["expert_calls"] == [0, 1, 1, 2]
+        # A token for each character, and the end of text.
+        assert found["expert_tokens"] == [0, len("-2.0") + 1, len("0.9") + 1, len("-1.0") + 1 + len("-1.5") + 1]
         assert found["logits"] == pytest.approx([1.5, -2.0, 0.7, -1.5])
         assert found["weight"] == pytest.approx([math.nan, math.nan, 1 / 3, math.nan], nan_ok=True)
         assert found["second_score"] == pytest.approx([math.nan] * 3 + [-1.5], nan_ok=True)
@@ -276,6 +279,7 @@ class TestCascade:
         model.set_expert(expert)
         whole = model.predict_rows(inputs, rows, None)
         expert.asked.clear()
+        model.set_expert(expert)
         batches = [
             ({name: value[begin : begin + 5] for name, value in inputs.items()}, rows[begin : begin + 5])
             for begin in range(0, 150, 5)
@@ -285,8 +289,8 @@ class TestCascade:
         next(stream)
         assert next(waiting)[1] is batches[1][1], "without a question there is nothing to wait for"
         found = list(model.predict_batches(batches, None))
-        assert [len(questions) for questions in expert.asked[::2]] == [65, 5], "from 64 on"
-        assert len(expert.asked) == 4, "each time followed by the second questions"
+        first = [len(asked) for asked in expert.asked if SECOND_OPINION not in asked[0].prompt]
+        assert first == [32, 32, 1, 5], "from 64 on, and kept in between"
         for name in ("logits", "route", "weight", "expert_score", "second_score", "expert_calls", "small_score"):
             together = torch.cat([output[name] for output in found])
             assert torch.equal(together.nan_to_num(9), whole[name].nan_to_num(9)), name
@@ -296,8 +300,13 @@ class TestCascade:
         found, expert = cascade([0.3], [1.0], [Says("I cannot say.", 0.0)])
         assert found["logits"] == pytest.approx([0.3]) and found["unparsed"] == [1] and expert.calls == 1
         assert found["expert_uncertainty"] == [INFINITE] and found["weight"] == [1.0]
-        for fields in ({"route": "mllm"}, {"tau_2": INFINITE}, {"agreement_rule": "accept_mllm"}):
+        for fields in ({"route": "random"}, {"tau_2": INFINITE}, {"agreement_rule": "accept_mllm"}):
             assert cascade([0.3], [1.0], [Says("?")], **fields)[0]["logits"] == pytest.approx([0.3])
+
+    def test_the_expert_alone_never_falls_back_to_the_small_model(self) -> None:
+        for family, neutral in (("mosi", 0.0), (ELEVEN_POINTS, 5.0)):
+            found, _ = cascade([0.3, 0.4], [1.0] * 2, [Says("?"), Says(1.0)], route="mllm", label_family=family)
+            assert found["logits"] == found["expert_score"] == [neutral, 1.0] and found["unparsed"] == [1, 0]
 
     def test_a_second_answer_without_a_number_leaves_the_first(self) -> None:
         found, _ = cascade([0.3], [1.0], [Says(-0.9, 0.5)], [Says("who knows")])
@@ -588,6 +597,101 @@ class TestCheckpoint:
         assert not (tmp_path / ADAPTER_FOLDER).exists() and not (tmp_path / VERBALIZER_FILE).exists()
         loaded = UacsForSentimentAnalysis.from_pretrained(tmp_path)
         assert loaded.verbalizer is None and loaded.adapter_folder() is None
+
+
+FITS = {
+    "small": {
+        "same": {"mean": 0.4, "std": 0.1, "n": 20},
+        "opposite": {"mean": 0.8, "std": 0.1, "n": 20},
+    },
+    "expert": {
+        "same": {"mean": 0.2, "std": 0.1, "n": 20},
+        "opposite": {"mean": 1.2, "std": 0.1, "n": 20},
+    },
+}
+
+
+class TestStoredThresholds:
+    """Thresholds are (1 - lambda) * same + lambda * opposite + beta: 0.6 and 0.7 as they are stored."""
+
+    @pytest.fixture
+    def saved(self, tmp_path: Path) -> Callable[..., UacsConfig]:
+        def load(changes: Mapping[str, Any], **stored: Any) -> UacsConfig:
+            fields = {"tau_1": (0.4 + 0.8) / 2, "tau_2": (0.2 + 1.2) / 2, "calibration": FITS, "expert_model": "a/b"}
+            tiny_uacs_config(**{**fields, **stored}).save_pretrained(tmp_path)
+            config: UacsConfig = UacsConfig.from_pretrained(tmp_path, **changes)
+            return config
+
+        return load
+
+    @pytest.mark.parametrize(
+        ("changes", "taus"),
+        [
+            ({}, (0.6, 0.7)),
+            ({"threshold_lambda": 0.5}, (0.6, 0.7)),
+            ({"threshold_lambda": 1}, (0.8, 1.2)),
+            ({"threshold_lambda": 0.0, "threshold_beta": 0.1}, (0.5, 0.3)),
+            ({"threshold_beta": -0.2}, (0.4, 0.5)),
+            ({"threshold_lambda": 1, "tau_1": 0.1}, (0.1, 1.2)),
+        ],
+    )
+    def test_lambda_and_beta_move_them(
+        self, saved: Callable[..., UacsConfig], changes: dict[str, Any], taus: tuple[float, float]
+    ) -> None:
+        config = saved(changes)
+        assert (config.tau_1, config.tau_2) == pytest.approx(taus)
+        for name, value in changes.items():
+            assert getattr(config, name) == value
+
+    def test_a_threshold_that_was_given_or_set_for_a_budget_stays(self, saved: Callable[..., UacsConfig]) -> None:
+        config = saved({"threshold_lambda": 1}, tau_1=0.3)
+        assert (config.tau_1, config.tau_2) == pytest.approx((0.3, 1.2))
+
+    @pytest.mark.parametrize("stored", [{"tau_1": 0.3, "tau_2": 0.2}, {"calibration": None}])
+    def test_a_lambda_without_effect_is_refused(
+        self, saved: Callable[..., UacsConfig], stored: dict[str, Any]
+    ) -> None:
+        with pytest.raises(ValueError, match="threshold_lambda has no effect here: .* give tau_1 and tau_2, or run"):
+            saved({"threshold_lambda": 1}, **stored)
+
+    @pytest.mark.parametrize(
+        ("changes", "tau"),
+        [
+            ({"expert_model": "a/other"}, "tau_2"),
+            ({"expert_adapter": True}, "tau_2"),
+            ({"expert_max_new_tokens": 4}, "tau_2"),
+            ({"use_verbalizer": False}, "tau_2"),
+            ({"uncertainty_kind": "score"}, "tau_1"),
+            ({"temperature": 2.0, "route": "random"}, "tau_1"),
+            ({"budget_share": 0.2}, "tau_1"),
+        ],
+    )
+    def test_what_they_do_not_hold_for_is_refused(
+        self, saved: Callable[..., UacsConfig], changes: dict[str, Any], tau: str
+    ) -> None:
+        with pytest.raises(
+            ValueError, match=f"{tau} was calibrated with {next(iter(changes))}=.*; run `hf-msa calibrate"
+        ):
+            saved(changes)
+        assert getattr(saved({**changes, tau: 0.25}), tau) == 0.25, "unless the caller gives one"
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"expert_model": "/models/b"},
+            {"expert_batch_size": 2},
+            {"expert_model": "a/other", "route": "mllm"},
+            {"expert_model": "a/other", "route": "random"},
+            {"temperature": 2.0, "route": "fast"},
+            {"disagreement_rule": "mllm"},
+        ],
+    )
+    def test_what_has_no_part_in_them_is_taken(
+        self, saved: Callable[..., UacsConfig], changes: dict[str, Any]
+    ) -> None:
+        config = saved(changes)
+        assert all(getattr(config, name) == value for name, value in changes.items())
+        assert (config.tau_1, config.tau_2) == pytest.approx((0.6, 0.7))
 
 
 @pytest.mark.parametrize(

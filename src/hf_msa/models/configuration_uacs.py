@@ -1,11 +1,35 @@
 """Configuration of U-ACS."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
 from .configuration_msa import LanguageModelSettings, check_server, server_settings
 from .configuration_ubm import UbmConfig
+from .uacs_rules import threshold
+
+FITS = {"tau_1": "small", "tau_2": "expert"}
+"""Thresholds -> whose uncertainty is fitted for them in `calibration`."""
+
+# What changes the small model's uncertainty, or how its threshold is found.
+_OF_SMALL = (
+    *("uncertainty_kind", "temperature", "dropout_passes", "dropout_seed", "conformal_coverage"),
+    *("budget_share", "budget_seconds"),
+)
+# Of the expert's fields, those on which no answer depends.
+_WITHOUT_EFFECT = tuple(
+    f"expert_{name}"
+    for name in (
+        "attn_implementation",
+        "batch_size",
+        "concurrency",
+        "device_map",
+        "key_variable",
+        "retries",
+        "timeout",
+    )
+)
 
 
 @strict
@@ -48,10 +72,16 @@ class UacsConfig(UbmConfig):
     Thresholds:
         threshold_lambda (`float`), threshold_beta (`float`): A threshold is (1 - lambda) * mean uncertainty of the samples
             whose polarity is right + lambda * that of the others + beta (eq. 12).
+        budget_share (`float`, *optional*): In the place of lambda and beta for the small model: hand on at most this share
+            of the samples, as measured on the validation split (ours).
+        budget_seconds (`float`, *optional*): Likewise at most so many seconds per sample on average (ours).
         tau_1, tau_2 (`float`, *optional*): Thresholds of the small model and of the expert, which are sure up to and at
             them; set by calibration on the validation split. Given before training they stay as they are.
         calibration (`dict`, *optional*): The fits behind them, by `small` and `expert`; see
             `hf_msa.training.uacs.thresholds.AgreementFit`.
+
+    A checkpoint that is loaded with another lambda or beta has the thresholds that these give by its stored fits. What its
+    thresholds do not hold for (another expert, another uncertainty) is refused, unless thresholds are given with it.
     """
 
     model_type = "hf_msa_uacs"
@@ -68,6 +98,7 @@ class UacsConfig(UbmConfig):
         "wo_verbalizer": {"use_verbalizer": False},
         **{f"lambda_{value:g}": {"threshold_lambda": value} for value in (0.0, 0.25, 0.75, 1.0)},
         **{f"beta_{value:g}": {"threshold_beta": value} for value in (-0.2, -0.1, 0.1, 0.2)},
+        **{f"budget_{share}": {"budget_share": share / 100} for share in (10, 20, 30, 50)},
     }
 
     expert_model: str | None = None
@@ -94,9 +125,21 @@ class UacsConfig(UbmConfig):
 
     threshold_lambda: float | int = 0.5
     threshold_beta: float | int = 0.0
+    budget_share: float | int | None = None
+    budget_seconds: float | int | None = None
     tau_1: float | int | None = None
     tau_2: float | int | None = None
     calibration: dict[str, Any] | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a configuration of stored values and changes of them; see the class on changes that concern thresholds.
+
+        Raises:
+            ValueError: If the stored thresholds do not hold for a change, or a change of lambda or beta has no effect.
+        """
+        _check_thresholds_hold(config_dict, kwargs)
+        return super().from_dict(config_dict, **kwargs, **_moved_thresholds(config_dict, kwargs))
 
     @property
     def asks_language_model(self) -> bool:
@@ -126,8 +169,65 @@ class UacsConfig(UbmConfig):
         self.check_numbers("neutral_zone", at_least=0)
         self.check_numbers("epsilon", above=0)
         self.check_numbers("threshold_lambda", at_least=0, at_most=1)
+        if self.budget_share is not None:
+            self.check_numbers("budget_share", at_least=0, at_most=1)
+        if self.budget_seconds is not None:
+            self.check_numbers("budget_seconds", above=0)
+        if self.budget_share is not None and self.budget_seconds is not None:
+            raise ValueError(
+                "budget_share and budget_seconds both say how many samples are handed on; give one of them."
+            )
         if self.expert_kind == "endpoint" and (self.expert_adapter or self.expert_quantization):
             raise ValueError(
                 "A server loads its model itself: leave expert_adapter and expert_quantization out, or set expert_kind to "
                 '"local".'
             )
+
+
+def _check_thresholds_hold(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    route = changes.get("route", stored.get("route", "cascade"))
+    for tau in {"cascade": ("tau_1", "tau_2"), "random": ("tau_1",)}.get(route, ()):
+        fits = changes.get("calibration", stored.get("calibration")) or {}
+        if tau in changes or stored.get(tau) is None or FITS[tau] not in fits:
+            continue
+        for field, value in changes.items():
+            if field in stored and _invalidates(field, tau) and not _is_same(field, stored[field], value):
+                raise ValueError(
+                    f"{tau} was calibrated with {field}={stored[field]!r} and does not hold for {value!r}; run `hf-msa "
+                    f"calibrate RUN --set {field}={value}`, which trains nothing, or give {tau} itself."
+                )
+
+
+def _invalidates(field: str, tau: str) -> bool:
+    if tau == "tau_1":
+        return field in _OF_SMALL
+    return field == "use_verbalizer" or (field.startswith("expert_") and field not in _WITHOUT_EFFECT)
+
+
+def _is_same(field: str, stored: Any, value: Any) -> bool:
+    """Whether a change is none; of a model, wherever it lies, the last part of its name is what is published."""
+    if field == "expert_model" and isinstance(stored, str) and isinstance(value, str) and "://" not in stored + value:
+        return stored.rstrip("/").rpartition("/")[2] == value.rstrip("/").rpartition("/")[2]
+    return bool(stored == value)
+
+
+def _moved_thresholds(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, float]:
+    """The thresholds of the stored fits at another lambda or beta, where they were made of them."""
+    names = ("threshold_lambda", "threshold_beta")
+    before = [stored.get(name, getattr(UacsConfig, name)) for name in names]
+    after = [changes.get(name, value) for name, value in zip(names, before, strict=True)]
+    if after == before or "calibration" in changes:
+        return {}
+    fits = stored.get("calibration") or {}
+    made = [
+        tau
+        for tau, name in FITS.items()
+        if stored.get(tau) is not None and name in fits and threshold(fits[name], *before) == stored[tau]
+    ]
+    if not made and not changes.keys() & FITS.keys():
+        raise ValueError(
+            f"{next(name for name in names if name in changes)} has no effect here: the thresholds were not made of fitted "
+            "means, but given, set for a budget, or never calibrated; give tau_1 and tau_2, or run `hf-msa calibrate`."
+        )
+    moved = {tau: threshold(fits[FITS[tau]], *after) for tau in made if tau not in changes}
+    return {tau: value for tau, value in moved.items() if value is not None}

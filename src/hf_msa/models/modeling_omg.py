@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from .configuration_omg import OmgConfig
 from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean, read_side_file, sound_side_file
+from .msa_answer_store import AnswerStore
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_outputs import MsaOutput
@@ -30,7 +31,6 @@ from .omg_executor import LatentVae, ModalityExecutor, build_scheduler, draw_noi
 from .omg_knowledge_base import DESCRIPTION_FILE, NO_ENTRY, KnowledgeBase
 from .omg_light_planner import LightPlanner
 from .omg_observation import Observation, observe_rows
-from .omg_plan_store import PlanStore
 from .omg_planner import MllmPlanner, PlanChoice, Planner
 from .omg_retriever import Evidence, EvidenceRetriever
 
@@ -284,7 +284,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                     f"The planner in {PLANNER_FILE} is of the kind {kind!r}, but the configuration says planner="
                     f"{self.config.planner!r}; load the checkpoint with the planner that it was trained with."
                 )
-            values, store = self.planner_values, PlanStore(self.answers_folder)
+            values, store = self.planner_values, AnswerStore(self.answers_folder)
             encode = functools.partial(self.embed_texts, processor.tokenizer)
             if kind == "mllm":
                 if (values.get("vectors") == "text_encoder") != (self.config.planner_kind == "endpoint"):

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .configuration_omg import OmgConfig
+from .msa_answer_store import AnswerStore, content_hash
 from .msa_mllm import Mllm, MllmRequest
 from .msa_mllm_answers import MllmAnswer
+from .msa_remembering import known_identity
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer
 from .omg_observation import Observation
 from .omg_plan import FALLBACK_PLAN, Plan, read_plan
-from .omg_plan_store import PlanStore
 
 Proposals = tuple[tuple[str, float], ...]
 """What was written, and its log-probability, for each candidate."""
@@ -147,12 +148,12 @@ class Planner(ABC):
         config: OmgConfig,
         verbalizer: MsaVerbalizer | None = None,
         centering: Centering | None = None,
-        store: PlanStore | None = None,
+        store: AnswerStore | None = None,
     ) -> None:
         self.config = config
         self.verbalizer = verbalizer
         self.centering = centering
-        self.store = PlanStore() if store is None else store
+        self.store = AnswerStore() if store is None else store
 
     @property
     @abstractmethod
@@ -295,12 +296,6 @@ def encoder_digest(encode: Encode) -> str:
     return hashlib.blake2b(repr(vectors.shape).encode() + vectors.tobytes(), digest_size=16).hexdigest()
 
 
-def content_hash(value: Any) -> str:
-    """A hash of plain JSON values."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
 def plan_prompt(transcript: str | None, modalities: Collection[str], description: str = "") -> str:
     """Ask for a plan.
 
@@ -347,7 +342,7 @@ class MllmPlanner(Planner):
         config: OmgConfig,
         verbalizer: MsaVerbalizer | None = None,
         centering: Centering | None = None,
-        store: PlanStore | None = None,
+        store: AnswerStore | None = None,
         adapter: str | None = None,
         encode: Encode | None = None,
     ) -> None:
@@ -359,7 +354,7 @@ class MllmPlanner(Planner):
     @property
     def identity(self) -> dict[str, str | None]:
         """The model, its adapter, and how its weights are read, see `LocalMllm.identity`; of other models the name."""
-        known = {"adapter": None, **_known_identity(self.mllm)}
+        known = {"adapter": None, **known_identity(self.mllm)}
         return known if self.adapter is None else {**known, "adapter": self.adapter}
 
     @property
@@ -385,7 +380,7 @@ class MllmPlanner(Planner):
         values: Mapping[str, Any],
         mllm: Mllm,
         config: OmgConfig,
-        store: PlanStore | None = None,
+        store: AnswerStore | None = None,
         encode: Encode | None = None,
     ) -> "MllmPlanner":
         """Rebuild the planner from `to_dict`, with the model, its adapter where it was saved with one, and the encoder.
@@ -393,7 +388,7 @@ class MllmPlanner(Planner):
         Raises:
             ValueError: If the model is known to have another adapter than the one with which the planner was fitted.
         """
-        known = _known_identity(mllm)
+        known = known_identity(mllm)
         if known.get("adapter", values["adapter"]) != values["adapter"]:
             raise ValueError(
                 f"The planner was fitted with the adapter {values['adapter']}, but its language model has "
@@ -453,9 +448,3 @@ class MllmPlanner(Planner):
 
 def _request(prompt: str, observation: Observation) -> MllmRequest:
     return MllmRequest(prompt, observation.audio, observation.frames, frames_per_second=observation.frames_per_second)
-
-
-def _known_identity(mllm: Mllm) -> dict[str, str | None]:
-    """What a model says of itself; without ``adapter`` where it cannot know whether it has one."""
-    known: dict[str, str | None] = getattr(mllm, "identity", {"model": mllm.name})
-    return known
