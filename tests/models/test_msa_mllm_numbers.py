@@ -22,6 +22,7 @@ from hf_msa.models.modeling_uacs import ask_expert
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
 from hf_msa.models.msa_mllm_answers import MllmAnswer, parse_score
 from hf_msa.models.msa_mllm_numbers import NumberGrammar, writable_numbers
+from hf_msa.models.uacs_prompts import answer_text
 from nonempty import some
 from tiny_mllm import tiny_mllm_tokenizer
 
@@ -104,7 +105,7 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 class TestWritableNumbers:
     def test_they_are_the_labels_of_one_decimal(self) -> None:
         assert writable_numbers((-0.2, 0.2), 8) == ("-0.2", "-0.1", "0.0", "0.1", "0.2")
-        assert len(writable_numbers(MOSI, 8)) == 61
+        assert writable_numbers(MOSI, 8) == tuple(answer_text(tenths / 10) for tenths in range(-30, 31))
         assert writable_numbers((9.85, 10.15), 8) == ("9.9", "10.0", "10.1")
 
     def test_a_range_between_them_is_refused(self) -> None:
