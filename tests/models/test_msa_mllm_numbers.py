@@ -104,20 +104,20 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 class TestWritableNumbers:
     def test_they_are_the_labels_of_one_decimal(self) -> None:
-        assert writable_numbers((-0.2, 0.2), 8) == ("-0.2", "-0.1", "0.0", "0.1", "0.2")
-        assert writable_numbers(MOSI, 8) == tuple(answer_text(tenths / 10) for tenths in range(-30, 31))
-        assert writable_numbers((9.85, 10.15), 8) == ("9.9", "10.0", "10.1")
+        assert writable_numbers(-0.2, 0.2) == ("-0.2", "-0.1", "0.0", "0.1", "0.2")
+        assert writable_numbers(*MOSI) == tuple(answer_text(tenths / 10) for tenths in range(-30, 31))
+        assert writable_numbers(9.85, 10.15) == ("9.9", "10.0", "10.1")
 
     def test_a_range_between_them_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"No number of one decimal lies from 0.11 to 0.19; give a wider range"):
-            writable_numbers((0.11, 0.19), 8)
+            writable_numbers(0.11, 0.19)
 
 
 class TestGrammar:
     def test_every_number_can_be_written_as_the_tokenizer_writes_it(self, tokenizer: PreTrainedTokenizerFast) -> None:
         end = tokenizer.eos_token_id
         grammar = NumberGrammar(tokenizer, [end])
-        numbers = writable_numbers(MOSI, 8)
+        numbers = writable_numbers(*MOSI)
         for number in some(numbers):
             for written in (number, f" {number}"):
                 tokens = tokenizer(written, add_special_tokens=False)["input_ids"]
@@ -128,7 +128,7 @@ class TestGrammar:
 
     def test_every_path_ends_in_a_number(self, tokenizer: PreTrainedTokenizerFast) -> None:
         grammar = NumberGrammar(tokenizer, [tokenizer.eos_token_id])
-        numbers = writable_numbers((-0.3, 1.5), 8)
+        numbers = writable_numbers(-0.3, 1.5)
         found, open_paths = set(), [[]]  # type: ignore[var-annotated]
         while open_paths:
             path = open_paths.pop()
@@ -178,7 +178,7 @@ class TestGenerate:
 
     def test_the_most_probable_number_is_written_token_by_token(self, tokenizer: PreTrainedTokenizerFast) -> None:
         mllm = tiny_llama(tokenizer, 1)
-        grammar, numbers = NumberGrammar(tokenizer, [tokenizer.eos_token_id]), writable_numbers(MOSI, 8)
+        grammar, numbers = NumberGrammar(tokenizer, [tokenizer.eos_token_id]), writable_numbers(*MOSI)
         for request, (answer,) in zip(REQUESTS, mllm.generate(REQUESTS, 8, only_number=MOSI), strict=True):
             prompt, tokens = mllm.encode([request])["input_ids"], list[int]()
             entropies, logprobs = [], []

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_msa import LanguageModelSettings
 from .configuration_ubm import UbmConfig
-from .msa_mllm_numbers import writable_numbers
+from .msa_mllm_numbers import check_room, writable_numbers
 
 
 @strict
@@ -112,7 +112,7 @@ class UacsConfig(UbmConfig):
         self.check_numbers("epsilon", above=0)
         self.check_numbers("threshold_lambda", at_least=0, at_most=1)
         if self.expert_constrained:
-            writable_numbers(self.label_range, self.expert_max_new_tokens)
+            check_room(writable_numbers(*self.label_range), self.expert_max_new_tokens)
         if self.expert_kind == "endpoint" and (self.expert_adapter or self.expert_quantization):
             raise ValueError(
                 "A server loads its model itself: leave expert_adapter and expert_quantization out, or set expert_kind to "

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from .msa_mllm_answers import MllmAnswer
-from .msa_mllm_numbers import WIDEST_RANGE, NumberGrammar, writable_numbers
+from .msa_mllm_numbers import WIDEST_RANGE, NumberGrammar, check_room, writable_numbers
 
 SAMPLING_RATE = 16_000
 DEFAULT_MLLM = "Qwen/Qwen2.5-Omni-3B"
@@ -322,7 +322,8 @@ class LocalMllm:
         check_sampling(max_new_tokens, num_candidates, temperature, top_p)
         numbers: tuple[str, ...] = ()
         if only_number is not False:
-            numbers = writable_numbers(WIDEST_RANGE if only_number is True else only_number, max_new_tokens)
+            numbers = writable_numbers(*(WIDEST_RANGE if only_number is True else only_number))
+            check_room(numbers, max_new_tokens)
         rows = [(request, number) for request in requests for number in range(num_candidates)]
         answers: list[MllmAnswer] = []
         for chunk in _chunks(rows, self.batch_size):

@@ -12,21 +12,32 @@ WIDEST_RANGE = (-9.9, 9.9)
 _SPACE = "[ \u0120\u2581]?"
 
 
-def writable_numbers(number_range: tuple[float, float], max_new_tokens: int) -> tuple[str, ...]:
+def writable_numbers(low: float, high: float) -> tuple[str, ...]:
     """Every number of one decimal in a range, as training answers are written: "-0.4", "0.0", "1.2".
 
     Args:
-        number_range: Lowest and highest.
-        max_new_tokens: Longest answer.
+        low: The lowest.
+        high: The highest.
 
     Raises:
-        ValueError: If there is none, or an answer is too short for the longest.
+        ValueError: If there is none.
     """
-    low, high = number_range
     tenths = range(math.ceil(round(low * 10, 6)), math.floor(round(high * 10, 6)) + 1)
     if not tenths:
         raise ValueError(f"No number of one decimal lies from {low:g} to {high:g}; give a wider range.")
-    numbers = tuple(f"{number / 10:.1f}" for number in tenths)
+    return tuple(f"{number / 10:.1f}" for number in tenths)
+
+
+def check_room(numbers: Sequence[str], max_new_tokens: int) -> None:
+    """Refuse answers that are too short for a number.
+
+    Args:
+        numbers: What may be written.
+        max_new_tokens: Longest answer.
+
+    Raises:
+        ValueError: If the longest may not fit.
+    """
     # Each character may be a token; a space before and the end behind.
     needed = max(map(len, numbers)) + 2
     if max_new_tokens < needed:
@@ -34,7 +45,6 @@ def writable_numbers(number_range: tuple[float, float], max_new_tokens: int) -> 
             f"An answer may have {max_new_tokens} tokens, but one of the numbers {numbers[0]} to {numbers[-1]} may take "
             f"{needed}; allow as many."
         )
-    return numbers
 
 
 class NumberGrammar:
