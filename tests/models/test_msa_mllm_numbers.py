@@ -132,6 +132,7 @@ class TestGrammar:
         found, open_paths = set(), [[]]  # type: ignore[var-annotated]
         while open_paths:
             path = open_paths.pop()
+            assert len(path) <= 1 + len("-0.3")  # one space, once
             for token in some(grammar.allowed(path, numbers)):
                 if token == tokenizer.eos_token_id:
                     found.add(tokenizer.decode(path).strip())
