@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_msa import LanguageModelSettings, check_server, server_settings
 from .configuration_ubm import UbmConfig
+from .msa_mllm_numbers import check_room, writable_numbers
 from .uacs_rules import threshold
 
 FITS = {"tau_1": "small", "tau_2": "expert"}
@@ -163,7 +164,7 @@ class UacsConfig(UbmConfig):
         )
 
     def validate_uacs(self) -> None:
-        """Check numbers, and that an adapter has a local expert to sit on."""
+        """Check numbers, that a score fits into an answer, and that an adapter has a local expert to sit on."""
         self.check_numbers("expert_batch_size", "expert_max_new_tokens", at_least=1)
         check_server(self, "expert")
         self.check_numbers("neutral_zone", at_least=0)
@@ -177,6 +178,8 @@ class UacsConfig(UbmConfig):
             raise ValueError(
                 "budget_share and budget_seconds both say how many samples are handed on; give one of them."
             )
+        if self.expert_constrained:
+            check_room(writable_numbers(*self.label_range), self.expert_max_new_tokens)
         if self.expert_kind == "endpoint" and (self.expert_adapter or self.expert_quantization):
             raise ValueError(
                 "A server loads its model itself: leave expert_adapter and expert_quantization out, or set expert_kind to "

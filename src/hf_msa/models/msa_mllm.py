@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from .msa_mllm_answers import MllmAnswer
-from .msa_mllm_numbers import WIDEST_RANGE, NumberGrammar, writable_numbers
+from .msa_mllm_numbers import WIDEST_RANGE, NumberGrammar, check_room, writable_numbers
 
 SAMPLING_RATE = 16_000
 DEFAULT_MLLM = "Qwen/Qwen2.5-Omni-3B"
@@ -320,7 +320,10 @@ class LocalMllm:
                 does not take, or only a number may be written and the vocabulary or `max_new_tokens` leaves no room for it.
         """
         check_sampling(max_new_tokens, num_candidates, temperature, top_p)
-        numbers = _writable(only_number, max_new_tokens)
+        numbers: tuple[str, ...] = ()
+        if only_number is not False:
+            numbers = writable_numbers(*(WIDEST_RANGE if only_number is True else only_number))
+            check_room(numbers, max_new_tokens)
         rows = [(request, number) for request in requests for number in range(num_candidates)]
         answers: list[MllmAnswer] = []
         for chunk in _chunks(rows, self.batch_size):
@@ -593,21 +596,6 @@ def check_sampling(max_new_tokens: int, num_candidates: int, temperature: float 
         raise ValueError(f"{num_candidates} candidates without a temperature would all be equal; give a temperature.")
     if top_p is not None and (temperature is None or not 0 < top_p <= 1):
         raise ValueError(f"top_p is {top_p}; it must lie in (0, 1] and needs a temperature.")
-
-
-def _writable(only_number: bool | tuple[float, float], max_new_tokens: int) -> tuple[str, ...]:
-    """All that may be written under `Mllm.generate`'s `only_number`; empty where that is anything."""
-    if only_number is False:
-        return ()
-    numbers = writable_numbers(*(WIDEST_RANGE if only_number is True else only_number))
-    # Each character may be a token; a space before and the end behind.
-    needed = max(map(len, numbers)) + 2
-    if max_new_tokens < needed:
-        raise ValueError(
-            f"max_new_tokens is {max_new_tokens}, but one of the numbers {numbers[0]} to {numbers[-1]} may take {needed}; "
-            "allow as many."
-        )
-    return numbers
 
 
 def _row_seed(seed: int, request: MllmRequest, number: int) -> int:
