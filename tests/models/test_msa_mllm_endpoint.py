@@ -7,6 +7,7 @@ import email.utils
 import io
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -223,6 +224,35 @@ class TestTopLogprobs:
         assert [body["top_logprobs"] for body in server.bodies] == [20, 5]
 
 
+class TestPlainAnswers:
+    """Answers are the most probable tokens, whatever a server does to them unless it is told not to."""
+
+    def test_penalties_are_turned_off(self, server: Server) -> None:
+        endpoint(server).generate([MllmRequest("Score?")], 8)
+        endpoint(server).generate([MllmRequest("Score?")], 8, temperature=0.7, top_p=0.9)
+        plain = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "min_p": 0.0}
+        assert [{name: body[name] for name in plain} for body in server.bodies] == [plain, plain]
+        assert [body["top_p"] for body in server.bodies] == [1.0, 0.9]
+
+    def test_a_field_that_a_server_does_not_take_is_left_out(self, server: Server) -> None:
+        def reply(number: int, body: dict[str, Any]) -> Reply:
+            for name in ("repeat_penalty", "min_p"):
+                if name in body:
+                    return 400, {}, f"Unrecognized request argument supplied: {name}".encode()
+            return (422, {}, b"`top_p` must be > 0.0 and < 1.0") if body.get("top_p") == 1 else SCORE
+
+        server.reply = reply
+        mllm = endpoint(server)
+        mllm.generate([MllmRequest("Score?")], 8)
+        mllm.generate([MllmRequest("Score?")], 8)
+        assert len(server.bodies) == 5
+        assert not {"repeat_penalty", "min_p", "top_p"} & {*server.bodies[-1]}
+        assert server.bodies[-1]["repetition_penalty"] == 1.0 and server.bodies[-1]["top_logprobs"] == 20
+        # What the caller asked for is not left out.
+        with pytest.raises(ConnectionError, match="`top_p` must be"):
+            mllm.generate([MllmRequest("Score?")], 8, temperature=1.0, top_p=1.0)
+
+
 def spell(*pieces: str | bytes) -> list[dict[str, Any]]:
     """Certain tokens with these bytes; the text of one that is no text is what servers show for it."""
     tokens = []
@@ -339,12 +369,22 @@ class TestOnlyNumbers:
         with pytest.raises(ConnectionError, match="status 401, asked once: who are you"):
             endpoint(server).generate([MllmRequest("Score?")], 8, only_number=True)
 
-    @pytest.mark.parametrize(
-        ("text", "taken"), [("-0.4", True), ("2", True), ("10.25", True), ("-", False), ("+1", False), ("1.", False)]
-    )
-    def test_what_is_asked_for_can_be_read(self, text: str, taken: bool) -> None:
-        assert (msa_mllm_endpoint.NUMBER.fullmatch(text) is not None) == taken
-        assert not taken or parse_score(text) == float(text)
+    def test_what_is_asked_for_is_every_number_of_the_range(self, server: Server) -> None:
+        endpoint(server).generate([MllmRequest("Score?")], 8, only_number=(-1.0, 1.0))
+        (body,) = server.bodies
+        regex = re.compile(body["structured_outputs"]["regex"])
+        tenths = [f"{number / 10:.1f}" for number in range(-10, 11)]
+        assert all(regex.fullmatch(number) for number in tenths)
+        assert not any(map(regex.fullmatch, ("", "1.1", "-", "0", "-0.0", "+1.0", "0x4", "1.0 ", "-0.45")))
+        assert body["grammar"] == "root ::= " + " | ".join(f'"{number}"' for number in tenths)
+
+    def test_an_answer_that_was_cut_is_marked(self, server: Server) -> None:
+        status, headers, content = SCORE
+        cut = content.replace(b'"finish_reason": "stop"', b'"finish_reason": "length"')
+        for given, finished in ((content, True), (cut, False)):
+            server.reply = lambda number, body, given=given: (status, headers, given)
+            ((answer,),) = endpoint(server).generate([MllmRequest("Score?")], 8)
+            assert answer.finished == finished
 
 
 class TestFailure:

@@ -50,7 +50,8 @@ class Completion:
     def answer(self) -> MllmAnswer:
         """The answer with the middles of its bounds, all of which have to be there."""
         known = tuple(bound for bound in self.bounds if bound is not None)
-        return MllmAnswer(self.text, self.pieces, tuple((low + high) / 2 for low, high in known), self.logprobs, known)
+        middles = tuple((low + high) / 2 for low, high in known)
+        return MllmAnswer(self.text, self.pieces, middles, self.logprobs, known, not self.is_cut)
 
 
 def read_completion(content: bytes, vocabulary_size: int) -> Completion:

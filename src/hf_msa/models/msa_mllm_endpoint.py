@@ -25,6 +25,7 @@ from .configuration_msa import ServerSettings
 from .msa_mllm import SAMPLING_RATE, MllmRequest, check_sampling
 from .msa_mllm_answers import MllmAnswer
 from .msa_mllm_completion import Completion, read_completion
+from .msa_mllm_numbers import WIDEST_RANGE, writable_numbers
 from .msa_mllm_server import Refused, Server, check_address
 
 logger = logging.getLogger(__name__)
@@ -39,19 +40,12 @@ TOKEN_VARIABLE = "HF_MSA_ENDPOINT_TOKEN"
 # The variable of the key that each address may be sent; None where the caller named none.
 _allowed: dict[str, str | None] = {}
 
+# Servers penalise repetitions and cut tails unless they are told not to, some in all answers (llama-cpp-python), some as the
+# model's own settings say (vLLM): what they then answer is not what their log-probabilities say. Names differ by server.
+_PLAIN = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "min_p": 0.0, "top_p": 1.0}
 # What servers allow that refuse more and do not say how many.
 _FEWEST_LOGPROBS = 5
 _JPEG_QUALITY = 90
-
-NUMBER = re.compile(r"-?[0-9]{1,2}(\.[0-9]{1,2})?")
-"""What an answer is held to that may be nothing but a number."""
-_GRAMMAR = r'root ::= "-"? [0-9] [0-9]? ("." [0-9] [0-9]?)?'
-# How servers are told so: vLLM and llama.cpp, which pass over what the other is told; vLLM until 0.11; TGI.
-_NUMBER_FIELDS: tuple[dict[str, Any], ...] = (
-    {"structured_outputs": {"regex": NUMBER.pattern}, "grammar": _GRAMMAR},
-    {"guided_regex": NUMBER.pattern},
-    {"response_format": {"type": "regex", "value": NUMBER.pattern}},
-)
 
 
 def allow_endpoint(address: str, key_variable: str | None = None) -> None:
@@ -119,7 +113,8 @@ class EndpointMllm:
 
     Entropies are those that the server's `top_logprobs` allow: each token's bounds are kept, and their middle is taken for
     its entropy (see `entropy_bounds`). A server that refuses to list so many is asked for as many as it allows.
-    Whether log-probabilities are given before or after temperature, and before or after a constraint, is up to the server;
+    The penalties and warpers of the server or of the model's own settings are turned off as far as it lets them be. Whether
+    log-probabilities are given before or after temperature, and before or after a constraint, is up to the server;
     at the most probable tokens, without a constraint, it makes no difference. Of a model that thinks before it answers the
     thoughts count against the longest length, but are no part of the answer.
 
@@ -166,6 +161,7 @@ class EndpointMllm:
         self._asked_logprobs = self._top_logprobs = top_logprobs
         self._vocabulary_size = vocabulary_size
         self._concurrency = concurrency
+        self._plain = dict(_PLAIN)
         self._number_form = 0
         self._lock = threading.Lock()
 
@@ -213,10 +209,13 @@ class EndpointMllm:
             "temperature": 0.0 if temperature is None else temperature,
             "top_p": top_p,
         }
+        numbers: tuple[str, ...] = ()
+        if only_number is not False:
+            numbers = writable_numbers(*(WIDEST_RANGE if only_number is True else only_number))
 
         def ask(messages: "Future[list[dict[str, Any]]]", number: int) -> MllmAnswer:
             asked = {**call, "messages": messages.result(), "seed": seed + number}
-            completion = self._ask_for_number(asked) if only_number else self._ask(asked)
+            completion = self._ask_for_number(asked, numbers) if numbers else self._ask(asked)
             return completion.answer()
 
         with ThreadPoolExecutor(self._concurrency) as pool:
@@ -283,16 +282,17 @@ class EndpointMllm:
             )
         return names[0] if names else None
 
-    def _ask_for_number(self, call: dict[str, Any]) -> Completion:
-        """Ask for nothing but a number, in the first of all ways that the server follows."""
-        for form in range(self._number_form, len(_NUMBER_FIELDS)):
+    def _ask_for_number(self, call: dict[str, Any], numbers: tuple[str, ...]) -> Completion:
+        """Ask for nothing but one of some numbers, in the first of all ways that the server follows."""
+        fields = _number_fields(numbers)
+        for form in range(self._number_form, len(fields)):
             try:
-                completion = self._ask({**call, **_NUMBER_FIELDS[form]})
+                completion = self._ask({**call, **fields[form]})
             except Refused as refused:
                 if refused.status not in (400, 422):
                     raise
                 continue
-            if NUMBER.fullmatch(completion.text.strip()) or completion.is_cut:
+            if completion.text.strip() in numbers or completion.is_cut:
                 self._number_form = form
                 return completion
         raise ValueError(
@@ -304,16 +304,25 @@ class EndpointMllm:
         body = {"model": self._served_model, **call, "logprobs": True, "stream": False}
         body = {name: value for name, value in body.items() if value is not None}
         while True:
-            asked = self._top_logprobs
+            plain, asked = self._plain, self._top_logprobs
             try:
-                return self._read(self._server.ask("/chat/completions", {**body, "top_logprobs": asked}))
+                return self._read(self._server.ask("/chat/completions", {**plain, **body, "top_logprobs": asked}))
             except Refused as refused:
-                if not self._takes_fewer(refused, asked):
+                if refused.status not in (400, 422) or not (
+                    self._leaves_out(refused, {*plain} - {*body}) or self._takes_fewer(refused, asked)
+                ):
                     raise
+
+    def _leaves_out(self, refused: Refused, told: set[str]) -> bool:
+        """Whether a server refused because of a field that it need not know, which is left out from now on."""
+        unknown = {name for name in told if re.search(rf"\b{name}\b", refused.said)}
+        with self._lock:
+            self._plain = {name: value for name, value in self._plain.items() if name not in unknown}
+        return bool(unknown)
 
     def _takes_fewer(self, refused: Refused, asked: int) -> bool:
         """Whether a server refused because of the number of listed tokens, of which fewer are asked for from now on."""
-        if refused.status not in (400, 422) or not re.search("logprobs|top_n_tokens", refused.said):
+        if not re.search("logprobs|top_n_tokens", refused.said):
             return False
         with self._lock:
             if self._top_logprobs < asked:
@@ -357,6 +366,21 @@ class EndpointMllm:
                 f"{self._server.quoted(completion.text)!r}, so that nobody knows how sure it is of it; use another server."
             )
         return completion
+
+
+def _number_fields(numbers: Sequence[str]) -> list[dict[str, Any]]:
+    """Ways of telling servers that an answer has to be one of some numbers.
+
+    The first is for vLLM and llama.cpp, which pass over what the other is told, the second for vLLM until 0.11, the third
+    for TGI.
+    """
+    regex = "|".join(map(re.escape, numbers)).replace("\\-", "-")
+    grammar = "root ::= " + " | ".join(f'"{number}"' for number in numbers)
+    return [
+        {"structured_outputs": {"regex": f"({regex})"}, "grammar": grammar},
+        {"guided_regex": f"({regex})"},
+        {"response_format": {"type": "regex", "value": f"({regex})"}},
+    ]
 
 
 def _messages(request: MllmRequest) -> list[dict[str, Any]]:
