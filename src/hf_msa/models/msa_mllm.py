@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from .msa_mllm_loading import MllmSource
-from .msa_schema import FEATURE_MODALITIES
+from .msa_schema import FEATURE_MODALITIES, MODALITIES
 
 SAMPLING_RATE = 16_000
 DEFAULT_MLLM = "Qwen/Qwen2.5-Omni-3B"
@@ -694,6 +694,19 @@ class LocalMllm:
             pieces.append(longer[len(text) :])
             text = longer
         return MllmAnswer(text, tuple(pieces), tuple(entropies[:length]), tuple(logprobs[:length]))
+
+
+def taken_modalities(mllm: Mllm | None, wanted: str | Sequence[str] = "auto") -> tuple[str, ...]:
+    """Which modalities a model is given in raw form, in the order of `MODALITIES`.
+
+    Args:
+        mllm: The model; one that does not say what it takes, such as a server, is taken to take everything, and so is None.
+        wanted: "auto": all that it takes; or their names, for which no model is needed.
+    """
+    if not isinstance(wanted, str):
+        return tuple(wanted)
+    taken: tuple[str, ...] = getattr(mllm, "modalities", MODALITIES)
+    return taken
 
 
 def adapter_digest(folder: str | os.PathLike[str]) -> str:
