@@ -129,7 +129,8 @@ class CascadeBench:
         self.model: UacsForSentimentAnalysis = self.text.build(UacsForSentimentAnalysis, UacsConfig(**fields))
         self.model.to(device()).eval()
         members = [rows[index] for index in range(len(rows))]
-        self.model.verbalizer = MsaVerbalizer.fit(members)
+        names = {m: [f"{m} {n}" for n in range(getattr(self.model.config, f"{m}_dim"))] for m in ("audio", "vision")}
+        self.model.verbalizer = MsaVerbalizer.fit(members, names)
         self.requests = self.model.expert_requests([self.rows[index] for index in range(len(rows))])
         self.expert: Mllm = (
             StubExpert(setting.call_seconds, setting.expert_batch_size)

@@ -1,5 +1,6 @@
 """OMG-Agent's planner: the schema, re-ranking by hand, centring, scripted models, and the light planner's probes."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -207,6 +208,20 @@ class TestMllmPlanner:
 
     def planner(self, mllm: ScriptedMllm, **options: Any) -> MllmPlanner:
         return asking(mllm, verbalizer=self.verbalizer, **options)
+
+    def test_what_the_model_does_not_take_is_left_out_and_described(self) -> None:
+        seen = Observation("words", tiny_audio(), tiny_frames(), self.features)
+        mllm = ScriptedMllm(says())
+        mllm.modalities = ("text", "vision")  # type: ignore[attr-defined]
+        for planner in (
+            self.planner(mllm),
+            self.planner(ScriptedMllm(says()), planner="mllm", planner_modalities=["text", "vision"]),
+        ):
+            for request in (planner.request(seen), planner.content(seen)):
+                assert request.audio is None and request.frames is not None
+                assert "Voice: pitch very high" in request.prompt and "Face:" not in request.prompt
+        bare = asking(mllm).request(dataclasses.replace(seen, features={})).prompt
+        assert "Given of the clip: its words, its pictures. Lost: its sound" in bare
 
     def test_draws_as_the_settings_say(self) -> None:
         mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))))
@@ -575,7 +590,9 @@ class TestLightPlanner:
         for text, label in zip(texts, labels, strict=True)
     )
 
-    verbalizer = MsaVerbalizer.fit(observation.features for observation in observations)
+    verbalizer = MsaVerbalizer.fit(
+        [observation.features for observation in observations], {"audio": ["pitch"], "vision": ["AU12_r", "gaze"]}
+    )
 
     def planner(self, encoder: Any = encode, sign: float = 1.0, ridge: float = 0.01, **options: Any) -> LightPlanner:
         labels, verbalizer = (sign * self.labels).tolist(), options.pop("verbalizer", None)

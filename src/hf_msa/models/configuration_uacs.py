@@ -5,7 +5,13 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_msa import LanguageModelSettings, check_server, server_settings
+from .configuration_msa import (
+    LanguageModelSettings,
+    check_server,
+    language_model_modalities,
+    local_settings,
+    server_settings,
+)
 from .configuration_ubm import UbmConfig
 from .msa_mllm_numbers import check_room, writable_numbers
 from .uacs_rules import threshold
@@ -22,7 +28,7 @@ _OF_SMALL = (
 _WITHOUT_EFFECT = tuple(
     f"expert_{name}"
     for name in (
-        "attn_implementation",
+        "attention",
         "batch_size",
         "concurrency",
         "device_map",
@@ -41,12 +47,17 @@ class UacsConfig(UbmConfig):
     2509.04459 v1. The fields of `UbmConfig` are the small model's. Equations are the paper's; ours = it does not say.
 
     Expert:
-        expert_model (`str`, *optional*): Folder or Hub name of the expert, or the URL of a server that has it. `None`: there
-            is none, and only `route="fast"` can predict.
+        expert_model (`str`, *optional*): Folder, Hub name or GGUF file of the expert, or the URL of a server that has it.
+            `None`: there is none, and only `route="fast"` can predict.
         expert_kind: `"local"`, or `"endpoint"` for a server.
         expert_adapter (`bool`): The expert has a LoRA adapter, in the folder `adapter` beside this configuration.
         expert_quantization: Load a local expert in `"8bit"` or `"4bit"` (ours).
         expert_batch_size (`int`): Requests that a local expert answers together.
+        expert_dtype (`str`), expert_device_map, expert_attention (`str`, *optional*), expert_revision (`str`, *optional*):
+            How a local expert is loaded: type of the weights, spread over devices (`"auto"`: all GPUs), implementation of
+            attention, commit (ours).
+        expert_modalities: What the expert is given in raw form: `"auto"`, all that it takes, or a list of text and of audio
+            and vision; the rest is left out, which its prompt says (ours).
         expert_max_new_tokens (`int`): Longest answer, with what the expert thinks before it.
         expert_constrained (`bool`): Let the expert write nothing but a score of one decimal within the label range (ours).
         expert_served_model (`str`, *optional*): What the server calls the model. `None`: the only one that it serves.
@@ -57,8 +68,9 @@ class UacsConfig(UbmConfig):
         expert_timeout (`float`): Seconds in which it has to answer.
         expert_retries (`int`): Further attempts where it does not, is busy or fails.
         expert_concurrency (`int`): Requests that are under way at once.
-        use_verbalizer (`bool`): Describe features in words to the expert where the sound or the pictures are not at hand
-            (ours; the paper's expert sees the video). The statistics that it needs lie beside this configuration.
+        use_verbalizer (`bool`): Describe features in words to the expert where it is not given the sound or the pictures
+            and the data names the features (ours; the paper's expert sees the video). The statistics that it needs lie
+            beside this configuration.
 
     Cascade:
         route: `"cascade"` (eq. 13-16); `"fast"`: the small model alone; `"mllm"`: the expert alone; `"random"`: the expert
@@ -107,6 +119,11 @@ class UacsConfig(UbmConfig):
     expert_adapter: bool = False
     expert_quantization: Literal["8bit", "4bit"] | None = None
     expert_batch_size: int = 8
+    expert_dtype: str = "auto"
+    expert_device_map: str | dict[str, Any] | None = None
+    expert_attention: str | None = None
+    expert_revision: str | None = None
+    expert_modalities: str | list[str] | tuple[str, ...] = "auto"
     expert_max_new_tokens: int = 16
     expert_constrained: bool = False
     expert_served_model: str | None = None
@@ -161,12 +178,15 @@ class UacsConfig(UbmConfig):
             batch_size=self.expert_batch_size,
             without='route="fast"',
             server=server_settings(self, "expert"),
+            modalities=language_model_modalities(self, "expert"),
+            local=local_settings(self, "expert"),
         )
 
     def validate_uacs(self) -> None:
         """Check numbers, that a score fits into an answer, and that an adapter has a local expert to sit on."""
         self.check_numbers("expert_batch_size", "expert_max_new_tokens", at_least=1)
         check_server(self, "expert")
+        language_model_modalities(self, "expert")
         self.check_numbers("neutral_zone", at_least=0)
         self.check_numbers("epsilon", above=0)
         self.check_numbers("threshold_lambda", at_least=0, at_most=1)

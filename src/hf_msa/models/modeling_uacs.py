@@ -185,6 +185,16 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             self._expert = self.load_language_model()
         return self._expert
 
+    @property
+    def asked_model(self) -> Mllm | None:
+        """The expert; None where there is none."""
+        return None if self._expert is None and self.config.expert_model is None else self.expert
+
+    @property
+    def describes_features(self) -> bool:
+        """Whether features are described to the expert in words: of some modality at least, they have names."""
+        return self.config.use_verbalizer and self.verbalizer is not None and bool(self.verbalizer.modalities)
+
     def set_expert(self, expert: Mllm | None) -> None:
         """Ask this model in place of the one that the configuration names.
 
@@ -228,9 +238,10 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         """The first question to the expert about each sample.
 
         Sound and pictures go along where a row has them (`waveform` `(samples,)` mono at 16 kHz, `frames` `(frames, height,
-        width, 3)` uint8 at `frames_per_second`, 2 unless given); otherwise the features are described in words, if the
-        configuration says so. Of what `inputs` mark as dropped the expert gets to know nothing. For a modality without
-        features nothing says what is dropped: where anything of a sample is, its sound or pictures are left out as a whole.
+        width, 3)` uint8 at `frames_per_second`, 2 unless given) and the expert takes them (`raw_modalities`); otherwise the
+        features are described in words, if the configuration says so and the data names them. Of what `inputs` mark as
+        dropped the expert gets to know nothing. For a modality without features nothing says what is dropped: where
+        anything of a sample is, its sound or pictures are left out as a whole.
 
         Args:
             rows: See `MsaPreTrainedModel.predict_rows`.
@@ -242,7 +253,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         """
         requests = []
         for index, (row, missing) in enumerate(zip(rows, missing_positions(rows, inputs), strict=True)):
-            if self.media is not None:
+            if self.media is not None and self.raw_modalities[1:]:
                 row = {**row, **self.media(row)}
             if any(mask.any() for mask in missing.values()):
                 unknown = [key for name, key in _MEDIA_KEYS.items() if name not in missing]
@@ -263,7 +274,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         for modality, key in _MEDIA_KEYS.items():
             if not row.get(f"{modality}_present", True):
                 continue
-            if row.get(key) is not None:
+            if row.get(key) is not None and modality in self.raw_modalities:
                 media[modality] = visible_media(np.asarray(row[key]), missing.get(modality), cut=modality == "vision")
             elif self.config.use_verbalizer and modality in self.config.modalities and row.get(modality) is not None:
                 described[modality] = np.asarray(row[modality])
@@ -274,6 +285,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
                     "Features are to be described to the expert, but this checkpoint has no statistics of them "
                     f"({VERBALIZER_FILE}); give sound and pictures with the rows, or load it with use_verbalizer=False."
                 )
+            described = {name: described[name] for name in self.verbalizer.modalities if name in described}
             # Frames behind the longest length are not read by the small model either.
             seen = {name: frames[: len(missing.get(name, frames))] for name, frames in described.items()}
             description = self.verbalizer.describe(seen, missing)

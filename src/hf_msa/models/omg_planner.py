@@ -19,7 +19,7 @@ import numpy as np
 
 from .configuration_omg import OmgConfig
 from .msa_answer_store import AnswerStore, content_hash
-from .msa_mllm import Mllm, MllmRequest
+from .msa_mllm import Mllm, MllmRequest, taken_modalities
 from .msa_mllm_answers import MllmAnswer
 from .msa_remembering import known_identity
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
@@ -275,9 +275,10 @@ class Planner(ABC):
         raw = {"text": observation.transcript, "audio": observation.audio, "vision": observation.frames}
         given = {name for name, value in raw.items() if value is not None}
         spoken = {name: values for name, values in observation.features.items() if name not in given}
-        description = self.verbalizer.describe(spoken) if self.verbalizer is not None and spoken else ""
-        if description:
-            given |= set(spoken)
+        description = ""
+        if self.verbalizer is not None:
+            description = self.verbalizer.describe(spoken)
+            given |= spoken.keys() & set(self.verbalizer.modalities)
         return description, tuple(name for name in MODALITIES if name in given)
 
     def _seen_text(self, observation: Observation) -> str:
@@ -363,8 +364,21 @@ class MllmPlanner(Planner):
         model, adapter = self.identity["model"], self.identity["adapter"]
         return str(model) if adapter is None else f"{model}+{adapter[:8]}"
 
+    def _taken(self, observation: Observation) -> Observation:
+        """The same clip without the sound and the pictures that the model does not take, or is not to be given."""
+        if observation.audio is observation.frames is None:
+            return observation
+        settings = self.config.language_model
+        taken = taken_modalities(self.mllm, "auto" if settings is None else settings.modalities)
+        return dataclasses.replace(
+            observation,
+            audio=observation.audio if "audio" in taken else None,
+            frames=observation.frames if "vision" in taken else None,
+        )
+
     def request(self, observation: Observation) -> MllmRequest:
         """The question for a plan; its digest changes with anything that the model sees."""
+        observation = self._taken(observation)
         description, modalities = self._describe(observation)
         return _request(plan_prompt(observation.transcript, modalities, description), observation)
 
@@ -437,9 +451,10 @@ class MllmPlanner(Planner):
         return self.mllm.embed([MllmRequest(one) if isinstance(one, str) else one for one in contents])
 
     def content(self, observation: Observation) -> str | MllmRequest:
-        """All that is observed, without a question; in words where the text encoder reads it."""
+        """All that is observed and taken by the model, without a question; in words where the text encoder reads it."""
         if self.encode is not None:
             return self._in_words(observation)
+        observation = self._taken(observation)
         text = self._seen_text(observation)
         if not text and observation.audio is None and observation.frames is None:
             text = NOTHING_OBSERVED
