@@ -129,7 +129,8 @@ class CascadeBench:
         self.model: UacsForSentimentAnalysis = self.text.build(UacsForSentimentAnalysis, UacsConfig(**fields))
         self.model.to(device()).eval()
         members = [rows[index] for index in range(len(rows))]
-        self.model.verbalizer = MsaVerbalizer.fit(members)
+        names = {m: [f"{m} {n}" for n in range(getattr(self.model.config, f"{m}_dim"))] for m in ("audio", "vision")}
+        self.model.verbalizer = MsaVerbalizer.fit(members, names)
         self.requests = self.model.expert_requests([self.rows[index] for index in range(len(rows))])
         self.expert: Mllm = (
             StubExpert(setting.call_seconds, setting.expert_batch_size)
@@ -147,6 +148,8 @@ class CascadeBench:
         self.unsure = np.sort(self._sweep("fast")["uncertainty"])
 
     def _sweep(self, route: str, tau_1: float = math.inf, tau_2: float = math.inf) -> dict[str, Any]:
+        # Which forgets what it has answered.
+        self.model.set_expert(self.expert)
         config = self.model.config
         config.route, config.tau_1, config.tau_2 = route, tau_1, tau_2  # type: ignore[assignment]  # one of the routes
         tested = conditions("complete", config.modalities, None, (1111,))

@@ -146,6 +146,26 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _media(parser)
 
 
+def _calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run of uacs (one seed or all of them), a saved model, or a Hub name")
+    parser.add_argument(
+        "--data", required=True, help="folder or Hub name of the data set, whose validation split is used"
+    )
+    parser.add_argument(
+        "--output", required=True, help="folder of the run with the new thresholds, e.g. RUN/another-expert"
+    )
+    _assignments(
+        parser, "--set", "assignments", "change the configuration, e.g. expert_model=org/name expert_adapter=false"
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="SHARE|SECONDS",
+        help="hand on at most this share of the samples (20%%), or take at most so many seconds per sample (2s)",
+    )
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter for the expert")
+    _media(parser)
+
+
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="*", help="folders with a results.json; the first is what the others are compared with"
@@ -292,6 +312,12 @@ COMMANDS = (
         takes_training_flags=True,
     ),
     Command("evaluate", "test a model over missing rates or patterns", _evaluate, "hf_msa.cli:evaluate"),
+    Command(
+        "calibrate",
+        "set the thresholds of U-ACS for another expert, adapter or budget, without training",
+        _calibrate,
+        "hf_msa.uacs_calibration:calibrate",
+    ),
     Command(
         "compare",
         "put results side by side, with paired tests, and beside the papers'",

@@ -41,6 +41,7 @@ LEVELS = {
     "analysis": 7,
     "imputation": 7,
     "omg_knowledge_bases": 7,
+    "uacs_calibration": 7,
     "pipelines": 7,
     "clip_scores": 7,
     "demo_page": 7,

@@ -19,7 +19,6 @@ from hf_msa.analysis.uacs.accuracy_cost import (
     read_recorded,
     replay,
     sweep_rows,
-    tau_for,
 )
 from hf_msa.analysis.uacs.calibrations import calibrations, seed_configs
 from hf_msa.analysis.uacs.routes import case_rows, route_rows
@@ -30,7 +29,7 @@ from hf_msa.evaluation.results import EvaluationFacts, build_results, prediction
 from hf_msa.evaluation.uncertainty import auroc, coverage_risks, polarity_errors, spearman
 from hf_msa.models.configuration_ubm import UNCERTAINTIES
 from hf_msa.models.msa_label_families import BUILT_IN
-from hf_msa.models.uacs_rules import FAST, MLLM, ROUTES, VERIFY, WEIGHTED
+from hf_msa.models.uacs_rules import FAST, MLLM, ROUTES, VERIFY, WEIGHTED, threshold_for
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
 
@@ -401,7 +400,7 @@ class TestAccuracyCost:
 
     def test_thresholds_by_count(self) -> None:
         values = np.array([0.3, 0.1, 0.2])
-        assert [(values > tau_for(values, count)).sum() for count in range(4)] == [0, 1, 2, 3]
+        assert [(values > threshold_for(values, count)).sum() for count in range(4)] == [0, 1, 2, 3]
 
     def test_points_by_hand(self, recorded: Recorded) -> None:
         rows = sweep_rows([recorded], [Rules(**TAUS)], np.array(LABELS), BUILT_IN["mosi"])

@@ -240,8 +240,10 @@ class TestLoading:
         loaded = LocalMllm.from_pretrained(str(folder))
         assert not loaded.is_loaded
         loaded.processor.videos_kwargs = mllm.processor.videos_kwargs
-        assert loaded.is_loaded
+        assert loaded.modalities == ("text", "audio", "vision")
+        assert not loaded.is_loaded
         assert loaded.generate(tiny_requests(), 3) == mllm.generate(tiny_requests(), 3)
+        assert loaded.is_loaded
         assert isinstance(loaded.processor, OmniFramesProcessor)
 
     def test_of_a_model_that_also_talks_the_thinker_is_loaded(self, folder: Path, tmp_path: Path) -> None:
@@ -282,7 +284,7 @@ class TestLoading:
 
     def test_a_name_that_is_not_there_says_what_to_pass(self, tmp_path: Path) -> None:
         gone = LocalMllm.from_pretrained(str(tmp_path / "gone"))
-        with pytest.raises(ValueError, match="cannot be loaded .*pass a folder or Hub name"):
+        with pytest.raises(ValueError, match="cannot be loaded .*pass a folder, Hub name or GGUF file"):
             gone.generate(tiny_requests(), 1)
 
     def test_weights_that_are_not_there_are_not_made_up(self, folder: Path, tmp_path: Path) -> None:

@@ -126,6 +126,21 @@ GOLDEN = [
     ("(-3 to 3) 1.5", 1.5),
     ("Score: 2 points.", 2.0),
     (f"{PROMPT} Score: 1.2", 1.2),
+    ("Clip 2: 1.5", 1.5),
+    ("Sentiment of speaker 1: 0.5", 0.5),
+    ("0.75 (75%)", 0.75),
+    ("-1.0\n\nExplanation: The speaker says 3 bad words.", -1.0),
+    ("我认为得分是-0.5。因为说话人说了2次不好。", -0.5),
+    ("The speaker seems positive. I'd give 1.8.", 1.8),
+    ("Score = 2.0/3.0", 2.0),
+    ("It's a 2", 2.0),
+    ("between -1 and 0, say -0.5", -0.5),
+    ("sentiment=-0.5, confidence=0.9", -0.5),
+    ("0.5（积极）", 0.5),
+    ("neg 0.5", -0.5),
+    ("-1 on a scale of -3 to 3", -1.0),
+    ("Score: \u22120.5 \u00b1 0.1", -0.5),
+    ("-1.2<|im_end|>", -1.2),
 ]
 """Answers and the scores that they give on a scale from -3 to 3."""
 
@@ -198,6 +213,19 @@ UNREADABLE = [
     "Score: 1 point 5",
     PROMPT,
     "9" * 400,
+    "Clip 2",
+    "Speaker 1 is happy",
+    "There are 2.",
+    "0.1 positive, 0.8 negative",
+    "1.2 (score), -0.4 (other)",
+    "below zero: 0.4",
+    "0.4 points below neutral",
+    "0.5（消极）",
+    "情感极性：消极，得分：0.5",
+    "1½",
+    "Rating: 2 out of 5 stars",
+    "positive: 0.8, negative: 0.1, neutral: 0.1",
+    "Option 2",
 ]
 """Answers that give no score, more than one, or one whose sign is in doubt."""
 
@@ -296,6 +324,38 @@ class TestProperties:
     def test_signs_apart_from_the_number_count(self, tenths: int, around: str, point: str) -> None:
         written = f"{-tenths / 10:.1f}".replace(".", point)
         assert parse_score(around.format(written), MOSI) == tenths / 10
+
+    @settings(max_examples=500)
+    @given(
+        st.sampled_from(
+            [
+                "",
+                "Score ",
+                "Score: ",
+                "Sentiment",
+                "So I say ",
+                "得分",
+                "\n",
+                "- ",
+                "negative",
+                "(",
+                "It is",
+                "2",
+                "1.5 ",
+                "= ",
+            ]
+        ),
+        st.sampled_from(
+            [*DASHES, "minus", "negative", "负", "Minus:", "-**", "- (", "\u2014 ", " - ", " \u2013 ", "-\n", "- - "]
+        ),
+        st.sampled_from(["", " ", "  "]),
+        st.integers(1, 30),
+        st.sampled_from(["", ".", ")", "**", " (negative)", ", I say", "/3", " points", " below zero"]),
+    )
+    def test_the_other_sign_is_never_read(self, before: str, sign: str, gap: str, tenths: int, after: str) -> None:
+        score = parse_score(f"{before}{sign}{gap}{tenths / 10:.1f}{after}", MOSI)
+        # None, what was meant, or the number before it; never the opposite.
+        assert score in (None, -tenths / 10) or (before in ("2", "1.5 ") and score == float(before))
 
     @settings(max_examples=300)
     @given(

@@ -1,5 +1,6 @@
 """OMG-Agent's planner: the schema, re-ranking by hand, centring, scripted models, and the light planner's probes."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hf_msa.models.msa_answer_store import AnswerStore
 from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest, adapter_digest
 from hf_msa.models.msa_schema import SENTIMENT_SCALE
@@ -18,7 +20,6 @@ from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, rule_entity_action, tokenize
 from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan, read_plan, sentiment_word
-from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import (
     Centering,
     MllmPlanner,
@@ -208,6 +209,20 @@ class TestMllmPlanner:
     def planner(self, mllm: ScriptedMllm, **options: Any) -> MllmPlanner:
         return asking(mllm, verbalizer=self.verbalizer, **options)
 
+    def test_what_the_model_does_not_take_is_left_out_and_described(self) -> None:
+        seen = Observation("words", tiny_audio(), tiny_frames(), self.features)
+        mllm = ScriptedMllm(says())
+        mllm.modalities = ("text", "vision")  # type: ignore[attr-defined]
+        for planner in (
+            self.planner(mllm),
+            self.planner(ScriptedMllm(says()), planner="mllm", planner_modalities=["text", "vision"]),
+        ):
+            for request in (planner.request(seen), planner.content(seen)):
+                assert request.audio is None and request.frames is not None
+                assert "Voice: pitch very high" in request.prompt and "Face:" not in request.prompt
+        bare = asking(mllm).request(dataclasses.replace(seen, features={})).prompt
+        assert "Given of the clip: its words, its pictures. Lost: its sound" in bare
+
     def test_draws_as_the_settings_say(self) -> None:
         mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))))
         planner = asking(mllm, generation_seed=7)
@@ -317,7 +332,7 @@ class TestMemory:
         assert not np.array_equal(vector, normalize(exact)[0])
 
     def test_centring_and_choice_are_not_remembered(self) -> None:
-        store = PlanStore()
+        store = AnswerStore()
         mllm = self.mllm()
         plain = asking(mllm, store=store)
         asked = [Observation("a film")]
@@ -333,7 +348,7 @@ class TestMemory:
 
     def test_what_answers_depend_on_is_not_mixed_up(self) -> None:
         """Neither settings of draws, nor models, nor adapters, nor words for features share answers."""
-        store = PlanStore()
+        store = AnswerStore()
         mllm, named = self.mllm(), self.mllm()
         named.name = "another"
         verbalizer = TestMllmPlanner.verbalizer
@@ -359,10 +374,10 @@ class TestMemory:
     def test_a_persistent_store_serves_another_planner(self, tmp_path: Path) -> None:
         mllm = self.mllm()
         asked = [Observation("a film", tiny_audio()), Observation("a play")]
-        store = PlanStore(tmp_path)
+        store = AnswerStore(tmp_path)
         fresh = asking(mllm, store=store, plan_tokens="per_constraint").plan(asked)
         count = len(mllm.asked) + len(mllm.embedded)
-        cached = asking(mllm, store=PlanStore(tmp_path), plan_tokens="per_constraint").plan(asked)
+        cached = asking(mllm, store=AnswerStore(tmp_path), plan_tokens="per_constraint").plan(asked)
         assert len(mllm.asked) + len(mllm.embedded) == count
         for one, other in zip(fresh, cached, strict=True):
             assert one.candidates == other.candidates and one.plan == other.plan
@@ -382,7 +397,7 @@ class TestMemory:
         assert half.dtype == np.float16 and half.tolist() == [[65504.0, -65504.0, float(np.float16(0.1))]]
 
     def test_a_store_that_forgets_everything_changes_nothing(self) -> None:
-        class ForgetfulStore(PlanStore):
+        class ForgetfulStore(AnswerStore):
             def write(self, answers: Any) -> None:
                 pass
 
@@ -575,7 +590,9 @@ class TestLightPlanner:
         for text, label in zip(texts, labels, strict=True)
     )
 
-    verbalizer = MsaVerbalizer.fit(observation.features for observation in observations)
+    verbalizer = MsaVerbalizer.fit(
+        [observation.features for observation in observations], {"audio": ["pitch"], "vision": ["AU12_r", "gaze"]}
+    )
 
     def planner(self, encoder: Any = encode, sign: float = 1.0, ridge: float = 0.01, **options: Any) -> LightPlanner:
         labels, verbalizer = (sign * self.labels).tolist(), options.pop("verbalizer", None)

@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hf_msa.data.missing import apply_missing
@@ -36,9 +37,10 @@ from hf_msa.models.uacs_rules import (
     small_weight,
 )
 from stub_expert import Says, StubExpert, noisy_answers, scripted
-from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
+from tiny import tiny_batch, tiny_names, tiny_processor, tiny_rows, tiny_uacs_config
 
 INFINITE = math.inf
+ELEVEN_POINTS = {"name": "ratings", "low": 0, "high": 10, "neutral": 5}
 
 
 def build(**overrides: Any) -> UacsForSentimentAnalysis:
@@ -130,11 +132,13 @@ class TestRules:
 class TestPrompts:
     def test_the_question_names_range_words_and_sources(self) -> None:
         prompt = direct_prompt(BUILT_IN["sims"], "not bad", ("text", "audio", "vision"), "Voice: loud.")
-        assert "from -1 to 1" in prompt and '"not bad"' in prompt and "Voice: loud." in prompt
+        assert "from -1 (as" in prompt and "to 1 (as" in prompt and '"not bad"' in prompt and "Voice: loud." in prompt
         assert "what is said, how it is said and what the face shows" in prompt
         assert prompt.endswith("a number with one decimal.") and "uncertainty" not in prompt
 
     def test_lost_words_are_said_to_be_lost(self) -> None:
+        assert '"it was ... good"' in direct_prompt(BUILT_IN["mosi"], "IT WAS ... GOOD", ("text",))
+        assert '"It was GOOD"' in direct_prompt(BUILT_IN["mosi"], "It was GOOD", ("text",))
         prompt = direct_prompt(BUILT_IN["mosi"], None, ("audio",))
         assert "The words are lost." in prompt and "what is said" not in prompt and "\n\n" not in prompt
 
@@ -176,6 +180,8 @@ class TestCascade:
         )
         assert found["route"] == [FAST, MLLM, WEIGHTED, VERIFY]
         assert found["expert_calls"] == [0, 1, 1, 2]
+        # A token for each character, and the end of text.
+        assert found["expert_tokens"] == [0, len("-2.0") + 1, len("0.9") + 1, len("-1.0") + 1 + len("-1.5") + 1]
         assert found["logits"] == pytest.approx([1.5, -2.0, 0.7, -1.5])
         assert found["weight"] == pytest.approx([math.nan, math.nan, 1 / 3, math.nan], nan_ok=True)
         assert found["second_score"] == pytest.approx([math.nan] * 3 + [-1.5], nan_ok=True)
@@ -276,6 +282,7 @@ class TestCascade:
         model.set_expert(expert)
         whole = model.predict_rows(inputs, rows, None)
         expert.asked.clear()
+        model.set_expert(expert)
         batches = [
             ({name: value[begin : begin + 5] for name, value in inputs.items()}, rows[begin : begin + 5])
             for begin in range(0, 150, 5)
@@ -285,8 +292,8 @@ class TestCascade:
         next(stream)
         assert next(waiting)[1] is batches[1][1], "without a question there is nothing to wait for"
         found = list(model.predict_batches(batches, None))
-        assert [len(questions) for questions in expert.asked[::2]] == [65, 5], "from 64 on"
-        assert len(expert.asked) == 4, "each time followed by the second questions"
+        first = [len(asked) for asked in expert.asked if SECOND_OPINION not in asked[0].prompt]
+        assert first == [32, 32, 1, 5], "from 64 on, and kept in between"
         for name in ("logits", "route", "weight", "expert_score", "second_score", "expert_calls", "small_score"):
             together = torch.cat([output[name] for output in found])
             assert torch.equal(together.nan_to_num(9), whole[name].nan_to_num(9)), name
@@ -296,8 +303,13 @@ class TestCascade:
         found, expert = cascade([0.3], [1.0], [Says("I cannot say.", 0.0)])
         assert found["logits"] == pytest.approx([0.3]) and found["unparsed"] == [1] and expert.calls == 1
         assert found["expert_uncertainty"] == [INFINITE] and found["weight"] == [1.0]
-        for fields in ({"route": "mllm"}, {"tau_2": INFINITE}, {"agreement_rule": "accept_mllm"}):
+        for fields in ({"route": "random"}, {"tau_2": INFINITE}, {"agreement_rule": "accept_mllm"}):
             assert cascade([0.3], [1.0], [Says("?")], **fields)[0]["logits"] == pytest.approx([0.3])
+
+    def test_the_expert_alone_never_falls_back_to_the_small_model(self) -> None:
+        for family, neutral in (("mosi", 0.0), (ELEVEN_POINTS, 5.0)):
+            found, _ = cascade([0.3, 0.4], [1.0] * 2, [Says("?"), Says(1.0)], route="mllm", label_family=family)
+            assert found["logits"] == found["expert_score"] == [neutral, 1.0] and found["unparsed"] == [1, 0]
 
     def test_a_second_answer_without_a_number_leaves_the_first(self) -> None:
         found, _ = cascade([0.3], [1.0], [Says(-0.9, 0.5)], [Says("who knows")])
@@ -397,7 +409,8 @@ class TestSmallModel:
 class TestQuestions:
     def model(self, **overrides: Any) -> UacsForSentimentAnalysis:
         model = build(**overrides)
-        model.verbalizer = MsaVerbalizer.fit(tiny_rows(model.config, 12, seed=5), threshold=0.1)
+        rows, names = tiny_rows(model.config, 12, seed=5), tiny_names(model.config)
+        model.verbalizer = MsaVerbalizer.fit(rows, names, threshold=0.1)
         return model
 
     def test_features_are_described_where_the_media_are_absent(self) -> None:
@@ -536,13 +549,67 @@ class TestQuestions:
         assert [[request.audio is not None for request in asked] for asked in expert.asked] == [[True, False], [True]]
 
     def test_what_the_expert_is_given(self) -> None:
-        assert build().language_model_input == "words"
-        assert build(use_verbalizer=False).language_model_input == "transcript"
+        assert self.model().language_model_input == "words"
+        assert self.model(use_verbalizer=False).language_model_input == "transcript"
+        nameless = build()
+        nameless.verbalizer = MsaVerbalizer.fit(tiny_rows(nameless.config))
+        assert nameless.language_model_input == "transcript"
         model = build(route="fast")
         model.media = lambda row: {}
         assert model.language_model_input is None
         model.config.route = "mllm"
         assert model.language_model_input == "media"
+        expert = StubExpert(lambda _: Says(1.0))
+        model.set_expert(expert)
+        for taken, given in ((("text", "vision"), "media_vision"), (("text",), "transcript")):
+            expert.modalities = taken  # type: ignore[attr-defined]
+            assert model.language_model_input == given
+        model.config.expert_modalities = ["text", "audio"]
+        assert model.language_model_input == "media_audio"
+
+    @pytest.mark.parametrize(
+        ("taken", "said"),
+        [
+            (("text", "audio", "vision"), ""),
+            (("text", "vision"), "You cannot hear the clip."),
+            (("text", "audio"), "You cannot see the clip."),
+            (("text",), "You cannot hear or see the clip."),
+        ],
+    )
+    def test_media_that_the_expert_does_not_take_are_left_out_which_is_said(
+        self, taken: tuple[str, ...], said: str
+    ) -> None:
+        (row,) = tiny_rows(tiny_uacs_config(), 1)
+        row |= {"waveform": np.ones(1600), "frames": np.ones((8, 4, 4, 3), dtype=np.uint8)}
+        expert = StubExpert(lambda _: Says(1.0))
+        expert.modalities = taken  # type: ignore[attr-defined]
+        asked = []
+        for wanted in ("auto", list(taken)):
+            model = build(expert_modalities=wanted, use_verbalizer=False)
+            if wanted == "auto":
+                model.set_expert(expert)
+            asked += model.expert_requests([row])
+        for request in asked:
+            assert [request.audio is not None, request.frames is not None] == ["audio" in taken, "vision" in taken]
+            assert (said in request.prompt) and ("You cannot" in request.prompt) == bool(said)
+        named = self.model()
+        named.set_expert(expert)
+        (described,) = named.expert_requests([row])
+        assert ("Voice:" in described.prompt) == ("audio" not in taken) and "You cannot" not in described.prompt
+
+    def test_recordings_are_not_read_for_an_expert_that_takes_none(self) -> None:
+        def load(row: Mapping[str, Any]) -> dict[str, Any]:
+            raise AssertionError("a recording was read")
+
+        model = self.model(expert_modalities=["text"])
+        model.media = load
+        (request,) = model.expert_requests(tiny_rows(model.config, 1))
+        assert "Voice:" in request.prompt
+
+    def test_modalities_are_names_with_text(self) -> None:
+        for wrong in (["audio"], ["text", "smell"], "text"):
+            with pytest.raises(StrictDataclassError, match="expert_modalities is .*; give 'auto' for all"):
+                build(expert_modalities=wrong)
 
 
 class TestCheckpoint:
@@ -556,7 +623,7 @@ class TestCheckpoint:
     def test_everything_beside_the_weights_comes_back(self, tmp_path: Path) -> None:
         fits = {"small": {"same": {"mean": 0.4, "std": 0.1, "n": 2}, "opposite": None}}
         model = build(tau_1=INFINITE, tau_2=-0.5, calibration=fits, expert_model="org/omni", expert_adapter=True)
-        model.verbalizer = MsaVerbalizer.fit(tiny_rows(model.config))
+        model.verbalizer = MsaVerbalizer.fit(tiny_rows(model.config), tiny_names(model.config))
         model.set_adapter_folder(self.adapter(tmp_path / "lora"))
         model.save_pretrained(tmp_path / "first")
         loaded = UacsForSentimentAnalysis.from_pretrained(tmp_path / "first")
@@ -588,6 +655,101 @@ class TestCheckpoint:
         assert not (tmp_path / ADAPTER_FOLDER).exists() and not (tmp_path / VERBALIZER_FILE).exists()
         loaded = UacsForSentimentAnalysis.from_pretrained(tmp_path)
         assert loaded.verbalizer is None and loaded.adapter_folder() is None
+
+
+FITS = {
+    "small": {
+        "same": {"mean": 0.4, "std": 0.1, "n": 20},
+        "opposite": {"mean": 0.8, "std": 0.1, "n": 20},
+    },
+    "expert": {
+        "same": {"mean": 0.2, "std": 0.1, "n": 20},
+        "opposite": {"mean": 1.2, "std": 0.1, "n": 20},
+    },
+}
+
+
+class TestStoredThresholds:
+    """Thresholds are (1 - lambda) * same + lambda * opposite + beta: 0.6 and 0.7 as they are stored."""
+
+    @pytest.fixture
+    def saved(self, tmp_path: Path) -> Callable[..., UacsConfig]:
+        def load(changes: Mapping[str, Any], **stored: Any) -> UacsConfig:
+            fields = {"tau_1": (0.4 + 0.8) / 2, "tau_2": (0.2 + 1.2) / 2, "calibration": FITS, "expert_model": "a/b"}
+            tiny_uacs_config(**{**fields, **stored}).save_pretrained(tmp_path)
+            config: UacsConfig = UacsConfig.from_pretrained(tmp_path, **changes)
+            return config
+
+        return load
+
+    @pytest.mark.parametrize(
+        ("changes", "taus"),
+        [
+            ({}, (0.6, 0.7)),
+            ({"threshold_lambda": 0.5}, (0.6, 0.7)),
+            ({"threshold_lambda": 1}, (0.8, 1.2)),
+            ({"threshold_lambda": 0.0, "threshold_beta": 0.1}, (0.5, 0.3)),
+            ({"threshold_beta": -0.2}, (0.4, 0.5)),
+            ({"threshold_lambda": 1, "tau_1": 0.1}, (0.1, 1.2)),
+        ],
+    )
+    def test_lambda_and_beta_move_them(
+        self, saved: Callable[..., UacsConfig], changes: dict[str, Any], taus: tuple[float, float]
+    ) -> None:
+        config = saved(changes)
+        assert (config.tau_1, config.tau_2) == pytest.approx(taus)
+        for name, value in changes.items():
+            assert getattr(config, name) == value
+
+    def test_a_threshold_that_was_given_or_set_for_a_budget_stays(self, saved: Callable[..., UacsConfig]) -> None:
+        config = saved({"threshold_lambda": 1}, tau_1=0.3)
+        assert (config.tau_1, config.tau_2) == pytest.approx((0.3, 1.2))
+
+    @pytest.mark.parametrize("stored", [{"tau_1": 0.3, "tau_2": 0.2}, {"calibration": None}])
+    def test_a_lambda_without_effect_is_refused(
+        self, saved: Callable[..., UacsConfig], stored: dict[str, Any]
+    ) -> None:
+        with pytest.raises(ValueError, match="threshold_lambda has no effect here: .* give tau_1 and tau_2, or run"):
+            saved({"threshold_lambda": 1}, **stored)
+
+    @pytest.mark.parametrize(
+        ("changes", "tau"),
+        [
+            ({"expert_model": "a/other"}, "tau_2"),
+            ({"expert_adapter": True}, "tau_2"),
+            ({"expert_max_new_tokens": 4}, "tau_2"),
+            ({"use_verbalizer": False}, "tau_2"),
+            ({"uncertainty_kind": "score"}, "tau_1"),
+            ({"temperature": 2.0, "route": "random"}, "tau_1"),
+            ({"budget_share": 0.2}, "tau_1"),
+        ],
+    )
+    def test_what_they_do_not_hold_for_is_refused(
+        self, saved: Callable[..., UacsConfig], changes: dict[str, Any], tau: str
+    ) -> None:
+        with pytest.raises(
+            ValueError, match=f"{tau} was calibrated with {next(iter(changes))}=.*; run `hf-msa calibrate"
+        ):
+            saved(changes)
+        assert getattr(saved({**changes, tau: 0.25}), tau) == 0.25, "unless the caller gives one"
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"expert_model": "/models/b"},
+            {"expert_batch_size": 2},
+            {"expert_model": "a/other", "route": "mllm"},
+            {"expert_model": "a/other", "route": "random"},
+            {"temperature": 2.0, "route": "fast"},
+            {"disagreement_rule": "mllm"},
+        ],
+    )
+    def test_what_has_no_part_in_them_is_taken(
+        self, saved: Callable[..., UacsConfig], changes: dict[str, Any]
+    ) -> None:
+        config = saved(changes)
+        assert all(getattr(config, name) == value for name, value in changes.items())
+        assert (config.tau_1, config.tau_2) == pytest.approx((0.6, 0.7))
 
 
 @pytest.mark.parametrize(

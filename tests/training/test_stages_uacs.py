@@ -2,11 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import shutil
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile
 from safetensors.torch import load_file
@@ -20,15 +24,19 @@ from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.report import caption
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.hub.cards import card_of
+from hf_msa.models import msa_remembering
 from hf_msa.models.configuration_uacs import UacsConfig
-from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis, ask_expert
-from hf_msa.models.msa_mllm import MllmRequest
+from hf_msa.models.modeling_uacs import ExpertAnswer, UacsForSentimentAnalysis
+from hf_msa.models.msa_answer_store import ANSWERS_FILE
+from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
-from hf_msa.models.uacs_prompts import answer_text
+from hf_msa.models.uacs_prompts import SECOND_OPINION, answer_text
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, run_recipe
-from hf_msa.training.uacs.stages import AnsweredRows, cached_answers, validation_requests
+from hf_msa.training.uacs.calibration import validation_requests
+from hf_msa.training.uacs.stages import AnsweredRows
 from hf_msa.training.uacs.thresholds import fit_agreement
+from hf_msa.uacs_calibration import calibrate
 from stub_expert import Says, StubExpert
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
@@ -62,20 +70,17 @@ def by_hash(request: MllmRequest) -> Says:
     return Says(draw % 61 / 10 - 3, draw % 97 / 50)
 
 
-def test_answers_with_any_separator_of_lines_are_read_again(tmp_path: Path) -> None:
-    """U+2028, U+0085 and others end a line for `str.splitlines`, but not in a file of JSON lines."""
-    texts = ["a\u2028b", "c\u0085d\u000be", "f\ng"]
-    requests = [MllmRequest(f"question {number}") for number in range(len(texts))]
-    config = UacsConfig(expert_batch_size=2)
-    said = {request.prompt: text for request, text in zip(requests, texts, strict=True)}
-    file = tmp_path / "answers.jsonl"
-    first = cached_answers(file, StubExpert(lambda request: Says(said[request.prompt])), requests, config)
-    assert [answer.text for answer in first] == texts
+def answers_of(model: UacsForSentimentAnalysis, requests: Sequence[MllmRequest]) -> list[ExpertAnswer]:
+    """What the scripted expert says, asked anew."""
+    model.answers_folder = None
+    model.set_expert(StubExpert(by_hash))
+    return model.ask_expert(requests)
 
-    def nobody(_: MllmRequest) -> Says:
-        raise AssertionError("all of them are known")
 
-    assert cached_answers(file, StubExpert(nobody), requests, config) == first
+def kept_answers(runs: Path) -> list[dict[str, Any]]:
+    """All that lies in the answers of a folder of runs."""
+    with closing(sqlite3.connect(runs / "answers" / ANSWERS_FILE)) as database:
+        return [json.loads(value) for (value,) in database.execute("SELECT value FROM answers")]
 
 
 class Failing(StubExpert):
@@ -155,13 +160,12 @@ class TestExpert:
         expert = give(StubExpert(by_hash))
         run = whole_run(corpus, tmp_path, *EXPERT, "model.expert_batch_size=5")
         rows = run.rows["validation"]
-        assert expert.calls == len(rows) and max(map(len, expert.asked)) == 5
+        assert expert.calls == len(rows) and max(map(len, expert.asked)) <= 35
         model = AutoModel.from_pretrained(run.folder)
         requests = model.expert_requests([rows[index] for index in range(len(rows))])
-        assert [request.digest for request in validation_requests(run, model)] == [
-            request.digest for request in requests
-        ]
-        answers = ask_expert(StubExpert(by_hash), requests, model.config)
+        asked = [request for chunk in expert.asked for request in chunk]
+        assert [request.digest for request in asked] == [request.digest for request in requests]
+        answers = answers_of(model, requests)
         fit = fit_agreement(
             np.array([answer.score for answer in answers]),
             rows.labels,
@@ -184,28 +188,29 @@ class TestExpert:
         give: Callable[[StubExpert], StubExpert],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        give(Failing(2))
+        give(Failing(1))
+        monkeypatch.setattr(msa_remembering, "_KEPT_TOGETHER", 8)
         assignments = (*EXPERT, "model.expert_batch_size=4")
         with pytest.raises(MsaError, match=r"^The server does not answer\.$"):
             whole_run(corpus, tmp_path, *assignments)
-        answers = tmp_path / "seed-1" / "stages" / "calibration" / "answers.jsonl"
-        lines = answers.read_text(encoding="utf-8").splitlines(keepends=True)
-        assert len(lines) == 8
-        # Killed in the middle of a line.
-        answers.write_text("".join(lines[:7]) + lines[7][:20], encoding="utf-8")
+        assert len(kept_answers(tmp_path)) == 8
         no_training(monkeypatch)
         expert = give(StubExpert(by_hash))
         run = whole_run(corpus, tmp_path, *assignments)
-        assert expert.calls == len(run.rows["validation"]) - 7
+        rows, protocol = run.rows["validation"], run.collator("validation").protocol
+        assert expert.calls == len(rows) - 8
         model = AutoModel.from_pretrained(run.folder)
-        given = ask_expert(StubExpert(by_hash), list(validation_requests(run, model)), model.config)
+        given = answers_of(model, list(validation_requests(model, run.processor, rows, protocol)))
         fit = fit_agreement(
             np.array([answer.score for answer in given]),
-            run.rows["validation"].labels,
+            rows.labels,
             np.array([answer.uncertainty for answer in given]),
             "mosi",
         )
         assert model.config.calibration["expert"] == fit.to_dict()
+        assert {answer["question"] for answer in kept_answers(tmp_path)} == {
+            request.prompt for request in validation_requests(model, run.processor, rows, protocol)
+        }
 
         (run.folder / "run.json").unlink()
         expert.asked.clear()
@@ -244,6 +249,70 @@ class TestExpert:
         with pytest.raises(MsaError, match=words) as error:
             whole_run(corpus, tmp_path, *assignments)
         assert "\n" not in str(error.value)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return dict(UacsConfig.from_pretrained(folder).to_dict())
+
+
+class TestCalibrate:
+    def test_an_expert_for_a_small_model_that_was_trained_alone(
+        self,
+        corpus: Path,
+        run: RunContext,
+        give: Callable[[StubExpert], StubExpert],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        no_training(monkeypatch)
+        expert = give(StubExpert(by_hash))
+        runs = run.folder.parent
+        assigned = ["route=cascade", "expert_kind=endpoint", "expert_model=http://127.0.0.1:1/v1"]
+        made: dict[str, dict[str, Any]] = {}
+        for name, budget in (("expert", None), ("budget", "25%"), ("time", "100s")):
+            output = str(runs / name)
+            calibrate(run=str(runs), data=str(corpus), output=output, assignments=assigned, budget=budget)
+            made[name] = config_of(runs / name / "seed-1")
+        before = config_of(run.folder)
+        assert expert.calls == len(run.rows["validation"]), "asked once for all three"
+        assert made["expert"]["tau_1"] == pytest.approx(before["tau_1"])
+        assert made["expert"]["calibration"]["small"] == before["calibration"]["small"]
+        assert made["expert"]["tau_2"] == made["budget"]["tau_2"] == made["time"]["tau_2"]
+        assert made["budget"]["budget_share"] == 0.25 and made["time"]["budget_seconds"] == 100
+        assert made["time"]["tau_1"] == float("-inf")
+        rows = run.rows["validation"]
+        results = evaluate_runs(
+            str(runs / "budget"), str(corpus), protocol="complete", split="validation", output=str(runs / "results")
+        )
+        assert results.content["config"]["tau_1"] == made["budget"]["tau_1"]
+        table = pyarrow.parquet.read_table(runs / "results" / "predictions.parquet").to_pydict()
+        assert sum(route > 0 for route in table["route"]) == len(rows) // 4
+        assert "25.0 % are handed on" in capsys.readouterr().out
+        facts = json.loads((runs / "budget" / "seed-1" / "run.json").read_text(encoding="utf-8"))
+        assert facts["calibration"]["changes"]["budget_share"] == 0.25 and facts["language_model_input"] == "words"
+
+        give(StubExpert(lambda _: Says("nobody is asked")))
+        calibrate(run=str(runs), data=str(corpus), output=str(runs / "budget"), assignments=assigned, budget="25%")
+        with pytest.raises(MsaError, match="exists and holds something else"):
+            calibrate(run=str(runs), data=str(corpus), output=str(runs / "budget"), assignments=assigned)
+        for name in ("expert", "budget", "time"):
+            shutil.rmtree(runs / name)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"budget": "a lot"}, "--budget is 'a lot'; give a share of the samples such as 20%"),
+            ({"budget": "2s"}, "the route 'fast' has none; set route=cascade"),
+            ({"assignments": ["expert_model=other"]}, "asks no expert; add --set route=cascade"),
+            ({"assignments": ["budget_share=2"]}, "budget_share must be at least 0 and at most 1"),
+        ],
+    )
+    def test_what_cannot_be(
+        self, corpus: Path, run: RunContext, tmp_path: Path, arguments: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(MsaError, match=words) as error:
+            calibrate(run=str(run.folder), data=str(corpus), output=str(tmp_path / "new"), **arguments)
+        assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
 
 
 @pytest.fixture(scope="module")
@@ -289,8 +358,9 @@ class TestMedia:
         made = evaluate_runs(str(run.folder), str(corpus), output=str(tmp_path / "a"), media=str(media), **options)
         assert made.content["language_model_input"] == "media"
         assert made.content["media"] == {"clips": len(rows), "without_file": 1}
-        without_sound = sum(request.audio is None for asked in expert.asked for request in asked)
-        assert expert.calls > without_sound <= 2, "the one clip without a file, asked about twice at most"
+        assert all(SECOND_OPINION in request.prompt for asked in expert.asked for request in asked), (
+            "the rest is known"
+        )
         assert "given the transcript with sound and pictures (1 of" in caption(made.content)
 
         caplog.clear()
@@ -342,10 +412,12 @@ def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, mon
     rows = [run.rows["validation"][index] for index in range(3)]
     out = model.predict_rows(run.processor.from_rows(rows), rows, run.processor)
     assert (out.expert_calls >= 1).all() and model.expert.name.endswith("adapter")
-    answers = run.folder / "stages" / "calibration" / "answers.jsonl"
-    given = {line["request"]: line for line in map(json.loads, answers.read_text(encoding="utf-8").splitlines())}
+    assert len(kept_answers(tmp_path / "run")) == len(run.rows["validation"])
     request = model.expert_requests(rows[:1])[0]
-    assert given[request.digest]["text"] == ask_expert(model.expert, [request], model.config)[0].text
+    (anew,) = model.ask_expert([request])
+    model.answers_folder = tmp_path / "run" / "answers"
+    monkeypatch.setattr(LocalMllm, "generate", None)
+    assert model.ask_expert([request])[0].text == anew.text, "the saved adapter has the identity of the one asked"
 
     no_training(monkeypatch)
     (run.folder / "run.json").unlink()

@@ -117,6 +117,8 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
         model, loading = AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **(changes or {})
         )
+        # The library sets changes one by one and checks nothing but their types.
+        model.config.validate()
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError, ValueError) as error:
         where = "" if Path(name).is_dir() else ", which is no folder here"
         raise MsaError(f"No checkpoint can be loaded from {name!r}{where}: {reason(error)}.") from error
@@ -269,6 +271,22 @@ def check_media_use(config: MsaConfig, name: str) -> None:
         )
 
 
+def find_answers(name: str) -> Path | None:
+    """Where the answers of language models lie that a run of `hf-msa train` or `calibrate` shares with others.
+
+    That is the folder of all runs of the command; runs in a folder within it share them, too.
+
+    Args:
+        name: Folder of a run, or another name of a checkpoint: None then.
+    """
+    folder = Path(name).resolve()
+    if not (folder / "run.json").is_file():
+        return None
+    above = folder.parents[1] if folder.parent.name.startswith(RATE_FOLDER) else folder.parent
+    places = [place / ANSWERS_FOLDER for place in (above, *above.parents[:1])]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
 def attach_answers(model: MsaPreTrainedModel, name: str) -> None:
     """Let a model of a run look up what its language model has answered, and keep it, where training did.
 
@@ -276,5 +294,5 @@ def attach_answers(model: MsaPreTrainedModel, name: str) -> None:
         model: Nothing happens to one that asks none.
         name: Where it was loaded from; nothing happens where that is no run.
     """
-    if model.config.asks_language_model and (Path(name) / "run.json").is_file():
-        model.answers_folder = Path(name).resolve().parent / ANSWERS_FOLDER
+    if model.config.asks_language_model:
+        model.answers_folder = find_answers(name)

@@ -18,6 +18,7 @@ from hf_msa.evaluation.paper_results import PaperEntry, load_paper_results
 from hf_msa.evaluation.report import (
     UNDEFINED,
     chosen_metrics,
+    cost_texts,
     distinct_names,
     format_estimate,
     format_value,
@@ -176,6 +177,15 @@ class Comparison:
             rows += [["" if place else text, *row] for place, row in enumerate(block)]
         return [setting_heading(first), "", *map(metric_heading, shown)], rows
 
+    def cost_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows of what a sample has cost with each run; no rows where none asked another model."""
+        cells = [cost_texts(run) for run in self.runs]
+        headings = next((list(row) for row in cells if row), [])
+        rows = [
+            [name, *(row.get(key, UNDEFINED) for key in headings)] for name, row in zip(self.names, cells, strict=True)
+        ]
+        return ["cost per sample", *headings], rows if headings else []
+
     def to_rich(self) -> "Group":
         """Render for the terminal: metrics of the score, then those of class logits where there are any."""
         from rich.console import Group
@@ -188,6 +198,8 @@ class Comparison:
                 parts.append(rich_table(*self.difference_rows(group, narrow=True)))
             if (settings := self.setting_rows(group, narrow=True))[1]:
                 parts.append(rich_table(*settings, names=2))
+        if (costs := self.cost_rows())[1]:
+            parts.append(rich_table(*costs))
         letters = letters_text(self.runs[0])
         legend = f"{letters}sel.: the split that picked the checkpoint (val, test, or ? where it is not known)."
         return Group(*parts, *(escape(note) for note in (legend, *self._explanations(), *self.notes)))
@@ -199,6 +211,8 @@ class Comparison:
             parts.append(markdown_table(*self.difference_rows()))
         if (settings := self.setting_rows())[1]:
             parts.append(markdown_table(*settings, names=2))
+        if (costs := self.cost_rows())[1]:
+            parts.append(markdown_table(*costs))
         parts.append("\n".join(f"- {note}" for note in (*self._explanations(), *self.notes)))
         return "\n\n".join(parts) + "\n"
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hf_msa.data.loading import dataset_facts, load_split
 from hf_msa.data.missing import Condition, conditions
 from hf_msa.data.rows import MsaRows
@@ -22,6 +24,7 @@ from .checkpoints import (
     attach_media,
     check_feature_sets,
     check_widths,
+    find_answers,
     find_matched,
     find_models,
     load_checkpoint,
@@ -31,6 +34,7 @@ from .checkpoints import (
 )
 from .results import (
     LANGUAGE_MODEL_INPUTS,
+    MOST_UNREADABLE,
     PREDICTIONS_FILE,
     EvaluationFacts,
     Results,
@@ -147,6 +151,7 @@ def evaluate_runs(
     parts: list[dict[str, Any]] = []
     rows: MsaRows | None = None
     tested: list[Condition] = []
+    model_class = MsaPreTrainedModel
     for (name, own_rates), run in zip(members, runs, strict=True):
         network, processor = load_checkpoint(name, changes)
         # The seeds of one run share their tokenizer: the data is tokenised once.
@@ -159,12 +164,12 @@ def evaluate_runs(
         check_widths(network, rows, name)
         facts.media = attach_media(network, media, rows, name)
         if network.config.asks_language_model:
-            network.answers_folder = (place if Path(model).is_dir() else target) / ANSWERS_FOLDER
+            network.answers_folder = find_answers(name) or target / ANSWERS_FOLDER
         _warn_of_other_input(run.get("language_model_input"), network)
         made, shares = sweep(network, processor, rows, tested, batch_size, split_ids)
         facts.realised |= shares
         parts += [{"training_seed": run.get("seed"), **part} for part in made]
-        facts.method = method_of(network)
+        facts.method, model_class = method_of(network), type(network)
         facts.oracle = facts.oracle or network.config.is_oracle
         facts.language_model_input = network.language_model_input
         facts.config = own_fields(network.config)
@@ -173,6 +178,9 @@ def evaluate_runs(
     facts.protocol = {"name": protocol} | {
         k: v for k, v in fields.items() if k not in ("name", "rate", "seed", "available")
     }
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if np.ndim(parts[0][name])}
+    facts.cost = model_class.cost_of(columns)
+    _warn_of_unreadable(facts.cost)
     facts.seconds = round(time.perf_counter() - started, 2)
     content, files = write_evaluation(target, predictions_table(parts), facts)
     return Evaluation(content, files, [Path(name) for name, run in zip(names, runs, strict=True) if run])
@@ -271,6 +279,15 @@ def _check_trained_at(
                 f"{name!r} was trained at the missing rate {run.get('train_rate')}, not at the one that its folder is named "
                 "after; put it back where `hf-msa train` wrote it."
             )
+
+
+def _warn_of_unreadable(cost: Mapping[str, Any] | None) -> None:
+    if cost is not None and (cost["unreadable"] or 0) > MOST_UNREADABLE:
+        logging.getLogger(__name__).warning(
+            "%.1f %% of the language model's answers could not be read; look at their wording in the answers folder, and "
+            "take another model, prompt or adapter.",
+            100 * cost["unreadable"],
+        )
 
 
 def _warn_of_other_input(trained: str | None, network: MsaPreTrainedModel) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.evaluation.metrics import METRICS, is_class_metric
-from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, Results, result_metrics
+from hf_msa.evaluation.results import COSTS, LANGUAGE_MODEL_INPUTS, MOST_UNREADABLE, Results, result_metrics
 from hf_msa.evaluation.subsets import subset_text
 
 if TYPE_CHECKING:
@@ -230,6 +230,29 @@ def expert_text(results: Results) -> str:
     return f"the language model was given {LANGUAGE_MODEL_INPUTS.get(given, given)}{lacking}; "
 
 
+def cost_texts(results: Results) -> dict[str, str]:
+    """What a sample has cost, as cells of a table by their headings; empty where no other model was asked."""
+    cost = results.get("cost")
+    if cost is None:
+        return {}
+    unreadable = UNDEFINED if cost["unreadable"] is None else f"{100 * cost['unreadable']:.1f} %"
+    routes = ", ".join(f"{name} {100 * share:.1f} %" for name, share in cost["routes"].items())
+    return {**{name: f"{cost[name]:.3g}" for name in COSTS}, "unreadable": unreadable, "routes": routes}
+
+
+def cost_text(results: Results) -> str:
+    """One sentence on what a sample has cost; empty where no other model was asked."""
+    cells = cost_texts(results)
+    if not cells:
+        return ""
+    much = (results["cost"]["unreadable"] or 0) > MOST_UNREADABLE
+    return (
+        f"Cost per sample: {cells['calls']} questions to the language model, {cells['tokens']} tokens written by it, "
+        f"{cells['seconds']} seconds; answered by {cells['routes']}; unreadable answers: {cells['unreadable']}"
+        + (", which is too many to judge the language model by." if much else ".")
+    )
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun, in the plural where it is not one."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
@@ -291,8 +314,8 @@ def print_results(results: Results, metrics: Sequence[str] | None = None, consol
     from rich.markup import escape
 
     # Below the tables and not part of one: a table of one metric would squeeze it.
-    about = escape(letters_text(results) + caption(results))
-    (console or Console()).print(*results_tables(results, metrics), about, sep="\n")
+    about = [letters_text(results) + caption(results), cost_text(results)]
+    (console or Console()).print(*results_tables(results, metrics), *map(escape, filter(None, about)), sep="\n")
 
 
 def results_markdown(results: Results, metrics: Sequence[str] | None = None) -> str:
@@ -303,7 +326,8 @@ def results_markdown(results: Results, metrics: Sequence[str] | None = None) -> 
         metrics: Names to show; all by default.
     """
     headings, rows = result_rows(results, metrics)
-    return f"{markdown_table(headings, rows)}\n\n{caption(results)}\n"
+    parts = (markdown_table(headings, rows), caption(results), cost_text(results))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:

@@ -67,10 +67,15 @@ PREDICTIONS_DIGEST = "predictions_sha256"
 
 LANGUAGE_MODEL_INPUTS = {
     "media": "the transcript with sound and pictures",
+    "media_audio": "the transcript with sound",
+    "media_vision": "the transcript with pictures",
     "words": "the transcript with a description of the features in words",
     "transcript": "the transcript alone",
 }
 """What a language model can be given, as results call it -> in words."""
+
+MOST_UNREADABLE = 0.05
+"""A larger share of answers of a language model that could not be read is warned of."""
 
 Results = dict[str, Any]
 """The content of ``results.json``."""
@@ -99,6 +104,9 @@ _COLUMN_TYPES = {
     "rate": (*_NUMBERS, "string", "large_string"),
 }
 _ESTIMATE_KEYS = {"mean", "std", "n", "ci_low", "ci_high"}
+COSTS = ("calls", "tokens", "seconds")
+"""What a sample costs, as results call it."""
+
 _MEDIA_KEYS = ("clips", "without_file")
 # What a comparison may be made to compute by a file.
 _MOST_RESAMPLES = 100_000
@@ -322,6 +330,7 @@ class EvaluationFacts:
         language_model_input: What a language model was given, one of `LANGUAGE_MODEL_INPUTS`; None for a model that asks
             none.
         media: Number of ``clips``, and of those ``without_file``; None where no recordings were given.
+        cost: What the predictions have cost, see `MsaPreTrainedModel.cost_of`; None for a model that asks no other one.
         seconds: How long the evaluation took.
     """
 
@@ -340,6 +349,7 @@ class EvaluationFacts:
     config: Mapping[str, Any] = field(default_factory=dict)
     language_model_input: str | None = None
     media: Mapping[str, int] | None = None
+    cost: Mapping[str, Any] | None = None
     seconds: float | None = None
 
     @classmethod
@@ -685,6 +695,16 @@ def _facts(results: Mapping[str, Any]) -> Iterator[_Check]:
     yield "train_rate", lambda value: value is None or _is_rate(value), results.get("train_rate")
     for key in ("trained_on", "language_model_input", "expert_input", PREDICTIONS_DIGEST):
         yield key, lambda value: value is None or _is_text(value), results.get(key)
+    cost = results.get("cost")
+    yield "cost", lambda value: value is None or isinstance(value, Mapping), cost
+    if cost is not None:
+        yield from (
+            (f"cost {key}", lambda value: is_number(value) and value is not None, cost.get(key)) for key in COSTS
+        )
+        yield "cost unreadable", is_number, cost.get("unreadable")
+        yield "cost routes", lambda value: isinstance(value, Mapping), cost.get("routes")
+        shares = cost["routes"].values()
+        yield from (("cost routes", lambda value: is_number(value) and value is not None, share) for share in shares)
     media = results.get("media")
     yield "media", lambda value: value is None or isinstance(value, Mapping), media
     if media is not None:

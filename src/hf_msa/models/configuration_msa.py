@@ -13,6 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 from .msa_label_families import LabelFamily
 from .msa_schema import MODALITIES
 
+AUTO = "auto"
 _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 _HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -39,6 +40,23 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
+class LocalSettings:
+    """How a language model on this machine is loaded; see `LocalMllm.from_pretrained`.
+
+    Args:
+        dtype: Type of its weights; `"auto"`: that of its checkpoint.
+        device_map: How it is spread over devices; None: the GPU where there is one.
+        attention: Implementation of its attention; None: the library's default.
+        revision: Branch, tag or commit of its repository.
+    """
+
+    dtype: str
+    device_map: str | dict[str, Any] | None
+    attention: str | None
+    revision: str | None
+
+
+@dataclass(frozen=True)
 class LanguageModelSettings:
     """Which language model a configuration names, and how it is loaded.
 
@@ -53,6 +71,8 @@ class LanguageModelSettings:
         batch_size: Requests that a local one answers together.
         without: What to set to do without one, e.g. `'route="fast"'`.
         server: How one on a server is asked.
+        modalities: What it is given in raw form, where a sample has it; `"auto"`: all that it takes.
+        local: How one on this machine is loaded.
     """
 
     role: str
@@ -65,6 +85,8 @@ class LanguageModelSettings:
     batch_size: int
     without: str
     server: ServerSettings
+    modalities: str | tuple[str, ...]
+    local: LocalSettings
 
 
 @strict
@@ -250,3 +272,39 @@ def check_server(config: MsaConfig, role: str) -> None:
             f"{role}_key_variable must be the name of an environment variable in capitals that holds the server's key, "
             "not the key itself, and not that of the Hub's token, which goes to the Hub only."
         )
+
+
+def local_settings(config: MsaConfig, role: str) -> LocalSettings:
+    """How a language model on this machine is loaded, out of the fields that begin with its role.
+
+    Args:
+        config: A configuration that names one.
+        role: `"expert"` or `"planner"`.
+    """
+    return LocalSettings(
+        dtype=getattr(config, f"{role}_dtype"),
+        device_map=getattr(config, f"{role}_device_map"),
+        attention=getattr(config, f"{role}_attention"),
+        revision=getattr(config, f"{role}_revision"),
+    )
+
+
+def language_model_modalities(config: MsaConfig, role: str) -> str | tuple[str, ...]:
+    """What a language model is given in raw form: `"auto"`, or names of modalities in the order of `MODALITIES`.
+
+    Args:
+        config: A configuration that names one.
+        role: `"expert"` or `"planner"`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    given = getattr(config, f"{role}_modalities")
+    if given == AUTO:
+        return AUTO
+    if isinstance(given, str) or "text" not in given or not set(given) <= set(MODALITIES):
+        raise ValueError(
+            f"{role}_modalities is {given!r}; give {AUTO!r} for all that the model takes, or a list of text and of those of "
+            "audio and vision that it is to be given."
+        )
+    return tuple(name for name in MODALITIES if name in given)

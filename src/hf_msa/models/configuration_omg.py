@@ -4,7 +4,14 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_msa import LanguageModelSettings, MsaConfig, check_server, server_settings
+from .configuration_msa import (
+    LanguageModelSettings,
+    MsaConfig,
+    check_server,
+    language_model_modalities,
+    local_settings,
+    server_settings,
+)
 
 
 @strict
@@ -16,9 +23,9 @@ class OmgConfig(MsaConfig):
 
     Planner (section 3.3):
         planner: `"light"`: a lexicon, ridge probes and rules, for machines without a language model (ours); `"mllm"`: a
-            multimodal language model, as in the paper.
-        planner_model (`str`, *optional*): Folder or Hub name of that model (paper: Qwen2.5-Omni), or the URL of a server
-            that has it.
+            language model (paper: a multimodal one).
+        planner_model (`str`, *optional*): Folder, Hub name or GGUF file of that model (paper: Qwen2.5-Omni), or the URL of a
+            server that has it.
         planner_kind: `"local"`, or `"endpoint"` for a server. Servers give no vectors, so plans and observations are then
             embedded by the text encoder, as for the light planner: sound and pictures by their features in words (ours).
         planner_lora (`bool`): Adapt it by LoRA (ours); its adapter lies in the folder `adapter` beside this configuration.
@@ -32,7 +39,13 @@ class OmgConfig(MsaConfig):
         planner_timeout (`float`): Seconds in which it has to answer.
         planner_retries (`int`): Further attempts where it does not, is busy or fails.
         planner_concurrency (`int`): Requests that are under way at once.
-        use_verbalizer (`bool`): Describe features in words to the planner where sound or pictures are not at hand (ours).
+        planner_dtype (`str`), planner_device_map, planner_attention (`str`, *optional*), planner_revision (`str`,
+            *optional*): How it is loaded: type of the weights, spread over devices (`"auto"`: all GPUs), implementation of
+            attention, commit (ours).
+        planner_modalities: What it is given in raw form: `"auto"`, all that it takes, or a list of text and of audio and
+            vision; the rest is left out, which its prompt says (ours).
+        use_verbalizer (`bool`): Describe features in words to the planner where it is not given sound or pictures and the
+            data names the features (ours).
         num_candidates (`int`): Plans drawn for each observation (appendix A: 5).
         semantic_weight (`float`): lambda_s of eq. 5 (section 4.1: 0.3). The penalty of a plan that breaks the schema is
             infinite there, so its weight gamma has no effect and no field: such plans are dropped.
@@ -130,6 +143,11 @@ class OmgConfig(MsaConfig):
     planner_timeout: float | int = 120.0
     planner_retries: int = 4
     planner_concurrency: int = 4
+    planner_dtype: str = "auto"
+    planner_device_map: str | dict[str, Any] | None = None
+    planner_attention: str | None = None
+    planner_revision: str | None = None
+    planner_modalities: str | list[str] | tuple[str, ...] = "auto"
     use_verbalizer: bool = True
     num_candidates: int = 5
     semantic_weight: float | int = 0.3
@@ -197,6 +215,8 @@ class OmgConfig(MsaConfig):
             batch_size=self.planner_batch_size,
             without='planner="light"',
             server=server_settings(self, "planner"),
+            modalities=language_model_modalities(self, "planner"),
+            local=local_settings(self, "planner"),
         )
 
     @property
@@ -211,6 +231,7 @@ class OmgConfig(MsaConfig):
 
     def validate_omg(self) -> None:
         """Check numbers, and what has to go together."""
+        language_model_modalities(self, "planner")
         counts = ("planner_batch_size", "num_candidates", "plan_max_new_tokens", "top_k", "sequence_length")
         denoiser = ("denoiser_layers", "denoiser_dim", "denoiser_heads")
         sizes = (*denoiser, "query_dim", "latent_dim", "vae_hidden", "fusion_dim")

@@ -198,6 +198,7 @@ class MsaPreTrainedModel(PreTrainedModel):
     Attributes:
         SIDE_FILES: What a checkpoint may hold beside weights, configuration, processor and code. Saving writes them, pushing
             and its check go by this list.
+        value_names: Of outputs that are a choice per sample, an index among some, the names that the indices stand for.
         reads: The modalities that the model reads, as far as the data has them; None: those of the configuration.
         media: Gives the sound and pictures of a row: `waveform`, `frames` and `frames_per_second`, as far as there are any.
             Of use to a model that asks a language model (`MsaConfig.asks_language_model`), which calls it for those samples
@@ -209,6 +210,7 @@ class MsaPreTrainedModel(PreTrainedModel):
     config: MsaConfig
     text_encoder: PreTrainedModel
     SIDE_FILES: ClassVar[tuple[SideFile, ...]] = ()
+    value_names: ClassVar[dict[str, tuple[str, ...]]] = {}
     reads: ClassVar[tuple[str, ...] | None] = None
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -660,9 +662,10 @@ class MsaPreTrainedModel(PreTrainedModel):
 
     @property
     def language_model_input(self) -> str | None:
-        """What a language model is given: the transcript with `"media"`, with features in `"words"`, or the `"transcript"`.
+        """What a language model is given, None for a model that asks none.
 
-        None for a model that asks none.
+        The transcript with `"media"`, with `"media_audio"` or `"media_vision"` alone, with features in `"words"`, or the
+        `"transcript"`.
         """
         return None
 
@@ -692,6 +695,19 @@ class MsaPreTrainedModel(PreTrainedModel):
             for index, column in enumerate(columns):
                 found[f"{name}_{column}" if column else name] = value[:, index]
         return found
+
+    @classmethod
+    def cost_of(cls, columns: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What predictions have cost, for results; None for a model that asks no other one.
+
+        Args:
+            columns: Numbers per sample, arrays `(samples,)`, by their names; see `per_sample_outputs`.
+
+        Returns:
+            Means over the samples: `calls` to another model, `tokens` that it wrote, `seconds`; `unreadable`, the share of
+            its answers that could not be read (None without calls); `routes`, the shares of samples by who answered.
+        """
+        return None
 
     def label_classes(self, labels: Tensor) -> Tensor:
         """The class of each label, as an index into the columns of `class_logits`.

@@ -23,14 +23,16 @@ from torch.nn import functional as F
 
 from .configuration_omg import OmgConfig
 from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean, read_side_file, sound_side_file
+from .msa_answer_store import AnswerStore
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
+from .msa_mllm import Mllm
 from .msa_outputs import MsaOutput
+from .msa_verbalizer import MsaVerbalizer
 from .omg_executor import LatentVae, ModalityExecutor, build_scheduler, draw_noise
 from .omg_knowledge_base import DESCRIPTION_FILE, NO_ENTRY, KnowledgeBase
 from .omg_light_planner import LightPlanner
 from .omg_observation import Observation, observe_rows
-from .omg_plan_store import PlanStore
 from .omg_planner import MllmPlanner, PlanChoice, Planner
 from .omg_retriever import Evidence, EvidenceRetriever
 
@@ -284,7 +286,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                     f"The planner in {PLANNER_FILE} is of the kind {kind!r}, but the configuration says planner="
                     f"{self.config.planner!r}; load the checkpoint with the planner that it was trained with."
                 )
-            values, store = self.planner_values, PlanStore(self.answers_folder)
+            values, store = self.planner_values, AnswerStore(self.answers_folder)
             encode = functools.partial(self.embed_texts, processor.tokenizer)
             if kind == "mllm":
                 if (values.get("vectors") == "text_encoder") != (self.config.planner_kind == "endpoint"):
@@ -300,6 +302,20 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 with sound_side_file(PLANNER_FILE):
                     self._planner = LightPlanner.from_dict(values, encode, self.config, store)
         return self._planner
+
+    @property
+    def asked_model(self) -> Mllm | None:
+        """The language model that plans; None where there is none."""
+        if isinstance(self._planner, MllmPlanner):
+            return self._planner.mllm
+        return self.load_language_model() if self.config.planner_model is not None else None
+
+    @property
+    def describes_features(self) -> bool:
+        """Whether features are described to the planner in words: of some modality at least they have names."""
+        values = self.planner_values if self._planner is None else self._planner.to_dict()
+        known = (values or {}).get("verbalizer")
+        return known is not None and bool(MsaVerbalizer.from_dict(known).modalities)
 
     @property
     def knowledge_base(self) -> KnowledgeBase | None:

@@ -22,15 +22,17 @@ from torch import Tensor
 from .configuration_uacs import UacsConfig
 from .modeling_msa import SideFile, read_labels, read_side_file, sound_side_file
 from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
+from .msa_answer_store import AnswerStore
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_mllm import Mllm, MllmRequest
 from .msa_mllm_answers import label_entropy, parse_score
 from .msa_observed import missing_positions, visible_media, visible_words
+from .msa_remembering import RememberingMllm
 from .msa_schema import FEATURE_MODALITIES
 from .msa_verbalizer import MsaVerbalizer
 from .uacs_prompts import direct_prompt, second_part
-from .uacs_rules import FAST, MLLM, VERIFY, WEIGHTED, Floats, answer_routes, random_choice, small_weight
+from .uacs_rules import FAST, MLLM, ROUTES, VERIFY, WEIGHTED, Floats, answer_routes, random_choice, small_weight
 
 VERBALIZER_FILE = "verbalizer.json"
 _MEDIA_KEYS = dict(zip(FEATURE_MODALITIES, ("waveform", "frames"), strict=True))
@@ -46,8 +48,8 @@ class UacsOutput(UbmOutput):
         loss, losses, class_logits, uncertainty, embeddings: Of the small model; see `UbmOutput`.
         logits (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The system's score, in label units.
         small_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The small model's score.
-        expert_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The expert's first score, or the small
-            model's where that could not be read.
+        expert_score (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The expert's first score. Where that could not
+            be read: the small model's or, where the expert alone is to answer (`route="mllm"`), the neutral one.
         expert_uncertainty (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Of that answer, in nats; infinite where
             it could not be read.
         weight (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The small model's, where both were averaged.
@@ -55,9 +57,12 @@ class UacsOutput(UbmOutput):
             where that could not be read.
         route (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Whose answer it is, an index into `ROUTES`.
         expert_calls (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Questions to the expert.
-        unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers of it that could not be read.
+        expert_tokens (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Tokens that it wrote.
+        unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers that could not be read, or none at all.
         seconds (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Time spent on the sample: its share of each model's
-            on the samples that went through it together. The small model's alone is not measured in `forward`.
+            on the samples that went through it together, what it takes to make the questions (recordings, words for
+            features) included, loading the expert not. A remembered answer counts with the time that it took when it was
+            given. The small model's alone is not measured in `forward`.
     """
 
     small_score: torch.Tensor | None = None
@@ -67,6 +72,7 @@ class UacsOutput(UbmOutput):
     second_score: torch.Tensor | None = None
     route: torch.Tensor | None = None
     expert_calls: torch.Tensor | None = None
+    expert_tokens: torch.Tensor | None = None
     unparsed: torch.Tensor | None = None
     seconds: torch.Tensor | None = None
 
@@ -76,14 +82,18 @@ class ExpertAnswer:
     """What the expert said of a sample.
 
     Args:
-        text: Its words.
+        text: Its words; None where there was no answer at all.
         score: In label units, within the label range; None where it cannot be read, see `parse_score`.
         uncertainty: Mean entropy of the score's tokens in nats (eq. 10); infinite without one.
+        tokens: How many it wrote.
+        seconds: How long it took.
     """
 
-    text: str
+    text: str | None
     score: float | None
     uncertainty: float
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,23 +117,6 @@ class _SmallPass:
     requests: list[MllmRequest]
 
 
-def ask_expert(expert: Mllm, requests: Sequence[MllmRequest], config: UacsConfig) -> list[ExpertAnswer]:
-    """Ask once for each request, taking the most probable tokens.
-
-    Args:
-        expert: Who is asked.
-        requests: What.
-        config: Says how long an answer may be, which scores there are, and whether anything else may be written.
-    """
-    # An expert of one's own that writes what it likes need not know the argument.
-    options: dict[str, Any] = {"only_number": config.label_range} if config.expert_constrained else {}
-    answers = [found[0] for found in expert.generate(requests, config.expert_max_new_tokens, **options)]
-    return [
-        ExpertAnswer(answer.text, parse_score(answer, config.label_range), label_entropy(answer, config.label_range))
-        for answer in answers
-    ]
-
-
 class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
     """The small model's weights, and the cascade around it.
 
@@ -134,16 +127,31 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
 
     config: UacsConfig
     SIDE_FILES = (*AsksLanguageModel.SIDE_FILES, SideFile(VERBALIZER_FILE))
+    value_names = {"route": ROUTES}
 
     def __init__(self, config: UacsConfig) -> None:
         super().__init__(config)
         self.verbalizer: MsaVerbalizer | None = None
         self._expert: Mllm | None = None
+        self._remembering: RememberingMllm | None = None
 
     @property
     def output_columns(self) -> dict[str, tuple[str, ...]]:
         """Classes of the class logits where they are the system's: where the small model alone answers."""
         return super().output_columns if self.config.route == "fast" else {}
+
+    @classmethod
+    def cost_of(cls, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """What the cascade has cost; see `MsaPreTrainedModel.cost_of`."""
+        calls = float(columns["expert_calls"].sum())
+        return {
+            **{
+                name: float(np.mean(columns[column], dtype=np.float64))
+                for name, column in (("calls", "expert_calls"), ("tokens", "expert_tokens"), ("seconds", "seconds"))
+            },
+            "unreadable": float(columns["unparsed"].sum()) / calls if calls else None,
+            "routes": {name: float(np.mean(columns["route"] == index)) for index, name in enumerate(ROUTES)},
+        }
 
     # --- What lies beside the weights ---
 
@@ -177,6 +185,16 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             self._expert = self.load_language_model()
         return self._expert
 
+    @property
+    def asked_model(self) -> Mllm | None:
+        """The expert; None where there is none."""
+        return None if self._expert is None and self.config.expert_model is None else self.expert
+
+    @property
+    def describes_features(self) -> bool:
+        """Whether features are described to the expert in words: of some modality at least, they have names."""
+        return self.config.use_verbalizer and self.verbalizer is not None and bool(self.verbalizer.modalities)
+
     def set_expert(self, expert: Mllm | None) -> None:
         """Ask this model in place of the one that the configuration names.
 
@@ -184,6 +202,35 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             expert: Any; None goes back to the configuration's.
         """
         self._expert = expert
+        self._remembering = None
+
+    def ask_expert(self, requests: Sequence[MllmRequest]) -> list[ExpertAnswer]:
+        """Ask the expert once for each request, taking the most probable tokens, unless the answer is known.
+
+        Answers are remembered in `answers_folder`, or for this process. A request that fails while others are answered is an
+        unreadable answer.
+
+        Args:
+            requests: What is asked.
+
+        Raises:
+            OSError: If the expert cannot be reached, or not any more.
+            ValueError: If it cannot be loaded, or answers nothing.
+        """
+        config, known = self.config, self._remembering
+        if known is None or known.mllm is not self.expert or known.store.folder != self.answers_folder:
+            known = self._remembering = RememberingMllm(self.expert, AnswerStore(self.answers_folder))
+        found = []
+        # An expert of one's own that writes what it likes need not know the argument.
+        options: dict[str, Any] = {"only_number": config.label_range} if config.expert_constrained else {}
+        for given in known.ask(requests, config.expert_max_new_tokens, config.expert_batch_size, **options):
+            answer = given.answer
+            if answer is None:
+                found.append(ExpertAnswer(None, None, math.inf, 0, given.seconds))
+                continue
+            score, uncertainty = parse_score(answer, config.label_range), label_entropy(answer, config.label_range)
+            found.append(ExpertAnswer(answer.text, score, uncertainty, len(answer.token_texts), given.seconds))
+        return found
 
     def expert_requests(
         self, rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, Tensor] | None = None, processor: Any = None
@@ -191,9 +238,10 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         """The first question to the expert about each sample.
 
         Sound and pictures go along where a row has them (`waveform` `(samples,)` mono at 16 kHz, `frames` `(frames, height,
-        width, 3)` uint8 at `frames_per_second`, 2 unless given); otherwise the features are described in words, if the
-        configuration says so. Of what `inputs` mark as dropped the expert gets to know nothing. For a modality without
-        features nothing says what is dropped: where anything of a sample is, its sound or pictures are left out as a whole.
+        width, 3)` uint8 at `frames_per_second`, 2 unless given) and the expert takes them (`raw_modalities`); otherwise the
+        features are described in words, if the configuration says so and the data names them. Of what `inputs` mark as
+        dropped the expert gets to know nothing. For a modality without features nothing says what is dropped: where
+        anything of a sample is, its sound or pictures are left out as a whole.
 
         Args:
             rows: See `MsaPreTrainedModel.predict_rows`.
@@ -205,7 +253,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         """
         requests = []
         for index, (row, missing) in enumerate(zip(rows, missing_positions(rows, inputs), strict=True)):
-            if self.media is not None:
+            if self.media is not None and self.raw_modalities[1:]:
                 row = {**row, **self.media(row)}
             if any(mask.any() for mask in missing.values()):
                 unknown = [key for name, key in _MEDIA_KEYS.items() if name not in missing]
@@ -226,7 +274,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         for modality, key in _MEDIA_KEYS.items():
             if not row.get(f"{modality}_present", True):
                 continue
-            if row.get(key) is not None:
+            if row.get(key) is not None and modality in self.raw_modalities:
                 media[modality] = visible_media(np.asarray(row[key]), missing.get(modality), cut=modality == "vision")
             elif self.config.use_verbalizer and modality in self.config.modalities and row.get(modality) is not None:
                 described[modality] = np.asarray(row[modality])
@@ -237,6 +285,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
                     "Features are to be described to the expert, but this checkpoint has no statistics of them "
                     f"({VERBALIZER_FILE}); give sound and pictures with the rows, or load it with use_verbalizer=False."
                 )
+            described = {name: described[name] for name in self.verbalizer.modalities if name in described}
             # Frames behind the longest length are not read by the small model either.
             seen = {name: frames[: len(missing.get(name, frames))] for name, frames in described.items()}
             description = self.verbalizer.describe(seen, missing)
@@ -290,7 +339,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         nothing, zero = torch.full_like(score, math.nan), torch.zeros_like(score)
         beside: dict[str, Any] = {
             **dict.fromkeys(("expert_score", "expert_uncertainty", "weight", "second_score", "seconds"), nothing),
-            **dict.fromkeys(("route", "expert_calls", "unparsed"), zero),
+            **dict.fromkeys(("route", "expert_calls", "expert_tokens", "unparsed"), zero),
         }
         return UacsOutput(**small, small_score=score, **beside)
 
@@ -357,8 +406,10 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         chosen = self._handed_on(uncertainty, rows)
         requests: list[MllmRequest] = []
         if len(chosen):
+            started = time.perf_counter()
             part = {key: value[torch.from_numpy(chosen).to(value.device)] for key, value in inputs.items()}
             requests = self.expert_requests([rows[index] for index in chosen], part, processor)
+            seconds[chosen] += (time.perf_counter() - started) / len(chosen)
         return _SmallPass(outputs, small, uncertainty, seconds, chosen, requests)
 
     def _finish(self, batches: Sequence[_SmallPass]) -> Iterator[UacsOutput]:
@@ -374,10 +425,14 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         found: dict[str, Floats] = {
             name: np.full(count, math.nan) for name in ("expert_score", "expert_uncertainty", "weight", "second_score")
         }
-        found |= {"route": np.full(count, float(FAST)), "expert_calls": np.zeros(count), "unparsed": np.zeros(count)}
+        found |= {name: np.zeros(count) for name in ("expert_calls", "expert_tokens", "unparsed")}
+        found["route"] = np.full(count, float(FAST))
         found |= {"logits": small.copy(), "seconds": np.concatenate([batch.seconds for batch in batches])}
         if len(chosen):
-            first, certainty = self._ask(requests, chosen, small[chosen], found)
+            # The small model has no part in what the expert says alone.
+            alone = self.config.route == "mllm"
+            last = np.full(len(chosen), float(self.config.family.neutral)) if alone else small[chosen]
+            first, certainty = self._ask(requests, chosen, last, found)
             routes = self._routes(small[chosen], first, certainty)
             weight = small_weight(self._positive(uncertainty[chosen]), certainty, self.config.epsilon)
             averaged, verified = routes == WEIGHTED, routes == VERIFY
@@ -439,8 +494,8 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         value: float | None = getattr(self.config, name)
         if value is None:
             raise ValueError(
-                f"This checkpoint has no threshold {name}; calibrate it on a validation split, load it with {name}=..., or "
-                'with route="fast" to use the small model alone.'
+                f"This checkpoint has no threshold {name}; calibrate it on a validation split (hf-msa calibrate), load it "
+                f'with {name}=..., or with route="fast" to use the small model alone.'
             )
         return value
 
@@ -453,7 +508,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
     def _ask(
         self, requests: Sequence[MllmRequest], samples: NDArray[np.int64], fallback: Floats, found: dict[str, Floats]
     ) -> tuple[Floats, Floats]:
-        """Ask the expert about samples, and count calls, unreadable answers and seconds in `found`.
+        """Ask the expert about samples, and count calls, tokens, unreadable answers and seconds in `found`.
 
         Args:
             requests: What is asked.
@@ -464,10 +519,10 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         Returns:
             Scores and uncertainties.
         """
-        expert, started = self.expert, time.perf_counter()
-        answers = ask_expert(expert, requests, self.config)
-        found["seconds"][samples] += (time.perf_counter() - started) / len(requests)
+        answers = self.ask_expert(requests)
         found["expert_calls"][samples] += 1
+        found["seconds"][samples] += [answer.seconds for answer in answers]
+        found["expert_tokens"][samples] += [answer.tokens for answer in answers]
         found["unparsed"][samples] += [answer.score is None for answer in answers]
         scores = [
             last if answer.score is None else answer.score for answer, last in zip(answers, fallback, strict=True)

@@ -67,8 +67,8 @@ def parse_score(answer: MllmAnswer | str, label_range: tuple[float, float] | Non
 
     Numbers that are no score do not count: parts of words and names ("3D", "COVID-19"), counts ("2 people"), list numbers,
     per cent, confidences, bounds ("above 1"), both ends of a range or scale, what a fraction is out of. Of those that are
-    left the one at the very beginning counts, or behind a word such as "score" or "say", else the only one. The sign may be
-    any dash or a word ("minus 0.4").
+    left the one behind a word such as "score" or "say" counts, else the only one. The sign may be any dash or a word
+    ("minus 0.4").
 
     A score outside the range by at most a quarter of its width is clipped to it. One farther out was given on another
     scale, on which it means something else, and is not read.
@@ -140,13 +140,15 @@ class _Number:
         value: Sign included.
         spans: Where the characters of its sign (if any) and of its digits are.
         usable: Whether it can be a score, as far as the words around it say.
-        led: Whether it begins the answer, or a word announces it.
+        begins: Whether it begins the answer.
+        announced: Whether a word announces it.
     """
 
     value: float
     spans: list[tuple[int, int]]
     usable: bool
-    led: bool
+    begins: bool
+    announced: bool
 
     @property
     def start(self) -> int:
@@ -191,7 +193,7 @@ _JOINED = re.compile(rf"(?:(?![{_CJK}])[^\W_]|[^\W_]_+|[^\W_]\.)\Z")
 _NO_SCORE_BEFORE = re.compile(
     r"(?:(?<!\w)(?:not|never|than|least|most|above|below|under|over|up to|point|no\.|number|minus|plus)|"
     r"(?:certainty|confidence|probability|likelihood|置信度|概率|确定性)(?:\W|score|level|value|of|is|at|about)*|"
-    r"[负負减減点第±∓≤≥≠<]|不是?|[<>]=|(?<![-=\w\"'/])>|[\d+-]/|\d:)\s*\Z|"
+    r"[负負减減点第±∓≤≥≠<]|不是?|[<>]=|(?<![-=\w\"'/])>|[\d+-]/)\s*\Z|\d:\Z|"
     # An estimate that is not the answer.
     r"\b(?:first|small|previous|earlier|former|initial|original)\b[^\d.!?,\n。！？，]{0,30}\Z|"
     # A dash that something stands between: a minus, or not.
@@ -199,8 +201,15 @@ _NO_SCORE_BEFORE = re.compile(
     re.I,
 )
 _LED = re.compile(
-    r"(?:scor(?:e|ed|ing)|rat(?:e|ed|ing)|sentiment|polarity|answer|value|label|result|output|say|give|assign|"
-    r"得分|分数|评分|打分|情感|答案|结果|为|是)[^\d.!?;,。！？；，]{0,40}\Z",
+    r"(?:scor(?:e|ed|ing)|rat(?:e|ed|ing)|sentiment|polarity|answer|value|label|result|output|\bsay\b|give|assign|"
+    r"得分|分数|评分|打分|情感|答案|结果|(?<!因)为|是)[^\d.!?;,。！？；，]{0,40}\Z",
+    re.I,
+)
+# A whole number behind a noun is its name ("Clip 2").
+_NAMED = re.compile(
+    r"(?<![^\W_])(?!(?:a|an|the|is|was|be|of|as|it|at|with|around|about|approximately|roughly|exactly|maybe|perhaps|probably|"
+    r"would|think|so|then|to|say|give|rated?|scored?|rating|sentiment|polarity|answer|value|label|result|output|assign)\s)"
+    r"[^\W\d_]+ +\Z",
     re.I,
 )
 _LINE_START = re.compile(r"(?:^|\n)[ *#(\[]*\Z")
@@ -228,16 +237,17 @@ _FRACTION = re.compile(r"[\s*_]*(?:/|out of|of)[\s*_]*")
 # Between numbers that are ends of a range, a list or a sum, none of which is *the* score.
 _ALTERNATIVES = re.compile(
     r"(?:\s*\([^()\n]{0,60}\)(?=\s*(?:-|~|to|and|至|到)))?[\s*_\"']*"
-    r"(?:[-+~,;|&=×÷、，；和或与至到…]|\.{2,3}|\b(?:to|and|or|through|till|until|versus|vs\.?)\b)?[\s*_\"'\[(]*"
+    r"(?:[-+~,;|&=×÷、，；和或与至到…]|\.{2,3}|\b(?:to|and|or|through|till|until|versus|vs\.?)\b)?[\s*_\"']*"
 )
 
 _NEGATIVE = re.compile(
-    rf"(?<!not )(?<!non-)(?<![^\W{_CJK}_])(?:{_MINUS_WORDS}|negatively)(?![^\W{_CJK}_])|"
-    r"[负負](?![责責担擔荷载])|消极|消極|零下|マイナス|마이너스",
+    rf"(?<!not )(?<!non-)(?:minus|negativ|(?<![^\W{_CJK}_])(?:{_MINUS_WORDS})(?![^\W{_CJK}_]))|"
+    r"[负負](?![责責担擔荷载])|消极|消極|零下|マイナス|마이너스|\b(?:below|under|less than) (?:zero|neutral|0)",
     re.I,
 )
 _POSITIVE = re.compile(
-    rf"(?<!not )(?<!non-)(?<![^\W{_CJK}_])(?:positiv[eo]?|positively|positif|pos\.?)(?![^\W{_CJK}_])|正面|正向|积极|積極",
+    rf"(?<!not )(?<!non-)(?<![^\W{_CJK}_])(?:positiv\w*|positif|pos\.?)(?![^\W{_CJK}_])|正面|正向|积极|積極|"
+    r"\b(?:above|over|more than) (?:zero|neutral|0)",
     re.I,
 )
 _SENTENCE = re.compile(r"[^.!?\n。！？]*")
@@ -253,7 +263,9 @@ def _read(answer: MllmAnswer | str, label_range: tuple[float, float] | None) -> 
     numbers = list(_numbers(text))
     _mark_pairs(text, numbers, label_range)
     usable = [number for number in numbers if number.usable]
-    chosen = [number for number in usable if number.led] or usable
+    chosen = usable
+    if any(number.announced for number in usable):
+        chosen = [number for number in usable if number.announced or number.begins]
     if len({number.value for number in chosen}) != 1:
         return None
     found = chosen[0]
@@ -301,11 +313,12 @@ def _numbers(text: str) -> Iterator[_Number]:
             and not _NO_SCORE_BEFORE.search(before)
             and not _NO_SCORE_AFTER.match(after)
             and not (whole and _EXPLAINED.match(after))
+            and not (unsigned and _NAMED.search(before))
             and not (unsigned and not announced and _COUNTED.match(after))
             and not (unsigned and value and _LINE_START.search(before) and _LIST_NUMBER.match(after))
             and not (before.endswith("$") and not after.startswith("$"))
         )
-        yield _Number(value, spans, usable, begins or announced)
+        yield _Number(value, spans, usable, begins, announced)
 
 
 def _is_sign(sign: str, gap: str, before: str, text: str) -> bool:

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
 WIDEST_RANGE = (-9.9, 9.9)
@@ -13,7 +12,6 @@ WIDEST_RANGE = (-9.9, 9.9)
 _SPACE = "[ \u0120\u2581]?"
 
 
-@lru_cache
 def writable_numbers(low: float, high: float) -> tuple[str, ...]:
     """Every number of one decimal in a range, as training answers are written: "-0.4", "0.0", "1.2".
 
@@ -28,6 +26,25 @@ def writable_numbers(low: float, high: float) -> tuple[str, ...]:
     if not tenths:
         raise ValueError(f"No number of one decimal lies from {low:g} to {high:g}; give a wider range.")
     return tuple(f"{number / 10:.1f}" for number in tenths)
+
+
+def check_room(numbers: Sequence[str], max_new_tokens: int) -> None:
+    """Refuse answers that are too short for a number.
+
+    Args:
+        numbers: What may be written.
+        max_new_tokens: Longest answer.
+
+    Raises:
+        ValueError: If the longest may not fit.
+    """
+    # Each character may be a token; a space before and the end behind.
+    needed = max(map(len, numbers)) + 2
+    if max_new_tokens < needed:
+        raise ValueError(
+            f"An answer may have {max_new_tokens} tokens, but one of the numbers {numbers[0]} to {numbers[-1]} may take "
+            f"{needed}; allow as many."
+        )
 
 
 class NumberGrammar:

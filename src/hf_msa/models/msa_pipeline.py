@@ -158,7 +158,7 @@ class MsaPipeline(Pipeline):
                 "polarity": SENTIMENT_CLASSES[int(polarity[index])],
                 "present": {name: share > 0 for name, share in shares.items()},
                 "share": shares,
-                **{name: values[index] if math.isfinite(values[index]) else None for name, values in numbers.items()},
+                **{name: self._said(name, values[index]) for name, values in numbers.items()},
             }
             if not math.isfinite(score):
                 raise ValueError("The score is not a finite number; the weights of the checkpoint are damaged.")
@@ -167,6 +167,13 @@ class MsaPipeline(Pipeline):
                 one["transcript"] = {"text": transcript.text, "words": words}
             found.append(one)
         return found
+
+    def _said(self, name: str, value: float) -> float | str | None:
+        """A number of a sample, by its name where it stands for a choice; None for what was not needed."""
+        if not math.isfinite(value):
+            return None
+        names = self.model.value_names.get(name)
+        return value if names is None else str(names[int(value)])
 
     def _share(self, modality: str, row: Mapping[str, Any]) -> float:
         """Which part of a modality the model saw: 0 where there is none."""

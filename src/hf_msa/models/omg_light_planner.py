@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .configuration_omg import OmgConfig
+from .msa_answer_store import AnswerStore, content_hash
 from .msa_schema import FEATURE_MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer, summarize
 from .omg_observation import Observation
 from .omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan
-from .omg_plan_store import PlanStore
-from .omg_planner import Centering, Encode, Planner, Proposals, content_hash, encoder_digest
+from .omg_planner import Centering, Encode, Planner, Proposals, encoder_digest
 
 # Counts the changes of what is proposed for equal observations by an equal fit.
 _RULES = 1
@@ -155,7 +155,7 @@ class LightPlanner(Planner):
         probes: Mapping[tuple[str, ...], RidgeProbe],
         verbalizer: MsaVerbalizer | None = None,
         centering: Centering | None = None,
-        store: PlanStore | None = None,
+        store: AnswerStore | None = None,
     ) -> None:
         super().__init__(config, verbalizer, centering, store)
         self.encode = encode
@@ -221,7 +221,7 @@ class LightPlanner(Planner):
         values: Mapping[str, Any],
         encode: Encode,
         config: OmgConfig,
-        store: PlanStore | None = None,
+        store: AnswerStore | None = None,
     ) -> "LightPlanner":
         """Rebuild the planner from `to_dict`, with the text encoder that it was fitted with.
 

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .configuration_omg import OmgConfig
-from .msa_mllm import Mllm, MllmRequest
+from .msa_answer_store import AnswerStore, content_hash
+from .msa_mllm import Mllm, MllmRequest, taken_modalities
 from .msa_mllm_answers import MllmAnswer
+from .msa_observed import in_usual_case
+from .msa_remembering import known_identity
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer
 from .omg_observation import Observation
 from .omg_plan import FALLBACK_PLAN, Plan, read_plan
-from .omg_plan_store import PlanStore
 
 Proposals = tuple[tuple[str, float], ...]
 """What was written, and its log-probability, for each candidate."""
@@ -147,12 +149,12 @@ class Planner(ABC):
         config: OmgConfig,
         verbalizer: MsaVerbalizer | None = None,
         centering: Centering | None = None,
-        store: PlanStore | None = None,
+        store: AnswerStore | None = None,
     ) -> None:
         self.config = config
         self.verbalizer = verbalizer
         self.centering = centering
-        self.store = PlanStore() if store is None else store
+        self.store = AnswerStore() if store is None else store
 
     @property
     @abstractmethod
@@ -274,9 +276,10 @@ class Planner(ABC):
         raw = {"text": observation.transcript, "audio": observation.audio, "vision": observation.frames}
         given = {name for name, value in raw.items() if value is not None}
         spoken = {name: values for name, values in observation.features.items() if name not in given}
-        description = self.verbalizer.describe(spoken) if self.verbalizer is not None and spoken else ""
-        if description:
-            given |= set(spoken)
+        description = ""
+        if self.verbalizer is not None:
+            description = self.verbalizer.describe(spoken)
+            given |= spoken.keys() & set(self.verbalizer.modalities)
         return description, tuple(name for name in MODALITIES if name in given)
 
     def _seen_text(self, observation: Observation) -> str:
@@ -293,12 +296,6 @@ def encoder_digest(encode: Encode) -> str:
     """A hash of what a text encoder makes of two texts."""
     vectors = to_half(np.asarray(encode(_ENCODER_TEXTS), dtype=np.float32))
     return hashlib.blake2b(repr(vectors.shape).encode() + vectors.tobytes(), digest_size=16).hexdigest()
-
-
-def content_hash(value: Any) -> str:
-    """A hash of plain JSON values."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def plan_prompt(transcript: str | None, modalities: Collection[str], description: str = "") -> str:
@@ -318,7 +315,7 @@ def plan_prompt(transcript: str | None, modalities: Collection[str], description
         "Parts of a video clip may have been lost. Sum up in three fields what happens in it: who or what it is about, "
         "what they do, and the sentiment that is expressed.",
         state,
-        "" if transcript is None else f'Words: "{transcript}"',
+        "" if transcript is None else f'Words: "{in_usual_case(transcript)}"',
         description,
         f"The sentiment must be one of: {', '.join(SENTIMENT_SCALE)}. Entity and action are a few words each.",
         "Reply with one line and nothing else, in this form:",
@@ -347,7 +344,7 @@ class MllmPlanner(Planner):
         config: OmgConfig,
         verbalizer: MsaVerbalizer | None = None,
         centering: Centering | None = None,
-        store: PlanStore | None = None,
+        store: AnswerStore | None = None,
         adapter: str | None = None,
         encode: Encode | None = None,
     ) -> None:
@@ -359,7 +356,7 @@ class MllmPlanner(Planner):
     @property
     def identity(self) -> dict[str, str | None]:
         """The model, its adapter, and how its weights are read, see `LocalMllm.identity`; of other models the name."""
-        known = {"adapter": None, **_known_identity(self.mllm)}
+        known = {"adapter": None, **known_identity(self.mllm)}
         return known if self.adapter is None else {**known, "adapter": self.adapter}
 
     @property
@@ -368,8 +365,21 @@ class MllmPlanner(Planner):
         model, adapter = self.identity["model"], self.identity["adapter"]
         return str(model) if adapter is None else f"{model}+{adapter[:8]}"
 
+    def _taken(self, observation: Observation) -> Observation:
+        """The same clip without the sound and the pictures that the model does not take, or is not to be given."""
+        if observation.audio is observation.frames is None:
+            return observation
+        settings = self.config.language_model
+        taken = taken_modalities(self.mllm, "auto" if settings is None else settings.modalities)
+        return dataclasses.replace(
+            observation,
+            audio=observation.audio if "audio" in taken else None,
+            frames=observation.frames if "vision" in taken else None,
+        )
+
     def request(self, observation: Observation) -> MllmRequest:
         """The question for a plan; its digest changes with anything that the model sees."""
+        observation = self._taken(observation)
         description, modalities = self._describe(observation)
         return _request(plan_prompt(observation.transcript, modalities, description), observation)
 
@@ -385,7 +395,7 @@ class MllmPlanner(Planner):
         values: Mapping[str, Any],
         mllm: Mllm,
         config: OmgConfig,
-        store: PlanStore | None = None,
+        store: AnswerStore | None = None,
         encode: Encode | None = None,
     ) -> "MllmPlanner":
         """Rebuild the planner from `to_dict`, with the model, its adapter where it was saved with one, and the encoder.
@@ -393,7 +403,7 @@ class MllmPlanner(Planner):
         Raises:
             ValueError: If the model is known to have another adapter than the one with which the planner was fitted.
         """
-        known = _known_identity(mllm)
+        known = known_identity(mllm)
         if known.get("adapter", values["adapter"]) != values["adapter"]:
             raise ValueError(
                 f"The planner was fitted with the adapter {values['adapter']}, but its language model has "
@@ -442,9 +452,10 @@ class MllmPlanner(Planner):
         return self.mllm.embed([MllmRequest(one) if isinstance(one, str) else one for one in contents])
 
     def content(self, observation: Observation) -> str | MllmRequest:
-        """All that is observed, without a question; in words where the text encoder reads it."""
+        """All that is observed and taken by the model, without a question; in words where the text encoder reads it."""
         if self.encode is not None:
             return self._in_words(observation)
+        observation = self._taken(observation)
         text = self._seen_text(observation)
         if not text and observation.audio is None and observation.frames is None:
             text = NOTHING_OBSERVED
@@ -453,9 +464,3 @@ class MllmPlanner(Planner):
 
 def _request(prompt: str, observation: Observation) -> MllmRequest:
     return MllmRequest(prompt, observation.audio, observation.frames, frames_per_second=observation.frames_per_second)
-
-
-def _known_identity(mllm: Mllm) -> dict[str, str | None]:
-    """What a model says of itself; without ``adapter`` where it cannot know whether it has one."""
-    known: dict[str, str | None] = getattr(mllm, "identity", {"model": mllm.name})
-    return known

@@ -1,7 +1,9 @@
 """The rules of U-ACS as plain functions of numbers: polarity, weights, and who answers."""
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,30 @@ def polarity(scores: Floats, neutral_zone: float, neutral: float = 0.0) -> Indic
     """
     distances = scores - neutral
     return np.where(np.abs(distances) < neutral_zone, 0, np.sign(distances)).astype(np.int64)
+
+
+def threshold(fit: Mapping[str, Any], weight: float, shift: float) -> float | None:
+    """The threshold between two means of an uncertainty (eq. 12); None where a group of samples was empty.
+
+    Args:
+        fit: The groups `same` and `opposite`, of right and wrong polarity, with their `mean`; None for an empty one.
+        weight: Lambda: 0 gives the mean of `same`, 1 that of `opposite`.
+        shift: Beta, added.
+    """
+    if fit["same"] is None or fit["opposite"] is None:
+        return None
+    return float((1 - weight) * fit["same"]["mean"] + weight * fit["opposite"]["mean"] + shift)
+
+
+def threshold_for(uncertainties: Floats, count: int) -> float:
+    """The threshold that hands on the `count` most uncertain samples; fewer where some are equally uncertain.
+
+    Args:
+        uncertainties: `(samples,)`.
+        count: From 0 to the number of samples.
+    """
+    ordered = np.sort(uncertainties)
+    return float(ordered[len(ordered) - count - 1]) if count < len(ordered) else -math.inf
 
 
 def small_weight(small: Floats, expert: Floats, epsilon: float) -> Floats:

@@ -24,7 +24,7 @@ from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import FixedPattern
 from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.report import counted
-from hf_msa.models.omg_plan_store import PlanStore
+from hf_msa.models.msa_answer_store import AnswerStore
 
 UNCACHED, CACHED = "planning, uncached", "planning, cached"
 PARTS = (UNCACHED, CACHED, "encoding", "retrieval", "execution", "classification")
@@ -74,7 +74,7 @@ def time_pattern(omg: OmgOnRows, chosen: Sequence[int], pattern: FixedPattern, b
         planner = model.planner(processor)
         for batch in omg.batches(pattern, "+".join(pattern.available), chosen, batch_size):
             # Nothing is known of the batch, nor of another that has the same plans.
-            planner.store = PlanStore()
+            planner.store = AnswerStore()
             with watch.timing(UNCACHED):
                 model.plan_inputs(batch.inputs, batch.members, processor)
             with watch.timing(CACHED):

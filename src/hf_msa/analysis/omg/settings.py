@@ -31,7 +31,7 @@ from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.results import Predictions, predictions_table
 from hf_msa.evaluation.statistics import resample_counts
 from hf_msa.evaluation.sweep import sweep
-from hf_msa.models.omg_plan_store import PlanStore
+from hf_msa.models.msa_answer_store import AnswerStore
 
 Setting = Mapping[str, Any]
 """Values of configuration fields by name."""
@@ -114,7 +114,7 @@ def analyze_settings(
     found = find_runs(runs, "omg")
     rows = found[0].rows(data, split)
     tested = conditions("modality", (), rates, (MASK_SEED,))
-    stores = [PlanStore() for _ in found]
+    stores = [AnswerStore() for _ in found]
     scored = [score_setting(setting, found, stores, rows, tested, batch_size) for setting in settings]
     for name in metrics or ():
         if name not in scored[0].metrics:
@@ -141,7 +141,7 @@ def analyze_settings(
 def score_setting(
     setting: Setting,
     runs: Sequence[TrainedRun],
-    stores: Sequence[PlanStore],
+    stores: Sequence[AnswerStore],
     rows: MsaRows,
     tested: Sequence[Condition],
     batch_size: int,
@@ -171,7 +171,7 @@ def score_setting(
 
 
 @torch.inference_mode()
-def prepare_plans(omg: OmgOnRows, store: PlanStore, tested: Sequence[Condition], batch_size: int) -> None:
+def prepare_plans(omg: OmgOnRows, store: AnswerStore, tested: Sequence[Condition], batch_size: int) -> None:
     """Plan and load everything that the measured time is not to hold, and predict one batch."""
     model = omg.model
     with as_msa_errors():

@@ -36,7 +36,7 @@ from hf_msa.evaluation.report import counted, format_value, metric_heading
 from hf_msa.evaluation.statistics import all_and_resampled, confidence_interval
 from hf_msa.label_families import find_label_family
 from hf_msa.models.msa_label_families import LabelFamily
-from hf_msa.models.uacs_rules import FAST, VERIFY, WEIGHTED, answer_routes, small_weight
+from hf_msa.models.uacs_rules import FAST, VERIFY, WEIGHTED, answer_routes, small_weight, threshold_for
 
 SHARES = tuple(round(0.05 * step, 2) for step in range(21))
 """Shares of escalated samples that are swept."""
@@ -147,12 +147,6 @@ def replay(recorded: Recorded, rules: Rules) -> Replayed:
     )
     calls = np.where(routes == FAST, 0.0, np.where(routes == VERIFY, 2.0, 1.0))
     return Replayed(scores, routes, missing, calls, recorded.small_seconds + calls * recorded.expert_seconds)
-
-
-def tau_for(uncertainties: Floats, count: int) -> float:
-    """The threshold that hands on the `count` most uncertain samples; fewer where some are equally uncertain."""
-    ordered = np.sort(uncertainties)
-    return float(ordered[len(ordered) - count - 1]) if count < len(ordered) else -math.inf
 
 
 def read_recorded(runs: Sequence[SampleNumbers]) -> list[Recorded]:
@@ -294,7 +288,7 @@ def sweep_rows(
     rows = [point("small model", [replay(s, dataclasses.replace(r, tau_1=math.inf)) for s, r in pairs])]
     for share in SHARES[1:]:
         made = [
-            replay(s, dataclasses.replace(r, tau_1=tau_for(s.uncertainty, round(share * len(labels)))))
+            replay(s, dataclasses.replace(r, tau_1=threshold_for(s.uncertainty, round(share * len(labels)))))
             for s, r in pairs
         ]
         rows.append(point("swept", made))

@@ -25,13 +25,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_msa.errors import MsaError
 from hf_msa.files import write_json
 from hf_msa.models.configuration_omg import OmgConfig
+from hf_msa.models.msa_answer_store import AnswerStore
 from hf_msa.models.msa_mllm import LocalMllm, adapter_digest
 from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, tokenize
 from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan, read_plan, sentiment_word
-from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import Centering, MllmPlanner, Planner
 from hf_msa.training.lora import LoraTrainer, LoraTrainingArguments, MllmExample, save_adapter
 
@@ -123,7 +123,7 @@ def fit_light_planner(
     encode: Callable[[Sequence[str]], np.ndarray],
     config: OmgConfig,
     verbalizer: MsaVerbalizer | None = None,
-    store: PlanStore | None = None,
+    store: AnswerStore | None = None,
     ridge: float = 1.0,
 ) -> LightPlanner:
     """Fit lexicon and a probe for each set of modalities; `fit_centering` is to follow.

@@ -31,9 +31,9 @@ from hf_msa.files import write_json
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_omg import KNOWLEDGE_BASE_FOLDER, PLANNER_FILE, OmgForSentimentAnalysis
+from hf_msa.models.msa_answer_store import AnswerStore
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
-from hf_msa.models.omg_plan_store import PlanStore
 from hf_msa.models.omg_planner import MllmPlanner, Planner
 from hf_msa.training.language_models import check_language_model, fit_verbalizer, lora_arguments
 from hf_msa.training.stages import RunContext
@@ -200,7 +200,7 @@ def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
 def fit_planner(context: RunContext, model: OmgForSentimentAnalysis, adapted: bool = True) -> Planner:
     """Fit the planner that the configuration names to the training split; `adapted` as in `load_language_model`."""
     observations = CompleteObservations(model, context.rows["train"], context.processor)
-    config, store = model.config, PlanStore(model.answers_folder)
+    config, store = model.config, AnswerStore(model.answers_folder)
     verbalizer = fit_verbalizer(context) if config.use_verbalizer and len(config.modalities) > 1 else None
     encode = functools.partial(model.embed_texts, context.processor.tokenizer)
     planner: Planner

@@ -8,8 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.uncertainty import polarity_errors
 from hf_msa.label_families import AnyFamily
+from hf_msa.models.uacs_rules import threshold
+
+FEW = 10
+"""Groups of fewer samples than this are named in a warning."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,22 @@ class AgreementFit:
     opposite: Gaussian | None
 
     def tau(self, weight: float, shift: float) -> float | None:
-        """The threshold between the two means (eq. 12); None where a group is empty.
+        """The threshold between the two means; see `uacs_rules.threshold`."""
+        return threshold(self.to_dict(), weight, shift)
 
-        Args:
-            weight: Lambda: 0 gives the mean of `same`, 1 that of `opposite`.
-            shift: Beta, added.
-        """
-        if self.same is None or self.opposite is None:
-            return None
-        return (1 - weight) * self.same.mean + weight * self.opposite.mean + shift
+    def faults(self) -> list[str]:
+        """Why a threshold that is made of this means little, one part of a sentence each; empty where nothing is amiss."""
+        found = [
+            f"only {counted(group.n, 'sample')} of the {kind} polarity {'is' if group.n == 1 else 'are'} behind it"
+            for kind, group in (("right", self.same), ("wrong", self.opposite))
+            if group is not None and group.n < FEW
+        ]
+        if self.same is not None and self.opposite is not None and self.same.mean >= self.opposite.mean:
+            found.append(
+                f"the uncertainty is not higher where the polarity is wrong (mean {self.opposite.mean:.3g}) than where it "
+                f"is right ({self.same.mean:.3g})"
+            )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -1,11 +1,12 @@
-"""Answers that OMG-Agent's planner was given before: every run needs the same ones, and a large model is asked once.
+"""What language models have answered, so that nothing is asked twice: U-ACS's expert and OMG-Agent's planner share it.
 
 A SQLite database, in a file that several processes may use at once, or a temporary one of this process. Keys are hashes of
-everything that an answer depends on (see `Planner`), so planners, data sets, seeds and ablations may share a file, and it
-may be deleted at any time: what was in it is asked again.
+everything that an answer depends on (see `RememberingMllm` and `Planner`), so models, data sets, seeds and ablations may
+share a file, and it may be deleted at any time: what was in it is asked again.
 """
 
 import hashlib
+import json
 import logging
 import os
 import sqlite3
@@ -13,17 +14,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-PLANS_FILE = "plans.sqlite3"
-_TABLE = (
-    "CREATE TABLE IF NOT EXISTS plans (key TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
-)
+ANSWERS_FILE = "answers.sqlite3"
+_TABLE = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID"
 
 
-class PlanStore:
-    """Where a planner looks before it asks its model, and leaves the answers.
+class AnswerStore:
+    """Where one looks before a model is asked, and leaves its answers.
 
-    What is stored says neither what is chosen nor how vectors are centred: both are worked out anew each time. Of answers
-    that two processes write to one key the first stays. A file that is damaged is left alone, with a warning.
+    Of answers that two processes write to one key the first stays. A file that is damaged is left alone, with a warning.
 
     Args:
         folder: Where the file is; created where absent. None: a temporary database of this process.
@@ -42,20 +40,20 @@ class PlanStore:
         """Those of the answers that are known, by key."""
         answers, connection = {}, self._connection()
         for key in dict.fromkeys(keys):
-            found = connection.execute("SELECT value, digest FROM plans WHERE key = ?", (key,)).fetchone()
+            found = connection.execute("SELECT value, digest FROM answers WHERE key = ?", (key,)).fetchone()
             if found is not None and found[1] == _digest(found[0]):
                 answers[key] = found[0]
             elif found is not None:
                 # Not what was written: it is asked again.
                 with connection:
-                    connection.execute("DELETE FROM plans WHERE key = ?", (key,))
+                    connection.execute("DELETE FROM answers WHERE key = ?", (key,))
         return answers
 
     def write(self, answers: Mapping[str, bytes]) -> None:
         """Keep answers by their keys."""
         rows = [(key, value, _digest(value)) for key, value in answers.items()]
         with self._connection() as connection:
-            connection.executemany("INSERT OR IGNORE INTO plans VALUES (?, ?, ?)", rows)
+            connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", rows)
 
     def _connection(self) -> sqlite3.Connection:
         """The database, opened once in each process: a forked one must not use its parent's."""
@@ -65,7 +63,7 @@ class PlanStore:
 
     def _open(self) -> sqlite3.Connection:
         # Without a name SQLite keeps a database in memory, and in a temporary file where it grows large.
-        file = "" if self.folder is None else str(self.folder / PLANS_FILE)
+        file = "" if self.folder is None else str(self.folder / ANSWERS_FILE)
         connection = sqlite3.connect(file, timeout=60.0, check_same_thread=False)
         try:
             # Readers and a writer do not wait for each other.
@@ -73,11 +71,11 @@ class PlanStore:
             connection.execute("PRAGMA synchronous = NORMAL")
             with connection:
                 connection.execute(_TABLE)
-                connection.execute("SELECT key, value, digest FROM plans LIMIT 1").fetchone()
+                connection.execute("SELECT key, value, digest FROM answers LIMIT 1").fetchone()
         except sqlite3.DatabaseError as error:
             connection.close()
             logging.getLogger(__name__).warning(
-                "The kept plans in %r cannot be used (%s); what was in them is asked again, and the file may be deleted.",
+                "The kept answers in %r cannot be used (%s); what was in them is asked again, and the file may be deleted.",
                 file,
                 error,
             )
@@ -87,6 +85,12 @@ class PlanStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
+
+
+def content_hash(value: Any) -> str:
+    """A hash of plain JSON values, for keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _digest(value: bytes) -> bytes:
