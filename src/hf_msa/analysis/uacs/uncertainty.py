@@ -400,4 +400,4 @@ def _draw_comparison(figure: Figure, compared: Mapping[str, tuple[SampleNumbers,
         panel.set_title(name, fontsize=7)
         panel.set_xlabel("coverage: share of samples, surest first")
         panel.set_ylabel("MAE")
-    panels[0].legend(frameon=False, fontsize=6)
+        panel.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
