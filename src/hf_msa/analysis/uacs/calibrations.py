@@ -1,12 +1,12 @@
 """Calibrations of U-ACS and UBM: the thresholds of a run's uncertainties, and the fits behind them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hf_msa.analysis.common.prediction_columns import EXPERT, OWN, TRIVIAL, SampleNumbers, uncertainties
 from hf_msa.errors import MsaError
+from hf_msa.methods import METHODS
 from hf_msa.training.uacs.thresholds import AgreementFit, fit_agreement
 
 
@@ -24,16 +24,20 @@ class Calibration:
 
 
 def seed_configs(numbers: SampleNumbers) -> list[Mapping[str, Any]]:
-    """The configuration of each seed's checkpoint, which holds its thresholds; empty where there is no checkpoint."""
+    """The configuration that each seed was evaluated with, thresholds included; empty where there is no checkpoint."""
+    config_class = METHODS.find(numbers.results["method"]).config_class
     found: list[Mapping[str, Any]] = []
     for seed in numbers.seeds:
         # Results may lie in a folder of the run's.
-        places = [place / f"seed-{seed}" / "config.json" for place in (numbers.folder, numbers.folder.parent)]
-        file = next((place for place in places if place.is_file()), None)
-        if file is not None:
-            found.append(json.loads(file.read_text(encoding="utf-8")))
+        places = [place / f"seed-{seed}" for place in (numbers.folder, numbers.folder.parent)]
+        folder = next((place for place in places if (place / "config.json").is_file()), None)
+        if len(numbers.seeds) == 1:
+            found.append(numbers.config)
+        elif folder is not None:
+            changes = dict(numbers.results.get("changes") or {})
+            found.append(config_class.from_pretrained(folder, **changes).to_dict())
         else:
-            found.append(numbers.config if len(numbers.seeds) == 1 else {})
+            found.append({})
     return found
 
 
