@@ -25,7 +25,8 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
-from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmAnswer, MllmRequest
+from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
+from hf_msa.models.msa_mllm_answers import MllmAnswer
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 
 from .report import write_both
@@ -94,6 +95,7 @@ class StubExpert:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        only_number: bool | tuple[float, float] = False,
     ) -> list[list[MllmAnswer]]:
         """Answer, and take the time."""
         self.seconds += self.call_seconds * math.ceil(len(requests) / self.batch_size)
@@ -127,7 +129,8 @@ class CascadeBench:
         self.model: UacsForSentimentAnalysis = self.text.build(UacsForSentimentAnalysis, UacsConfig(**fields))
         self.model.to(device()).eval()
         members = [rows[index] for index in range(len(rows))]
-        self.model.verbalizer = MsaVerbalizer.fit(members)
+        names = {m: [f"{m} {n}" for n in range(getattr(self.model.config, f"{m}_dim"))] for m in ("audio", "vision")}
+        self.model.verbalizer = MsaVerbalizer.fit(members, names)
         self.requests = self.model.expert_requests([self.rows[index] for index in range(len(rows))])
         self.expert: Mllm = (
             StubExpert(setting.call_seconds, setting.expert_batch_size)

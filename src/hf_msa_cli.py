@@ -53,7 +53,9 @@ def _sample_corpus(parser: argparse.ArgumentParser) -> None:
 
 def _extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "manifest", help="a folder of clips, or a CSV or JSONL file with path, text, label, split, start, end"
+        "manifest",
+        help="a folder of clips; a CSV or JSONL file with path, text, label, split, start, end; or a data set of the "
+        "library datasets with a column of sound or video, as a folder or by its Hub name",
     )
     parser.add_argument("--output", required=True, help="folder to write the data set to")
     parser.add_argument(

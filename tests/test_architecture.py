@@ -26,6 +26,7 @@ LEVELS = {
     "_version": 0,
     "errors": 0,
     "files": 0,
+    "figures": 1,
     "registry": 1,
     "uploads": 1,
     "models": 1,

@@ -5,10 +5,11 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from hf_msa.analysis import run_tool
@@ -23,11 +24,16 @@ from hf_msa.analysis.uacs.accuracy_cost import (
 )
 from hf_msa.analysis.uacs.calibrations import calibrations, seed_configs
 from hf_msa.analysis.uacs.routes import case_rows, route_rows
+from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.results import EvaluationFacts, build_results, predictions_table, write_results
-from hf_msa.evaluation.uncertainty import auroc, coverage_risks, polarity_errors
+from hf_msa.evaluation.uncertainty import auroc, coverage_risks, polarity_errors, spearman
+from hf_msa.models.configuration_ubm import UNCERTAINTIES
 from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.uacs_rules import FAST, MLLM, ROUTES, VERIFY, WEIGHTED, threshold_for
+from hf_msa.training.recipes import load_recipe
+from hf_msa.training.stages import run_recipe
 
 NAN, INF = math.nan, math.inf
 
@@ -182,6 +188,20 @@ class TestRanking:
         counted, wrong = polarity_errors(np.array([[0.1, 0.0, -1.0, 1.0]]), np.array([1.0, 1.0, 1.0, 0.0]), "mosi")
         assert counted.tolist() == [[True, True, True, False]] and wrong.tolist() == [[False, True, True, True]]
 
+    def test_rank_correlation_by_hand(self) -> None:
+        # Squared differences of ranks 0, 0, 1, 1: 1 - 6 * 2 / (4 * 15).
+        assert spearman(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.1, 5.0, 9.0, 8.0])) == pytest.approx([0.8])
+        # Ranks 1.5, 1.5, 3 against 1, 2, 3: 1.5 / sqrt(1.5 * 2).
+        assert spearman(np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx([1.5 / math.sqrt(3)])
+        assert np.isnan(spearman(np.ones(3), np.array([1.0, 2.0, 3.0]))).all()
+
+    def test_rank_correlation_of_resamples_is_that_of_scipy(self) -> None:
+        generator = np.random.default_rng(0)
+        first, second = generator.integers(0, 20, 60) / 10, generator.random(60)
+        counts = generator.integers(0, 4, (5, 60))
+        expected = [spearmanr(first.repeat(times), second.repeat(times)).statistic for times in counts]
+        assert spearman(first, second, counts.astype(float)) == pytest.approx(expected)
+
 
 class TestReading:
     def test_numbers_of_complete_data(self, runs: dict[str, str]) -> None:
@@ -221,6 +241,7 @@ class TestUncertainty:
         assert {path.name for path in paths} == {
             "fits.csv",
             *(f"uncertainty.{end}" for end in ("csv", "md", "png", "svg")),
+            *(f"comparison.{end}" for end in ("csv", "png", "svg")),
         }
         own, trivial, expert = read(tmp_path / "out" / "uncertainty.csv")
         # Labels other than 0: the first five. Wrong at 0.2, 0.9, 0.8, 1.0, right at 0.1: all four above.
@@ -265,6 +286,72 @@ class TestUncertainty:
         single = write(tmp_path / "single", held_out, method="ubm", config=config, split="validation", seeds=(1,))
         with pytest.raises(MsaError, match="different training seeds"):
             run_tool("uncertainty", [run], validation=[single])
+
+
+class TestComparison:
+    LABELS = (1.0, 1.0, -1.0, -2.0)
+    VALUES: ClassVar[dict[str, list[float]]] = {
+        "prediction": [2.0, 1.5, 0.5, -2.0],
+        "uncertainty": [0.4, 0.1, 0.3, 0.2],
+    }
+
+    @pytest.mark.usefixtures("quick_figures")
+    def test_numbers_by_hand(self, tmp_path: Path) -> None:
+        config = {"uncertainty_kind": "mc_dropout"}
+        values = self.VALUES | {"interval_low": [1.1, 1.0, -1.5, -2.5], "interval_high": [2.9, 2.0, 2.5, -1.5]}
+        run = write(tmp_path / "run", values, labels=self.LABELS, method="ubm", config=config)
+        run_tool("uncertainty", [run], output=str(tmp_path / "out"))
+        rows = {row["uncertainty"]: row for row in read(tmp_path / "out" / "comparison.csv")}
+        assert list(rows) == ["mc-dropout", "-|score|", "oracle", "random"]
+        # Errors 1, 0.5, 1.5, 0 have ranks 3, 2, 4, 1; those of the uncertainty are 4, 1, 3, 2, of -|score| 1.5, 3, 4, 1.5.
+        told = {name: row["Spearman, |error|"] for name, row in rows.items()}
+        assert float(told["mc-dropout"]) == pytest.approx(1 - 6 * 4 / 60)
+        assert float(told["-|score|"]) == pytest.approx(3 / math.sqrt(4.5 * 5), rel=1e-5)
+        assert float(told["oracle"]) == 1 and told["random"] == ""
+        assert float(rows["mc-dropout"]["Spearman, -|score|"]) == pytest.approx(-1 / math.sqrt(4.5 * 5), rel=1e-5)
+        # In order 0.5, 0, 1.5, 1; 0.5 twice (a tie of 1 and 0), then 0.5, 1.5; 0, 0.5, 1, 1.5; at random 0.75 throughout.
+        areas = [float(row["area"]) for row in rows.values()]
+        assert areas == pytest.approx([(0.5 + 0.25 + 2 / 3 + 0.75) / 4, (3 * 0.5 + 0.75) / 4, 1.5 / 4, 0.75], rel=1e-5)
+        assert float(rows["mc-dropout"]["area - that of -|score|"]) == pytest.approx(areas[0] - areas[1], rel=1e-4)
+        assert float(rows["mc-dropout"]["area low"]) <= areas[0] <= float(rows["mc-dropout"]["area high"])
+        # The first label is left out; widths 1.8, 1, 4, 1.
+        (interval,) = read(tmp_path / "out" / "intervals.csv")
+        assert float(interval["covered"]) == 0.75 and float(interval["width"]) == pytest.approx(1.95)
+        text = (tmp_path / "out" / "uncertainty.md").read_text()
+        assert "## Comparison" in text and "## Intervals" in text
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("quick_figures")
+    def test_all_kinds_that_a_checkpoint_can_give(self, tmp_path: Path) -> None:
+        corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=7)
+        kinds = "[prediction_truth,members,heads,modality_disagreement,conformal]"
+        small = ["model.fusion_dim=16", "model.head_dim=8", "model.ensemble_size=2", "stages.main.num_train_epochs=1"]
+        recipe = load_recipe("ubm/sample", assignments=[*small, f"model.uncertainty_candidates={kinds}"])
+        run = tmp_path / "run"
+        run_recipe(recipe, str(corpus), run, 1, {"disable_tqdm": True, "use_cpu": True})
+        evaluate_runs(str(run), str(corpus), protocol="complete")
+        run_tool("uncertainty", [str(run)], data=str(corpus), output=str(tmp_path / "out"))
+        rows = {row["uncertainty"]: row for row in read(tmp_path / "out" / "comparison.csv")}
+        given = [kind.replace("_", "-") for kind in UNCERTAINTIES if kind != "score"]
+        assert list(rows) == [*given, "-|score|", "oracle", "random"]
+        own = read_numbers(str(run))
+        entropy = own.columns["uncertainty"]
+        errors = np.abs(own.columns["prediction"] - own.labels)
+        expected = spearman(entropy[0], errors[0])
+        assert [float(rows["entropy"]["Spearman, |error|"])] == pytest.approx(expected, abs=1e-4)
+        assert rows["conformal"]["area"] == rows["learned-error"]["area"], "in proportion"
+        (interval,) = read(tmp_path / "out" / "intervals.csv")
+        assert 0.5 < float(interval["covered"]) <= 1
+        other = write_sample_corpus(tmp_path / "other", preset="tiny", seed=8)
+        with pytest.raises(MsaError, match="give other scores than it has|has other samples"):
+            run_tool("uncertainty", [str(run)], data=str(other))
+
+    def test_checkpoints_that_are_not_there(self, tmp_path: Path) -> None:
+        run = write(
+            tmp_path / "run", self.VALUES, labels=self.LABELS, method="ubm", config={"uncertainty_kind": "score"}
+        )
+        with pytest.raises(MsaError, match="are not beside it"):
+            run_tool("uncertainty", [run], data="anywhere")
 
 
 class TestRiskCoverage:

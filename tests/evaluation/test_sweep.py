@@ -710,14 +710,14 @@ def test_a_damaged_file_of_a_checkpoint_is_one_sentence(runs: Path, tmp_path: Pa
 
 
 def test_a_server_is_asked_where_the_caller_named_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", set())
+    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", {})
     monkeypatch.delenv("HF_MSA_ENDPOINT", raising=False)
     fixture = str(Path(__file__).parents[1] / "fixtures" / "checkpoints" / "uacs")
     address = {"expert_kind": "endpoint", "expert_model": "http://127.0.0.1:1/v1", "expert_adapter": False}
     named: Any = load_checkpoint(fixture, {**address, "route": "cascade"})[0]
     assert named.expert.name == "http://127.0.0.1:1/v1"
     # As somebody may publish it.
-    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", set())
+    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", {})
     copy = copy_of(Path(fixture), tmp_path / "published")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, **address, "route": "cascade"}))

@@ -21,7 +21,7 @@ from hf_msa.evaluation.report import print_results, results_markdown, run_name
 from hf_msa.evaluation.results import read_results
 from hf_msa.hub.cards import load_facts, read_run, write_card
 from hf_msa.methods import METHODS
-from hf_msa.models.msa_mllm import label_entropy, label_entropy_bounds, parse_score
+from hf_msa.models.msa_mllm_answers import label_entropy, label_entropy_bounds, parse_score
 from hf_msa.models.msa_mllm_endpoint import EndpointMllm
 from json_damage import damaged, fuzz
 from made_results import make_results, make_table
@@ -60,8 +60,8 @@ def server_answers(tmp_path: Path) -> Target:
     server = EndpointMllm("http://127.0.0.1:1/v1")
 
     def read(content: bytes) -> None:
-        answer = server._answer(content)
-        parse_score(answer.text, (-3, 3))
+        answer = server._read(content).answer()
+        parse_score(answer, (-3, 3))
         low, high = label_entropy_bounds(answer)
         assert 0 <= low <= label_entropy(answer) <= high and answer.logprob <= 0
 

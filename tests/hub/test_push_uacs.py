@@ -24,7 +24,9 @@ def run_folder(tmp_path: Path) -> Path:
     model = UacsForSentimentAnalysis.from_pretrained(
         folder, expert_model="/home/somebody/models/omni-7b", expert_adapter=True, tau_1=-1.0
     )
-    model.verbalizer = MsaVerbalizer.fit([{"audio": torch.randn(4, 5).numpy()} for _ in range(3)])
+    model.verbalizer = MsaVerbalizer.fit(
+        [{"audio": torch.randn(4, 5).numpy()} for _ in range(3)], {"audio": list("abcde")}
+    )
     adapter = tmp_path / "lora"
     adapter.mkdir()
     described = {"base_model_name_or_path": "/home/somebody/models/omni-7b", "target_modules": r".*\.q_proj"}

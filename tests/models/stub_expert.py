@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_msa.models.msa_mllm import MllmAnswer, MllmRequest
+from hf_msa.models.msa_mllm import MllmRequest
+from hf_msa.models.msa_mllm_answers import MllmAnswer
 from hf_msa.models.uacs_prompts import SECOND_OPINION, answer_text
 
 

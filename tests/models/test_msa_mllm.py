@@ -1,4 +1,4 @@
-"""The multimodal language model: requests, answers, scores and entropies, the local back end, processors."""
+"""The multimodal language model: requests, the local back end, processors."""
 
 import json
 import math
@@ -11,67 +11,11 @@ import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from hf_msa.models.msa_mllm import (
-    LocalMllm,
-    MllmAnswer,
-    MllmRequest,
-    label_entropy,
-    label_entropy_bounds,
-    parse_score,
-)
+from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
+from hf_msa.models.msa_mllm_answers import label_entropy
 from hf_msa.models.msa_mllm_processing import FramesVideoProcessor, OmniFramesProcessor, load_mllm_processor
 from nonempty import some
 from tiny_mllm import tiny_audio, tiny_frames, tiny_mllm, tiny_mllm_processor, tiny_requests, tiny_thinker
-
-
-def answer(*pieces: tuple[str, float], bounds: tuple[tuple[float, float], ...] | None = None) -> MllmAnswer:
-    texts, entropies = zip(*pieces, strict=True)
-    return MllmAnswer("".join(texts), texts, entropies, tuple(0.0 for _ in texts), bounds)
-
-
-class TestParsing:
-    @pytest.mark.parametrize(
-        ("text", "score"),
-        [
-            ("-0.4", -0.4),
-            ("The score is 1.2.", 1.2),
-            ("+2", 2.0),
-            ("abc", None),
-            ("", None),
-            ("-.5", -0.5),
-            ("\u22121.5", -1.5),
-            ("情感得分-0.4。", -0.4),
-            ("Between 1-2, I think", 1.0),
-            ("score=-3", -3.0),
-            ("- no number -", None),
-        ],
-    )
-    def test_the_first_signed_decimal_is_the_score(self, text: str, score: float | None) -> None:
-        assert parse_score(text) == score
-
-    def test_a_score_outside_the_range_is_clipped(self) -> None:
-        assert parse_score("-7", (-3, 3)) == -3
-        assert parse_score("1.5", (-1, 1)) == 1
-        assert parse_score("9" * 400, (-3, 3)) == 3
-        assert parse_score("none", (-3, 3)) is None
-
-
-class TestLabelEntropy:
-    def test_sign_digits_and_point_count_and_nothing_else(self) -> None:
-        given = answer(("Score:", 9.0), (" ", 9.0), ("-0", 0.2), (".", 0.1), ("4", 0.9), (" ok", 9.0), ("", 9.0))
-        assert label_entropy(given) == pytest.approx(0.4)
-
-    def test_a_token_that_brings_a_space_along_counts(self) -> None:
-        assert label_entropy(answer((" 1", 0.3), (".2", 0.5), (" 3", 9.0))) == pytest.approx(0.4)
-
-    def test_an_answer_without_a_number_is_as_uncertain_as_can_be(self) -> None:
-        assert label_entropy(answer(("abc", 0.1))) == math.inf
-        assert label_entropy_bounds(answer(("abc", 0.1))) == (math.inf, math.inf)
-
-    def test_bounds_are_averaged_over_the_same_tokens(self) -> None:
-        given = answer(("is ", 1.0), ("1", 0.2), (".5", 0.4), bounds=((0, 9), (0.1, 0.3), (0.2, 0.6)))
-        assert label_entropy_bounds(given) == pytest.approx((0.15, 0.45))
-        assert label_entropy_bounds(answer(("1", 0.2))) == (0.2, 0.2)
 
 
 class TestRequest:
@@ -182,6 +126,8 @@ class TestGenerate:
         assert found.text == "-0.4 €"
         assert found.token_texts == ("-0", ".", "4", " ", "", "", "€", "")
         assert label_entropy(found) == pytest.approx(1.0)
+        assert found.finished
+        assert not mllm._answer(tokens[:3], [0.0] * 3, [0.0] * 3).finished
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -294,8 +240,10 @@ class TestLoading:
         loaded = LocalMllm.from_pretrained(str(folder))
         assert not loaded.is_loaded
         loaded.processor.videos_kwargs = mllm.processor.videos_kwargs
-        assert loaded.is_loaded
+        assert loaded.modalities == ("text", "audio", "vision")
+        assert not loaded.is_loaded
         assert loaded.generate(tiny_requests(), 3) == mllm.generate(tiny_requests(), 3)
+        assert loaded.is_loaded
         assert isinstance(loaded.processor, OmniFramesProcessor)
 
     def test_of_a_model_that_also_talks_the_thinker_is_loaded(self, folder: Path, tmp_path: Path) -> None:
@@ -336,7 +284,7 @@ class TestLoading:
 
     def test_a_name_that_is_not_there_says_what_to_pass(self, tmp_path: Path) -> None:
         gone = LocalMllm.from_pretrained(str(tmp_path / "gone"))
-        with pytest.raises(ValueError, match="cannot be loaded .*pass a folder or Hub name"):
+        with pytest.raises(ValueError, match="cannot be loaded .*pass a folder, Hub name or GGUF file"):
             gone.generate(tiny_requests(), 1)
 
     def test_weights_that_are_not_there_are_not_made_up(self, folder: Path, tmp_path: Path) -> None:
@@ -393,23 +341,3 @@ class TestFramesVideoProcessor:
         assert again.video_processor.size == processor.video_processor.size
         assert again.feature_extractor.feature_size == 16
         assert again.chat_template == processor.chat_template
-
-
-@pytest.mark.parametrize(
-    ("entropies", "logprobs", "bounds"),
-    [
-        ((-742.0,), (-0.1,), None),
-        ((math.nan,), (-0.1,), None),
-        ((math.inf,), (-0.1,), None),
-        ((0.1,), (742.0,), None),
-        ((0.1,), (math.nan,), None),
-        ((0.1, 0.1), (-0.1,), None),
-        ((0.1,), (-0.1,), ((-1.0, 0.2),)),
-        ((0.1,), (-0.1,), ()),
-    ],
-)
-def test_an_answer_with_numbers_that_cannot_be_is_refused(
-    entropies: tuple[float, ...], logprobs: tuple[float, ...], bounds: tuple[tuple[float, float], ...] | None
-) -> None:
-    with pytest.raises(ValueError, match="must be one of each|entropies are numbers from 0 on"):
-        MllmAnswer("1", ("1",), entropies, logprobs, bounds)

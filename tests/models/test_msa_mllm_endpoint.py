@@ -2,100 +2,48 @@
 
 import base64
 import contextlib
+import dataclasses
+import email.utils
 import io
 import json
 import math
+import re
 import socket
 import threading
 import time
 import wave
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hf_msa.models import msa_mllm_endpoint
-from hf_msa.models.msa_mllm import MllmRequest, label_entropy, label_entropy_bounds, parse_score
-from hf_msa.models.msa_mllm_endpoint import EndpointMllm, allow_endpoint, allowed_endpoint, entropy_bounds
+from hf_msa.models import msa_mllm_endpoint, msa_mllm_server
+from hf_msa.models.configuration_msa import ServerSettings
+from hf_msa.models.msa_mllm import MllmRequest
+from hf_msa.models.msa_mllm_answers import label_entropy, label_entropy_bounds, parse_score
+from hf_msa.models.msa_mllm_completion import entropy_bounds, placed, read_completion
+from hf_msa.models.msa_mllm_endpoint import EndpointMllm, allow_endpoint, allowed_endpoint
+from loopback_mllm_server import Reply, Server, completion, token
 from tiny_mllm import tiny_audio, tiny_frames
 
-Reply = tuple[int, dict[str, str], bytes]
 
-
-def token(text: str, *top: float) -> dict[str, Any]:
-    """A token of probability `top[0]`, and others of the probabilities that follow."""
-    listed = [{"token": text if n == 0 else f"other{n}", "logprob": math.log(p)} for n, p in enumerate(top)]
-    return {"token": text, "logprob": math.log(top[0]), "top_logprobs": listed}
-
-
-def completion(content: str, tokens: list[dict[str, Any]] | None) -> Reply:
-    logprobs = None if tokens is None else {"content": tokens}
-    choice = {
-        "index": 0,
-        "finish_reason": "stop",
-        "message": {"role": "assistant", "content": content},
-        "logprobs": logprobs,
-    }
-    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-    return 200, {}, json.dumps(body).encode()
+def settings(**changes: Any) -> ServerSettings:
+    """The configurations' defaults, and changes."""
+    defaults = ServerSettings(None, None, top_logprobs=20, timeout=20.0, retries=0, concurrency=2)
+    return dataclasses.replace(defaults, **changes)
 
 
 SCORE = completion("-0.4", [token("-0", 0.5, 0.5), token(".4", 0.9, 0.1), token("<|im_end|>", 1.0)])
 
 
-class Server:
-    """Answers with `reply`, which gets the number of the call and its body, and keeps what it was sent."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[int, dict[str, Any]], Reply] = lambda number, body: SCORE
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer.lock:
-                    number = len(outer.bodies)
-                    outer.bodies.append(body)
-                    outer.headers.append({name.lower(): value for name, value in self.headers.items()})
-                    outer.paths.append(self.path)
-                    outer.at_once += 1
-                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
-                status, headers, content = outer.reply(number, body)
-                with outer.lock:
-                    outer.at_once -= 1
-                try:
-                    self.send_response(status)
-                    for name, value in {"Content-Type": "application/json", **headers}.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-                except OSError:
-                    pass  # the client has given up waiting
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
     server = Server()
+    server.reply = lambda number, body: SCORE
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
 
 
 def endpoint(server: Server, **options: Any) -> EndpointMllm:
@@ -172,8 +120,8 @@ class TestSuccess:
         assert sent == pytest.approx(audio, abs=1e-4)
         for part, frame in ((first, frames[0]), (second, frames[1])):
             kind, _, data = part["image_url"]["url"].partition(",")
-            assert kind == "data:image/png;base64"
-            assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), frame)
+            image = Image.open(io.BytesIO(base64.b64decode(data)))
+            assert (kind, image.format, image.size) == ("data:image/jpeg;base64", "JPEG", frame.shape[1::-1])
 
     def test_a_missing_modality_is_left_out(self, server: Server) -> None:
         endpoint(server).generate([MllmRequest("Score?")], 8)
@@ -191,6 +139,253 @@ class TestSuccess:
         assert [[one.text for one in row] for row in found] == [[f"{name}5", f"{name}6"] for name in "abcd"]
         assert 1 < server.most_at_once <= 3
 
+    def test_media_are_encoded_where_they_are_sent(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        threads: list[str] = []
+        encode = msa_mllm_endpoint._messages
+        monkeypatch.setattr(
+            msa_mllm_endpoint,
+            "_messages",
+            lambda request: (threads.append(threading.current_thread().name), encode(request))[1],
+        )
+        requests = [MllmRequest(str(number), frames=tiny_frames(count=1)) for number in range(6)]
+        endpoint(server, concurrency=2).generate(requests, 8, num_candidates=3, temperature=1.0)
+        assert len(threads) == 6 and threading.current_thread().name not in threads  # once for all candidates
+
+    def test_a_picture_is_sent_as_it_looks(self, server: Server) -> None:
+        across = np.linspace(0, 255, 64, dtype=np.uint8)
+        frame = np.stack(
+            [np.tile(across, (48, 1)), np.tile(across[::-1], (48, 1)), np.full((48, 64), 90, np.uint8)], -1
+        )
+        endpoint(server).generate([MllmRequest("Score?", frames=frame[None])], 8)
+        data = server.bodies[0]["messages"][0]["content"][0]["image_url"]["url"].partition(",")[2]
+        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int)
+        assert np.abs(found - frame).mean() < 3
+
+
+class TestServedModel:
+    def test_the_only_one_is_asked(self, server: Server) -> None:
+        server.models = ["org/omni"]
+        mllm = endpoint(server)
+        mllm.generate([MllmRequest("a"), MllmRequest("b")], 8)
+        assert [body["model"] for body in server.bodies] == ["org/omni"] * 2 and server.lists == 1
+        assert mllm.identity["served_model"] == "org/omni" and mllm.name == server.url
+        assert server.headers[0]["authorization"] == "Bearer secret"
+
+    def test_of_several_one_has_to_be_named(self, server: Server) -> None:
+        server.models = ["org/omni", "lora-1"]
+        with pytest.raises(
+            ValueError, match=r"several models \('org/omni', 'lora-1'\); say .*expert_served_model"
+        ) as error:
+            endpoint(server).generate([MllmRequest("Score?")], 8)
+        assert not server.bodies and "\n" not in str(error.value)
+        mllm = endpoint(server, model="lora-1")
+        mllm.generate([MllmRequest("Score?")], 8)
+        assert server.bodies[0]["model"] == "lora-1" and server.lists == 1 and mllm.name == f"{server.url}#lora-1"
+
+    def test_a_server_without_a_list_is_asked_without_a_name(self, server: Server) -> None:
+        mllm = endpoint(server)
+        mllm.generate([MllmRequest("Score?")], 8)
+        assert "model" not in server.bodies[0] and mllm.identity["served_model"] is None
+
+    def test_what_answers_depend_on_tells_models_apart(self, server: Server) -> None:
+        named = [endpoint(server, model=name).identity for name in ("a", "b")]
+        assert named[0] != named[1] != endpoint(server, model="b", top_logprobs=5).identity
+
+
+class TestTopLogprobs:
+    """How many tokens a server lists: as many as it is asked for, or as it allows."""
+
+    @pytest.mark.parametrize(
+        ("said", "allowed"),
+        [
+            ("Requested sample logprobs of 20, which is greater than max allowed: 7", 7),
+            ("Input validation error: `top_n_tokens` must be >= 0 and <= 5. Given: 20", 5),
+            ("[{'type': 'less_than_equal', 'loc': ('body', 'top_logprobs'), 'ctx': {'le': 8}}] errors/2.11/v/le", 8),
+            ("top_logprobs is too large", 5),
+        ],
+    )
+    def test_fewer_are_asked_for_where_a_server_allows_fewer(
+        self, server: Server, said: str, allowed: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server.reply = lambda number, body: SCORE if body["top_logprobs"] <= allowed else (400, {}, said.encode())
+        mllm = endpoint(server, concurrency=3, retries=0)
+        mllm.generate([MllmRequest(str(number)) for number in range(6)], 8)
+        asked = [body["top_logprobs"] for body in server.bodies]
+        assert asked[-1] == allowed and asked.count(allowed) == 6 and 20 in asked
+        server.bodies.clear()
+        mllm.generate([MllmRequest("again")], 8)
+        assert [body["top_logprobs"] for body in server.bodies] == [allowed]
+        assert f"no more than {allowed} tokens" in caplog.text
+
+    def test_a_server_that_allows_none_is_refused(self, server: Server) -> None:
+        server.reply = lambda number, body: (400, {}, b"logprobs are not supported")
+        with pytest.raises(ConnectionError, match="status 400, asked once: logprobs are not supported"):
+            endpoint(server).generate([MllmRequest("Score?")], 8)
+        assert [body["top_logprobs"] for body in server.bodies] == [20, 5]
+
+
+class TestPlainAnswers:
+    """Answers are the most probable tokens, whatever a server does to them unless it is told not to."""
+
+    def test_penalties_are_turned_off(self, server: Server) -> None:
+        endpoint(server).generate([MllmRequest("Score?")], 8)
+        endpoint(server).generate([MllmRequest("Score?")], 8, temperature=0.7, top_p=0.9)
+        plain = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "min_p": 0.0}
+        assert [{name: body[name] for name in plain} for body in server.bodies] == [plain, plain]
+        assert [body["top_p"] for body in server.bodies] == [1.0, 0.9]
+
+    def test_a_field_that_a_server_does_not_take_is_left_out(self, server: Server) -> None:
+        def reply(number: int, body: dict[str, Any]) -> Reply:
+            for name in ("repeat_penalty", "min_p"):
+                if name in body:
+                    return 400, {}, f"Unrecognized request argument supplied: {name}".encode()
+            return (422, {}, b"`top_p` must be > 0.0 and < 1.0") if body.get("top_p") == 1 else SCORE
+
+        server.reply = reply
+        mllm = endpoint(server)
+        mllm.generate([MllmRequest("Score?")], 8)
+        mllm.generate([MllmRequest("Score?")], 8)
+        assert len(server.bodies) == 5
+        assert not {"repeat_penalty", "min_p", "top_p"} & {*server.bodies[-1]}
+        assert server.bodies[-1]["repetition_penalty"] == 1.0 and server.bodies[-1]["top_logprobs"] == 20
+        # What the caller asked for is not left out.
+        with pytest.raises(ConnectionError, match="`top_p` must be"):
+            mllm.generate([MllmRequest("Score?")], 8, temperature=1.0, top_p=1.0)
+
+
+def spell(*pieces: str | bytes) -> list[dict[str, Any]]:
+    """Certain tokens with these bytes; the text of one that is no text is what servers show for it."""
+    tokens = []
+    for piece in pieces:
+        given = piece.encode() if isinstance(piece, str) else piece
+        text = given.decode(errors="replace")
+        one = {"token": text, "bytes": [*given], "logprob": 0.0}
+        tokens.append({**one, "top_logprobs": [one]})
+    return tokens
+
+
+class TestTokens:
+    """Where tokens stand in the answer."""
+
+    def test_a_character_is_added_by_the_last_of_its_tokens(self, server: Server) -> None:
+        tokens = spell(b"\xe8\xb4", b"\x9f", "0", ".6", "<|im_end|>")
+        server.reply = lambda number, body: completion("负0.6", tokens)
+        ((answer,),) = endpoint(server).generate([MllmRequest("Score?")], 8)
+        assert answer.token_texts == ("", "负", "0", ".6", "")
+
+    @pytest.mark.parametrize("part", ["", "\ufffd"])
+    def test_parts_that_a_server_cannot_spell_do_not_lose_what_follows(self, part: str) -> None:
+        pieces = [one.encode() for one in ("I: ", part, part, "0", ".6", "</s>")]
+        assert placed(pieces, "I: 负0.6") == ["I: ", "", "负", "0", ".6", ""]
+
+    def test_a_token_that_is_not_in_the_text_is_not_looked_for_further_on(self) -> None:
+        assert placed([b"0", b"<pad>", b".6", b"6"], "0.66") == ["0", "", ".6", "6"]
+        assert placed([b"<s>", b"6", b" 6"], "0 6") == ["", "", ""]
+
+    def test_parts_of_characters_that_look_alike_are_not_one_token(self) -> None:
+        listed = [{"token": "\ufffd", "bytes": [200 + n], "logprob": math.log(p)} for n, p in enumerate((0.5, 0.3))]
+        tokens = [{"token": "1", "logprob": math.log(0.5), "top_logprobs": [*listed, listed[0]]}]
+        (bounds,) = read_completion(completion("1", tokens)[2], 102).bounds
+        assert bounds == pytest.approx(entropy_bounds([math.log(0.5), math.log(0.3)], 102))
+
+    def test_tokens_of_another_text_are_refused(self, server: Server) -> None:
+        server.reply = lambda number, body: completion("-0.4", [token("tok", 1.0)])
+        with pytest.raises(ValueError, match="tokens that do not make up its answer '-0.4'"):
+            endpoint(server).generate([MllmRequest("Score?")], 8)
+
+    @pytest.mark.parametrize("wrong", [10**9, "ab", [300], [1.5]])
+    def test_bytes_that_cannot_be_are_refused(self, server: Server, wrong: Any) -> None:
+        server.reply = lambda number, body: completion("1", [{**token("1", 1.0), "bytes": wrong}])
+        with pytest.raises(ValueError, match="no chat completion that can be read"):
+            endpoint(server).generate([MllmRequest("Score?")], 8)
+
+
+class TestThoughts:
+    """What a model thinks before it answers is no answer."""
+
+    def ask(self, server: Server, content: str | None, tokens: list[dict[str, Any]], **beside: Any) -> Any:
+        _, _, body = completion("", tokens)
+        reply = json.loads(body)
+        reply["choices"][0]["message"] |= {"content": content, **beside}
+        server.reply = lambda number, body: (200, {}, json.dumps(reply).encode())
+        ((answer,),) = endpoint(server).generate([MllmRequest("Score?")], 99)
+        return answer
+
+    def test_they_are_cut_out_of_the_text_with_their_tokens(self, server: Server) -> None:
+        unsure = [token(" 2.0", 0.5, 0.5), token("?", 0.5, 0.5)]
+        tokens = [token("<think>", 1.0), *unsure, token("</think>", 1.0), token("\n\n", 1.0), token("-1", 0.9, 0.1)]
+        for opened in (True, False):  # the chat template may have opened them
+            text = f"{'<think>' if opened else ''} 2.0?</think>\n\n-1"
+            answer = self.ask(server, text, tokens[not opened :])
+            assert (answer.text, answer.token_texts) == ("-1", ("", "-1"))
+            assert answer.logprob == pytest.approx(math.log(0.9))
+            assert label_entropy(answer) == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
+
+    @pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+    def test_they_are_left_out_where_the_server_keeps_them_apart(self, server: Server, key: str) -> None:
+        answer = self.ask(server, "-1", [token("maybe -1", 0.5, 0.5), *spell("</think>", "-1")], **{key: "maybe -1"})
+        assert (answer.text, answer.token_texts, label_entropy(answer)) == ("-1", ("-1",), 0.0)
+        # Another mark than ours, or tokens of the answer alone.
+        answer = self.ask(server, "-1", [token("so -1", 0.5, 0.5), *spell("<|final|>", "-1")], **{key: "so -1"})
+        assert (answer.token_texts, label_entropy(answer)) == (("-1",), 0.0)
+        assert self.ask(server, "-1", spell("-1"), **{key: "so"}).token_texts == ("-1",)
+
+    @pytest.mark.parametrize(("content", "beside"), [("<think>2.0 or", {}), (None, {"reasoning_content": "2.0 or"})])
+    def test_thoughts_that_do_not_end_are_no_answer(
+        self, server: Server, content: str | None, beside: dict[str, str]
+    ) -> None:
+        answer = self.ask(server, content, [token("2.0", 0.9, 0.1), token(" or", 0.9, 0.1)], **beside)
+        assert (answer.text, answer.token_texts, label_entropy(answer)) == ("", (), math.inf)
+
+
+class TestOnlyNumbers:
+    """Answers that are held to be a number."""
+
+    def test_each_way_is_tried_until_a_server_follows_one(self, server: Server) -> None:
+        def reply(number: int, body: dict[str, Any]) -> Reply:
+            if "structured_outputs" in body:  # passed over
+                return completion("Surely 2", [token("Surely 2", 1.0)])
+            return SCORE if "response_format" in body else (422, {}, b"guided_regex: unknown field")
+
+        server.reply = reply
+        mllm = endpoint(server)
+        ((answer,),) = mllm.generate([MllmRequest("Score?")], 8, only_number=True)
+        assert answer.text == "-0.4" and len(server.bodies) == 3
+        assert server.bodies[0]["structured_outputs"]["regex"] == server.bodies[1]["guided_regex"]
+        assert server.bodies[2]["response_format"] == {"type": "regex", "value": server.bodies[1]["guided_regex"]}
+        mllm.generate([MllmRequest("Score?")], 8, only_number=True)
+        assert len(server.bodies) == 4  # remembered
+        server.reply = lambda number, body: SCORE
+        mllm.generate([MllmRequest("Score?")], 8)
+        assert not {"structured_outputs", "grammar", "guided_regex", "response_format"} & {*server.bodies[4]}
+
+    def test_a_server_that_follows_none_is_refused(self, server: Server) -> None:
+        server.reply = lambda number, body: completion("Surely 2", [token("Surely 2", 1.0)])
+        with pytest.raises(ValueError, match="cannot be held to answer with a number alone"):
+            endpoint(server).generate([MllmRequest("Score?")], 8, only_number=True)
+
+    def test_another_failure_stays_what_it_is(self, server: Server) -> None:
+        server.reply = lambda number, body: (401, {}, b"who are you?")
+        with pytest.raises(ConnectionError, match="status 401, asked once: who are you"):
+            endpoint(server).generate([MllmRequest("Score?")], 8, only_number=True)
+
+    def test_what_is_asked_for_is_every_number_of_the_range(self, server: Server) -> None:
+        endpoint(server).generate([MllmRequest("Score?")], 8, only_number=(-1.0, 1.0))
+        (body,) = server.bodies
+        regex = re.compile(body["structured_outputs"]["regex"])
+        tenths = [f"{number / 10:.1f}" for number in range(-10, 11)]
+        assert all(regex.fullmatch(number) for number in tenths)
+        assert not any(map(regex.fullmatch, ("", "1.1", "-", "0", "-0.0", "+1.0", "0x4", "1.0 ", "-0.45")))
+        assert body["grammar"] == "root ::= " + " | ".join(f'"{number}"' for number in tenths)
+
+    def test_an_answer_that_was_cut_is_marked(self, server: Server) -> None:
+        status, headers, content = SCORE
+        cut = content.replace(b'"finish_reason": "stop"', b'"finish_reason": "length"')
+        for given, finished in ((content, True), (cut, False)):
+            server.reply = lambda number, body, given=given: (status, headers, given)
+            ((answer,),) = endpoint(server).generate([MllmRequest("Score?")], 8)
+            assert answer.finished == finished
+
 
 class TestFailure:
     def test_a_busy_server_is_asked_again(self, server: Server) -> None:
@@ -205,12 +400,31 @@ class TestFailure:
         endpoint(server).generate([MllmRequest("Score?")], 8)
         assert time.monotonic() - begin >= 1
 
+    def test_its_retry_after_may_be_a_date(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        waits: list[float] = []
+        monkeypatch.setattr(msa_mllm_server.time, "sleep", waits.append)
+        now = time.time()
+        for asked in (
+            email.utils.formatdate(now + 30, usegmt=True),
+            email.utils.formatdate(now - 30),
+            "1.5",
+            "soon",
+            "",
+        ):
+            server.bodies.clear()
+            server.reply = lambda number, body, asked=asked: (
+                (429, {"Retry-After": asked}, b"") if not number else SCORE
+            )
+            endpoint(server).generate([MllmRequest("Score?")], 8)
+        assert waits[0] == pytest.approx(30, abs=5) and waits[2] == 1.5
+        assert max(waits[1], *waits[3:]) < 0.1
+
     def test_waits_grow_and_vary(self, server: Server) -> None:
-        waits = [endpoint(server, backoff=1.0)._wait(TimeoutError(), attempt) for attempt in (0, 3, 20)]
+        waits = [endpoint(server, backoff=1.0)._server._wait(TimeoutError(), attempt) for attempt in (0, 3, 20)]
         assert 0.5 <= waits[0] <= 1.5
         assert 4 <= waits[1] <= 12
         assert waits[2] == 60
-        assert len({endpoint(server, backoff=1.0)._wait(TimeoutError(), 0) for _ in range(5)}) > 1
+        assert len({endpoint(server, backoff=1.0)._server._wait(TimeoutError(), 0) for _ in range(5)}) > 1
 
     def test_a_server_that_stays_busy_is_given_up(self, server: Server) -> None:
         server.reply = lambda number, body: (500, {}, b"out of memory")
@@ -298,7 +512,7 @@ class TestFailure:
         assert (answer.token_logprobs, answer.token_entropies) == ((0.0,), (0.0,))
 
     def test_an_answer_without_end_is_not_read_to_it(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(msa_mllm_endpoint, "LARGEST_ANSWER", 2**20)
+        monkeypatch.setattr(msa_mllm_server, "LARGEST_ANSWER", 2**20)
         server.reply = lambda number, body: (200, {}, b" " * 2**22)
         with pytest.raises(ValueError, match="longer than 1 MiB"):
             endpoint(server).generate([MllmRequest("Score?")], 8)
@@ -308,8 +522,7 @@ class TestFailure:
         server.reply = lambda number, body: (307, {"Location": f"{elsewhere.url}/chat/completions"}, b"")
         with pytest.raises(ConnectionError, match=rf"sends us on to {elsewhere.url}.* \(status 307\)"):
             endpoint(server).generate([MllmRequest("Score?")], 8)
-        elsewhere.http.shutdown()
-        elsewhere.http.server_close()
+        elsewhere.close()
         assert (len(server.bodies), len(elsewhere.bodies)) == (1, 0)
 
     @pytest.mark.parametrize("slow", ["headers", "body"])
@@ -352,7 +565,7 @@ class TestTrust:
     def test_a_url_gets_no_token_of_the_hub(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
         endpoint(server, token=None).generate([MllmRequest("Score?")], 8)
-        assert "authorization" not in server.headers[0]
+        assert len(server.headers) == 2 and not any("authorization" in headers for headers in server.headers)
         assert "hf_of_the_user" not in str(server.headers) + str(server.bodies)
 
     def test_the_hub_gets_it(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,6 +578,44 @@ class TestTrust:
         monkeypatch.setattr(msa_mllm_endpoint, "get_token", lambda: None)
         with pytest.raises(ValueError, match="There is no Hub token"):
             EndpointMllm("org/omni").generate([MllmRequest("Score?")], 8)
+
+    def test_a_key_comes_from_the_variable_that_the_caller_named(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(msa_mllm_endpoint, "_allowed", {})
+        monkeypatch.delenv("HF_MSA_ENDPOINT_TOKEN", raising=False)
+        monkeypatch.setenv("SERVER_KEY", "for_the_server")
+        named = settings(key_variable="SERVER_KEY")
+        # The server is allowed, but the checkpoint alone says which variable it is sent.
+        monkeypatch.setenv("HF_MSA_ENDPOINT", server.url)
+        with pytest.raises(
+            ValueError, match="wants the content of the environment variable SERVER_KEY sent to its expert"
+        ):
+            allowed_endpoint(server.url, "expert", "", named)
+        monkeypatch.setenv("HF_MSA_ENDPOINT_TOKEN", "given_by_hand")
+        allowed_endpoint(server.url, "expert", "", named).generate([MllmRequest("Score?")], 8)
+        allow_endpoint(server.url, "SERVER_KEY")
+        allowed_endpoint(server.url, "expert", "", named).generate([MllmRequest("Score?")], 8)
+        sent = [headers["authorization"] for headers in server.headers]
+        assert sent == [*["Bearer given_by_hand"] * 2, *["Bearer for_the_server"] * 2]  # the list of models, an answer
+        monkeypatch.setenv("SERVER_KEY", "hf_of_the_user")
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+        with pytest.raises(
+            ValueError, match="SERVER_KEY holds the token of the Hub login, which goes to the Hub only"
+        ):
+            allowed_endpoint(server.url, "expert", "", named)
+        monkeypatch.delenv("SERVER_KEY")
+        with pytest.raises(ValueError, match="key is to be in the environment variable SERVER_KEY, which is not set"):
+            allowed_endpoint(server.url, "expert", "", named)
+
+    def test_settings_reach_the_server(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(msa_mllm_endpoint, "_allowed", {server.url: None})
+        mllm = allowed_endpoint(
+            server.url, "expert", "", settings(model="omni", top_logprobs=3, concurrency=1, timeout=9.0)
+        )
+        mllm.generate([MllmRequest(name) for name in "abc"], 8)
+        assert {(body["model"], body["top_logprobs"]) for body in server.bodies} == {("omni", 3)}
+        assert (server.most_at_once, mllm._limits["timeout"], mllm._limits["retries"]) == (1, 9.0, 0)
 
     def test_a_token_is_in_no_message(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
@@ -408,19 +659,19 @@ class TestTrust:
     def test_what_a_configuration_names_is_asked_with_the_caller_s_word_only(
         self, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(msa_mllm_endpoint, "_allowed", set())
+        monkeypatch.setattr(msa_mllm_endpoint, "_allowed", {})
         monkeypatch.delenv("HF_MSA_ENDPOINT", raising=False)
         monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
         for other in (None, "", "https://other/v1", "1"):
             if other is not None:
                 monkeypatch.setenv("HF_MSA_ENDPOINT", other)
             with pytest.raises(ValueError, match=r"has not been allowed; .*HF_MSA_ENDPOINT to this .*route=\"fast\""):
-                allowed_endpoint(server.url, "expert", 'route="fast"')
+                allowed_endpoint(server.url, "expert", 'route="fast"', settings())
         assert not server.bodies
         monkeypatch.setenv("HF_MSA_ENDPOINT", server.url)
         monkeypatch.setenv("HF_MSA_ENDPOINT_TOKEN", "for_the_server")
-        allowed_endpoint(server.url, "expert", "").generate([MllmRequest("Score?")], 8)
-        assert server.headers[0]["authorization"] == "Bearer for_the_server"
+        allowed_endpoint(server.url, "expert", "", settings()).generate([MllmRequest("Score?")], 8)
+        assert {headers["authorization"] for headers in server.headers} == {"Bearer for_the_server"}
         monkeypatch.delenv("HF_MSA_ENDPOINT")
         allow_endpoint(server.url)
-        assert allowed_endpoint(server.url, "expert", "").name == server.url
+        assert allowed_endpoint(server.url, "expert", "", settings()).name == server.url

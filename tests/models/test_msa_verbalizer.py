@@ -42,11 +42,19 @@ class TestSummary:
 
 class TestFit:
     def test_statistics_are_mean_and_deviation_over_samples(self) -> None:
-        verbalizer = MsaVerbalizer.fit([{"audio": flat(1.0)}, {"audio": flat(3.0)}, {"text": flat(9.0)}])
+        rows = [{"audio": flat(1.0)}, {"audio": flat(3.0)}, {"text": flat(9.0)}]
+        verbalizer = MsaVerbalizer.fit(rows, {"audio": ["pitch"]})
         known = verbalizer.statistics["audio"]
         assert known.centers == ((2.0,), (0.0,), (0.0,))
         assert known.scales == ((1.0,), (0.0,), (0.0,))
         assert set(verbalizer.statistics) == {"audio"}
+
+    def test_features_without_names_are_passed_over(self) -> None:
+        rows = [{"audio": flat(1.0), "vision": flat(2.0)}, {"audio": flat(3.0), "vision": flat(4.0)}]
+        verbalizer = MsaVerbalizer.fit(rows, {"audio": None, "vision": ["gaze"]})
+        assert verbalizer.modalities == ("vision",)
+        assert verbalizer.describe({"audio": flat(9.0), "vision": flat(9.0)}) == "Face: gaze very high."
+        assert MsaVerbalizer.fit(rows).describe(rows[0]) == ""
 
     def test_goes_through_json(self) -> None:
         generator = np.random.default_rng(0)
@@ -87,12 +95,12 @@ class TestDescribe:
         assert self.verbalizer.describe({"audio": np.array([[1.0, 0.0, 0.0]])}) == "Voice: pitch high."
         assert self.verbalizer.describe({"audio": np.array([[0.999, 0, 0]])}) == "Voice: nothing out of the ordinary."
 
-    def test_features_without_names_are_numbered_from_one(self) -> None:
+    def test_a_checkpoint_of_an_earlier_version_goes_on_numbering_from_one(self) -> None:
         verbalizer = MsaVerbalizer({"vision": unit_statistics(None, 3)})
         assert verbalizer.describe({"vision": np.array([[0.0, 0.0, -3.0]])}) == "Face: feature 3 very low."
 
     def test_a_feature_that_never_differs_in_training_is_never_named(self) -> None:
-        verbalizer = MsaVerbalizer.fit([{"audio": flat(0.1)}, {"audio": flat(0.1)}])
+        verbalizer = MsaVerbalizer.fit([{"audio": flat(0.1)}, {"audio": flat(0.1)}], {"audio": ["pitch"]})
         assert verbalizer.describe({"audio": flat(50.0)}) == "Voice: nothing out of the ordinary."
 
     def test_a_missing_modality_is_not_mentioned(self) -> None:
@@ -118,10 +126,9 @@ class TestDescribe:
             {"audio": other}, missing
         )
 
-    def test_another_width_or_an_unknown_modality_is_refused(self) -> None:
+    def test_another_width_is_refused_and_an_unknown_modality_passed_over(self) -> None:
         with pytest.raises(
             ValueError, match=r"Frames of shape \(2, 5\) were given for audio.*statistics of 3 features"
         ):
             self.verbalizer.describe({"audio": np.ones((2, 5))})
-        with pytest.raises(ValueError, match="for vision, of which there are no statistics"):
-            MsaVerbalizer({"audio": unit_statistics(None, 1)}).describe({"vision": np.ones((2, 5))})
+        assert MsaVerbalizer({"audio": unit_statistics(("pitch",), 1)}).describe({"vision": np.ones((2, 5))}) == ""

@@ -874,6 +874,15 @@ class TestPlanning:
         with pytest.raises(ValueError, match="is of the kind 'light', but the configuration says planner='mllm'"):
             model.planner(tiny_processor(model.config))
 
+    def test_a_planner_is_not_moved_to_a_server_or_from_one(self) -> None:
+        """The vectors that all was trained with would be others."""
+        server = {"planner_kind": "endpoint", "planner_lora": False}
+        for options, vectors in ((server, "planner"), (server, None), ({}, "text_encoder")):
+            model = fresh(planner="mllm", planner_model="http://127.0.0.1:1/v1", **options)
+            model.planner_values = {"kind": "mllm", "vectors": vectors}
+            with pytest.raises(ValueError, match="load the checkpoint with the planner_kind that it was trained with"):
+                model.planner(tiny_processor(model.config))
+
     def test_vectors_of_texts_are_means_over_their_tokens(self) -> None:
         model = fresh()
         tokenizer = tiny_processor(model.config).tokenizer
@@ -997,6 +1006,12 @@ class TestConfiguration:
         ("options", "message"),
         [
             ({"top_k": 0}, "top_k must be at least 1"),
+            (
+                {"planner": "mllm", "planner_kind": "endpoint"},
+                "A server loads its model itself: set planner_lora to False",
+            ),
+            ({"planner_timeout": 0}, "planner_timeout must be above 0"),
+            ({"planner_key_variable": "sk-key"}, "planner_key_variable must be the name of an environment variable"),
             ({"task_loss_weight": -0.1}, "task_loss_weight must be at least 0"),
             ({"retrieval_temperature": 0.0}, "retrieval_temperature must be above 0"),
             ({"num_inference_steps": 1001}, "must be at most 1000, got 1001, as the noise schedule"),

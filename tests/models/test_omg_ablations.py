@@ -28,7 +28,7 @@ from test_omg import (
     unit,
     whole,
 )
-from tiny import tiny_batch, tiny_omg_config, tiny_processor, tiny_rows
+from tiny import tiny_batch, tiny_names, tiny_omg_config, tiny_processor, tiny_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 MODALITIES = ("text", "audio", "vision")
@@ -129,8 +129,12 @@ class TestPlanner:
 
     def test_wo_verbalizer_no_features_are_said(self) -> None:
         model = fresh(planner="mllm", **OmgConfig.ABLATIONS["wo_verbalizer"])
-        assert model.language_model_input == "transcript" and fresh(planner="mllm").language_model_input == "words"
-        verbalizer = MsaVerbalizer.fit([{m: row[m] for m in MODALITIES[1:]} for row in tiny_rows(model.config)])
+        verbalizer = MsaVerbalizer.fit(
+            [{m: row[m] for m in MODALITIES[1:]} for row in tiny_rows(model.config)], tiny_names(model.config)
+        )
+        spoken = fresh(planner="mllm")
+        spoken.planner_values = {"verbalizer": verbalizer.to_dict()}
+        assert (model.language_model_input, spoken.language_model_input) == ("transcript", "words")
         seen = observe_rows(tiny_rows(model.config))
         asked = [
             MllmPlanner(ScriptedMllm(says()), model.config, given).request(seen[0]).prompt

@@ -1,5 +1,6 @@
 """OMG-Agent's planner: the schema, re-ranking by hand, centring, scripted models, and the light planner's probes."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ def by_prompt(**vectors: Sequence[float]) -> Callable[[MllmRequest], Sequence[fl
 
 def asking(mllm: Any, **options: Any) -> MllmPlanner:
     """A planner that asks this model; options are fields of its configuration, or arguments of its own."""
-    given = {name: options.pop(name, None) for name in ("verbalizer", "centering", "store", "adapter")}
+    given = {name: options.pop(name, None) for name in ("verbalizer", "centering", "store", "adapter", "encode")}
     return MllmPlanner(mllm, tiny_omg_config(**options), **given)
 
 
@@ -207,6 +208,20 @@ class TestMllmPlanner:
 
     def planner(self, mllm: ScriptedMllm, **options: Any) -> MllmPlanner:
         return asking(mllm, verbalizer=self.verbalizer, **options)
+
+    def test_what_the_model_does_not_take_is_left_out_and_described(self) -> None:
+        seen = Observation("words", tiny_audio(), tiny_frames(), self.features)
+        mllm = ScriptedMllm(says())
+        mllm.modalities = ("text", "vision")  # type: ignore[attr-defined]
+        for planner in (
+            self.planner(mllm),
+            self.planner(ScriptedMllm(says()), planner="mllm", planner_modalities=["text", "vision"]),
+        ):
+            for request in (planner.request(seen), planner.content(seen)):
+                assert request.audio is None and request.frames is not None
+                assert "Voice: pitch very high" in request.prompt and "Face:" not in request.prompt
+        bare = asking(mllm).request(dataclasses.replace(seen, features={})).prompt
+        assert "Given of the clip: its words, its pictures. Lost: its sound" in bare
 
     def test_draws_as_the_settings_say(self) -> None:
         mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))))
@@ -423,6 +438,48 @@ class TestConstraints:
         assert [choice.constraint_vectors.shape for choice in planner.plan([Observation("a")] * 2)] == [(3, 2)] * 2
 
 
+class TestOnAServer:
+    """Plans are the server's, vectors the text encoder's."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([[len(text), "pitch" in text] for text in texts], dtype=np.float32)
+
+    def test_nothing_is_asked_of_the_model_but_texts(self) -> None:
+        mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,)), (BROKEN, (-0.1,)), (SAD.to_text(), (-1.1,))))
+        planner = asking(
+            mllm,
+            planner_kind="endpoint",
+            planner="mllm",
+            planner_lora=False,
+            verbalizer=TestMllmPlanner.verbalizer,
+            encode=self.encode,
+        )
+        # It can neither hear nor see: features are said, though there is a recording.
+        seen = Observation("great film", audio=tiny_audio(), features=TestMllmPlanner.features)
+        content = planner.content(seen)
+        assert isinstance(content, str) and content.startswith("great film\n") and "pitch very high" in content
+        assert planner.request(seen).audio is not None and "pitch" not in planner.request(seen).prompt
+        (choice,) = planner.plan([seen])
+        assert mllm.asked and not mllm.embedded
+        assert choice.observation_vector == pytest.approx(normalize(self.encode([content]))[0], abs=1e-6)
+        costs = [candidate.cost for candidate in choice.candidates if candidate.plan is not None]
+        vectors = normalize(self.encode([plan.to_text() for plan in (GLAD, SAD)]))
+        assert costs == pytest.approx(semantic_cost(vectors, choice.observation_vector[None]).tolist())
+        assert planner.vectors([planner.content(Observation())]).shape == (1, 2)
+
+    def test_it_survives_json_and_its_vectors_depend_on_the_encoder_alone(self) -> None:
+        options: dict[str, Any] = {"planner_kind": "endpoint", "planner": "mllm", "planner_lora": False}
+        planner = asking(ScriptedMllm(says()), encode=self.encode, **options)
+        values = json.loads(json.dumps(planner.to_dict()))
+        assert values["vectors"] == "text_encoder" and asking(ScriptedMllm(says())).to_dict()["vectors"] == "planner"
+        again = MllmPlanner.from_dict(values, planner.mllm, planner.config, encode=self.encode)
+        assert identities(again) == identities(planner)
+        other = MllmPlanner.from_dict(
+            values, planner.mllm, planner.config, encode=lambda texts: 2 * self.encode(texts)
+        )
+        assert other._identity(False) != planner._identity(False) and other._identity(True) == planner._identity(True)
+
+
 class TestSaving:
     def test_an_mllm_planner_survives_json(self) -> None:
         mllm = ScriptedMllm(says((GLAD.to_text(), (-1.0,))), by_prompt(praises=(4.0, 0.5)))
@@ -533,7 +590,9 @@ class TestLightPlanner:
         for text, label in zip(texts, labels, strict=True)
     )
 
-    verbalizer = MsaVerbalizer.fit(observation.features for observation in observations)
+    verbalizer = MsaVerbalizer.fit(
+        [observation.features for observation in observations], {"audio": ["pitch"], "vision": ["AU12_r", "gaze"]}
+    )
 
     def planner(self, encoder: Any = encode, sign: float = 1.0, ridge: float = 0.01, **options: Any) -> LightPlanner:
         labels, verbalizer = (sign * self.labels).tolist(), options.pop("verbalizer", None)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hf_msa.data.missing import apply_missing
@@ -37,7 +38,7 @@ from hf_msa.models.uacs_rules import (
     small_weight,
 )
 from stub_expert import Says, StubExpert, noisy_answers, scripted
-from tiny import tiny_batch, tiny_processor, tiny_rows, tiny_uacs_config
+from tiny import tiny_batch, tiny_names, tiny_processor, tiny_rows, tiny_uacs_config
 
 INFINITE = math.inf
 ELEVEN_POINTS = {"name": "ratings", "low": 0, "high": 10, "neutral": 5}
@@ -237,8 +238,12 @@ class TestCascade:
         assert found["logits"] == pytest.approx([0.9]) and found["route"] == [MLLM] and expert.calls == 1
 
     def test_answers_are_clipped_to_the_label_range(self) -> None:
+        found, _ = cascade([0.3], [1.0], [Says("1.4")], label_family="sims")
+        assert found["logits"] == [1.0] and found["unparsed"] == [0]
+
+    def test_an_answer_on_another_scale_cannot_be_read(self) -> None:
         found, _ = cascade([0.3], [1.0], [Says("7")], label_family="sims")
-        assert found["logits"] == [1.0]
+        assert found["logits"] == pytest.approx([0.3]) and found["unparsed"] == [1]
 
     def test_the_small_model_alone(self) -> None:
         found, expert = cascade([0.3, -1.0], [9.0, 0.0], [Says(1.0)] * 2, route="fast")
@@ -423,7 +428,8 @@ class TestSmallModel:
 class TestQuestions:
     def model(self, **overrides: Any) -> UacsForSentimentAnalysis:
         model = build(**overrides)
-        model.verbalizer = MsaVerbalizer.fit(tiny_rows(model.config, 12, seed=5), threshold=0.1)
+        rows, names = tiny_rows(model.config, 12, seed=5), tiny_names(model.config)
+        model.verbalizer = MsaVerbalizer.fit(rows, names, threshold=0.1)
         return model
 
     def test_features_are_described_where_the_media_are_absent(self) -> None:
@@ -562,13 +568,67 @@ class TestQuestions:
         assert [[request.audio is not None for request in asked] for asked in expert.asked] == [[True, False], [True]]
 
     def test_what_the_expert_is_given(self) -> None:
-        assert build().language_model_input == "words"
-        assert build(use_verbalizer=False).language_model_input == "transcript"
+        assert self.model().language_model_input == "words"
+        assert self.model(use_verbalizer=False).language_model_input == "transcript"
+        nameless = build()
+        nameless.verbalizer = MsaVerbalizer.fit(tiny_rows(nameless.config))
+        assert nameless.language_model_input == "transcript"
         model = build(route="fast")
         model.media = lambda row: {}
         assert model.language_model_input is None
         model.config.route = "mllm"
         assert model.language_model_input == "media"
+        expert = StubExpert(lambda _: Says(1.0))
+        model.set_expert(expert)
+        for taken, given in ((("text", "vision"), "media_vision"), (("text",), "transcript")):
+            expert.modalities = taken  # type: ignore[attr-defined]
+            assert model.language_model_input == given
+        model.config.expert_modalities = ["text", "audio"]
+        assert model.language_model_input == "media_audio"
+
+    @pytest.mark.parametrize(
+        ("taken", "said"),
+        [
+            (("text", "audio", "vision"), ""),
+            (("text", "vision"), "You cannot hear the clip."),
+            (("text", "audio"), "You cannot see the clip."),
+            (("text",), "You cannot hear or see the clip."),
+        ],
+    )
+    def test_media_that_the_expert_does_not_take_are_left_out_which_is_said(
+        self, taken: tuple[str, ...], said: str
+    ) -> None:
+        (row,) = tiny_rows(tiny_uacs_config(), 1)
+        row |= {"waveform": np.ones(1600), "frames": np.ones((8, 4, 4, 3), dtype=np.uint8)}
+        expert = StubExpert(lambda _: Says(1.0))
+        expert.modalities = taken  # type: ignore[attr-defined]
+        asked = []
+        for wanted in ("auto", list(taken)):
+            model = build(expert_modalities=wanted, use_verbalizer=False)
+            if wanted == "auto":
+                model.set_expert(expert)
+            asked += model.expert_requests([row])
+        for request in asked:
+            assert [request.audio is not None, request.frames is not None] == ["audio" in taken, "vision" in taken]
+            assert (said in request.prompt) and ("You cannot" in request.prompt) == bool(said)
+        named = self.model()
+        named.set_expert(expert)
+        (described,) = named.expert_requests([row])
+        assert ("Voice:" in described.prompt) == ("audio" not in taken) and "You cannot" not in described.prompt
+
+    def test_recordings_are_not_read_for_an_expert_that_takes_none(self) -> None:
+        def load(row: Mapping[str, Any]) -> dict[str, Any]:
+            raise AssertionError("a recording was read")
+
+        model = self.model(expert_modalities=["text"])
+        model.media = load
+        (request,) = model.expert_requests(tiny_rows(model.config, 1))
+        assert "Voice:" in request.prompt
+
+    def test_modalities_are_names_with_text(self) -> None:
+        for wrong in (["audio"], ["text", "smell"], "text"):
+            with pytest.raises(StrictDataclassError, match="expert_modalities is .*; give 'auto' for all"):
+                build(expert_modalities=wrong)
 
 
 class TestCheckpoint:
@@ -582,7 +642,7 @@ class TestCheckpoint:
     def test_everything_beside_the_weights_comes_back(self, tmp_path: Path) -> None:
         fits = {"small": {"same": {"mean": 0.4, "std": 0.1, "n": 2}, "opposite": None}}
         model = build(tau_1=INFINITE, tau_2=-0.5, calibration=fits, expert_model="org/omni", expert_adapter=True)
-        model.verbalizer = MsaVerbalizer.fit(tiny_rows(model.config))
+        model.verbalizer = MsaVerbalizer.fit(tiny_rows(model.config), tiny_names(model.config))
         model.set_adapter_folder(self.adapter(tmp_path / "lora"))
         model.save_pretrained(tmp_path / "first")
         loaded = UacsForSentimentAnalysis.from_pretrained(tmp_path / "first")
@@ -719,6 +779,12 @@ class TestStoredThresholds:
         ({"epsilon": 0.0}, "epsilon must be above 0"),
         ({"threshold_lambda": 1.5}, "threshold_lambda must be at least 0 and at most 1"),
         ({"expert_kind": "endpoint", "expert_adapter": True}, "A server loads its model itself"),
+        ({"expert_timeout": 0}, "expert_timeout must be above 0, got 0"),
+        ({"expert_retries": -1}, "expert_retries must be at least 0, got -1"),
+        ({"expert_top_logprobs": 0}, "expert_top_logprobs must be at least 1, got 0"),
+        ({"expert_concurrency": 0}, "expert_concurrency must be at least 1, got 0"),
+        ({"expert_key_variable": "HF_TOKEN"}, "not that of the Hub's token, which goes to the Hub only"),
+        ({"expert_key_variable": "sk-key"}, "expert_key_variable must be the name of an environment variable"),
         ({"route": "slow"}, "route"),
     ],
 )

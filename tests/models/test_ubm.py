@@ -1,29 +1,47 @@
-"""UBM: sizes of the paper, sequences read to their end and no further, the four uncertainties, what each loss trains."""
+"""UBM: sizes of the paper, sequences read to their end and no further, every uncertainty by hand, what each loss trains."""
 
+import copy
 import math
+import zlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_msa.models.configuration_ubm import UbmConfig
+from hf_msa.models.configuration_ubm import UNCERTAINTIES, UbmConfig
 from hf_msa.models.modeling_ubm import (
     UbmForSentimentAnalysis,
+    UbmPass,
     UbmSequenceEncoder,
     class_entropy,
-    ensemble_loss,
+    subset_means,
+    thinned,
+    variance,
 )
 from nonempty import some
 from tiny import tiny_backbone, tiny_batch, tiny_labels, tiny_processor, tiny_rows, tiny_ubm_config
 
-KINDS = ("entropy", "prediction_truth", "ensemble", "score")
+NEEDS: dict[str, dict[str, Any]] = {"mc_dropout": {"fusion_dropout": 0.5}}
 
 
 def build(**overrides: Any) -> UbmForSentimentAnalysis:
+    """A model with random weights; what is fitted expects an error of at least 0.25."""
     torch.manual_seed(0)
-    return UbmForSentimentAnalysis(tiny_ubm_config(**overrides)).eval()
+    needs = NEEDS.get(overrides.get("uncertainty_kind", ""), {})
+    model = UbmForSentimentAnalysis(tiny_ubm_config(**needs, **overrides)).eval()
+    if model.config.fits_errors:
+        model.error_weights.copy_(torch.linspace(-1, 1, 18))
+        model.error_offsets.copy_(torch.tensor([0.5, 0.25]))
+        model.config.conformal_fit = {"coverage": 0.9, "quantile": 2.0}
+    return model
+
+
+def read(model: UbmForSentimentAnalysis) -> tuple[Any, UbmPass]:
+    inputs = model.read(tiny_batch(model.config))
+    return inputs, model.run_network(inputs)
 
 
 def count(module: nn.Module) -> int:
@@ -49,9 +67,21 @@ class TestSizes:
         assert count(model.classifier) == 16_899
         assert count(model) - count(model.text_encoder) == 5_520 + 24_096 + 104_576 + 16_641 + 16_899
 
-    @pytest.mark.parametrize(("kind", "extra"), [("prediction_truth", 16_641), ("ensemble", 5 * 16_641), ("score", 0)])
+    @pytest.mark.parametrize(
+        ("kind", "extra"),
+        [
+            ("prediction_truth", 16_641),
+            ("heads", 5 * 16_641),
+            ("modality_disagreement", 769 + 17 + 33),
+            *((kind, 0) for kind in ("score", "mc_dropout", "learned_error", "conformal")),
+        ],
+    )
     def test_an_uncertainty_adds_its_own_heads_and_nothing_else(self, kind: str, extra: int) -> None:
         assert count(mosi(uncertainty_kind=kind)) - count(mosi()) == extra
+        assert count(mosi(uncertainty_candidates=[kind])) - count(mosi()) == extra
+
+    def test_members_are_whole_networks(self) -> None:
+        assert count(mosi(uncertainty_kind="members", ensemble_size=2)) == 3 * count(mosi())
 
     def test_an_absent_modality_has_no_encoder_and_the_fusion_is_narrower(self) -> None:
         model = mosi(vision_dim=None)
@@ -162,7 +192,7 @@ class TestUncertainty:
         assert (out.uncertainty > 0).all()
 
     def test_variance_of_the_ensemble(self) -> None:
-        model, out = self.output(uncertainty_kind="ensemble", ensemble_size=3)
+        model, out = self.output(uncertainty_kind="heads", ensemble_size=3)
         scores = torch.cat([head(out.embeddings) for head in model.ensemble], dim=1)
         expected = (scores - scores.mean(dim=1, keepdim=True)).square().mean(dim=1)
         assert torch.allclose(out.uncertainty.squeeze(1), expected)
@@ -172,11 +202,81 @@ class TestUncertainty:
         _, out = self.output(uncertainty_kind="score")
         assert torch.equal(out.uncertainty, -out.logits.abs())
 
-    @pytest.mark.parametrize("kind", KINDS)
+    def test_variance_by_hand(self) -> None:
+        # Mean 2, deviations -2, 0, 2.
+        assert variance(torch.tensor([[0.0, 2.0, 4.0], [1.0, 1.0, 1.0]])).tolist() == pytest.approx([8 / 3, 0])
+
+    def test_variance_of_members_that_share_nothing_with_the_model(self) -> None:
+        model, out = self.output(uncertainty_kind="members", ensemble_size=3)
+        scores = torch.cat([member(**tiny_batch(model.config)).logits for member in model.networks], dim=1)
+        assert torch.allclose(out.uncertainty.squeeze(1), scores.var(dim=1, correction=0))
+        assert (out.uncertainty > 0).all()
+        own = {parameter.data_ptr() for parameter in model.regressor.parameters()}
+        assert own.isdisjoint(parameter.data_ptr() for parameter in model.members.parameters())
+        assert torch.equal(out.logits, model.regressor(out.embeddings)), "the score is not theirs"
+
+    def test_disagreement_is_the_variance_of_heads_that_see_one_modality(self) -> None:
+        model, out = self.output(uncertainty_kind="modality_disagreement")
+        _, seen = read(model)
+        assert {name: vector.shape[1] for name, vector in seen.vectors.items()} == {
+            "text": 32,
+            "audio": 4,
+            "vision": 3,
+        }
+        scores = torch.cat([model.unimodal[name](seen.vectors[name]) for name in ("text", "audio", "vision")], dim=1)
+        assert torch.allclose(out.uncertainty.squeeze(1), scores.var(dim=1, correction=0))
+
+    def test_expected_error_is_linear_and_never_below_the_least(self) -> None:
+        model, out = self.output(uncertainty_kind="learned_error")
+        _, seen = read(model)
+        beside = torch.stack([seen.logits.squeeze(1).abs(), class_entropy(seen.class_logits)], dim=1)
+        features = torch.cat([seen.embeddings, beside], dim=1)
+        expected = (features * torch.linspace(-1, 1, 18)).sum(dim=1) + 0.5
+        assert torch.allclose(out.uncertainty.squeeze(1), expected.clamp(min=0.25), atol=1e-6)
+        assert out.interval_low is None
+        model.error_offsets[0] = -10.0
+        assert (model(**tiny_batch(model.config)).uncertainty == 0.25).all()
+
+    def test_an_interval_is_so_many_expected_errors_wide_and_within_the_label_range(self) -> None:
+        model, out = self.output(uncertainty_kind="conformal")
+        _, seen = read(model)
+        assert torch.allclose(out.uncertainty.squeeze(1), 2 * model.learned_error(seen))
+        assert torch.allclose(out.interval_low, (out.logits - out.uncertainty).clamp(min=-3))
+        assert torch.allclose(out.interval_high, (out.logits + out.uncertainty).clamp(max=3))
+        model.config.conformal_fit = {"coverage": 0.9, "quantile": 1000.0}
+        wide = model(**tiny_batch(model.config))
+        assert (wide.interval_low == -3).all() and (wide.interval_high == 3).all()
+        assert {"interval_low", "interval_high"} < set(model.per_sample_outputs(wide))
+
+    @pytest.mark.parametrize(("kind", "words"), [("learned_error", "never fitted"), ("conformal", "cannot give")])
+    def test_what_was_never_fitted_is_no_uncertainty(self, kind: str, words: str) -> None:
+        model = UbmForSentimentAnalysis(tiny_ubm_config(uncertainty_kind=kind)).eval()
+        with pytest.raises(ValueError, match=words):
+            model(**tiny_batch(model.config))
+
+    def test_a_model_says_which_uncertainties_it_can_give(self) -> None:
+        assert build().available_uncertainties == ("entropy", "score")
+        assert build(uncertainty_kind="mc_dropout").available_uncertainties == ("entropy", "score", "mc_dropout")
+        model = build(uncertainty_candidates=["heads", "conformal"], ensemble_size=2)
+        assert model.available_uncertainties == ("entropy", "score", "heads", "learned_error", "conformal")
+        inputs, seen = read(model)
+        for kind in some(model.available_uncertainties):
+            assert model.estimate(kind, inputs, seen).shape == (4,)
+        with pytest.raises(ValueError, match="the uncertainty 'members', .*it has entropy, score, heads"):
+            model.estimate("members", inputs, seen)
+
+    @pytest.mark.parametrize("kind", UNCERTAINTIES)
+    def test_in_training_nobody_asks_for_it(self, kind: str) -> None:
+        model = build(uncertainty_kind=kind)
+        labels = tiny_labels(model.config)
+        assert model(**tiny_batch(model.config), labels=labels, train_uncertainty=False).uncertainty is None
+        assert model.train()(**tiny_batch(model.config), labels=labels).uncertainty is None
+
+    @pytest.mark.parametrize("kind", UNCERTAINTIES)
     def test_shapes_and_what_results_keep(self, kind: str) -> None:
         model, out = self.output(uncertainty_kind=kind)
         assert out.uncertainty.shape == (4, 1) and out.embeddings.shape == (4, 16) and out.class_logits.shape == (4, 3)
-        assert set(model.per_sample_outputs(out)) == {
+        assert set(model.per_sample_outputs(out)) - {"interval_low", "interval_high"} == {
             "logits",
             "uncertainty",
             "class_logits_negative",
@@ -192,7 +292,7 @@ class TestLosses:
         labels[0] = 0.0
         return model, model(**tiny_batch(model.config), labels=labels, **inputs), labels
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", UNCERTAINTIES)
     def test_score_and_class(self, kind: str) -> None:
         _, out, labels = self.losses(kind, train_uncertainty=False)
         classes = torch.tensor([1 if y == 0 else 0 if y < 0 else 2 for y in labels.tolist()])
@@ -221,23 +321,48 @@ class TestLosses:
         scores = torch.tensor([[1.0, 0.0, 5.0], [3.0, 0.0, 5.0]], requires_grad=True)
         labels = torch.tensor([0.0, 1.0])
         # Errors squared: (1, 0, 25) and (4, 1, 16).
-        assert ensemble_loss(scores, labels).item() == pytest.approx((2.5 + 0.5 + 20.5) / 3)
+        errors = (scores - labels.unsqueeze(1)).square()
+        assert subset_means(errors).tolist() == pytest.approx([2.5, 0.5, 20.5])
         members = torch.tensor([[True, True, False], [False, True, False]])
-        loss = ensemble_loss(scores, labels, members)
-        assert loss.item() == pytest.approx((1.0 + 0.5 + 0.0) / 3)
-        loss.backward()
+        means = subset_means(errors, members)
+        assert means.tolist() == pytest.approx([1.0, 0.5, 0.0])
+        means.sum().backward()
         assert (scores.grad != 0).tolist() == [[True, False, False], [False, True, False]]
 
-    def test_the_ensemble_s_loss_is_added(self) -> None:
-        members = torch.tensor([[True, False, True, True, False]] * 2 + [[False, True, True, False, True]] * 2)
-        model, out, labels = self.losses("ensemble", ensemble_members=members)
+    SUBSETS = torch.tensor([[True, False, True, True, False]] * 2 + [[False, True, True, False, True]] * 2)
+
+    def test_the_heads_loss_is_added(self) -> None:
+        model, out, labels = self.losses("heads", ensemble_members=self.SUBSETS)
         scores = torch.cat([head(out.embeddings) for head in model.ensemble], dim=1)
-        expected = ensemble_loss(scores, labels, members)
+        expected = subset_means((scores - labels.unsqueeze(1)).square(), self.SUBSETS).mean()
         assert torch.allclose(out.losses["ensemble"], expected)
         assert torch.allclose(out.loss, out.losses["task"] + out.losses["class"] + expected)
 
+    def test_a_member_learns_as_if_it_were_alone_with_its_samples(self) -> None:
+        model, out, labels = self.losses("members", ensemble_members=self.SUBSETS)
+        out.loss.backward()
+        batch = tiny_batch(model.config)
+        for number, member in some(enumerate(model.networks)):
+            chosen = self.SUBSETS[:, number]
+            alone = copy.deepcopy(member)
+            alone.zero_grad()
+            part = {name: value[chosen] for name, value in batch.items()}
+            alone(**part, labels=labels[chosen]).loss.backward()
+            pairs = zip(member.named_parameters(), alone.parameters(), strict=True)
+            assert all(torch.allclose(one.grad, other.grad, atol=1e-5) for (_, one), other in pairs)
+        assert torch.allclose(out.loss, out.losses["task"] + out.losses["class"] + out.losses["members"])
+
+    def test_a_head_of_one_modality_learns_the_label_and_teaches_nobody(self) -> None:
+        model, out, labels = self.losses("modality_disagreement")
+        _, seen = read(model)
+        expected = (model.unimodal_scores(seen) - labels.unsqueeze(1)).square().mean()
+        assert torch.allclose(out.losses["unimodal"], expected)
+        expected.backward()
+        taught = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
+        assert taught == {"unimodal"}
+
     @pytest.mark.parametrize("absent", [None, "audio", "vision"])
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", UNCERTAINTIES)
     def test_training_uses_every_parameter(self, kind: str, absent: str | None) -> None:
         """Which is what training in several processes at once asks for."""
         model = build(uncertainty_kind=kind, **({f"{absent}_dim": None} if absent else {})).train()
@@ -245,6 +370,51 @@ class TestLosses:
         out = model(**tiny_batch(model.config), labels=tiny_labels(model.config), ensemble_members=nobody)
         out.loss.backward()
         assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+class TestDropout:
+    def model(self, **overrides: Any) -> UbmForSentimentAnalysis:
+        backbone = tiny_backbone() | {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+        return build(uncertainty_kind="mc_dropout", text_config=backbone, dropout_passes=4, **overrides)
+
+    def test_a_thinned_layer_by_hand(self) -> None:
+        layer = nn.Dropout(0.5).eval()
+        with thinned({"layer": layer}, (0, 3)):
+            found = layer(torch.ones(2, 3, 64))
+        kept = np.random.default_rng([0, 3, zlib.crc32(b"layer")]).random(64) >= 0.5
+        assert torch.equal(found, torch.from_numpy(np.where(kept, 2.0, 0.0)).float().expand(2, 3, 64))
+        assert torch.equal(layer(torch.ones(5)), torch.ones(5)), "back to normal"
+
+    def test_it_is_the_variance_over_thinned_networks(self) -> None:
+        model = self.model()
+        assert len(model.dropout_layers) > 4 and "fusion.2" in model.dropout_layers
+        batch = tiny_batch(model.config)
+        scores = []
+        for number in range(4):
+            with thinned(model.dropout_layers, (0, number)):
+                scores.append(model.run_network(model.read(batch)).logits)
+        found = model(**batch).uncertainty
+        assert torch.allclose(found, torch.cat(scores, dim=1).var(dim=1, correction=0, keepdim=True))
+        assert (found > 0).all() and torch.equal(model(**batch).uncertainty, found)
+        assert not torch.allclose(self.model(dropout_seed=1)(**batch).uncertainty, found)
+
+    def test_a_sample_does_not_depend_on_its_batch(self) -> None:
+        model = self.model()
+        batch = tiny_batch(model.config)
+        together = model(**batch).uncertainty
+        for row in range(4):
+            alone = model(**{name: value[row : row + 1] for name, value in batch.items()}).uncertainty
+            assert torch.allclose(alone, together[row : row + 1], atol=1e-6)
+
+    def test_without_dropout_there_is_none(self) -> None:
+        with pytest.raises(ValueError, match="fusion_dropout and encoder_dropout are 0"):
+            UbmForSentimentAnalysis(tiny_ubm_config(uncertainty_kind="mc_dropout"))
+
+
+def test_the_ensemble_of_earlier_versions_is_heads_on_one_trunk() -> None:
+    model = build(uncertainty_kind="ensemble", ensemble_size=2)
+    assert model.config.uncertainty_kind == "heads"
+    assert {name.partition(".")[0] for name in model.state_dict()} >= {"ensemble"}
 
 
 def test_text_is_the_first_position() -> None:
@@ -285,7 +455,11 @@ def test_half_precision_keeps_losses_and_uncertainty_in_single() -> None:
         ({"ensemble_fraction": 0.0}, "ensemble_fraction must be above 0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"temperature": 2.0, "uncertainty_kind": "score"}, "changes the entropy alone.*'score'"),
-        ({"calibrate_temperature": True, "uncertainty_kind": "ensemble"}, "changes the entropy alone"),
+        ({"calibrate_temperature": True, "uncertainty_kind": "heads"}, "changes the entropy alone"),
+        ({"uncertainty_candidates": ["heads", "dropout"]}, "has 'dropout', but the kinds are entropy, score"),
+        ({"dropout_passes": 1}, "dropout_passes must be at least 2"),
+        ({"dropout_seed": -1}, "dropout_seed must be at least 0"),
+        ({"conformal_coverage": 1.0}, "conformal_coverage must be above 0 and below 1"),
         ({"uncertainty_kind": "variance"}, "uncertainty_kind"),
         ({"audio_dim": None, "vision_dim": None}, "needs at least one of audio, vision"),
     ],

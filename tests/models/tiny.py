@@ -160,6 +160,12 @@ def tiny_rows(config: MsaConfig, count: int = 4, seed: int = 0) -> list[dict[str
     return rows
 
 
+def tiny_names(config: MsaConfig) -> dict[str, list[str]]:
+    """A name for each feature."""
+    widths = {"audio": config.audio_dim, "vision": config.vision_dim}
+    return {name: [f"{name} {index}" for index in range(width or 0)] for name, width in widths.items()}
+
+
 def tiny_batch(config: MsaConfig, count: int = 4, seed: int = 0, **kwargs: Any) -> dict[str, torch.Tensor]:
     """Model inputs of `tiny_rows`, without labels."""
     return dict(tiny_processor(config).from_rows(tiny_rows(config, count, seed), **kwargs))

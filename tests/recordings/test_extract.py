@@ -2,10 +2,14 @@
 
 import csv
 import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from hf_msa.data.feature_files import FeatureTable
@@ -73,6 +77,12 @@ def test_rows_hold_what_the_recordings_give(clips: Path, tmp_path: Path) -> None
         errors = {row["path"]: row["error"] for row in csv.DictReader(file)}
     assert "cannot be read as sound or video" in errors["w/3.wav"] and "No such file" in errors["w/none.wav"]
     assert not list(tmp_path.glob("out.parts"))
+    with (tmp_path / "out" / "features.csv").open(newline="") as file:
+        pitch = next(csv.DictReader(file))
+    frames = np.concatenate([np.array(row["audio"])[:, 0] for split in ("train", "validation") for row in data[split]])
+    assert (pitch["modality"], pitch["feature"], int(pitch["frames"])) == ("audio", "pitch", len(frames))
+    found = [float(pitch[name]) for name in ("mean", "std", "lowest", "highest")]
+    assert found == pytest.approx([frames.mean(), frames.std(), frames.min(), frames.max()], rel=1e-4)
 
 
 def test_a_data_set_of_it_names_the_same_sets(clips: Path, tmp_path: Path) -> None:
@@ -133,6 +143,90 @@ def test_transcripts_are_written_and_features_aligned_to_their_words(
     frames = np.array(rows[0]["audio"], dtype=np.float32)
     expected = [frames[:50].mean(axis=0), frames[50:100].mean(axis=0)]
     assert np.allclose(aligned[0]["audio"], expected, atol=1e-4) and np.shape(aligned[0]["audio"]) == (2, 5)
+
+
+def data_set(clips: Path, **more: Any) -> datasets.Dataset:
+    rows = {"sound": [str(clips / "v" / "1.wav"), str(clips / "w" / "1.wav")], "sentiment": [1.5, -1.0], **more}
+    return datasets.Dataset.from_dict({**rows, "text": ["good", "bad"]}).cast_column(
+        "sound", datasets.Audio(decode=False)
+    )
+
+
+def embedded(rows: datasets.Dataset) -> datasets.Dataset:
+    return rows.map(lambda row: {"sound": {"bytes": Path(row["sound"]["path"]).read_bytes(), "path": "a b.wav"}})
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_a_data_set_with_recordings_in_it_is_a_list_of_clips(clips: Path, tmp_path: Path, form: str) -> None:
+    splits = {"train": embedded(data_set(clips, id=["v$_$1", "w$_$1"]))}
+    splits["test"] = embedded(data_set(clips, id=["x$_$1", "x$_$2"]))
+    if form == "saved":
+        datasets.DatasetDict(splits).save_to_disk(tmp_path / "set")
+    else:
+        for split, rows in splits.items():
+            rows.to_parquet(tmp_path / "set" / f"{split}.parquet")
+    workers = 2 if form == "saved" else 1
+    extract(tmp_path / "set", tmp_path / "out", label_family="mosi", audio_set="prosody", workers=workers)
+    data = load_msa(tmp_path / "out")
+    assert data["train"]["id"] == ["v$_$1", "w$_$1"] and data["test"]["id"] == ["x$_$1", "x$_$2"]
+    assert data["train"]["label"] == [1.5, -1.0] and data["train"]["text"] == ["good", "bad"]
+    expected = recorded_frames(find_feature_set("prosody"), clips / "v" / "1.wav")
+    assert expected is not None and np.array_equal(np.array(data["test"][0]["audio"], np.float32), expected.values)
+
+
+def test_a_damaged_recording_in_a_data_set_is_listed_by_its_name(clips: Path, tmp_path: Path) -> None:
+    rows = embedded(data_set(clips, id=["a", "b"])).map(
+        lambda row, place: {"sound": {"bytes": b"RIFF" if place else row["sound"]["bytes"], "path": f"{place}.wav"}},
+        with_indices=True,
+    )
+    rows.save_to_disk(tmp_path / "set")
+    made = extract(tmp_path / "set", tmp_path / "out", label_family="mosi", audio_set="prosody")
+    assert list(made.failed) == ["b"] and made.failed["b"].startswith("1.wav ")
+
+
+def test_files_that_a_data_set_names_lie_within_it(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    pq.write_table(data_set(clips, id=["a", "b"]).data.table, tmp_path / "set" / "train.parquet")
+    with pytest.raises(MsaError, match="None of the 2 recordings could be read; the first one: .*leads out of the"):
+        extract(tmp_path / "set", tmp_path / "out", label_family="mosi", audio_set="prosody")
+    shutil.copytree(clips, tmp_path / "set" / "clips")
+    inside = data_set(tmp_path / "set" / "clips", id=["a", "b"])
+    pq.write_table(inside.data.table, tmp_path / "set" / "train.parquet")
+    assert not extract(tmp_path / "set", tmp_path / "out", label_family="mosi", audio_set="prosody").failed
+
+
+@pytest.mark.parametrize("where", ["state.json", "dataset_dict.json", "link"])
+def test_a_saved_data_set_reads_no_file_outside_of_it(clips: Path, tmp_path: Path, where: str) -> None:
+    rows = embedded(data_set(clips, id=["a", "b"]))
+    rows.save_to_disk(tmp_path / "outside")
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "set")
+    (arrow,) = (tmp_path / "set" / "train").glob("*.arrow")
+    if where == "link":
+        arrow.unlink()
+        arrow.symlink_to(tmp_path / "outside" / arrow.name)
+    elif where == "state.json":
+        state = json.loads((tmp_path / "set" / "train" / "state.json").read_text())
+        state["_data_files"][0]["filename"] = f"../../outside/{arrow.name}"
+        (tmp_path / "set" / "train" / "state.json").write_text(json.dumps(state))
+    else:
+        (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["../outside"]}))
+    with pytest.raises(MsaError, match="leads out of the folder"):
+        extract(tmp_path / "set", tmp_path / "out", label_family="mosi", audio_set="prosody")
+
+
+def test_a_data_set_needs_recordings_and_scores(clips: Path, tmp_path: Path) -> None:
+    rows = embedded(data_set(clips, id=["a", "b"]))
+    rows.remove_columns("sound").save_to_disk(tmp_path / "silent")
+    with pytest.raises(MsaError, match="no column of sound or video; it has 'sentiment', 'id', 'text'"):
+        extract(tmp_path / "silent", tmp_path / "out", label_family="mosi", audio_set="prosody")
+    classes = datasets.ClassLabel(names=["negative", "positive"])
+    labels = rows.remove_columns("sentiment").add_column("label", [1, 0]).cast_column("label", classes)
+    labels.save_to_disk(tmp_path / "classes")
+    with pytest.raises(MsaError, match="are classes .*'negative', 'positive'.*, and scores are needed"):
+        extract(tmp_path / "classes", tmp_path / "out", label_family="mosi", audio_set="prosody")
+    (tmp_path / "silent" / "state.json").write_text("{")
+    with pytest.raises(MsaError, match="cannot be loaded"):
+        extract(tmp_path / "silent", tmp_path / "out2", label_family="mosi", audio_set="prosody")
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,15 @@ from hf_msa.evaluation.sweep import masked_batches
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
-from hf_msa.models.omg_light_planner import _ENCODER_TEXTS, LightPlanner, tokenize
+from hf_msa.models.omg_light_planner import LightPlanner, tokenize
 from hf_msa.models.omg_observation import observe_rows
+from hf_msa.models.omg_planner import _ENCODER_TEXTS
 from hf_msa.training.omg.planners import fit_centering, fit_light_planner
 from hf_msa.training.omg.plans import PlannedRows, is_partial, observed_patterns, patterns
 from hf_msa.training.omg.stages import OmgTrainer
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
+from loopback_mllm_server import Server, completion, token
 from nonempty import some
 from tiny import tiny_omg_config
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
@@ -634,3 +636,41 @@ def test_a_language_model_learns_to_plan_and_its_adapter_goes_with_the_checkpoin
     (run.folder / "run.json").unlink()
     again = whole_run(corpus, tmp_path / "run", rows, *settings)
     assert [stage["name"] for stage in again.log] == [stage["name"] for stage in run.log]
+
+
+def test_a_planner_on_a_server_plans_and_the_text_encoder_gives_its_vectors(
+    corpus: Path, few: dict[str, MsaRows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", {})
+    monkeypatch.setenv("PLANNER_KEY", "for_the_planner")
+    plan = "Entity: a woman; Action: praises the film; Sentiment: positive"
+    server = Server()
+    server.models = ["org/omni"]
+    server.reply = lambda number, body: completion(plan, [token(plan, 0.5, 0.5)])
+    settings = [
+        *("model.planner=mllm", "model.planner_kind=endpoint", f"model.planner_model={server.url}"),
+        *("model.planner_lora=false", "model.planner_key_variable=PLANNER_KEY", "model.num_candidates=1"),
+        *("missing.train={name: fixed, available: [audio]}", "missing.validation={name: fixed, available: [audio]}"),
+    ]
+    run = whole_run(corpus, tmp_path / "run", few, *settings)
+    assert {headers["authorization"] for headers in server.headers} == {"Bearer for_the_planner"}
+    assert {body["model"] for body in server.bodies} == {"org/omni"}
+    saved = json.loads((run.folder / "planner.json").read_text())
+    assert (saved["kind"], saved["vectors"], saved["model"]) == ("mllm", "text_encoder", server.url)
+    asked = len(server.bodies)
+    # Whoever loads the checkpoint has not allowed the server.
+    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", {})
+    monkeypatch.delenv("HF_MSA_ENDPOINT", raising=False)
+    model = loaded(run)
+    assert model.config.condition_dim is None and model.config.plan_width == model.config.text_config.hidden_size
+    members = [few["validation"][index] for index in range(2)]
+    batch = run.collator("validation")(members)
+    batch = {name: batch[name] for name in batch if name.endswith(("values", "mask", "ids"))}
+    with pytest.raises(ValueError, match="checkpoint's planner is a server, .*has not been allowed"):
+        model.predict_rows(batch, members, run.processor)
+    assert len(server.bodies) == asked
+    monkeypatch.setenv("HF_MSA_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_MSA_ENDPOINT_TOKEN", "for_the_planner")
+    out = model.predict_rows(batch, members, run.processor)
+    assert torch.isfinite(out.logits).all() and out.planned_score.squeeze(1).tolist() == [2.0, 2.0]
+    server.close()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,7 +12,7 @@ from transformers import AutoModel
 
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis
-from hf_msa.training.calibration import fit_temperature
+from hf_msa.training.calibration import fit_errors, fit_temperature
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
 from hf_msa.training.ubm import UbmTrainer, ensemble_members, validation_logits
@@ -68,7 +69,7 @@ def test_the_optimizer_is_adam_with_the_rates_of_the_paper(corpus: Path, tmp_pat
         spared = component == "text_encoder" and ("bias" in name or "LayerNorm" in name)
         assert (rate, decay) == (wanted[0], 0.0 if spared else wanted[1]), name
     assert made.args.per_device_train_batch_size == 32 and made.args.gradient_accumulation_steps == 4
-    assert made.args.early_stopping_patience == 8 and made.args.metric_for_best_model == "eval_loss"
+    assert made.args.early_stopping_patience == 8 and made.args.metric_for_best_model == "eval_mae"
 
 
 class TestMembers:
@@ -86,7 +87,7 @@ class TestMembers:
         assert not torch.equal(ensemble_members(100, 5, 0.8, seed=2), members)
 
     def test_training_passes_on_the_rows_of_the_batch(self, corpus: Path, tmp_path: Path) -> None:
-        made = trainer(corpus, tmp_path, "model.uncertainty_kind=ensemble")
+        made = trainer(corpus, tmp_path, "model.uncertainty_kind=heads")
         expected = ensemble_members(96, 5, 0.8, seed=1)
         batch = next(iter(made.get_train_dataloader()))
         given = made.model_inputs(batch, training=True)
@@ -95,7 +96,7 @@ class TestMembers:
         assert made.model_inputs(batch, training=False) == {"train_uncertainty": False}
 
 
-@pytest.mark.parametrize("kind", ["prediction_truth", "ensemble"])
+@pytest.mark.parametrize("kind", ["prediction_truth", "heads", "members", "modality_disagreement"])
 def test_the_checkpoint_is_chosen_by_score_and_class(corpus: Path, tmp_path: Path, kind: str) -> None:
     made = trainer(corpus, tmp_path, f"model.uncertainty_kind={kind}")
     model = made.model.eval()
@@ -107,22 +108,66 @@ def test_the_checkpoint_is_chosen_by_score_and_class(corpus: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("ablation", "terms"),
+    ("kind", "terms"),
     [
-        (None, {"task", "class"}),
+        ("entropy", {"task", "class"}),
         ("prediction_truth", {"task", "class", "error"}),
-        ("ensemble", {"task", "class", "ensemble"}),
-        ("score", {"task", "class"}),
+        ("heads", {"task", "class", "ensemble"}),
+        ("members", {"task", "class", "members"}),
+        ("modality_disagreement", {"task", "class", "unimodal"}),
+        *((kind, {"task", "class"}) for kind in ("score", "mc_dropout", "learned_error", "conformal")),
     ],
 )
-def test_every_uncertainty_trains(corpus: Path, tmp_path: Path, ablation: str | None, terms: set[str]) -> None:
-    context = whole_run(corpus, tmp_path, ablation=ablation)
+def test_every_uncertainty_trains(corpus: Path, tmp_path: Path, kind: str, terms: set[str]) -> None:
+    context = whole_run(corpus, tmp_path, f"model.uncertainty_kind={kind}")
     logged = next(entry for entry in context.log[0]["history"] if "loss" in entry)
     assert {name.removeprefix("loss_") for name in logged if name.startswith("loss_")} == terms
     model = AutoModel.from_pretrained(context.folder)
     uncertainty = model(**context.processor.from_rows([context.rows["validation"][0]])).uncertainty
     assert uncertainty.shape == (1, 1) and torch.isfinite(uncertainty).all()
     assert model.config.temperature == 1.0
+
+
+def test_members_have_the_rates_of_the_model_and_begin_with_the_pretrained_text_encoder(
+    corpus: Path, tmp_path: Path
+) -> None:
+    made = trainer(corpus, tmp_path, "model.uncertainty_kind=members", "model.ensemble_size=2", recipe="ubm/mosi")
+    optimizer = made.create_optimizer()
+    names = {id(parameter): name for name, parameter in made.model.named_parameters()}
+    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert found.keys() == set(names.values())
+    members = {name: rates for name, rates in found.items() if name.startswith("members.")}
+    assert len(members) == 2 * (len(found) - len(members))
+    for name, rates in members.items():
+        assert rates == found[name.split(".", 2)[2]], name
+    first, second = made.model.networks
+    pairs = zip(first.text_encoder.parameters(), made.model.text_encoder.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert not torch.equal(first.fusion[0].weight, second.fusion[0].weight)
+
+
+def test_errors_and_intervals_are_fitted_on_validation_and_saved(corpus: Path, tmp_path: Path) -> None:
+    context = whole_run(corpus, tmp_path, "model.uncertainty_candidates=[conformal]", "model.conformal_coverage=0.8")
+    model = AutoModel.from_pretrained(context.folder)
+    assert model.config.uncertainty_kind == "entropy"
+    rows = context.rows["validation"]
+    seen = model.run_network(model.read(context.collator("validation")([rows[i] for i in range(len(rows))])))
+    errors = (seen.logits.squeeze(1) - torch.from_numpy(rows.labels)).abs()
+    features, errors = model.error_features(seen).detach().double(), errors.detach().double()
+    fit = fit_errors(features.numpy(), errors.numpy(), np.arange(len(rows)))
+    assert model.error_weights.tolist() == pytest.approx(fit.weights.tolist(), rel=1e-2, abs=1e-4)
+    assert model.error_offsets.tolist() == pytest.approx([fit.constant, fit.least], rel=1e-3)
+    # Within what is fitted: by the rank the share is at least what was asked for, of held-out ratios.
+    width = model.config.conformal_fit["quantile"] * torch.from_numpy(fit.held_out)
+    assert model.config.conformal_fit["coverage"] == 0.8
+    assert 0.8 <= (errors <= width * 1.001).double().mean() < 0.8 + 3 / len(rows)
+    chosen = AutoModel.from_pretrained(context.folder, uncertainty_kind="conformal")
+    row = context.processor.from_rows([rows[0]])
+    out = chosen(**row)
+    assert (out.interval_low <= out.logits).all() and (out.logits <= out.interval_high).all()
+    other = AutoModel.from_pretrained(context.folder, uncertainty_kind="conformal", conformal_coverage=0.9)
+    with pytest.raises(ValueError, match="fitted for conformal_coverage=0.8, not for 0.9"):
+        other(**row)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_msa.analysis.estimates import Estimate, Rows, format_number
-from hf_msa.evaluation.plots import write_figure
 from hf_msa.evaluation.report import markdown_table
 from hf_msa.evaluation.results import plain
+from hf_msa.figures import write_figure
 from hf_msa.files import atomic_files, write_json
 
 if TYPE_CHECKING:

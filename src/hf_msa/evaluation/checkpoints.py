@@ -138,8 +138,8 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
         )
     settings = model.config.language_model
     if settings is not None and settings.kind == "endpoint" and settings.name and settings.field in (changes or {}):
-        # A server that the caller names is one that the caller allows.
-        allow_endpoint(settings.name)
+        # A server that the caller names is one that the caller allows, and so is the key.
+        allow_endpoint(settings.name, (changes or {}).get(f"{settings.role}_key_variable"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]  # the library wraps `to` in a way that type checkers misread
     return model.eval(), processor

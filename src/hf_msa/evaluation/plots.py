@@ -1,17 +1,17 @@
 """Curves over missing rates, drawn from ``results.json`` alone."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_msa.errors import MsaError, require_package
+from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import count_text, metric_heading, run_name, shared_metrics, split_text
 from hf_msa.evaluation.results import Results
-from hf_msa.files import atomic_write
+from hf_msa.figures import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,42 +24,6 @@ CURVES_FILE = "curves"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _COLUMNS = 4
-
-
-def write_figure(stem: str | os.PathLike[str], draw: Callable[["Figure"], None]) -> list[Path]:
-    """Draw a figure and write it as PNG and as SVG; the same drawing gives the same files.
-
-    Args:
-        stem: Where to write, without ending: ``.png`` and ``.svg`` are added.
-        draw: Sets the size of the empty figure that it is called with, and draws on it.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        MsaError: If matplotlib is not installed.
-    """
-    require_package("matplotlib", "plots")
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "hf_msa",
-        "font.size": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    paths = [Path(f"{os.fspath(stem)}.{kind}") for kind in ("png", "svg")]
-    # Colours that the colour-blind can tell apart, too.
-    with matplotlib.style.context(["tableau-colorblind10", style]):
-        figure = Figure(layout="constrained", dpi=160)
-        draw(figure)
-        for path in paths:
-            with atomic_write(path) as temporary:
-                # Without a date the same numbers give the same file.
-                metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
-                figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
-    return paths
 
 
 def plot_curves(

@@ -67,6 +67,8 @@ PREDICTIONS_DIGEST = "predictions_sha256"
 
 LANGUAGE_MODEL_INPUTS = {
     "media": "the transcript with sound and pictures",
+    "media_audio": "the transcript with sound",
+    "media_vision": "the transcript with pictures",
     "words": "the transcript with a description of the features in words",
     "transcript": "the transcript alone",
 }

@@ -83,3 +83,40 @@ def coverage_risks(
     mean = np.divide(total, size, out=np.zeros_like(total), where=size > 0)
     ordered = np.repeat(mean, size.astype(np.int64))
     return np.asarray(ordered.cumsum() / np.arange(1, len(ordered) + 1), dtype=np.float64)
+
+
+def spearman(
+    first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]], weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Rank correlation; equal values share their mean rank.
+
+    Args:
+        first: One value per sample `(samples,)`.
+        second: Another one `(samples,)`.
+        weights: How often each sample is in each resample `(resamples, samples)`; default: each once.
+
+    Returns:
+        `(resamples,)`, or `(1,)` without weights; NaN where one of both is constant.
+    """
+    counts = np.ones((1, len(first))) if weights is None else weights
+    total = counts.sum(axis=1, keepdims=True)
+    centred = []
+    for values in (first, second):
+        ranks = _mean_ranks(values, counts)
+        centred.append(ranks - (counts * ranks).sum(axis=1, keepdims=True) / total)
+    (a, b), spreads = centred, [(counts * deviations**2).sum(axis=1) for deviations in centred]
+    norm = np.sqrt(spreads[0] * spreads[1])
+    found: NDArray[np.float64] = np.full(len(counts), np.nan)
+    # Ranks are halves: what is nearly 0 beside their number is 0.
+    np.divide((counts * a * b).sum(axis=1), norm, out=found, where=norm > 1e-9 * total[:, 0] ** 3)
+    return found
+
+
+def _mean_ranks(values: NDArray[np.floating[Any]], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rank of each sample in each resample, from 1, equal values sharing their mean, `(resamples, samples)`."""
+    _, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    sizes = np.add.reduceat(counts[:, order], starts, axis=1)
+    ranks: NDArray[np.float64] = (sizes.cumsum(axis=1) - sizes + (sizes + 1) / 2)[:, group]
+    return ranks

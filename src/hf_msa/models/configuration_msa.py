@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,48 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .msa_label_families import LabelFamily
 from .msa_schema import MODALITIES
+
+AUTO = "auto"
+_VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
+_HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a language model on a server is asked.
+
+    Args:
+        model: What the server calls it; None: the only one that it serves.
+        key_variable: Name of the environment variable that holds the server's key; None: none is named.
+        top_logprobs: Tokens to list at each position.
+        timeout: Seconds in which one answer has to be there.
+        retries: Further attempts after a failure that may pass.
+        concurrency: Requests under way at once.
+    """
+
+    model: str | None
+    key_variable: str | None
+    top_logprobs: int
+    timeout: float
+    retries: int
+    concurrency: int
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """How a language model on this machine is loaded; see `LocalMllm.from_pretrained`.
+
+    Args:
+        dtype: Type of its weights; `"auto"`: that of its checkpoint.
+        device_map: How it is spread over devices; None: the GPU where there is one.
+        attention: Implementation of its attention; None: the library's default.
+        revision: Branch, tag or commit of its repository.
+    """
+
+    dtype: str
+    device_map: str | dict[str, Any] | None
+    attention: str | None
+    revision: str | None
 
 
 @dataclass(frozen=True)
@@ -27,6 +70,9 @@ class LanguageModelSettings:
         quantization: How a local one is loaded; None: as it is.
         batch_size: Requests that a local one answers together.
         without: What to set to do without one, e.g. `'route="fast"'`.
+        server: How one on a server is asked.
+        modalities: What it is given in raw form, where a sample has it; `"auto"`: all that it takes.
+        local: How one on this machine is loaded.
     """
 
     role: str
@@ -38,6 +84,9 @@ class LanguageModelSettings:
     quantization: Literal["8bit", "4bit"] | None
     batch_size: int
     without: str
+    server: ServerSettings
+    modalities: str | tuple[str, ...]
+    local: LocalSettings
 
 
 @strict
@@ -188,3 +237,74 @@ class MsaConfig(PreTrainedConfig):
                 f"{type(self).__name__} needs at least one of {', '.join(self.NEEDS_ONE_OF)} beside text, but the data "
                 "has none; use the method 'text' for text alone."
             )
+
+
+def server_settings(config: MsaConfig, role: str) -> ServerSettings:
+    """How a language model on a server is asked, out of the fields that begin with its role.
+
+    Args:
+        config: A configuration that names one.
+        role: `"expert"` or `"planner"`.
+    """
+    return ServerSettings(
+        model=getattr(config, f"{role}_served_model"),
+        key_variable=getattr(config, f"{role}_key_variable"),
+        top_logprobs=getattr(config, f"{role}_top_logprobs"),
+        timeout=getattr(config, f"{role}_timeout"),
+        retries=getattr(config, f"{role}_retries"),
+        concurrency=getattr(config, f"{role}_concurrency"),
+    )
+
+
+def check_server(config: MsaConfig, role: str) -> None:
+    """Check the fields of `server_settings`.
+
+    Raises:
+        ValueError: If a number is outside its bounds, or a key stands where its variable should be named.
+    """
+    config.check_numbers(f"{role}_top_logprobs", f"{role}_concurrency", at_least=1)
+    config.check_numbers(f"{role}_retries", at_least=0)
+    config.check_numbers(f"{role}_timeout", above=0)
+    variable = getattr(config, f"{role}_key_variable")
+    if variable is not None and (not _VARIABLE.fullmatch(variable) or variable in _HUB_VARIABLES):
+        # What was given is not repeated: it may be the key itself.
+        raise ValueError(
+            f"{role}_key_variable must be the name of an environment variable in capitals that holds the server's key, "
+            "not the key itself, and not that of the Hub's token, which goes to the Hub only."
+        )
+
+
+def local_settings(config: MsaConfig, role: str) -> LocalSettings:
+    """How a language model on this machine is loaded, out of the fields that begin with its role.
+
+    Args:
+        config: A configuration that names one.
+        role: `"expert"` or `"planner"`.
+    """
+    return LocalSettings(
+        dtype=getattr(config, f"{role}_dtype"),
+        device_map=getattr(config, f"{role}_device_map"),
+        attention=getattr(config, f"{role}_attention"),
+        revision=getattr(config, f"{role}_revision"),
+    )
+
+
+def language_model_modalities(config: MsaConfig, role: str) -> str | tuple[str, ...]:
+    """What a language model is given in raw form: `"auto"`, or names of modalities in the order of `MODALITIES`.
+
+    Args:
+        config: A configuration that names one.
+        role: `"expert"` or `"planner"`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    given = getattr(config, f"{role}_modalities")
+    if given == AUTO:
+        return AUTO
+    if isinstance(given, str) or "text" not in given or not set(given) <= set(MODALITIES):
+        raise ValueError(
+            f"{role}_modalities is {given!r}; give {AUTO!r} for all that the model takes, or a list of text and of those of "
+            "audio and vision that it is to be given."
+        )
+    return tuple(name for name in MODALITIES if name in given)

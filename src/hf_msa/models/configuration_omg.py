@@ -4,7 +4,14 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_msa import LanguageModelSettings, MsaConfig
+from .configuration_msa import (
+    LanguageModelSettings,
+    MsaConfig,
+    check_server,
+    language_model_modalities,
+    local_settings,
+    server_settings,
+)
 
 
 @strict
@@ -16,12 +23,29 @@ class OmgConfig(MsaConfig):
 
     Planner (section 3.3):
         planner: `"light"`: a lexicon, ridge probes and rules, for machines without a language model (ours); `"mllm"`: a
-            multimodal language model, as in the paper.
-        planner_model (`str`, *optional*): Folder or Hub name of that model (paper: Qwen2.5-Omni).
+            language model (paper: a multimodal one).
+        planner_model (`str`, *optional*): Folder, Hub name or GGUF file of that model (paper: Qwen2.5-Omni), or the URL of a
+            server that has it.
+        planner_kind: `"local"`, or `"endpoint"` for a server. Servers give no vectors, so plans and observations are then
+            embedded by the text encoder, as for the light planner: sound and pictures by their features in words (ours).
         planner_lora (`bool`): Adapt it by LoRA (ours); its adapter lies in the folder `adapter` beside this configuration.
         planner_quantization: Load it in `"8bit"` or `"4bit"` (ours).
         planner_batch_size (`int`): Observations that it plans together.
-        use_verbalizer (`bool`): Describe features in words to the planner where sound or pictures are not at hand (ours).
+        planner_served_model (`str`, *optional*): What the server calls the model. `None`: the only one that it serves.
+        planner_key_variable (`str`, *optional*): Name of the environment variable that holds the server's key; the key
+            itself is in no configuration.
+        planner_top_logprobs (`int`): Tokens that the server lists at each position, from which entropies are worked out; as
+            many as it allows, if that is fewer.
+        planner_timeout (`float`): Seconds in which it has to answer.
+        planner_retries (`int`): Further attempts where it does not, is busy or fails.
+        planner_concurrency (`int`): Requests that are under way at once.
+        planner_dtype (`str`), planner_device_map, planner_attention (`str`, *optional*), planner_revision (`str`,
+            *optional*): How it is loaded: type of the weights, spread over devices (`"auto"`: all GPUs), implementation of
+            attention, commit (ours).
+        planner_modalities: What it is given in raw form: `"auto"`, all that it takes, or a list of text and of audio and
+            vision; the rest is left out, which its prompt says (ours).
+        use_verbalizer (`bool`): Describe features in words to the planner where it is not given sound or pictures and the
+            data names the features (ours).
         num_candidates (`int`): Plans drawn for each observation (appendix A: 5).
         semantic_weight (`float`): lambda_s of eq. 5 (section 4.1: 0.3). The penalty of a plan that breaks the schema is
             infinite there, so its weight gamma has no effect and no field: such plans are dropped.
@@ -32,7 +56,8 @@ class OmgConfig(MsaConfig):
         plan_tokens: What the denoiser attends to: the `"pooled"` plan, a single vector (eq. 4), with which attention is the
             same for every position; or one vector `"per_constraint"` (ours).
         condition_dim (`int`, *optional*): Width of plan and observation vectors. `None`: that of the text encoder, which
-            embeds them for the light planner; where a language model plans, training sets it to that model's.
+            embeds them for the light planner and for one on a server; where a local language model plans, training sets it
+            to that model's.
 
     Retriever (section 3.4):
         query_dim (`int`): Width of queries and keys (ours).
@@ -108,9 +133,21 @@ class OmgConfig(MsaConfig):
 
     planner: Literal["light", "mllm"] = "light"
     planner_model: str | None = None
+    planner_kind: Literal["local", "endpoint"] = "local"
     planner_lora: bool = True
     planner_quantization: Literal["8bit", "4bit"] | None = None
     planner_batch_size: int = 8
+    planner_served_model: str | None = None
+    planner_key_variable: str | None = None
+    planner_top_logprobs: int = 20
+    planner_timeout: float | int = 120.0
+    planner_retries: int = 4
+    planner_concurrency: int = 4
+    planner_dtype: str = "auto"
+    planner_device_map: str | dict[str, Any] | None = None
+    planner_attention: str | None = None
+    planner_revision: str | None = None
+    planner_modalities: str | list[str] | tuple[str, ...] = "auto"
     use_verbalizer: bool = True
     num_candidates: int = 5
     semantic_weight: float | int = 0.3
@@ -171,12 +208,15 @@ class OmgConfig(MsaConfig):
             role="planner",
             field="planner_model",
             name=self.planner_model,
-            kind="local",
+            kind=self.planner_kind,
             adapter_field="planner_lora",
             has_adapter=self.planner_lora,
             quantization=self.planner_quantization,
             batch_size=self.planner_batch_size,
             without='planner="light"',
+            server=server_settings(self, "planner"),
+            modalities=language_model_modalities(self, "planner"),
+            local=local_settings(self, "planner"),
         )
 
     @property
@@ -191,15 +231,26 @@ class OmgConfig(MsaConfig):
 
     def validate_omg(self) -> None:
         """Check numbers, and what has to go together."""
+        language_model_modalities(self, "planner")
         counts = ("planner_batch_size", "num_candidates", "plan_max_new_tokens", "top_k", "sequence_length")
         denoiser = ("denoiser_layers", "denoiser_dim", "denoiser_heads")
         sizes = (*denoiser, "query_dim", "latent_dim", "vae_hidden", "fusion_dim")
         self.check_numbers(*counts, *sizes, "num_train_timesteps", "num_inference_steps", at_least=1)
         losses = (f"{name}_loss_weight" for name in ("plan", "evidence", "task", "alignment"))
         self.check_numbers("semantic_weight", *losses, at_least=0)
+        check_server(self, "planner")
         self.check_numbers("retrieval_temperature", "plan_temperature", above=0)
         self.check_numbers("plan_top_p", above=0, at_most=1)
         self.check_numbers("index_nprobe", "index_ef_search", at_least=1)
+        if (
+            self.planner == "mllm"
+            and self.planner_kind == "endpoint"
+            and (self.planner_lora or self.planner_quantization)
+        ):
+            raise ValueError(
+                "A server loads its model itself: set planner_lora to False and leave planner_quantization out, or set "
+                'planner_kind to "local".'
+            )
         steps = self.num_train_timesteps
         self.check_numbers("num_inference_steps", at_most=steps, hint=", as the noise schedule has no more steps")
         if self.index_factory == "Flat" and not self.index_nprobe is self.index_ef_search is None:

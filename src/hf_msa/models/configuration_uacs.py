@@ -5,8 +5,15 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_msa import LanguageModelSettings
+from .configuration_msa import (
+    LanguageModelSettings,
+    check_server,
+    language_model_modalities,
+    local_settings,
+    server_settings,
+)
 from .configuration_ubm import UbmConfig
+from .msa_mllm_numbers import check_room, writable_numbers
 from .uacs_rules import threshold
 
 FITS = {"tau_1": "small", "tau_2": "expert"}
@@ -21,7 +28,7 @@ _OF_SMALL = (
 _WITHOUT_EFFECT = tuple(
     f"expert_{name}"
     for name in (
-        "attn_implementation",
+        "attention",
         "batch_size",
         "concurrency",
         "device_map",
@@ -40,15 +47,30 @@ class UacsConfig(UbmConfig):
     2509.04459 v1. The fields of `UbmConfig` are the small model's. Equations are the paper's; ours = it does not say.
 
     Expert:
-        expert_model (`str`, *optional*): Folder or Hub name of the expert, or the URL of a server that has it. `None`: there
-            is none, and only `route="fast"` can predict.
+        expert_model (`str`, *optional*): Folder, Hub name or GGUF file of the expert, or the URL of a server that has it.
+            `None`: there is none, and only `route="fast"` can predict.
         expert_kind: `"local"`, or `"endpoint"` for a server.
         expert_adapter (`bool`): The expert has a LoRA adapter, in the folder `adapter` beside this configuration.
         expert_quantization: Load a local expert in `"8bit"` or `"4bit"` (ours).
         expert_batch_size (`int`): Requests that a local expert answers together.
-        expert_max_new_tokens (`int`): Longest answer.
-        use_verbalizer (`bool`): Describe features in words to the expert where the sound or the pictures are not at hand
-            (ours; the paper's expert sees the video). The statistics that it needs lie beside this configuration.
+        expert_dtype (`str`), expert_device_map, expert_attention (`str`, *optional*), expert_revision (`str`, *optional*):
+            How a local expert is loaded: type of the weights, spread over devices (`"auto"`: all GPUs), implementation of
+            attention, commit (ours).
+        expert_modalities: What the expert is given in raw form: `"auto"`, all that it takes, or a list of text and of audio
+            and vision; the rest is left out, which its prompt says (ours).
+        expert_max_new_tokens (`int`): Longest answer, with what the expert thinks before it.
+        expert_constrained (`bool`): Let the expert write nothing but a score of one decimal within the label range (ours).
+        expert_served_model (`str`, *optional*): What the server calls the model. `None`: the only one that it serves.
+        expert_key_variable (`str`, *optional*): Name of the environment variable that holds the server's key; the key
+            itself is in no configuration.
+        expert_top_logprobs (`int`): Tokens that the server lists at each position, from which entropies are worked out; as
+            many as it allows, if that is fewer.
+        expert_timeout (`float`): Seconds in which it has to answer.
+        expert_retries (`int`): Further attempts where it does not, is busy or fails.
+        expert_concurrency (`int`): Requests that are under way at once.
+        use_verbalizer (`bool`): Describe features in words to the expert where it is not given the sound or the pictures
+            and the data names the features (ours; the paper's expert sees the video). The statistics that it needs lie
+            beside this configuration.
 
     Cascade:
         route: `"cascade"` (eq. 13-16); `"fast"`: the small model alone; `"mllm"`: the expert alone; `"random"`: the expert
@@ -97,7 +119,19 @@ class UacsConfig(UbmConfig):
     expert_adapter: bool = False
     expert_quantization: Literal["8bit", "4bit"] | None = None
     expert_batch_size: int = 8
+    expert_dtype: str = "auto"
+    expert_device_map: str | dict[str, Any] | None = None
+    expert_attention: str | None = None
+    expert_revision: str | None = None
+    expert_modalities: str | list[str] | tuple[str, ...] = "auto"
     expert_max_new_tokens: int = 16
+    expert_constrained: bool = False
+    expert_served_model: str | None = None
+    expert_key_variable: str | None = None
+    expert_top_logprobs: int = 20
+    expert_timeout: float | int = 120.0
+    expert_retries: int = 4
+    expert_concurrency: int = 4
     use_verbalizer: bool = True
 
     route: Literal["cascade", "fast", "mllm", "random"] = "cascade"
@@ -143,11 +177,16 @@ class UacsConfig(UbmConfig):
             quantization=self.expert_quantization,
             batch_size=self.expert_batch_size,
             without='route="fast"',
+            server=server_settings(self, "expert"),
+            modalities=language_model_modalities(self, "expert"),
+            local=local_settings(self, "expert"),
         )
 
     def validate_uacs(self) -> None:
-        """Check numbers, and that an adapter has a local expert to sit on."""
+        """Check numbers, that a score fits into an answer, and that an adapter has a local expert to sit on."""
         self.check_numbers("expert_batch_size", "expert_max_new_tokens", at_least=1)
+        check_server(self, "expert")
+        language_model_modalities(self, "expert")
         self.check_numbers("neutral_zone", at_least=0)
         self.check_numbers("epsilon", above=0)
         self.check_numbers("threshold_lambda", at_least=0, at_most=1)
@@ -159,6 +198,8 @@ class UacsConfig(UbmConfig):
             raise ValueError(
                 "budget_share and budget_seconds both say how many samples are handed on; give one of them."
             )
+        if self.expert_constrained:
+            check_room(writable_numbers(*self.label_range), self.expert_max_new_tokens)
         if self.expert_kind == "endpoint" and (self.expert_adapter or self.expert_quantization):
             raise ValueError(
                 "A server loads its model itself: leave expert_adapter and expert_quantization out, or set expert_kind to "

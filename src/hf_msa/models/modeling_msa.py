@@ -662,9 +662,10 @@ class MsaPreTrainedModel(PreTrainedModel):
 
     @property
     def language_model_input(self) -> str | None:
-        """What a language model is given: the transcript with `"media"`, with features in `"words"`, or the `"transcript"`.
+        """What a language model is given, None for a model that asks none.
 
-        None for a model that asks none.
+        The transcript with `"media"`, with `"media_audio"` or `"media_vision"` alone, with features in `"words"`, or the
+        `"transcript"`.
         """
         return None
 

@@ -26,7 +26,9 @@ from .modeling_msa import Batch, SideFile, build_text_encoder, masked_mean, read
 from .msa_answer_store import AnswerStore
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
+from .msa_mllm import Mllm
 from .msa_outputs import MsaOutput
+from .msa_verbalizer import MsaVerbalizer
 from .omg_executor import LatentVae, ModalityExecutor, build_scheduler, draw_noise
 from .omg_knowledge_base import DESCRIPTION_FILE, NO_ENTRY, KnowledgeBase
 from .omg_light_planner import LightPlanner
@@ -285,15 +287,35 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                     f"{self.config.planner!r}; load the checkpoint with the planner that it was trained with."
                 )
             values, store = self.planner_values, AnswerStore(self.answers_folder)
+            encode = functools.partial(self.embed_texts, processor.tokenizer)
             if kind == "mllm":
+                if (values.get("vectors") == "text_encoder") != (self.config.planner_kind == "endpoint"):
+                    raise ValueError(
+                        "The planner was trained with vectors of the text encoder if on a server, and of its own if local, "
+                        f"which planner_kind={self.config.planner_kind!r} is not; load the checkpoint with the planner_kind "
+                        "that it was trained with."
+                    )
                 mllm = self.load_language_model()
                 with sound_side_file(PLANNER_FILE):
-                    self._planner = MllmPlanner.from_dict(values, mllm, self.config, store)
+                    self._planner = MllmPlanner.from_dict(values, mllm, self.config, store, encode)
             else:
-                encode = functools.partial(self.embed_texts, processor.tokenizer)
                 with sound_side_file(PLANNER_FILE):
                     self._planner = LightPlanner.from_dict(values, encode, self.config, store)
         return self._planner
+
+    @property
+    def asked_model(self) -> Mllm | None:
+        """The language model that plans; None where there is none."""
+        if isinstance(self._planner, MllmPlanner):
+            return self._planner.mllm
+        return self.load_language_model() if self.config.planner_model is not None else None
+
+    @property
+    def describes_features(self) -> bool:
+        """Whether features are described to the planner in words: of some modality at least they have names."""
+        values = self.planner_values if self._planner is None else self._planner.to_dict()
+        known = (values or {}).get("verbalizer")
+        return known is not None and bool(MsaVerbalizer.from_dict(known).modalities)
 
     @property
     def knowledge_base(self) -> KnowledgeBase | None:

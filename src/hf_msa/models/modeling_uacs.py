@@ -25,7 +25,8 @@ from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
 from .msa_answer_store import AnswerStore
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
-from .msa_mllm import Mllm, MllmRequest, label_entropy, parse_score
+from .msa_mllm import Mllm, MllmRequest
+from .msa_mllm_answers import label_entropy, parse_score
 from .msa_observed import missing_positions, visible_media, visible_words
 from .msa_remembering import RememberingMllm
 from .msa_schema import FEATURE_MODALITIES
@@ -57,7 +58,7 @@ class UacsOutput(UbmOutput):
         route (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Whose answer it is, an index into `ROUTES`.
         expert_calls (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Questions to the expert.
         expert_tokens (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Tokens that it wrote.
-        unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers of it without a number, or none at all.
+        unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers that could not be read, or none at all.
         seconds (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Time spent on the sample: its share of each model's
             on the samples that went through it together, what it takes to make the questions (recordings, words for
             features) included, loading the expert not. A remembered answer counts with the time that it took when it was
@@ -82,8 +83,8 @@ class ExpertAnswer:
 
     Args:
         text: Its words; None where there was no answer at all.
-        score: In label units, within the label range; None where there is no number in them.
-        uncertainty: Mean entropy of the number's tokens in nats (eq. 10); infinite without a number.
+        score: In label units, within the label range; None where it cannot be read, see `parse_score`.
+        uncertainty: Mean entropy of the score's tokens in nats (eq. 10); infinite without one.
         tokens: How many it wrote.
         seconds: How long it took.
     """
@@ -184,6 +185,16 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
             self._expert = self.load_language_model()
         return self._expert
 
+    @property
+    def asked_model(self) -> Mllm | None:
+        """The expert; None where there is none."""
+        return None if self._expert is None and self.config.expert_model is None else self.expert
+
+    @property
+    def describes_features(self) -> bool:
+        """Whether features are described to the expert in words: of some modality at least, they have names."""
+        return self.config.use_verbalizer and self.verbalizer is not None and bool(self.verbalizer.modalities)
+
     def set_expert(self, expert: Mllm | None) -> None:
         """Ask this model in place of the one that the configuration names.
 
@@ -210,14 +221,15 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         if known is None or known.mllm is not self.expert or known.store.folder != self.answers_folder:
             known = self._remembering = RememberingMllm(self.expert, AnswerStore(self.answers_folder))
         found = []
-        for given in known.ask(requests, config.expert_max_new_tokens, config.expert_batch_size):
+        # An expert of one's own that writes what it likes need not know the argument.
+        options: dict[str, Any] = {"only_number": config.label_range} if config.expert_constrained else {}
+        for given in known.ask(requests, config.expert_max_new_tokens, config.expert_batch_size, **options):
             answer = given.answer
             if answer is None:
                 found.append(ExpertAnswer(None, None, math.inf, 0, given.seconds))
                 continue
-            score = parse_score(answer.text, config.label_range)
-            tokens = len(answer.token_texts)
-            found.append(ExpertAnswer(answer.text, score, label_entropy(answer), tokens, given.seconds))
+            score, uncertainty = parse_score(answer, config.label_range), label_entropy(answer, config.label_range)
+            found.append(ExpertAnswer(answer.text, score, uncertainty, len(answer.token_texts), given.seconds))
         return found
 
     def expert_requests(
@@ -226,9 +238,10 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         """The first question to the expert about each sample.
 
         Sound and pictures go along where a row has them (`waveform` `(samples,)` mono at 16 kHz, `frames` `(frames, height,
-        width, 3)` uint8 at `frames_per_second`, 2 unless given); otherwise the features are described in words, if the
-        configuration says so. Of what `inputs` mark as dropped the expert gets to know nothing. For a modality without
-        features nothing says what is dropped: where anything of a sample is, its sound or pictures are left out as a whole.
+        width, 3)` uint8 at `frames_per_second`, 2 unless given) and the expert takes them (`raw_modalities`); otherwise the
+        features are described in words, if the configuration says so and the data names them. Of what `inputs` mark as
+        dropped the expert gets to know nothing. For a modality without features nothing says what is dropped: where
+        anything of a sample is, its sound or pictures are left out as a whole.
 
         Args:
             rows: See `MsaPreTrainedModel.predict_rows`.
@@ -240,7 +253,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         """
         requests = []
         for index, (row, missing) in enumerate(zip(rows, missing_positions(rows, inputs), strict=True)):
-            if self.media is not None:
+            if self.media is not None and self.raw_modalities[1:]:
                 row = {**row, **self.media(row)}
             if any(mask.any() for mask in missing.values()):
                 unknown = [key for name, key in _MEDIA_KEYS.items() if name not in missing]
@@ -261,7 +274,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         for modality, key in _MEDIA_KEYS.items():
             if not row.get(f"{modality}_present", True):
                 continue
-            if row.get(key) is not None:
+            if row.get(key) is not None and modality in self.raw_modalities:
                 media[modality] = visible_media(np.asarray(row[key]), missing.get(modality), cut=modality == "vision")
             elif self.config.use_verbalizer and modality in self.config.modalities and row.get(modality) is not None:
                 described[modality] = np.asarray(row[modality])
@@ -272,6 +285,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
                     "Features are to be described to the expert, but this checkpoint has no statistics of them "
                     f"({VERBALIZER_FILE}); give sound and pictures with the rows, or load it with use_verbalizer=False."
                 )
+            described = {name: described[name] for name in self.verbalizer.modalities if name in described}
             # Frames behind the longest length are not read by the small model either.
             seen = {name: frames[: len(missing.get(name, frames))] for name, frames in described.items()}
             description = self.verbalizer.describe(seen, missing)

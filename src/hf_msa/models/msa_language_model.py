@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
+from .configuration_msa import AUTO
 from .modeling_msa import MsaPreTrainedModel, SideFile
-from .msa_mllm import LocalMllm, Mllm
+from .msa_mllm import LocalMllm, Mllm, taken_modalities
 
 ADAPTER_FOLDER = "adapter"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -28,9 +29,31 @@ class AsksLanguageModel(MsaPreTrainedModel):
         """See `MsaPreTrainedModel.language_model_input`; features are in words also where a sample's media are absent."""
         if not self.config.asks_language_model:
             return None
-        if self.media is not None:
-            return "media"
-        return "words" if self.config.use_verbalizer else "transcript"
+        raw = () if self.media is None else self.raw_modalities[1:]
+        if raw:
+            return "media" if len(raw) > 1 else f"media_{raw[0]}"
+        return "words" if self.describes_features else "transcript"
+
+    @property
+    def raw_modalities(self) -> tuple[str, ...]:
+        """Modalities that the language model is given in raw form, where a sample has them; text is the first.
+
+        Raises:
+            ValueError: If the model has to say what it takes, but cannot be loaded.
+        """
+        settings = self.config.language_model
+        wanted = AUTO if settings is None else settings.modalities
+        return taken_modalities(self.asked_model if wanted == AUTO else None, wanted)
+
+    @property
+    def asked_model(self) -> Mllm | None:
+        """The language model that is asked, made when it is first needed; None where none is named."""
+        raise NotImplementedError
+
+    @property
+    def describes_features(self) -> bool:
+        """Whether features are described to the language model in words."""
+        raise NotImplementedError
 
     def set_adapter_folder(self, folder: str | Path) -> None:
         """Say where the language model's adapter lies; it is copied into the checkpoint when the model is saved.
@@ -73,12 +96,16 @@ class AsksLanguageModel(MsaPreTrainedModel):
         if settings.kind == "endpoint":
             from .msa_mllm_endpoint import allowed_endpoint
 
-            return allowed_endpoint(settings.name, settings.role, settings.without)
+            return allowed_endpoint(settings.name, settings.role, settings.without, settings.server)
         return LocalMllm.from_pretrained(
             settings.name,
+            dtype=settings.local.dtype,
+            device_map=settings.local.device_map,
             quantization=settings.quantization,
             adapter=None if adapter is None else str(adapter),
             batch_size=settings.batch_size,
+            revision=settings.local.revision,
+            attention=settings.local.attention,
         )
 
     def _no_language_model(self) -> str:

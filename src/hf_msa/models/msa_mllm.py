@@ -1,10 +1,9 @@
-"""Multimodal language models: one interface, a local back end, and how an answer becomes a score and its uncertainty.
+"""Language models: one interface, and a local back end.
 
 Used by U-ACS as the expert and by OMG-Agent as the planner. The other back end is `msa_mllm_endpoint`.
 """
 
 import hashlib
-import importlib.util
 import inspect
 import math
 import os
@@ -17,24 +16,25 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForMultimodalLM,
-    BitsAndBytesConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessor, LogitsProcessorList, PrefixConstrainedLogitsProcessor, TopPLogitsWarper
+
+from .msa_mllm_answers import MllmAnswer
+from .msa_mllm_loading import MllmSource
+from .msa_mllm_numbers import WIDEST_RANGE, NumberGrammar, check_room, writable_numbers
+from .msa_schema import FEATURE_MODALITIES, MODALITIES
 
 SAMPLING_RATE = 16_000
 DEFAULT_MLLM = "Qwen/Qwen2.5-Omni-3B"
-QUANTIZATIONS = ("8bit", "4bit")
 
-# A sign counts only where it does not join words or numbers ("2-3"); Chinese characters may stand directly before it.
-_NUMBER = re.compile(r"(?:(?<![A-Za-z0-9_.])[-+\u2212\u2013\uff0d\uff0b])?(?:\d+(?:\.\d+)?|\.\d+)")
-_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\uff0b": "+"})
 # Keys of a processor's output that go along the tokens, beside ids and attention mask.
 _TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
+# Parts of a processor that take a modality.
+_PARTS = {"audio": ("feature_extractor", "audio_processor"), "vision": ("video_processor", "image_processor")}
+# For tokenizers that come without a chat template, those of models that were not taught to chat.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Answer: {% endif %}"
+)
 # Seconds between the patches of each clip, as the models of the Qwen family call them.
 _TIME_KEYS = {"video_second_per_grid", "second_per_grid_ts"}
 
@@ -94,53 +94,6 @@ class MllmRequest:
         return parts.hexdigest()
 
 
-@dataclass(frozen=True)
-class MllmAnswer:
-    """What a model answered, token by token.
-
-    Args:
-        text: The answer without special tokens; equal to ``"".join(token_texts)``.
-        token_texts: What each token adds to the text: empty for special tokens, among them the end of text, and for
-            the first parts of a character that several tokens make up.
-        token_entropies: Entropy in nats of the distribution that each token was drawn from, over the full vocabulary;
-            from an endpoint the middle of its bounds.
-        token_logprobs: Natural logarithm of each token's probability, before temperature and top-p.
-        token_entropy_bounds: From an endpoint, lowest and highest entropy that the listed tokens allow; else None.
-
-    Raises:
-        ValueError: If there is not one of each for every token, an entropy is below 0 or no number, or the logarithm of a
-            probability above 0: an uncertainty made of these would be wrong without a word.
-    """
-
-    text: str
-    token_texts: tuple[str, ...]
-    token_entropies: tuple[float, ...]
-    token_logprobs: tuple[float, ...]
-    token_entropy_bounds: tuple[tuple[float, float], ...] | None = None
-
-    def __post_init__(self) -> None:
-        bounds = self.token_entropy_bounds
-        lengths = {len(self.token_texts), len(self.token_entropies), len(self.token_logprobs)}
-        if len(lengths | (set() if bounds is None else {len(bounds)})) > 1:
-            raise ValueError(
-                f"An answer has {len(self.token_texts)} tokens, {len(self.token_entropies)} entropies and "
-                f"{len(self.token_logprobs)} log-probabilities; there must be one of each for every token."
-            )
-        entropies = (*self.token_entropies, *(bound for pair in bounds or () for bound in pair))
-        wrong = next((value for value in entropies if not 0 <= value < math.inf), None)
-        wrong = next((value for value in self.token_logprobs if not value <= 0), wrong)
-        if wrong is not None:
-            raise ValueError(
-                f"A language model gave the uncertainty {wrong} of a token; entropies are numbers from 0 on and "
-                "log-probabilities at most 0. Load it in a type of more range (bfloat16), or use another one."
-            )
-
-    @property
-    def logprob(self) -> float:
-        """Natural logarithm of the whole answer's probability."""
-        return math.fsum(self.token_logprobs)
-
-
 class Mllm(Protocol):
     """A multimodal language model, wherever it runs."""
 
@@ -156,6 +109,7 @@ class Mllm(Protocol):
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        only_number: bool | tuple[float, float] = False,
     ) -> list[list[MllmAnswer]]:
         """Answer each request.
 
@@ -166,6 +120,9 @@ class Mllm(Protocol):
             temperature: Draw tokens at this temperature; None takes the most probable token.
             top_p: Draw only from the most probable tokens that together have this probability.
             seed: Of the draws.
+            only_number: Lets the model write nothing but one number of one decimal ("-0.4"), within a range where one is
+                given. Entropies and log-probabilities stay those of the full vocabulary: an answer that the model would
+                not have given by itself is uncertain.
 
         Returns:
             For each request its candidates.
@@ -173,65 +130,6 @@ class Mllm(Protocol):
 
     def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
         """Vectors of requests `(requests, width)`, float32: the mean of the final hidden states over their tokens."""
-
-
-def parse_score(text: str, label_range: tuple[float, float] | None = None) -> float | None:
-    """Read the first signed decimal of an answer.
-
-    Args:
-        text: The answer, e.g. ``"The score is 1.2."``.
-        label_range: Lowest and highest label; a score outside is clipped.
-
-    Returns:
-        The score, or None where the answer holds no number.
-    """
-    found = _NUMBER.search(text)
-    if found is None:
-        return None
-    score = float(found.group().translate(_SIGNS))
-    return score if label_range is None else min(max(score, label_range[0]), label_range[1])
-
-
-def _label_tokens(answer: MllmAnswer) -> list[int]:
-    """Positions of the tokens that carry a character of the number which `parse_score` reads."""
-    found = _NUMBER.search(answer.text)
-    if found is None:
-        return []
-    positions, begin = [], 0
-    for position, piece in enumerate(answer.token_texts):
-        end = begin + len(piece)
-        if begin < found.end() and end > found.start() and piece:
-            positions.append(position)
-        begin = end
-    return positions
-
-
-def label_entropy(answer: MllmAnswer) -> float:
-    """Mean entropy of the tokens that carry the score: its sign, digits and point (U-ACS, eq. 10).
-
-    End of text, spaces and words do not count.
-
-    Args:
-        answer: What the model said.
-
-    Returns:
-        Nats; infinity where the answer holds no number, so that it is never taken for certain.
-    """
-    positions = _label_tokens(answer)
-    return float(np.mean([answer.token_entropies[position] for position in positions])) if positions else math.inf
-
-
-def label_entropy_bounds(answer: MllmAnswer) -> tuple[float, float]:
-    """Lowest and highest `label_entropy` that an answer allows; both the same where entropies are exact.
-
-    Args:
-        answer: What the model said.
-    """
-    positions = _label_tokens(answer)
-    if answer.token_entropy_bounds is None or not positions:
-        return label_entropy(answer), label_entropy(answer)
-    low, high = np.mean([answer.token_entropy_bounds[position] for position in positions], axis=0)
-    return float(low), float(high)
 
 
 class _Decoder(LogitsProcessor):
@@ -244,19 +142,28 @@ class _Decoder(LogitsProcessor):
         seeds: One for each row; None takes the most probable token.
         temperature: Of the draws.
         top_p: Probability of the tokens that are drawn from.
+        constraint: Leaves the tokens that may be chosen; entropies are those of all tokens nevertheless.
     """
 
-    def __init__(self, seeds: Sequence[int] | None, temperature: float | None, top_p: float | None) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int] | None,
+        temperature: float | None,
+        top_p: float | None,
+        constraint: LogitsProcessor | None,
+    ) -> None:
         self._generators = None if seeds is None else [np.random.default_rng(seed) for seed in seeds]
         self._temperature = temperature or 1.0
         self._top_p = None if top_p is None or top_p >= 1 else TopPLogitsWarper(top_p)
+        self._constraint = constraint
         self._entropies: list[Tensor] = []
         self._logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Leave only the chosen token of each row."""
         logprobs = scores.float().log_softmax(-1)
-        chosen = self._choose(input_ids, logprobs)
+        allowed = logprobs if self._constraint is None else self._constraint(input_ids, logprobs)
+        chosen = self._choose(input_ids, allowed)
         self._entropies.append(torch.special.entr(logprobs.exp()).sum(-1))
         self._logprobs.append(logprobs.gather(1, chosen).squeeze(1))
         return torch.full_like(scores, -math.inf).scatter(1, chosen, 0.0)
@@ -278,18 +185,19 @@ class _Decoder(LogitsProcessor):
 
 
 class LocalMllm:
-    """A multimodal language model of transformers on this machine.
+    """A language model of transformers on this machine: one that hears and sees, or one that reads text alone.
 
     Args:
-        model: Any model of `AutoModelForMultimodalLM` that writes text.
-        processor: Its processor.
+        model: Any model of `AutoModelForMultimodalLM` or `AutoModelForCausalLM` that writes text.
+        processor: Its processor; of a model that reads text alone its tokenizer.
         name: What it is called in caches and results.
         batch_size: Rows that run together, candidates counted one by one.
     """
 
     def __init__(self, model: Any, processor: Any, name: str = "local", batch_size: int = 8) -> None:
-        self._parts: tuple[Any, Any] | None = (model, processor)
-        self._source: dict[str, Any] = {}
+        self._model: Any = model
+        self._processor: Any = processor
+        self._source: MllmSource | None = None
         self._name = name
         self.batch_size = batch_size
 
@@ -304,43 +212,30 @@ class LocalMllm:
         batch_size: int = 8,
         revision: str | None = None,
         token: str | None = None,
+        attention: str | None = None,
     ) -> "LocalMllm":
         """Name a model, which is loaded when it is first used.
 
         Args:
-            name: Folder or Hub name. Of a model that also speaks, the part that thinks is loaded.
+            name: Folder, Hub name or GGUF file. Of a model that also speaks, the part that thinks is loaded.
             dtype: Of the weights; "auto" takes that of the checkpoint.
-            device_map: As in transformers; None puts the model on the GPU where there is one.
+            device_map: As in transformers ("auto" spreads the model over all GPUs); None puts it on the GPU where there is
+                one.
             quantization: "8bit" or "4bit" with bitsandbytes; None loads the weights as they are.
             adapter: Folder or Hub name of a LoRA adapter for this model.
             batch_size: Rows that run together.
             revision: Branch, tag or commit.
             token: For private models.
+            attention: Implementation of attention, as in transformers; None takes its default.
 
         Raises:
             ValueError: If the quantisation is unknown.
-            ImportError: If it needs bitsandbytes, or the adapter peft, which is not installed.
+            ImportError: If it needs bitsandbytes, the adapter peft, or the file gguf, which is not installed.
         """
-        if quantization is not None and quantization not in QUANTIZATIONS:
-            raise ValueError(
-                f"Unknown quantization {quantization!r}; give one of {', '.join(QUANTIZATIONS)}, or None."
-            )
-        if quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
-            raise ImportError(
-                f"Loading in {quantization} needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.46'."
-            )
-        if adapter is not None and importlib.util.find_spec("peft") is None:
-            raise ImportError("Loading an adapter needs peft, which is not installed: pip install 'hf-msa[lora]'.")
+        source = MllmSource(name, dtype, device_map, quantization, adapter, revision, token, attention)
+        source.check()
         mllm = cls(None, None, name if adapter is None else f"{name}+{adapter}", batch_size)
-        mllm._parts = None
-        mllm._source = {
-            "name": name,
-            "dtype": dtype,
-            "device_map": device_map,
-            "quantization": quantization,
-            "adapter": adapter,
-            "hub": {key: value for key, value in (("revision", revision), ("token", token)) if value is not None},
-        }
+        mllm._source = source
         return mllm
 
     @property
@@ -356,41 +251,47 @@ class LocalMllm:
         where it is a folder, else its name. Of a model that was handed over in memory only ``model`` is known, its name.
         """
         source = self._source
-        if not source:
+        if source is None:
             return {"model": self._name}
-        adapter = source["adapter"]
+        adapter = source.adapter
         return {
-            "model": source["name"],
+            "model": source.name,
             "adapter": adapter_digest(adapter) if adapter is not None and os.path.isdir(adapter) else adapter,
-            "dtype": str(source["dtype"]),
-            "quantization": source["quantization"],
-            "revision": source["hub"].get("revision"),
+            "dtype": str(source.dtype),
+            "quantization": source.quantization,
+            "revision": source.revision,
         }
 
     @property
     def is_loaded(self) -> bool:
         """Whether the weights are in memory."""
-        return self._parts is not None
+        return self._model is not None
 
     @property
     def model(self) -> Any:
         """The model; loaded on first use."""
-        return self._loaded()[0]
+        if self._model is None:
+            assert self._source is not None
+            self._model = self._source.load_model()
+        return self._model
 
     @property
     def processor(self) -> Any:
-        """The processor; loaded on first use."""
-        return self._loaded()[1]
+        """The processor, or the tokenizer of a model that reads text alone; loaded on first use, without the weights."""
+        if self._processor is None:
+            assert self._source is not None
+            self._processor = self._source.load_processor()
+        return self._processor
 
     @property
     def tokenizer(self) -> Any:
-        """The processor's tokenizer."""
-        return self.processor.tokenizer
+        """The tokenizer."""
+        return getattr(self.processor, "tokenizer", self.processor)
 
-    def _loaded(self) -> tuple[Any, Any]:
-        if self._parts is None:
-            self._parts = _load(**self._source)
-        return self._parts
+    @cached_property
+    def modalities(self) -> tuple[str, ...]:
+        """Which of text, audio and vision it takes in raw form, by what its processor has parts for."""
+        return "text", *(name for name in FEATURE_MODALITIES if self._has(*_PARTS[name]))
 
     def generate(
         self,
@@ -400,6 +301,7 @@ class LocalMllm:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        only_number: bool | tuple[float, float] = False,
     ) -> list[list[MllmAnswer]]:
         """Answer each request; see `Mllm.generate`.
 
@@ -407,16 +309,21 @@ class LocalMllm:
         checkpoint's own generation settings are left out: an answer's entropies are those of the plain distribution.
 
         Raises:
-            ValueError: If several candidates are asked for without a temperature, or a modality is given that the model
-                does not take.
+            ValueError: If several candidates are asked for without a temperature, a modality is given that the model
+                does not take, or only a number may be written and the vocabulary or `max_new_tokens` leaves no room for it.
         """
         check_sampling(max_new_tokens, num_candidates, temperature, top_p)
+        numbers: tuple[str, ...] = ()
+        if only_number is not False:
+            numbers = writable_numbers(*(WIDEST_RANGE if only_number is True else only_number))
+            check_room(numbers, max_new_tokens)
         rows = [(request, number) for request in requests for number in range(num_candidates)]
-        answers: list[MllmAnswer] = []
-        for chunk in _chunks(rows, self.batch_size):
+        answers: dict[int, MllmAnswer] = {}
+        for members in self._batches([request for request, _ in rows]):
+            chunk = [rows[index] for index in members]
             seeds = None if temperature is None else [_row_seed(seed, request, number) for request, number in chunk]
-            decoder = _Decoder(seeds, temperature, top_p)
             inputs = self._on_device(self.encode([request for request, _ in chunk]))
+            decoder = _Decoder(seeds, temperature, top_p, self._constraint(numbers, inputs["input_ids"].shape[1]))
             with torch.inference_mode():
                 sequences = self.model.generate(
                     **inputs,
@@ -431,8 +338,10 @@ class LocalMllm:
                     top_k=None,
                 )
             tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-            answers += [self._answer(*row) for row in zip(tokens, *decoder.records(), strict=True)]
-        return [answers[begin : begin + num_candidates] for begin in range(0, len(answers), num_candidates)]
+            for index, *row in zip(members, tokens, *decoder.records(), strict=True):
+                answers[index] = self._answer(*row)
+        ordered = [answers[index] for index in range(len(rows))]
+        return [list(chunk) for chunk in _chunks(ordered, num_candidates)]
 
     def score(self, requests: Sequence[MllmRequest], answers: Sequence[str]) -> list[MllmAnswer]:
         """Entropies and log-probabilities of given answers, the end of text after each included.
@@ -441,22 +350,23 @@ class LocalMllm:
             requests: What is asked.
             answers: One answer to each request.
         """
-        scored: list[MllmAnswer] = []
-        for chunk in _chunks(list(zip(requests, answers, strict=True)), self.batch_size):
-            encoded, lengths = self.encode_with_answers(*zip(*chunk, strict=True))
+        pairs = list(zip(requests, answers, strict=True))
+        scored: dict[int, MllmAnswer] = {}
+        for members in self._batches(requests):
+            encoded, lengths = self.encode_with_answers(*zip(*(pairs[index] for index in members), strict=True))
             inputs, longest = self._on_device(encoded), max(lengths)
             with torch.inference_mode():
-                logits = self.model(**inputs, use_cache=False, **self._last_logits(longest + 1)).logits
+                logits = self.model(**inputs, use_cache=False, **self.last_logits(longest + 1)).logits
             # What a position gives is the distribution of the next one.
             logprobs = logits[:, -longest - 1 : -1].float().log_softmax(-1)
             tokens = inputs["input_ids"][:, -longest:]
             entropies = torch.special.entr(logprobs.exp()).sum(-1).tolist()
             chosen = logprobs.gather(2, tokens.unsqueeze(2)).squeeze(2).tolist()
-            for row, length in enumerate(lengths):
-                scored.append(
-                    self._answer(tokens[row, :length].tolist(), entropies[row][:length], chosen[row][:length])
+            for row, (index, length) in enumerate(zip(members, lengths, strict=True)):
+                scored[index] = self._answer(
+                    tokens[row, :length].tolist(), entropies[row][:length], chosen[row][:length]
                 )
-        return scored
+        return [scored[index] for index in range(len(pairs))]
 
     def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
         """Mean of the final hidden states over what was asked: text, audio and frames.
@@ -475,16 +385,18 @@ class LocalMllm:
         """
         trunk = self.model.base_model
         whole = trunk is self.model  # no trunk to call alone: its hidden states come with all layers' and the logits
-        vectors = [np.zeros((0, self.model.config.get_text_config().hidden_size), dtype=np.float32)]
-        for chunk in _chunks(requests, self.batch_size):
-            inputs = self._on_device(self.encode(chunk, ask=False))
+        width = self.model.config.get_text_config().hidden_size
+        vectors = np.zeros((len(requests), width), dtype=np.float32)
+        for members in self._batches(requests):
+            chunk = [requests[index] for index in members]
+            inputs = self._on_device(self._with_positions(self.encode(chunk, ask=False)))
             with torch.inference_mode():
                 outputs = trunk(**inputs, use_cache=False, **({"output_hidden_states": True} if whole else {}))
                 hidden = outputs.hidden_states[-1] if whole else outputs.last_hidden_state
                 mask = self._content_mask(chunk, inputs).to(hidden.device)
                 sums = (hidden.float() * mask.unsqueeze(-1)).sum(1)
-                vectors.append((sums / mask.sum(1, keepdim=True)).cpu().numpy())
-        return np.concatenate(vectors)
+                vectors[members] = (sums / mask.sum(1, keepdim=True)).cpu().numpy()
+        return vectors
 
     def encode(self, requests: Sequence[MllmRequest], ask: bool = True) -> dict[str, Tensor]:
         """Make model inputs, padded on the left, in the model's type but on the CPU.
@@ -496,24 +408,28 @@ class LocalMllm:
         Raises:
             ValueError: If a modality is given that the model does not take.
         """
+        for request in requests:
+            self._check_media(request)
+        texts = [self.render(request, ask) for request in requests]
+        if self.modalities == ("text",):
+            return _padded_left([self._ids(text) for text in texts], self._pad_id)
         audio = [request.audio.astype(np.float32) for request in requests if request.audio is not None]
         frames = [[] if request.frames is None else [request.frames] for request in requests]
         media: dict[str, Any] = {}
         if audio:
-            self._require("audio", "feature_extractor", "audio_processor")
             media["audio"] = audio
         if any(frames):
-            self._require("frames", "video_processor", "image_processor")
             if self._takes_videos:
                 media["videos"] = frames
             else:
                 media["images"] = [[frame for clip in clips for frame in clip] for clips in frames]
         inputs = dict(
             self.processor(
-                text=[self.render(request, ask) for request in requests],
+                text=texts,
                 padding=True,
                 padding_side="left",
                 return_tensors="pt",
+                add_special_tokens=self._adds_special_tokens(texts[0]),
                 **media,
             )
         )
@@ -550,7 +466,13 @@ class LocalMllm:
         for key, value in added.items():
             if key in inputs:
                 inputs[key] = torch.cat([inputs[key], value.to(inputs[key])], dim=1)
-        return inputs, lengths
+        return self._with_positions(inputs), lengths
+
+    def _with_positions(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs with positions that do not count padding; models of several modalities find out by themselves."""
+        if self.modalities != ("text",) or "position_ids" not in inspect.signature(self.model.forward).parameters:
+            return inputs
+        return {**inputs, "position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
 
     def render(self, request: MllmRequest, ask: bool = True) -> str:
         """The text of a request in the model's chat template, with one placeholder for each clip or frame.
@@ -566,20 +488,46 @@ class LocalMllm:
             parts.append({"type": "audio"})
         if request.frames is not None:
             parts += [{"type": "video"}] if self._takes_videos else [{"type": "image"}] * len(request.frames)
-        parts.append({"type": "text", "text": self._special.sub("", request.prompt)})
+        parts.append({"type": "text", "text": self._without_special(request.prompt)})
         turns: list[dict[str, Any]] = [{"role": "user", "content": parts}]
         if request.system is not None:
             turns.insert(0, {"role": "system", "content": [{"type": "text", "text": request.system}]})
-        text: str = self.processor.apply_chat_template(turns, add_generation_prompt=ask, tokenize=False)
+        options: dict[str, Any] = {"add_generation_prompt": ask, "tokenize": False}
+        if self.modalities == ("text",):
+            # Templates of such models join strings.
+            turns = [{**turn, "content": "".join(part["text"] for part in turn["content"])} for turn in turns]
+            options["chat_template"] = self.tokenizer.chat_template or PLAIN_TEMPLATE
+        text: str = self.processor.apply_chat_template(turns, **options)
         return text
+
+    def _ids(self, text: str) -> list[int]:
+        """The tokens of a rendered request without media."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
+        return ids
+
+    def _adds_special_tokens(self, text: str) -> bool:
+        """Whether the tokenizer is to add its own: not where the template has done so."""
+        if self.modalities == ("text",):
+            return self.tokenizer.chat_template is None
+        begin = self.tokenizer.bos_token
+        return begin is None or not text.startswith(begin)
 
     def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs on the model's device."""
         return {key: value.to(self.model.device) for key, value in inputs.items()}
 
+    def _without_special(self, text: str) -> str:
+        """The text without special tokens, nor what becomes one when others are taken out of it."""
+        while (shorter := self._special.sub("", text)) != text:
+            text = shorter
+        return text
+
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)) or r"(?!)")
+        # Those that only mark turns are in no named role.
+        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        tokens = sorted({*self.tokenizer.all_special_tokens, *added} - {""}, key=lambda token: (-len(token), token))
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
     @property
     def _takes_videos(self) -> bool:
@@ -587,7 +535,9 @@ class LocalMllm:
 
     @property
     def _end_id(self) -> int:
-        end: int = self.tokenizer.eos_token_id
+        end: int | None = self.tokenizer.eos_token_id
+        if end is None:
+            raise ValueError(f"The tokenizer of {self.name!r} has no token for the end of text; take another model.")
         return end
 
     @property
@@ -598,17 +548,44 @@ class LocalMllm:
     @property
     def _end_ids(self) -> set[int]:
         given = self.model.generation_config.eos_token_id
-        return {self._end_id, *(given if isinstance(given, list) else [given])}
+        return {self._end_id, *(given if isinstance(given, list) else [given])} - {None}
 
-    def _require(self, modality: str, *parts: str) -> None:
-        if not any(getattr(self.processor, part, None) is not None for part in parts):
-            raise ValueError(
-                f"A request brings {modality}, which {self.name!r} does not take; leave {modality} out, or take another "
-                "model."
-            )
+    @cached_property
+    def _number_grammar(self) -> NumberGrammar:
+        return NumberGrammar(self.tokenizer, self._end_ids)
 
-    def _last_logits(self, count: int) -> dict[str, int]:
-        """Ask for the last positions' logits only, of models that can be asked."""
+    def _constraint(self, numbers: tuple[str, ...], prompt_length: int) -> LogitsProcessor | None:
+        """Leaves the tokens that lead to one of some numbers; None where there are none."""
+        if not numbers:
+            return None
+        grammar = self._number_grammar
+        return PrefixConstrainedLogitsProcessor(
+            lambda _, tokens: grammar.allowed(tokens[prompt_length:].tolist(), numbers), num_beams=1
+        )
+
+    def _has(self, *parts: str) -> bool:
+        return any(getattr(self.processor, part, None) is not None for part in parts)
+
+    def _check_media(self, request: MllmRequest) -> None:
+        for modality, given in (("audio", request.audio), ("vision", request.frames)):
+            if given is not None and modality not in self.modalities:
+                what = "frames" if modality == "vision" else modality
+                raise ValueError(
+                    f"A request brings {what}, which {self.name!r} does not take; leave {what} out, or take another model."
+                )
+
+    def _batches(self, requests: Sequence[MllmRequest]) -> Iterator[list[int]]:
+        """Indices of the requests that run together: of like length, the longest first."""
+        order = sorted(range(len(requests)), key=lambda index: _length(requests[index]), reverse=True)
+        for members in _chunks(order, self.batch_size):
+            yield list(members)
+
+    def last_logits(self, count: int) -> dict[str, int]:
+        """What a model's forward is to be given to compute the last positions' logits only; empty where it cannot.
+
+        Args:
+            count: How many.
+        """
         return (
             {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
         )
@@ -617,7 +594,7 @@ class LocalMllm:
         """True at tokens of the request itself: those between what is there of the template in any request."""
         mask = inputs["attention_mask"].bool().cpu()
         for row, request in enumerate(requests):
-            empty = self.tokenizer(self.render(MllmRequest("", system=request.system), ask=False))["input_ids"]
+            empty = self._ids(self.render(MllmRequest("", system=request.system), ask=False))
             ids = inputs["input_ids"][row].cpu()[mask[row]].tolist()
             before = _common(ids, empty)
             after = _common(ids[before:][::-1], empty[before:][::-1])
@@ -640,7 +617,21 @@ class LocalMllm:
                 longer = text
             pieces.append(longer[len(text) :])
             text = longer
-        return MllmAnswer(text, tuple(pieces), tuple(entropies[:length]), tuple(logprobs[:length]))
+        finished = tokens[length - 1] in ends if length else False
+        return MllmAnswer(text, tuple(pieces), tuple(entropies[:length]), tuple(logprobs[:length]), finished=finished)
+
+
+def taken_modalities(mllm: Mllm | None, wanted: str | Sequence[str] = "auto") -> tuple[str, ...]:
+    """Which modalities a model is given in raw form, in the order of `MODALITIES`.
+
+    Args:
+        mllm: The model; one that does not say what it takes, such as a server, is taken to take everything, and so is None.
+        wanted: "auto": all that it takes; or their names, for which no model is needed.
+    """
+    if not isinstance(wanted, str):
+        return tuple(wanted)
+    taken: tuple[str, ...] = getattr(mllm, "modalities", MODALITIES)
+    return taken
 
 
 def adapter_digest(folder: str | os.PathLike[str]) -> str:
@@ -680,6 +671,19 @@ def _chunks(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield rows[begin : begin + size]
 
 
+def _length(request: MllmRequest) -> tuple[int, ...]:
+    """What the time that a request takes grows with: frames, sound, words."""
+    return *(0 if part is None else len(part) for part in (request.frames, request.audio)), len(request.prompt)
+
+
+def _padded_left(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    longest = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows]),
+        "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+    }
+
+
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
     """Length of the common beginning."""
     count = 0
@@ -688,57 +692,3 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
             break
         count += 1
     return count
-
-
-def _load(
-    name: str,
-    dtype: str | torch.dtype,
-    device_map: str | Mapping[str, Any] | None,
-    quantization: str | None,
-    adapter: str | None,
-    hub: Mapping[str, Any],
-) -> tuple[Any, Any]:
-    """Load model and processor; the arguments are those of `LocalMllm.from_pretrained`."""
-    if importlib.util.find_spec("PIL") is None:
-        raise ImportError("A multimodal model needs Pillow, which is not installed: pip install 'hf-msa[mllm]'.")
-    from .msa_mllm_processing import load_mllm_processor
-
-    options: dict[str, Any] = {"dtype": dtype, **hub}
-    if quantization is not None:
-        options["quantization_config"] = (
-            BitsAndBytesConfig(load_in_8bit=True)
-            if quantization == "8bit"
-            else BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-            )
-        )
-    if device_map is not None or quantization is not None:
-        options["device_map"] = device_map or "auto"
-    try:
-        config = AutoConfig.from_pretrained(name, **hub)
-        # Of a model that thinks and talks only the first part is needed; its class passes over the weights of the other.
-        options["config"] = getattr(config, "thinker_config", config)
-        model, loading = AutoModelForMultimodalLM.from_pretrained(name, output_loading_info=True, **options)
-        if lacking := sorted(loading["missing_keys"]):
-            # The library fills them with random numbers and goes on.
-            raise ValueError(
-                f"its checkpoint lacks {len(lacking)} weights of a {type(model).__name__}, e.g. {lacking[0]!r}"
-            )
-        processor = load_mllm_processor(name, **hub)
-    except (OSError, ValueError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
-        raise ValueError(
-            f"The multimodal model {name!r} cannot be loaded ({why}); pass a folder or Hub name of an omni or "
-            "vision-language model of transformers, or the URL of a server that has one."
-        ) from error
-    if "device_map" not in options and torch.cuda.is_available():
-        model = model.to("cuda")
-    if adapter is not None:
-        try:
-            found = model.load_adapter(adapter)
-            if odd := sorted({*found.missing_keys, *found.unexpected_keys}):
-                raise ValueError(f"{len(odd)} weights are in one of them alone, e.g. {odd[0]!r}")
-        except (OSError, ValueError, RuntimeError) as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
-            raise ValueError(f"The adapter {adapter!r} cannot be loaded onto {name!r} ({why}).") from error
-    return model.eval(), processor

@@ -1,134 +1,131 @@
-"""A multimodal language model on another machine: any server that speaks OpenAI's chat completions with log-probabilities.
+"""A language model on another machine: any server that speaks OpenAI's chat completions with log-probabilities.
 
-That is vLLM, TGI, Hugging Face Inference Endpoints, and the inference providers of the Hub. A server is not trusted: it gets
-no token but the one that is meant for it, is not followed to another place, and what it sends is bounded and checked.
+That is vLLM, llama.cpp, TGI, Hugging Face Inference Endpoints, and the inference providers of the Hub. What goes to a server
+and what is taken from it is in `msa_mllm_server` and `msa_mllm_completion`.
 """
 
 import base64
 import io
-import ipaddress
 import json
-import math
+import logging
 import os
-import random
 import re
 import threading
-import time
 import wave
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from huggingface_hub import get_session, get_token
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub import get_token
 from transformers.image_transforms import to_pil_image
 
-from .msa_mllm import SAMPLING_RATE, MllmAnswer, MllmRequest, check_sampling
+from .configuration_msa import ServerSettings
+from .msa_mllm import SAMPLING_RATE, MllmRequest, check_sampling
+from .msa_mllm_answers import MllmAnswer
+from .msa_mllm_completion import Completion, read_completion
+from .msa_mllm_numbers import WIDEST_RANGE, writable_numbers
+from .msa_mllm_server import Refused, Server, check_address
 
-Answer = TypeVar("Answer")
+logger = logging.getLogger(__name__)
 
 # Of the Qwen2.5 family; only the upper bounds of entropies depend on it, and only by its logarithm.
 VOCABULARY_SIZE = 152_064
 HUB_ROUTER = "https://router.huggingface.co/v1"
 """Where the Hub takes requests for the models of its inference providers; the only address that gets the Hub's token."""
 
-LARGEST_ANSWER = 32 * 2**20
-"""Bytes of the longest answer that is read; a token with twenty others takes about three thousand."""
-
 ALLOWED_VARIABLE = "HF_MSA_ENDPOINT"
 TOKEN_VARIABLE = "HF_MSA_ENDPOINT_TOKEN"
-_allowed: set[str] = set()
+# The variable of the key that each address may be sent; None where the caller named none.
+_allowed: dict[str, str | None] = {}
 
-_TRANSIENT = {408, 429}
-_LONGEST_WAIT = 60.0
-_LONGEST_QUOTE = 200
-# Servers round: a logarithm may lie this far above 0, and probabilities may add up to so much more than 1.
-_ROUNDING = 0.02
+# Servers penalise repetitions and cut tails unless they are told not to, some in all answers (llama-cpp-python), some as the
+# model's own settings say (vLLM): what they then answer is not what their log-probabilities say. Names differ by server.
+_PLAIN = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "min_p": 0.0, "top_p": 1.0}
+# What servers allow that refuse more and do not say how many.
+_FEWEST_LOGPROBS = 5
+_JPEG_QUALITY = 90
 
 
-def allow_endpoint(address: str) -> None:
+def allow_endpoint(address: str, key_variable: str | None = None) -> None:
     """Let checkpoints of this process ask a server that their configuration names: the caller's word for it.
 
     Args:
         address: URL, or Hub name, as the configuration has it.
+        key_variable: Environment variable whose content the server may be sent as its key.
     """
-    _allowed.add(address)
+    _allowed[address] = key_variable
 
 
-def allowed_endpoint(address: str, role: str, without: str) -> "EndpointMllm":
+def allowed_endpoint(address: str, role: str, without: str, settings: ServerSettings) -> "EndpointMllm":
     """The server that a checkpoint's configuration names, if the caller has allowed it.
 
-    It is allowed by `allow_endpoint`, or by the environment variable HF_MSA_ENDPOINT, which holds its address. The token
-    for it is that of the variable HF_MSA_ENDPOINT_TOKEN.
+    It is allowed by `allow_endpoint`, or by the environment variable HF_MSA_ENDPOINT, which holds its address. Its key is
+    that of the variable which was allowed with it, else of HF_MSA_ENDPOINT_TOKEN: a checkpoint does not choose what is read
+    of the environment.
 
     Args:
         address: What the configuration names.
         role: What the method calls it, e.g. `"expert"`.
         without: What to set to do without it.
+        settings: How the configuration wants it asked.
 
     Raises:
-        ValueError: If it is not allowed, or cannot be asked.
+        ValueError: If it is not allowed, its key is not there, or it cannot be asked.
     """
     if address not in {*_allowed, os.environ.get(ALLOWED_VARIABLE)}:
         raise ValueError(
             f"The checkpoint's {role} is a server, {address!r}, which would be sent the samples and has not been allowed; "
             f"if you trust it, set the environment variable {ALLOWED_VARIABLE} to this address, or do without it: {without}."
         )
-    return EndpointMllm(address, token=os.environ.get(TOKEN_VARIABLE) or None)
-
-
-class _Refusal(Exception):
-    """An answer that is none: the status, what the server said, and how long it wants to be left alone."""
-
-    def __init__(self, status: int, text: str, headers: Mapping[str, str]) -> None:
-        super().__init__(text)
-        self.status, self.headers = status, headers
-
-
-def entropy_bounds(logprobs: Sequence[float], vocabulary_size: int) -> tuple[float, float]:
-    """Lowest and highest entropy of a distribution of which only the most probable tokens are known.
-
-    The rest of the probability has the highest entropy spread evenly over all other tokens, and the lowest on as few as
-    can be: on one, unless the rest is more than the least probable listed token has, as no other token has more than it.
-
-    Args:
-        logprobs: Natural logarithms of the probabilities of the listed tokens, which are the most probable ones.
-        vocabulary_size: Number of tokens there are.
-
-    Returns:
-        Nats.
-    """
-    listed = np.exp(np.asarray(logprobs, dtype=np.float64))
-    known = float(-(listed * np.log(np.maximum(listed, np.finfo(np.float64).tiny))).sum())
-    rest, others = 1.0 - float(listed.sum()), vocabulary_size - len(listed)
-    if rest <= 0 or others <= 0:
-        return known, known
-    # With rounding errors more can be left than the other tokens may hold: then they are all equal.
-    most = max(float(listed.min()), rest / others)
-    full, left = divmod(rest, most)
-    low = known - full * most * math.log(most) - (left * math.log(left) if left > 0 else 0.0)
-    high = known - rest * math.log(rest / others)
-    return min(low, high), high
+    variable, key = _allowed.get(address), os.environ.get(TOKEN_VARIABLE) or None
+    if variable is not None:
+        key = os.environ.get(variable)
+        if not key:
+            raise ValueError(
+                f"The {role}'s key is to be in the environment variable {variable}, which is not set; set it, or name none."
+            )
+        if "://" in address and key == get_token():
+            raise ValueError(
+                f"The environment variable {variable} holds the token of the Hub login, which goes to the Hub only; give "
+                f"the server {address!r} a key of its own."
+            )
+    elif settings.key_variable is not None and key is None:
+        raise ValueError(
+            f"The checkpoint wants the content of the environment variable {settings.key_variable} sent to its {role}, "
+            f"{address!r}; if it may have it, set {TOKEN_VARIABLE} to it, or name the server and the variable yourself "
+            f"(--set {role}_model=... {role}_key_variable=...)."
+        )
+    return EndpointMllm(
+        address,
+        token=key,
+        model=settings.model,
+        timeout=settings.timeout,
+        retries=settings.retries,
+        top_logprobs=settings.top_logprobs,
+        concurrency=settings.concurrency,
+    )
 
 
 class EndpointMllm:
     """Asks a server.
 
     Entropies are those that the server's `top_logprobs` allow: each token's bounds are kept, and their middle is taken for
-    its entropy (see `entropy_bounds`). Whether log-probabilities are given before or after temperature is up to the
-    server; at the most probable tokens, without a temperature, it makes no difference.
+    its entropy (see `entropy_bounds`). A server that refuses to list so many is asked for as many as it allows.
+    The penalties and warpers of the server or of the model's own settings are turned off as far as it lets them be. Whether
+    log-probabilities are given before or after temperature, and before or after a constraint, is up to the server;
+    at the most probable tokens, without a constraint, it makes no difference. Of a model that thinks before it answers the
+    thoughts count against the longest length, but are no part of the answer.
 
     Args:
         model_or_url: URL of a server (`https://host/v1`; without TLS only on this machine, `http://localhost:8000/v1`), or
             Hub name of a model that an inference provider runs.
         token: Sent to the server; by default none to a URL, and that of the Hub login for a Hub name.
-        model: What the server calls the model, where it wants to be told and is given by URL.
+        model: What the server calls the model; by default the only one that it serves.
         timeout: Seconds in which one answer has to be there, to its last byte.
         retries: Further attempts after a time-out, a broken connection, or status 408, 429 or 5xx.
-        backoff: Seconds before the first of them, doubled for each further one and drawn within a half of it either way;
-            a server's own Retry-After is followed. Never more than a minute.
+        backoff: Seconds before the first of them; see `Server`.
         top_logprobs: Tokens to list at each position; servers allow 5 (TGI) to 20.
         vocabulary_size: Of the served model.
         concurrency: Requests under way at once.
@@ -156,21 +153,37 @@ class EndpointMllm:
             )
         self._is_url = "://" in model_or_url
         if self._is_url:
-            _check_address(model_or_url)
+            check_address(model_or_url)
         self._address = model_or_url
         self._token = token
-        self._model = model
-        self._timeout = timeout
-        self._retries = retries
-        self._backoff = backoff
-        self._top_logprobs = top_logprobs
+        self._model = model if self._is_url else model_or_url
+        self._limits: dict[str, Any] = {"timeout": timeout, "retries": retries, "backoff": backoff}
+        self._asked_logprobs = self._top_logprobs = top_logprobs
         self._vocabulary_size = vocabulary_size
         self._concurrency = concurrency
+        self._plain = dict(_PLAIN)
+        self._number_form = 0
+        self._lock = threading.Lock()
 
     @property
     def name(self) -> str:
         """Address, and model where one was named."""
-        return self._address if self._model is None else f"{self._address}#{self._model}"
+        return self._address if self._model in (None, self._address) else f"{self._address}#{self._model}"
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """What answers depend on beside the request, for caches; see `LocalMllm.identity`.
+
+        Asks the server for its model where none was named. Whether that has an adapter only the server knows.
+
+        Raises:
+            ConnectionError, TimeoutError, ValueError: As `generate`.
+        """
+        return {
+            "model": self.name,
+            "served_model": self._served_model,
+            "top_logprobs": str(self._asked_logprobs),
+        }
 
     def generate(
         self,
@@ -180,29 +193,44 @@ class EndpointMllm:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        only_number: bool | tuple[float, float] = False,
     ) -> list[list[MllmAnswer]]:
         """Answer each request; see `Mllm.generate`. Every candidate is a call of its own, with the seed plus its number.
 
         Raises:
             TimeoutError: If the server does not answer in time, however often it is asked.
             ConnectionError: If it cannot be reached, or refuses.
-            ValueError: If it gives no log-probabilities, or what it gives is no chat completion.
+            ValueError: If it gives no log-probabilities, what it gives is no chat completion, it serves several models and
+                none was named, or it writes more than a number where only that is wanted.
         """
         check_sampling(max_new_tokens, num_candidates, temperature, top_p)
+        call = {
+            "max_tokens": max_new_tokens,
+            "temperature": 0.0 if temperature is None else temperature,
+            "top_p": top_p,
+        }
+        numbers: tuple[str, ...] = ()
+        if only_number is not False:
+            numbers = writable_numbers(*(WIDEST_RANGE if only_number is True else only_number))
 
-        def ask(row: tuple[list[dict[str, Any]], int]) -> MllmAnswer:
-            messages, number = row
-            return self._ask(
-                messages=messages,
-                max_tokens=max_new_tokens,
-                temperature=0.0 if temperature is None else temperature,
-                top_p=top_p,
-                seed=seed + number,
-            )
+        def ask(messages: "Future[list[dict[str, Any]]]", number: int) -> MllmAnswer:
+            asked = {**call, "messages": messages.result(), "seed": seed + number}
+            completion = self._ask_for_number(asked, numbers) if numbers else self._ask(asked)
+            return completion.answer()
 
-        rows = [(messages, number) for messages in map(_messages, requests) for number in range(num_candidates)]
-        answers = _map(ask, rows, self._concurrency)
-        return [answers[begin : begin + num_candidates] for begin in range(0, len(answers), num_candidates)]
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            answers: list[Future[MllmAnswer]] = []
+            for request in requests:
+                # Threads take what was submitted first, so that media are encoded before they are waited for.
+                messages = pool.submit(_messages, request)
+                answers += [pool.submit(ask, messages, number) for number in range(num_candidates)]
+            try:
+                found = [answer.result() for answer in answers]
+            except BaseException:
+                # The first failure stops what has not begun.
+                pool.shutdown(cancel_futures=True)
+                raise
+        return [found[begin : begin + num_candidates] for begin in range(0, len(found), num_candidates)]
 
     def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
         """Refuse: a server of chat completions cannot do this.
@@ -214,268 +242,154 @@ class EndpointMllm:
             f"The server {self.name!r} gives no hidden states, so it cannot embed requests; use a local model for that."
         )
 
-    def _ask(self, **call: Any) -> MllmAnswer:
-        for attempt in range(self._retries + 1):
-            try:
-                content = _within(lambda: self._post(call), self._timeout)
-            except Exception as error:
-                if not _is_transient(error) or attempt == self._retries:
-                    raise self._failure(error, attempt + 1) from None
-                time.sleep(self._wait(error, attempt))
-            else:
-                return self._answer(content)
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def _post(self, call: Mapping[str, Any]) -> bytes:
-        """Send one request, and read the answer as far as it is no longer than answers are.
-
-        Raises:
-            _Refusal: If the server answers with another status than success.
-            ValueError: If the answer is too long, or the Hub is to be asked without a token.
-        """
+    @cached_property
+    def _server(self) -> Server:
         token = self._token if self._is_url else self._token or get_token()
         if not self._is_url and not token:
-            raise ValueError("There is no Hub token; `hf auth login` or set HF_TOKEN, or give the URL of a server")
-        model = self._model if self._is_url else self._address
-        body = {**call, "model": model, "logprobs": True, "top_logprobs": self._top_logprobs, "stream": False}
-        received, deadline = bytearray(), time.monotonic() + self._timeout
-        with get_session().stream(
-            "POST",
-            f"{(self._address if self._is_url else HUB_ROUTER).rstrip('/')}/chat/completions",
-            json={name: value for name, value in body.items() if value is not None},
-            headers={"Accept-Encoding": "identity", **({"Authorization": f"Bearer {token}"} if token else {})},
-            timeout=self._timeout,
-            # Wherever a server points to, nobody has allowed it.
-            follow_redirects=False,
-        ) as response:
-            for part in response.iter_bytes():
-                received += part
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-                if len(received) > LARGEST_ANSWER:
-                    raise ValueError(f"it is longer than {LARGEST_ANSWER >> 20} MiB")
-        if not response.is_success:
-            raise _Refusal(response.status_code, received.decode(errors="replace"), response.headers)
-        return bytes(received)
+            raise ValueError(
+                f"There is no Hub token to ask {self.name!r} with; `hf auth login` or set HF_TOKEN, or give the URL of a "
+                "server."
+            )
+        return Server(self.name, self._address if self._is_url else HUB_ROUTER, token, **self._limits)
 
-    def _wait(self, error: Exception, attempt: int) -> float:
-        """Seconds before the next attempt."""
-        wait: float = self._backoff * 2**attempt * random.uniform(0.5, 1.5)
-        if isinstance(error, _Refusal):
-            asked = error.headers.get("Retry-After", "")
-            wait = max(wait, float(asked)) if asked.isdecimal() else wait
-        return min(wait, _LONGEST_WAIT)
+    @property
+    def _served_model(self) -> str | None:
+        """What the server calls the model; None where it has no list of its models, as those do that have one alone."""
+        with self._lock:
+            if self._model is None and not self._is_asked:
+                self._found_model, self._is_asked = self._only_model(), True
+        return self._found_model if self._model is None else self._model
 
-    def _failure(self, error: Exception, attempts: int) -> Exception:
-        """What to raise in the place of what went wrong with a request."""
-        times = "once" if attempts == 1 else f"{attempts} times"
-        if isinstance(error, TimeoutError) or _is_a(error, "TimeoutException"):
-            return TimeoutError(
-                f"The server {self.name!r} did not answer within {self._timeout:g} s, asked {times}; raise the timeout, or "
-                "ask for fewer answers at once."
-            )
-        quote = self._quoted(str(error))
-        if isinstance(error, OfflineModeIsEnabled):
-            return ConnectionError(f"The server {self.name!r} cannot be asked offline; unset HF_HUB_OFFLINE.")
-        if isinstance(error, _Refusal) and 300 <= error.status < 400:
-            place = self._quoted(error.headers.get("Location", "another place"))
-            return ConnectionError(
-                f"The server {self.name!r} sends us on to {place} (status {error.status}), where nothing is sent; give that "
-                "address itself if you trust it."
-            )
-        if isinstance(error, _Refusal):
-            return ConnectionError(
-                f"The server {self.name!r} refused with status {error.status}, asked {times}: {quote}"
-            )
-        if _is_transient(error):
-            return ConnectionError(
-                f"The server {self.name!r} cannot be reached, tried {times} ({quote}); check the address, and that the "
-                "server runs."
-            )
-        return ValueError(f"The server {self.name!r} sent no chat completion ({quote}).")
+    _found_model: str | None = None
+    _is_asked = False
 
-    def _answer(self, content: bytes) -> MllmAnswer:
+    def _only_model(self) -> str | None:
         try:
-            choice = _parsed(content)["choices"][0]
-            text = choice["message"].get("content") or ""
-            given = choice.get("logprobs")
-            tokens = [] if given is None else given.get("content") or []
-            if not isinstance(text, str) or not isinstance(tokens, list):
-                raise TypeError("text or tokens are none")
-            pieces = [_piece(token) for token in tokens]
-            logprobs = [_logprob(token) for token in tokens]
-            bounds = [self._bounds(token) for token in tokens]
+            content = self._server.ask("/models")
+        except Refused as refused:
+            if refused.status in (404, 405, 501):
+                return None
+            raise
+        try:
+            names = [str(model["id"]) for model in json.loads(content)["data"]]
+        except (LookupError, RecursionError, TypeError, ValueError):
+            return None
+        if len(names) > 1:
+            listed = ", ".join(repr(self._server.quoted(name)) for name in names[:20])
+            raise ValueError(
+                f"The server {self.name!r} serves several models ({listed}{', ...' if len(names) > 20 else ''}); say which "
+                "one is to answer by its name there (expert_served_model or planner_served_model, in Python model=...)."
+            )
+        return names[0] if names else None
+
+    def _ask_for_number(self, call: dict[str, Any], numbers: tuple[str, ...]) -> Completion:
+        """Ask for nothing but one of some numbers, in the first of all ways that the server follows."""
+        fields = _number_fields(numbers)
+        for form in range(self._number_form, len(fields)):
+            try:
+                completion = self._ask({**call, **fields[form]})
+            except Refused as refused:
+                if refused.status not in (400, 422):
+                    raise
+                continue
+            if completion.text.strip() in numbers or completion.is_cut:
+                self._number_form = form
+                return completion
+        raise ValueError(
+            f"The server {self.name!r} cannot be held to answer with a number alone, by a regex or a grammar; leave the "
+            "answer free, or use a server that can (vLLM, llama.cpp, TGI)."
+        )
+
+    def _ask(self, call: dict[str, Any]) -> Completion:
+        body = {"model": self._served_model, **call, "logprobs": True, "stream": False}
+        body = {name: value for name, value in body.items() if value is not None}
+        while True:
+            plain, asked = self._plain, self._top_logprobs
+            try:
+                return self._read(self._server.ask("/chat/completions", {**plain, **body, "top_logprobs": asked}))
+            except Refused as refused:
+                if refused.status not in (400, 422) or not (
+                    self._leaves_out(refused, {*plain} - {*body}) or self._takes_fewer(refused, asked)
+                ):
+                    raise
+
+    def _leaves_out(self, refused: Refused, told: set[str]) -> bool:
+        """Whether a server refused because of a field that it need not know, which is left out from now on."""
+        unknown = {name for name in told if re.search(rf"\b{name}\b", refused.said)}
+        with self._lock:
+            self._plain = {name: value for name, value in self._plain.items() if name not in unknown}
+        return bool(unknown)
+
+    def _takes_fewer(self, refused: Refused, asked: int) -> bool:
+        """Whether a server refused because of the number of listed tokens, of which fewer are asked for from now on."""
+        if not re.search("logprobs|top_n_tokens", refused.said):
+            return False
+        with self._lock:
+            if self._top_logprobs < asked:
+                return True  # found out by another thread
+            named = [number for number in map(int, re.findall(r"\d{1,9}", refused.said)) if 1 <= number < asked]
+            fewer = max(named, default=_FEWEST_LOGPROBS)
+            if fewer >= asked:
+                return False
+            logger.warning(
+                "The server %r lists no more than %d tokens at each position, not %d: the entropies of its answers are "
+                "known less exactly.",
+                self.name,
+                fewer,
+                asked,
+            )
+            self._top_logprobs = fewer
+        return True
+
+    def _read(self, content: bytes) -> Completion:
+        try:
+            completion = read_completion(content, self._vocabulary_size)
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(
-                f"The server {self.name!r} sent no chat completion that can be read ({self._quoted(repr(error))}); use a "
-                "server that speaks OpenAI's chat completions with log-probabilities."
+                f"The server {self.name!r} sent no chat completion that can be read ({self._server.quoted(repr(error))}); "
+                "use a server that speaks OpenAI's chat completions with log-probabilities."
             ) from None
-        if not tokens and (text or given is None):
+        if not completion.has_logprobs:
             raise ValueError(
                 f"The server {self.name!r} gave no log-probabilities, without which an answer has no uncertainty; start it "
-                "with log-probabilities allowed (vLLM: --max-logprobs 20), or use another server."
+                "with log-probabilities allowed (vLLM: --max-logprobs 20; llama-cpp-python: --logits_all true), or use "
+                "another server."
             )
-        if any(low is None for low in bounds):
+        if None in completion.bounds:
             raise ValueError(
                 f"The server {self.name!r} gave log-probabilities of its own tokens only; it must support top_logprobs "
                 f"(asked for {self._top_logprobs})."
             )
-        known = [bound for bound in bounds if bound is not None]
-        return MllmAnswer(
-            text,
-            tuple(_placed(pieces, text)),
-            tuple((low + high) / 2 for low, high in known),
-            tuple(logprobs),
-            tuple(known),
-        )
-
-    def _quoted(self, text: str) -> str:
-        """A text of the server's or of an error's in one short line, without what is secret."""
-        for secret in filter(None, (self._token, get_token())):
-            text = text.replace(secret, "[token]")
-        line = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split()) or "no reason given"
-        return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}..."
-
-    def _bounds(self, token: Mapping[str, Any]) -> tuple[float, float] | None:
-        """Bounds of one position's entropy; None where the server lists nothing beside the token itself."""
-        listed = {_piece(top): _logprob(top) for top in token.get("top_logprobs") or ()}
-        total = math.fsum(map(math.exp, listed.values()))
-        if total > 1 + _ROUNDING:
-            raise ValueError(f"the probabilities of a token add up to {total:.3g}")
-        return entropy_bounds(list(listed.values()), self._vocabulary_size) if listed else None
+        if completion.text.strip() and not any(completion.pieces):
+            raise ValueError(
+                f"The server {self.name!r} gave tokens that do not make up its answer "
+                f"{self._server.quoted(completion.text)!r}, so that nobody knows how sure it is of it; use another server."
+            )
+        return completion
 
 
-def _check_address(address: str) -> None:
-    """Refuse a URL over which others could read along, or that holds a secret, which would get into results.
+def _number_fields(numbers: Sequence[str]) -> list[dict[str, Any]]:
+    """Ways of telling servers that an answer has to be one of some numbers.
 
-    Raises:
-        ValueError: With what to give instead.
+    The first is for vLLM and llama.cpp, which pass over what the other is told, the second for vLLM until 0.11, the third
+    for TGI.
     """
-    try:
-        url = urlsplit(address)
-        host, _ = url.hostname or "", url.port
-    except ValueError:
-        url, host = urlsplit(""), ""
-    if url.scheme not in ("http", "https") or not host or re.search(r"[\s\x00-\x1f]", address):
-        raise ValueError(f"{address!r} is no address of a server; give https://host/v1, or http://localhost:PORT/v1.")
-    if url.username is not None or url.password is not None or url.query or url.fragment:
-        raise ValueError(
-            f"The address of the server at {host!r} holds a password, a query or a fragment; give it without, and what is "
-            "secret as the token."
-        )
-    if url.scheme == "http" and not _is_loopback(host):
-        raise ValueError(
-            f"{address!r} would send samples and answers in the clear; give an https:// address, or the local end of a "
-            "tunnel (ssh -L 8000:localhost:8000 HOST, then http://localhost:8000/v1)."
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _parsed(content: bytes) -> Any:
-    """Strict JSON: NaN and infinities are none."""
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is no number")
-
-    return json.loads(content, parse_constant=refuse)
-
-
-def _piece(token: Mapping[str, Any]) -> str:
-    piece = token["token"]
-    if not isinstance(piece, str):
-        raise TypeError(f"a token is {piece!r}")
-    return piece
-
-
-def _logprob(token: Mapping[str, Any]) -> float:
-    """The logarithm of a token's probability, which rounding may have put a little above 0."""
-    value = token["logprob"]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value <= _ROUNDING:
-        raise ValueError(f"a log-probability is {value!r}; it must be a number that is not above 0")
-    return min(float(value), 0.0)
-
-
-def _within(work: Callable[[], Answer], seconds: float) -> Answer:
-    """Do some work, and give it up after a while.
-
-    Reading has time limits of its own, but a server that sends a byte of its headers now and then stays within them: the
-    thread is left to itself then.
-
-    Raises:
-        TimeoutError: If it is not done in time.
-    """
-    done: list[Answer] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            done.append(work())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if not done:
-        raise TimeoutError
-    return done[0]
-
-
-def _is_a(error: Exception, name: str) -> bool:
-    """Whether an error is of a class of the HTTP library, which is not ours to import."""
-    return any(kind.__name__ == name for kind in type(error).__mro__)
-
-
-def _is_transient(error: Exception) -> bool:
-    """Whether asking again may help."""
-    if isinstance(error, _Refusal):
-        return error.status in _TRANSIENT or error.status >= 500
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    return _is_a(error, "TransportError") or isinstance(error, (TimeoutError, ConnectionError))
-
-
-def _placed(pieces: Sequence[str], text: str) -> list[str]:
-    """What each token adds to the text.
-
-    Servers list the end of text, which is not in the text, name parts of a character in ways of their own, and may strip
-    the text: a token that does not go on where the text is adds nothing.
-    """
-    placed, begin = [], 0
-    for given in pieces:
-        piece = given if begin or text.startswith(given) else given.lstrip()
-        goes_on = bool(piece) and text.startswith(piece, begin)
-        placed.append(piece if goes_on else "")
-        begin += len(piece) if goes_on else 0
-    return placed
-
-
-def _map(ask: Callable[[Any], Answer], rows: Sequence[Any], concurrency: int) -> list[Answer]:
-    """`map` over a few threads, in order; the first failure stops what has not begun."""
-    with ThreadPoolExecutor(concurrency) as pool:
-        futures = [pool.submit(ask, row) for row in rows]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    regex = "|".join(map(re.escape, numbers)).replace("\\-", "-")
+    grammar = "root ::= " + " | ".join(f'"{number}"' for number in numbers)
+    return [
+        {"structured_outputs": {"regex": f"({regex})"}, "grammar": grammar},
+        {"guided_regex": f"({regex})"},
+        {"response_format": {"type": "regex", "value": f"({regex})"}},
+    ]
 
 
 def _messages(request: MllmRequest) -> list[dict[str, Any]]:
-    """A request as chat messages: sound as one WAV file, frames as PNG images, then the prompt."""
+    """A request as chat messages: sound as one WAV file, frames as JPEG images, then the prompt."""
     parts: list[dict[str, Any]] = []
     if request.audio is not None:
         parts.append({"type": "input_audio", "input_audio": {"data": _wav(request.audio), "format": "wav"}})
     for frame in () if request.frames is None else request.frames:
-        parts.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png(frame)}"}})
+        parts.append({"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(frame)}"}})
     content: Any = [*parts, {"type": "text", "text": request.prompt}] if parts else request.prompt
     turns = [{"role": "user", "content": content}]
     return turns if request.system is None else [{"role": "system", "content": request.system}, *turns]
@@ -491,7 +405,7 @@ def _wav(audio: np.ndarray) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _png(frame: np.ndarray) -> str:
+def _jpeg(frame: np.ndarray) -> str:
     buffer = io.BytesIO()
-    to_pil_image(frame, input_data_format="channels_last").save(buffer, "PNG")
+    to_pil_image(frame, input_data_format="channels_last").save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from .msa_answer_store import AnswerStore, content_hash
-from .msa_mllm import Mllm, MllmAnswer, MllmRequest
+from .msa_mllm import Mllm, MllmRequest
+from .msa_mllm_answers import MllmAnswer
 
 # So many questions are answered before the answers are written: what a kill may lose.
 _KEPT_TOGETHER = 32

@@ -1,8 +1,9 @@
 """Observed audio and vision features in words, for language models where the raw media are absent.
 
 The benchmarks' files hold features, not sound and pictures. A clip's features become a few words on how they differ from
-the training split: "Voice: pitch high and falling; loudness very low. Face: lip corner puller strong." Textual
-descriptions of audio-visual cues are in use elsewhere (DEVA); which words are chosen, and when, is ours.
+the training split: "Voice: pitch high and falling; loudness very low. Face: lip corner puller strong." Features without
+names are never put into words: no model can know what "feature 4" is. Textual descriptions of audio-visual cues are in use
+elsewhere (DEVA); which words are chosen, and when, is ours.
 """
 
 import re
@@ -78,7 +79,8 @@ class FeatureStatistics:
     Args:
         centers: For mean, spread and trend: the training mean of each feature.
         scales: The training standard deviations; 0 for a feature that never differs, which is never named.
-        names: The features' names, where known.
+        names: The features' names; None of checkpoints of earlier versions, which numbered features without names and go
+            on doing so, as they were calibrated with that.
     """
 
     centers: tuple[tuple[float, ...], ...]
@@ -131,11 +133,11 @@ class MsaVerbalizer:
         Args:
             rows: For each sample, modality name -> frames `(time, features)`, those only that the sample has. Other keys
                 are passed over.
-            names: Modality name -> names of its columns, where known.
+            names: Modality name -> names of its columns; modalities whose columns have none are passed over.
             strongest: How many features of each modality are named at most.
             threshold: From how many standard deviations on.
         """
-        summaries: dict[str, list[np.ndarray]] = {modality: [] for modality in FEATURE_MODALITIES}
+        summaries: dict[str, list[np.ndarray]] = {name: [] for name in FEATURE_MODALITIES if (names or {}).get(name)}
         for row in rows:
             for modality, found in summaries.items():
                 if modality in row:
@@ -146,11 +148,14 @@ class MsaVerbalizer:
                 table = np.stack(found)
                 centers, scales = table.mean(0), table.std(0)
                 scales[scales <= 1e-9 * np.maximum(1.0, np.abs(centers))] = 0.0
-                known = (names or {}).get(modality)
-                statistics[modality] = FeatureStatistics(
-                    _tuples(centers), _tuples(scales), None if known is None else tuple(known)
-                )
+                known = tuple((names or {})[modality] or ())
+                statistics[modality] = FeatureStatistics(_tuples(centers), _tuples(scales), known)
         return cls(statistics, strongest, threshold)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those whose features can be described."""
+        return tuple(name for name in FEATURE_MODALITIES if name in self.statistics)
 
     def describe(self, features: Mapping[str, np.ndarray], missing: Mapping[str, np.ndarray] | None = None) -> str:
         """Describe a clip.
@@ -162,13 +167,13 @@ class MsaVerbalizer:
                 as missing.
 
         Returns:
-            One sentence for each modality that is there, empty where none is.
+            One sentence for each of `modalities` that is there, empty where none is.
 
         Raises:
-            ValueError: If a modality has no statistics, or another width than they have.
+            ValueError: If one of them has another width than its statistics.
         """
         sentences = []
-        for modality in FEATURE_MODALITIES:
+        for modality in self.modalities:
             mask = (missing or {}).get(modality)
             if modality in features and not (mask is not None and np.all(mask)):
                 phrases = self._phrases(modality, np.asarray(features[modality]), mask)
@@ -176,12 +181,11 @@ class MsaVerbalizer:
         return " ".join(sentences)
 
     def _phrases(self, modality: str, frames: np.ndarray, missing: np.ndarray | None) -> list[str]:
-        known = self.statistics.get(modality)
-        if known is None or frames.ndim != 2 or frames.shape[1] != known.width:
-            expected = "no statistics" if known is None else f"statistics of {known.width} features"
+        known = self.statistics[modality]
+        if frames.ndim != 2 or frames.shape[1] != known.width:
             raise ValueError(
-                f"Frames of shape {frames.shape} were given for {modality}, of which there are {expected}; fit the "
-                "verbaliser on the training split of the same data set."
+                f"Frames of shape {frames.shape} were given for {modality}, of which there are statistics of {known.width} "
+                "features; fit the verbaliser on the training split of the same data set."
             )
         centers, scales = np.array(known.centers), np.array(known.scales)
         with np.errstate(over="ignore"):  # infinitely unusual is very unusual

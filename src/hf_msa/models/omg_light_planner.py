@@ -4,9 +4,8 @@ It is ours, not the paper's, and named in every result. It knows no language's g
 """
 
 import dataclasses
-import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,12 +17,10 @@ from .msa_schema import FEATURE_MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer, summarize
 from .omg_observation import Observation
 from .omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan
-from .omg_planner import NOTHING_OBSERVED, Centering, Planner, Proposals, to_half
+from .omg_planner import Centering, Encode, Planner, Proposals, encoder_digest
 
 # Counts the changes of what is proposed for equal observations by an equal fit.
 _RULES = 1
-# What tells text encoders apart: a short text, and one that reaches beyond what most of them read.
-_ENCODER_TEXTS = ("what a film", " ".join(map(str, range(600))))
 
 # Words, the second halves of contractions, and single Chinese characters.
 _TOKEN = re.compile(r"[\u4e00-\u9fff]|'?[^\W\d_\u4e00-\u9fff]+")
@@ -152,7 +149,7 @@ class LightPlanner(Planner):
 
     def __init__(
         self,
-        encode: Callable[[Sequence[str]], np.ndarray],
+        encode: Encode,
         config: OmgConfig,
         lexicon: Lexicon,
         probes: Mapping[tuple[str, ...], RidgeProbe],
@@ -222,7 +219,7 @@ class LightPlanner(Planner):
     def from_dict(
         cls,
         values: Mapping[str, Any],
-        encode: Callable[[Sequence[str]], np.ndarray],
+        encode: Encode,
         config: OmgConfig,
         store: AnswerStore | None = None,
     ) -> "LightPlanner":
@@ -266,18 +263,18 @@ class LightPlanner(Planner):
         return np.asarray(self.encode(contents), dtype=np.float32)
 
     def content(self, observation: Observation) -> str:
-        """All that is observed in words: it cannot hear or see, so features are said even where there are recordings."""
-        return self._seen_text(dataclasses.replace(observation, audio=None, frames=None)) or NOTHING_OBSERVED
+        """All that is observed in words."""
+        return self._in_words(observation)
 
     def _question(self, observation: Observation) -> str:
         return dataclasses.replace(observation, audio=None, frames=None).digest
 
     def _identity(self, proposing: bool) -> Mapping[str, Any]:
         if not proposing:
-            return {"encoder": self._encoder_digest}
+            return {"encoder": self._encoder}
         return {
             "rules": _RULES,
-            "encoder": self._encoder_digest,
+            "encoder": self._encoder,
             "fitted": self._fit_digest,
             "label_range": list(self.config.label_range),
             "num_candidates": self.config.num_candidates,
@@ -288,7 +285,5 @@ class LightPlanner(Planner):
         return content_hash(self._fitted())
 
     @cached_property
-    def _encoder_digest(self) -> str:
-        """A hash of what the text encoder makes of two texts."""
-        vectors = to_half(np.asarray(self.encode(_ENCODER_TEXTS), dtype=np.float32))
-        return hashlib.blake2b(repr(vectors.shape).encode() + vectors.tobytes(), digest_size=16).hexdigest()
+    def _encoder(self) -> str:
+        return encoder_digest(self.encode)

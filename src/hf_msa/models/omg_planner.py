@@ -5,18 +5,22 @@ meaning to what was observed (paper, eqs. 5 and 6). `MllmPlanner` asks a multimo
 of its own, needs none. Both give plans and vectors in the same form.
 """
 
+import dataclasses
+import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .configuration_omg import OmgConfig
 from .msa_answer_store import AnswerStore, content_hash
-from .msa_mllm import Mllm, MllmAnswer, MllmRequest
+from .msa_mllm import Mllm, MllmRequest, taken_modalities
+from .msa_mllm_answers import MllmAnswer
 from .msa_remembering import known_identity
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer
@@ -26,6 +30,11 @@ from .omg_plan import FALLBACK_PLAN, Plan, read_plan
 Proposals = tuple[tuple[str, float], ...]
 """What was written, and its log-probability, for each candidate."""
 
+Encode = Callable[[Sequence[str]], np.ndarray]
+"""A text encoder: texts -> their vectors `(texts, width)`, a function of each text alone."""
+
+# What tells text encoders apart: a short text, and one that reaches beyond what most of them read.
+_ENCODER_TEXTS = ("what a film", " ".join(map(str, range(600))))
 # Stands for a clip of which nothing was observed: no network has a vector for no words at all.
 NOTHING_OBSERVED = "Nothing of this clip was observed."
 _SOURCES = {"text": "its words", "audio": "its sound", "vision": "its pictures"}
@@ -266,15 +275,26 @@ class Planner(ABC):
         raw = {"text": observation.transcript, "audio": observation.audio, "vision": observation.frames}
         given = {name for name, value in raw.items() if value is not None}
         spoken = {name: values for name, values in observation.features.items() if name not in given}
-        description = self.verbalizer.describe(spoken) if self.verbalizer is not None and spoken else ""
-        if description:
-            given |= set(spoken)
+        description = ""
+        if self.verbalizer is not None:
+            description = self.verbalizer.describe(spoken)
+            given |= spoken.keys() & set(self.verbalizer.modalities)
         return description, tuple(name for name in MODALITIES if name in given)
 
     def _seen_text(self, observation: Observation) -> str:
         """What is observed, as far as it can be read, with no instruction."""
         description, _ = self._describe(observation)
         return "\n".join(part for part in (observation.transcript, description) if part)
+
+    def _in_words(self, observation: Observation) -> str:
+        """All that is observed, for what cannot hear or see: features are said even where there are recordings."""
+        return self._seen_text(dataclasses.replace(observation, audio=None, frames=None)) or NOTHING_OBSERVED
+
+
+def encoder_digest(encode: Encode) -> str:
+    """A hash of what a text encoder makes of two texts."""
+    vectors = to_half(np.asarray(encode(_ENCODER_TEXTS), dtype=np.float32))
+    return hashlib.blake2b(repr(vectors.shape).encode() + vectors.tobytes(), digest_size=16).hexdigest()
 
 
 def plan_prompt(transcript: str | None, modalities: Collection[str], description: str = "") -> str:
@@ -306,11 +326,15 @@ def plan_prompt(transcript: str | None, modalities: Collection[str], description
 class MllmPlanner(Planner):
     """Asks a multimodal language model for plans, and reads their vectors off its final layer.
 
+    A server gives texts and log-probabilities, but no layer of its model. Plans and observations are then embedded as for
+    the light planner: by the text encoder, and of sound and pictures the verbaliser's words.
+
     Args:
         mllm: The model, with its adapter where it has one.
         config, verbalizer, centering, store: See `Planner`.
         adapter: Hash of the weights of the model's adapter (`adapter_digest`), where the model itself does not know it: an
             adapter that was trained in place.
+        encode: The text encoder; used where the configuration says that the model is on a server, and only there.
     """
 
     def __init__(
@@ -321,10 +345,12 @@ class MllmPlanner(Planner):
         centering: Centering | None = None,
         store: AnswerStore | None = None,
         adapter: str | None = None,
+        encode: Encode | None = None,
     ) -> None:
         super().__init__(config, verbalizer, centering, store)
         self.mllm = mllm
         self.adapter = adapter
+        self.encode = encode if config.planner_kind == "endpoint" else None
 
     @property
     def identity(self) -> dict[str, str | None]:
@@ -338,21 +364,40 @@ class MllmPlanner(Planner):
         model, adapter = self.identity["model"], self.identity["adapter"]
         return str(model) if adapter is None else f"{model}+{adapter[:8]}"
 
+    def _taken(self, observation: Observation) -> Observation:
+        """The same clip without the sound and the pictures that the model does not take, or is not to be given."""
+        if observation.audio is observation.frames is None:
+            return observation
+        settings = self.config.language_model
+        taken = taken_modalities(self.mllm, "auto" if settings is None else settings.modalities)
+        return dataclasses.replace(
+            observation,
+            audio=observation.audio if "audio" in taken else None,
+            frames=observation.frames if "vision" in taken else None,
+        )
+
     def request(self, observation: Observation) -> MllmRequest:
         """The question for a plan; its digest changes with anything that the model sees."""
+        observation = self._taken(observation)
         description, modalities = self._describe(observation)
         return _request(plan_prompt(observation.transcript, modalities, description), observation)
 
     def to_dict(self) -> dict[str, Any]:
-        """Model, adapter, centring and verbaliser."""
+        """Model, adapter, what vectors are made by, centring and verbaliser."""
         known = {name: self.identity[name] for name in ("model", "adapter")}
-        return {"kind": "mllm", **known, **super().to_dict()}
+        vectors = "planner" if self.encode is None else "text_encoder"
+        return {"kind": "mllm", **known, "vectors": vectors, **super().to_dict()}
 
     @classmethod
     def from_dict(
-        cls, values: Mapping[str, Any], mllm: Mllm, config: OmgConfig, store: AnswerStore | None = None
+        cls,
+        values: Mapping[str, Any],
+        mllm: Mllm,
+        config: OmgConfig,
+        store: AnswerStore | None = None,
+        encode: Encode | None = None,
     ) -> "MllmPlanner":
-        """Rebuild the planner from `to_dict`, with the model, and its adapter where it was saved with one.
+        """Rebuild the planner from `to_dict`, with the model, its adapter where it was saved with one, and the encoder.
 
         Raises:
             ValueError: If the model is known to have another adapter than the one with which the planner was fitted.
@@ -364,10 +409,17 @@ class MllmPlanner(Planner):
                 f"{known['adapter']}; load the model with the adapter that lies beside the planner, or fit the planner anew."
             )
         adapter = None if "adapter" in known else values["adapter"]
-        return cls(mllm, config, *cls._shared_parts(values), store, adapter)
+        return cls(mllm, config, *cls._shared_parts(values), store, adapter, encode)
 
     def _identity(self, proposing: bool) -> Mapping[str, Any]:
-        return {**self.identity, **self._draws(), "log_prob": self.config.log_prob} if proposing else self.identity
+        if proposing:
+            return {**self.identity, **self._draws(), "log_prob": self.config.log_prob}
+        return self.identity if self.encode is None else {"encoder": self._encoder}
+
+    @cached_property
+    def _encoder(self) -> str:
+        assert self.encode is not None
+        return encoder_digest(self.encode)
 
     def _question(self, observation: Observation) -> str:
         return self.request(observation).digest
@@ -394,10 +446,15 @@ class MllmPlanner(Planner):
         return answer.logprob / len(answer.token_logprobs)
 
     def _embed(self, contents: Sequence[str | MllmRequest]) -> np.ndarray:
+        if self.encode is not None:
+            return np.asarray(self.encode([str(one) for one in contents]), dtype=np.float32)
         return self.mllm.embed([MllmRequest(one) if isinstance(one, str) else one for one in contents])
 
-    def content(self, observation: Observation) -> MllmRequest:
-        """All that is observed, without a question."""
+    def content(self, observation: Observation) -> str | MllmRequest:
+        """All that is observed and taken by the model, without a question; in words where the text encoder reads it."""
+        if self.encode is not None:
+            return self._in_words(observation)
+        observation = self._taken(observation)
         text = self._seen_text(observation)
         if not text and observation.audio is None and observation.frames is None:
             text = NOTHING_OBSERVED

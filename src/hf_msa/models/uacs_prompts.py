@@ -6,6 +6,7 @@ from typing import Any
 from .msa_label_families import LabelFamily
 
 _SOURCES = {"text": "what is said", "audio": "how it is said", "vision": "what the face shows"}
+_SENSES = {"audio": "hear", "vision": "see"}
 SECOND_OPINION = "\n\nTwo estimates of this clip are at hand"
 """How the part begins that only the second question has."""
 
@@ -18,17 +19,19 @@ def direct_prompt(
     Args:
         family: The label family.
         transcript: What is said, with "..." for lost words; None where all of it is lost.
-        modalities: Names of the modalities that the expert is given in any form.
+        modalities: Names of the modalities that the expert is given in any form; that it is not given the others is said.
         description: Sound and pictures in words, where they are not given themselves.
     """
     low, neutral, high = (f"{score:g}" for score in (family.low, family.neutral, family.high))
     found = [_SOURCES[name] for name in modalities] or ["whatever there is"]
     sources = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
+    lost = " or ".join(verb for name, verb in _SENSES.items() if name not in modalities)
     lines = [
         f"How does the speaker of this clip feel about what they talk about? Score it from {low} to {high}: {low} is as "
         f"negative as can be, {neutral} is neutral, {high} is as positive as can be. Go by {sources}.",
         "The words are lost." if transcript is None else f'Words: "{transcript}"',
         description,
+        f"You cannot {lost} the clip." if lost else "",
         "Reply with nothing but the score, a number with one decimal.",
     ]
     return "\n".join(line for line in lines if line)

@@ -40,8 +40,10 @@ from hf_msa.models.msa_recordings import read_sound
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
 
 from .alignment import align_to_words
+from .dataset_clips import is_dataset, opened, read_dataset, version_of
 from .manifest import Clip, find_file, read_manifest
 from .openface import has_openface, openface_frames
+from .statistics import RecordingStatistics
 from .transcripts import Word, load_transcriber
 
 ERRORS_FILE = "errors.csv"
@@ -70,8 +72,9 @@ class Settings:
 
     def key(self, clip: Clip) -> str:
         """Name of the file that keeps what was made of a clip: another one when file, part or settings are others."""
-        state = clip.path.stat()
-        facts = [clip.id, str(clip.path), state.st_size, state.st_mtime_ns, clip.start, clip.end, clip.text]
+        state = None if clip.cell else clip.path.stat()
+        what = version_of(clip) if state is None else [str(clip.path), state.st_size, state.st_mtime_ns]
+        facts = [clip.id, what, clip.start, clip.end, clip.text]
         made = json.dumps([facts, dataclasses.asdict(self)], default=str)
         return hashlib.sha256(made.encode()).hexdigest()[:24]
 
@@ -111,7 +114,8 @@ def extract(
     in `errors.csv` of the data set; one that lacks a modality has a row without it.
 
     Args:
-        source: See `hf_msa.recordings.manifest.read_manifest`; labels are needed, clips without a split are for training.
+        source: A list of recordings, see `hf_msa.recordings.manifest.read_manifest`, or a data set that has some, see
+            `read_dataset`; labels are needed, and clips without a split are for training.
         output: The folder to write.
         label_family: Which labels there can be and which metrics apply, see `find_label_family`.
         audio_set, vision_set: Feature sets by name, see `hf_msa.models.msa_feature_sets`.
@@ -148,7 +152,7 @@ def extract(
         raise MsaError(
             "To align features to words needs a feature set and --transcribe, which tells the times of the words."
         )
-    clips = read_manifest(source)
+    clips = read_dataset(source) if is_dataset(source) else read_manifest(source)
     unlabelled = next((clip.id for clip in clips if clip.label is None), None)
     if unlabelled is not None:
         raise MsaError(
@@ -169,15 +173,16 @@ def extract(
             dataclasses.replace(facts, **chosen),
             target,
             overwrite=overwrite,
-            extra=_errors_writer(clips, failed),
+            extra=_writer(clips, failed, rows.statistics),
         )
         for file in parts.glob("*.npz"):
             file.unlink()
     return Extraction(report, failed, dict(rows.without))
 
 
-def _errors_writer(clips: Sequence[Clip], failed: dict[str, str]) -> Callable[[Path], None]:
+def _writer(clips: Sequence[Clip], failed: dict[str, str], statistics: RecordingStatistics) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
+        statistics.write(folder)
         if failed:
             with (folder / ERRORS_FILE).open("w", encoding="utf-8", newline="") as file:
                 table = csv.writer(file)
@@ -198,7 +203,8 @@ def _make_all(clips: Sequence[Clip], settings: Settings, parts: Path, workers: i
     todo = []
     for clip in clips:
         try:
-            find_file(clip)
+            if clip.cell is None:
+                find_file(clip)
             if not (parts / f"{settings.key(clip)}.npz").is_file():
                 todo.append(clip)
         except (MsaError, OSError) as error:
@@ -251,7 +257,12 @@ def make_clip(clip: Clip, settings: Settings) -> dict[str, np.ndarray]:
         ImportError: If a package that is needed is not installed.
         MsaError, OSError, ValueError: If the file cannot be read.
     """
-    file, text = find_file(clip), clip.text
+    with opened(clip) as file:
+        return _make_of_file(file, clip, settings)
+
+
+def _make_of_file(file: Path, clip: Clip, settings: Settings) -> dict[str, np.ndarray]:
+    text = clip.text
     words: Sequence[Word] = ()
     part: dict[str, Any] = {"start": clip.start, "end": clip.end}
     if settings.transcribe is not None and (text is None or settings.align):
@@ -325,20 +336,13 @@ class _PartsSource:
         )
         self.without: Counter[str] = Counter()
         self._unsplit = sum(clip.split is None for clip in clips)
-        self._seconds: list[float] = []
-        self._faces, self._pictures = 0, 0
-
+        self.statistics = RecordingStatistics(columns)
         self.notes = self._noted()
 
     def _noted(self) -> list[str]:
         """How the rows were made, in sentences; of those that have been read."""
-        notes = [f"{self._unsplit} clips have no split and are for training."] if self._unsplit else []
-        if self._seconds:
-            low, high, total = min(self._seconds), max(self._seconds), sum(self._seconds)
-            notes.append(f"The clips last {low:.1f} to {high:.1f} s, {total / 60:.1f} minutes together.")
-        if self._pictures:
-            notes.append(f"The face that was followed is in {self._faces / self._pictures:.0%} of the pictures.")
-        return notes
+        unsplit = [f"{self._unsplit} clips have no split and are for training."] if self._unsplit else []
+        return [*unsplit, *self.statistics.notes()]
 
     def count(self, split: str) -> int:
         """Return the number of samples of a split."""
@@ -358,9 +362,9 @@ class _PartsSource:
                     for word, (start, end) in zip(found.get(WORDS, ()), found.get(_TIMES, ()), strict=True)
                 ]
             self.without["text"] += not text.strip()
-            self._seconds += [float(found[_SECONDS])] if _SECONDS in found else []
-            seen, pictures = found.get(f"vision{_COUNTS}", (0, 0))
-            self._faces, self._pictures = self._faces + int(seen), self._pictures + int(pictures)
+            seconds = float(found[_SECONDS]) if _SECONDS in found else None
+            faces, pictures = map(int, found.get(f"vision{_COUNTS}", (0, 0)))
+            self.statistics.add({name: found[name] for name in self.widths if name in found}, seconds, faces, pictures)
             for name, width in self.widths.items():
                 row[name] = found.get(name, np.zeros((1, width), np.float32))
                 row[PRESENCE[name]] = name in found

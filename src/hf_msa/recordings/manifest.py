@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Clip:
         label: The true score, if it is known.
         split: ``"train"``, ``"validation"`` or ``"test"``, if it is known.
         extra: What else the list says of it.
+        cell: Of a recording within a data set: the data set, the split there, and the row; `path` then only names it.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Clip:
     label: float | None = None
     split: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    cell: tuple[str, str, int] | None = None
 
 
 def read_manifest(source: str | Path) -> list[Clip]:
@@ -85,6 +87,16 @@ def read_manifest(source: str | Path) -> list[Clip]:
             f"There is no list of recordings at {str(place)!r}; give a folder of clips, or a CSV or JSONL file with a "
             "column path."
         )
+    check_ids(clips)
+    return clips
+
+
+def check_ids(clips: Iterable[Clip]) -> None:
+    """Check that each clip has an id of its own.
+
+    Raises:
+        MsaError: If two have the same.
+    """
     seen: dict[str, Clip] = {}
     for clip in clips:
         if clip.id in seen:
@@ -92,7 +104,6 @@ def read_manifest(source: str | Path) -> list[Clip]:
                 f"{clip.path.name} and {seen[clip.id].path.name} have the id {clip.id!r}; give each clip an id of its own."
             )
         seen[clip.id] = clip
-    return clips
 
 
 def find_file(clip: Clip) -> Path:
@@ -116,32 +127,49 @@ def _clip_of(file: Path, folder: Path) -> Clip:
 
 
 def _clips_of_list(file: Path) -> Iterator[Clip]:
-    folder = file.parent
     columns: dict[str, str] | None = None
     for number, record in _records(file):
         where = f"Line {number} of {file.name}"
-        columns = _columns_of(record, file) if columns is None else columns
-        given = {name: record.get(column) for name, column in columns.items()}
-        path = text_of(given["path"], f"{where}: the path")
+        if columns is None:
+            columns = columns_of(record)
+            if "path" not in columns:
+                raise MsaError(f"{file.name} has no column path; it has {', '.join(map(str, record)) or 'none'}.")
+        path = text_of(record.get(columns["path"]), f"{where}: the path")
         if not path or "\0" in path:
             raise MsaError(f"{where} has no path; give the file of each clip.")
-        place = folder / path
-        start, end = (_number(given.get(name), f"{where}: {name}") for name in ("start", "end"))
-        if (start or 0) < 0 or (end is not None and end <= (start or 0)):
-            raise MsaError(f"{where}: the part from {start} s to {end} s cannot be; give 0 <= start < end.")
-        identifier = text_of(given.get("id"), f"{where}: the id") or _default_id(record, path, start)
-        split = text_of(given.get("split"), f"{where}: the split")
-        yield Clip(
-            split_id(identifier)[0],
-            place,
-            folder,
-            start or 0.0,
-            end,
-            text_of(given.get("text"), f"{where}: the text"),
-            _number(given.get("label"), f"{where}: the label"),
-            split_name(split, where) if split else None,
-            {name: value for name, value in record.items() if name not in columns.values()},
-        )
+        yield clip_of(record, columns, path, file.parent, where)
+
+
+def clip_of(record: Mapping[str, Any], columns: Mapping[str, str], path: str, folder: Path, where: str) -> Clip:
+    """Make the clip of a line.
+
+    Args:
+        record: The line's cells.
+        columns: See `columns_of`.
+        path: Its file, relative to `folder`.
+        folder: See `Clip.root`.
+        where: What the message calls the line.
+
+    Raises:
+        MsaError: If a cell is wrong.
+    """
+    given = {name: record.get(column) for name, column in columns.items()}
+    start, end = (_number(given.get(name), f"{where}: {name}") for name in ("start", "end"))
+    if (start or 0) < 0 or (end is not None and end <= (start or 0)):
+        raise MsaError(f"{where}: the part from {start} s to {end} s cannot be; give 0 <= start < end.")
+    identifier = text_of(given.get("id"), f"{where}: the id") or _default_id(record, path, start)
+    split = text_of(given.get("split"), f"{where}: the split")
+    return Clip(
+        split_id(identifier)[0],
+        folder / path,
+        folder,
+        start or 0.0,
+        end,
+        text_of(given.get("text"), f"{where}: the text"),
+        _number(given.get("label"), f"{where}: the label"),
+        split_name(split, where) if split else None,
+        {name: value for name, value in record.items() if name not in columns.values()},
+    )
 
 
 def _default_id(record: Mapping[str, Any], path: str, start: float | None) -> str:
@@ -152,16 +180,14 @@ def _default_id(record: Mapping[str, Any], path: str, start: float | None) -> st
     return stem if start is None else f"{stem}{ID_SEPARATOR}{start:g}"
 
 
-def _columns_of(record: Mapping[str, Any], file: Path) -> dict[str, str]:
-    lower = {str(name).strip().lower(): str(name) for name in record}
-    found = {
+def columns_of(names: Iterable[Any]) -> dict[str, str]:
+    """Find the columns that mean something here: what each is for, and what it is called."""
+    lower = {str(name).strip().lower(): str(name) for name in names}
+    return {
         name: lower[next(one for one in others if one in lower)]
         for name, others in _NAMES.items()
         if any(one in lower for one in others)
     }
-    if "path" not in found:
-        raise MsaError(f"{file.name} has no column path; it has {', '.join(map(str, record)) or 'none'}.")
-    return found
 
 
 def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -38,7 +38,7 @@ def check_language_model(config: MsaConfig) -> None:
         )
     if settings.kind == "endpoint":
         # The recipe is the caller's word for it.
-        allow_endpoint(settings.name)
+        allow_endpoint(settings.name, settings.server.key_variable)
         return
     require_package("PIL", "mllm")
     if settings.has_adapter:

@@ -1,10 +1,13 @@
-"""Training of the UBM: one stage on complete data (paper appendix B), and the temperature where it is to be fitted."""
+"""Training of the UBM: one stage on complete data (paper appendix B), and what is fitted on validation when it has ended."""
 
-from typing import Any
+import re
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers.trainer_callback import TrainerState
 
 from hf_msa.data.missing import Condition
 from hf_msa.evaluation.sweep import sweep
@@ -12,24 +15,26 @@ from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis
 from hf_msa.models.msa_schema import SENTIMENT_CLASSES
 
-from .calibration import fit_temperature
+from .calibration import conformal_quantile, fit_errors, fit_temperature
 from .stages import RunContext
 from .trainer import AdamTrainer
 
 STAGES = ("main",)
 FINAL_STAGE = "main"
 
+_MEMBER = re.compile(r"^members\.\d+\.")
+
 
 def ensemble_members(rows: int, heads: int, fraction: float, seed: int) -> Tensor:
-    """Which head of the ensemble learns from which training row.
+    """Which member or head of an ensemble learns from which training row.
 
-    Each head gets a random part of the rows, drawn without replacement. Whether a head sees a row depends on nothing but the
-    seed, the head and the row's index, so it is the same in every epoch and process.
+    Each gets a random part of the rows, drawn without replacement. Whether it sees a row depends on nothing but the seed,
+    its number and the row's index, so it is the same in every epoch and process.
 
     Args:
         rows: Number of training rows.
-        heads: Number of heads.
-        fraction: Share of the rows that a head sees, in expectation.
+        heads: Number of members or heads.
+        fraction: Share of the rows that each of them sees, in expectation.
         seed: The run's seed.
 
     Returns:
@@ -40,9 +45,10 @@ def ensemble_members(rows: int, heads: int, fraction: float, seed: int) -> Tenso
 
 
 class UbmTrainer(AdamTrainer):
-    """Trains score, class and the uncertainty's own heads, and validates on score and class, whatever the uncertainty.
+    """Trains score, class and what the uncertainty needs, and validates on score and class, whatever the uncertainty.
 
-    The optimizer is Adam (appendix B).
+    The optimizer is Adam (appendix B). Members of an ensemble are trained in the same steps, each on its own rows: they
+    share the order of batches and the epoch that is kept, but no weight and, without gradient clipping, no gradient.
     """
 
     model: UbmForSentimentAnalysis
@@ -60,6 +66,39 @@ class UbmTrainer(AdamTrainer):
             return {"train_uncertainty": False}
         members = self.members[inputs["sample_index"].cpu()].to(inputs["labels"].device)
         return {"train_uncertainty": True, "ensemble_members": members}
+
+    def build_optimizer(self, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """The parts of a member have the rates of the model's own."""
+        return super().build_optimizer([(_MEMBER.sub("", name), parameter) for name, parameter in parameters])
+
+    def fit(self) -> TrainerState:
+        """Train to the end, then fit the error to be expected where the uncertainty needs it; see `MsaTrainer.fit`."""
+        state = super().fit()
+        if self.model.config.fits_errors:
+            self.fit_expected_error()
+        return state
+
+    @torch.no_grad()
+    def fit_expected_error(self) -> None:
+        """Fit the error to be expected and the width of intervals on validation; the same in every process.
+
+        Raises:
+            MsaError: If there are too few rows.
+        """
+        model, config = self.model.eval(), self.model.config
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for batch in DataLoader(self.eval_dataset, self.args.eval_batch_size, collate_fn=self.eval_collator):
+            inputs = cast("dict[str, Tensor]", self._prepare_inputs(batch))
+            seen = model.run_network(model.read(model.inputs_from(inputs, predicting=True)))
+            errors = (seen.logits.squeeze(-1) - inputs["labels"]).abs()
+            found.append((inputs["sample_index"], model.error_features(seen), errors))
+        rows, features, errors = (torch.cat(part).double().cpu().numpy() for part in zip(*found, strict=True))
+        fit = fit_errors(features, errors, rows)
+        model.error_weights.copy_(torch.from_numpy(fit.weights))
+        model.error_offsets.copy_(torch.tensor([fit.constant, fit.least]))
+        if "conformal" in config.uncertainties:
+            quantile = conformal_quantile(errors / fit.held_out, config.conformal_coverage)
+            config.conformal_fit = {"coverage": config.conformal_coverage, "quantile": quantile}
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All but the biases and norms of the text encoder (Self-MM)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hf_msa.analysis.common.prediction_columns import EXPERT, OWN, TRIVIAL, SampleNumbers, uncertainties
@@ -23,14 +24,21 @@ class Calibration:
     tau: float | None
 
 
+def seed_folders(numbers: SampleNumbers) -> list[Path | None]:
+    """The folder of each seed's checkpoint; None where there is none."""
+    found = []
+    for seed in numbers.seeds:
+        # Results may lie in a folder of the run's.
+        places = [place / f"seed-{seed}" for place in (numbers.folder, numbers.folder.parent)]
+        found.append(next((place for place in places if (place / "config.json").is_file()), None))
+    return found
+
+
 def seed_configs(numbers: SampleNumbers) -> list[Mapping[str, Any]]:
     """The configuration that each seed was evaluated with, thresholds included; empty where there is no checkpoint."""
     config_class = METHODS.find(numbers.results["method"]).config_class
     found: list[Mapping[str, Any]] = []
-    for seed in numbers.seeds:
-        # Results may lie in a folder of the run's.
-        places = [place / f"seed-{seed}" for place in (numbers.folder, numbers.folder.parent)]
-        folder = next((place for place in places if (place / "config.json").is_file()), None)
+    for folder in seed_folders(numbers):
         if len(numbers.seeds) == 1:
             found.append(numbers.config)
         elif folder is not None:

@@ -112,7 +112,7 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     if config.index_factory != "Flat":
         require_package("faiss", "kb")
     check_language_model(config)
-    if config.planner == "mllm" and config.condition_dim is None:
+    if config.planner == "mllm" and config.planner_kind == "local" and config.condition_dim is None:
         planner_config = AutoConfig.from_pretrained(cast(str, config.planner_model))
         config.condition_dim = int(planner_config.get_text_config().hidden_size)
     model = context.new_model(OmgForSentimentAnalysis)
@@ -202,13 +202,13 @@ def fit_planner(context: RunContext, model: OmgForSentimentAnalysis, adapted: bo
     observations = CompleteObservations(model, context.rows["train"], context.processor)
     config, store = model.config, AnswerStore(model.answers_folder)
     verbalizer = fit_verbalizer(context) if config.use_verbalizer and len(config.modalities) > 1 else None
+    encode = functools.partial(model.embed_texts, context.processor.tokenizer)
     planner: Planner
     if config.planner == "light":
-        encode = functools.partial(model.embed_texts, context.processor.tokenizer)
         labels = context.rows["train"].labels.tolist()
         planner = fit_light_planner(observations, labels, encode, config, verbalizer, store)
     else:
-        planner = MllmPlanner(model.load_language_model(adapted), config, verbalizer, store=store)
+        planner = MllmPlanner(model.load_language_model(adapted), config, verbalizer, store=store, encode=encode)
     fit_centering(planner, observations, context.seed)
     return planner
 
