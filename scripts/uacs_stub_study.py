@@ -313,6 +313,8 @@ def study(
         found["mllm"] = predict(system, processor, rows, route="mllm")
         for draw in range(RANDOM_DRAWS):
             found[f"random-{draw}"] = predict(system, processor, rows, route="random", route_seed=draw)
+        # It has to answer again what it has answered, to be counted.
+        system.set_expert(mllm)
         before = mllm.calls
         # Last, so that its configuration is what is kept.
         found["cascade"] = predict(system, processor, rows, route="cascade")

@@ -73,7 +73,8 @@ def test_the_expert_gets_full_batches(stub: bool, monkeypatch: pytest.MonkeyPatc
     for rate, run in zip(RATES, list(bench.sides().values())[2:], strict=True):
         asked.clear()
         assert run()["questions"] == rate
-        assert asked == ([] if rate == 0 else [round(40 * rate)])
+        # Answers are kept after every 32, four full batches; two of the toy's clips are the same question.
+        assert all(count == 32 for count in asked[:-1]) and round(40 * rate) - sum(asked) in (0, 1)
 
 
 def test_a_call_takes_its_time_however_full_it_is() -> None:

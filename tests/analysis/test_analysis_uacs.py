@@ -1,6 +1,7 @@
 """Uncertainty, risk over coverage, cost, routes and cases: made predictions, numbers by hand."""
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ from hf_msa.analysis.common.prediction_columns import read_numbers, uncertaintie
 from hf_msa.analysis.uacs.accuracy_cost import (
     Recorded,
     Rules,
+    oracle_scores,
     read_recorded,
     replay,
     sweep_rows,
@@ -129,6 +131,24 @@ def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def read(path: str | Path) -> list[dict[str, str]]:
     with Path(path).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_thresholds_are_those_of_the_evaluation(runs: dict[str, str], tmp_path: Path) -> None:
+    """Lambda 1 takes the mean of the wrong ones, of each seed's own fit; a single seed's configuration is the result's."""
+    folder = Path(runs["cascade"])
+    for seed in (1, 2):
+        file = folder / f"seed-{seed}" / "config.json"
+        config = json.loads(file.read_text()) | {"threshold_beta": 0.0}
+        config["calibration"]["small"]["opposite"]["mean"] = 0.6 + seed / 10
+        config["tau_1"] = 0.5 * 0.3 + 0.5 * (0.6 + seed / 10)
+        file.write_text(json.dumps(config))
+    other = Path(write(folder / "lambda", columns("cascade")))
+    results = json.loads((other / "results.json").read_text()) | {"changes": {"threshold_lambda": 1.0}}
+    (other / "results.json").write_text(json.dumps(results))
+    assert [config["tau_1"] for config in seed_configs(read_numbers(str(other)))] == pytest.approx([0.7, 0.8])
+    assert [config["tau_1"] for config in seed_configs(read_numbers(str(folder)))] == pytest.approx([0.5, 0.55])
+    single = write(folder / "single", columns("cascade"), seeds=(1,), config=CONFIG | {"tau_1": 0.9})
+    assert seed_configs(read_numbers(single))[0]["tau_1"] == 0.9
 
 
 def values_of(name: str) -> np.ndarray:
@@ -284,15 +304,15 @@ class TestComparison:
         rows = {row["uncertainty"]: row for row in read(tmp_path / "out" / "comparison.csv")}
         assert list(rows) == ["mc-dropout", "-|score|", "oracle", "random"]
         # Errors 1, 0.5, 1.5, 0 have ranks 3, 2, 4, 1; those of the uncertainty are 4, 1, 3, 2, of -|score| 1.5, 3, 4, 1.5.
-        told = {name: row["Spearman, |error|"] for name, row in rows.items()}
+        told = {name: row["Spearman, error"] for name, row in rows.items()}
         assert float(told["mc-dropout"]) == pytest.approx(1 - 6 * 4 / 60)
         assert float(told["-|score|"]) == pytest.approx(3 / math.sqrt(4.5 * 5), rel=1e-5)
         assert float(told["oracle"]) == 1 and told["random"] == ""
-        assert float(rows["mc-dropout"]["Spearman, -|score|"]) == pytest.approx(-1 / math.sqrt(4.5 * 5), rel=1e-5)
+        assert float(rows["mc-dropout"]["Spearman, trivial"]) == pytest.approx(-1 / math.sqrt(4.5 * 5), rel=1e-5)
         # In order 0.5, 0, 1.5, 1; 0.5 twice (a tie of 1 and 0), then 0.5, 1.5; 0, 0.5, 1, 1.5; at random 0.75 throughout.
         areas = [float(row["area"]) for row in rows.values()]
         assert areas == pytest.approx([(0.5 + 0.25 + 2 / 3 + 0.75) / 4, (3 * 0.5 + 0.75) / 4, 1.5 / 4, 0.75], rel=1e-5)
-        assert float(rows["mc-dropout"]["area - that of -|score|"]) == pytest.approx(areas[0] - areas[1], rel=1e-4)
+        assert float(rows["mc-dropout"]["area - trivial"]) == pytest.approx(areas[0] - areas[1], rel=1e-4)
         assert float(rows["mc-dropout"]["area low"]) <= areas[0] <= float(rows["mc-dropout"]["area high"])
         # The first label is left out; widths 1.8, 1, 4, 1.
         (interval,) = read(tmp_path / "out" / "intervals.csv")
@@ -318,7 +338,7 @@ class TestComparison:
         entropy = own.columns["uncertainty"]
         errors = np.abs(own.columns["prediction"] - own.labels)
         expected = spearman(entropy[0], errors[0])
-        assert [float(rows["entropy"]["Spearman, |error|"])] == pytest.approx(expected, abs=1e-4)
+        assert [float(rows["entropy"]["Spearman, error"])] == pytest.approx(expected, abs=1e-4)
         assert rows["conformal"]["area"] == rows["learned-error"]["area"], "in proportion"
         (interval,) = read(tmp_path / "out" / "intervals.csv")
         assert 0.5 < float(interval["covered"]) <= 1
@@ -431,6 +451,28 @@ class TestAccuracyCost:
         assert calibrated["non0_acc2, random, equal calls"] == pytest.approx(0.2 / 6 + 0.8 * 5 / 6)
         assert expert["seconds"] == pytest.approx(0.51, rel=1e-5) and small["seconds"] == pytest.approx(0.01, rel=1e-5)
         assert calibrated["seconds"] == pytest.approx(0.01 + 0.5 * 5 / 6, rel=1e-5)
+
+    def test_the_oracle_asks_where_it_helps_and_no_more_than_the_cascade(self, recorded: Recorded) -> None:
+        """By the fourth call the expert has helped with 2.5, 1.8, 1.4 and 0.2; with the fifth sample it would harm."""
+        labels = np.array(LABELS)
+        errors = [np.abs(oracle_scores(recorded, labels, calls) - labels).sum() for calls in (0, 1, 2, 4, 6)]
+        assert errors == pytest.approx([8.4, 5.9, 4.1, 2.5, 2.5])
+        rows = sweep_rows([recorded], [Rules(**TAUS)], labels, BUILT_IN["mosi"])
+        (calibrated,) = (row for row in rows if row["point"] == "calibrated")
+        assert calibrated["mae, oracle, equal calls"] == pytest.approx(2.5 / 6, rel=1e-5), (
+            "of five calls four are of use"
+        )
+
+    def test_what_stands_for_an_unreadable_answer_is_the_expert_s_alone(self, recorded: Recorded) -> None:
+        other = dataclasses.replace(recorded, expert=np.array([*EXPERT[:5], -2.0]))
+        before, after = (
+            {
+                row["point"]: row["mae"]
+                for row in sweep_rows([one], [Rules(**TAUS)], np.array(LABELS), BUILT_IN["mosi"])
+            }
+            for one in (recorded, other)
+        )
+        assert after == before | {"expert": pytest.approx(before["expert"] + (2.0 - 0.3) / 6)}
 
     def test_random_routing_is_the_mean_of_its_draws(self, recorded: Recorded) -> None:
         generator, labels = np.random.default_rng(0), np.array(LABELS)

@@ -11,7 +11,7 @@ from rich.console import Console
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.metrics import CLASS_METRICS
-from hf_msa.evaluation.report import format_estimate
+from hf_msa.evaluation.report import cost_text, format_estimate, results_markdown
 from hf_msa.evaluation.results import (
     PREDICTIONS_DIGEST,
     PREDICTIONS_FILE,
@@ -450,3 +450,46 @@ def test_a_transfer_stands_beside_the_paper_s_transfer(write_run):
 def test_a_paper_of_means_alone_adds_no_table_of_settings(write_run):
     comparison = compare_runs([write_run("a", rates=TEN_RATES)], paper="tcmr")
     assert comparison.setting_rows()[1] == [] and "| missing |" not in comparison.to_markdown()
+
+
+def test_costs_stand_beside_each_other(write_run):
+    cost = {
+        "calls": 0.31,
+        "tokens": 1.24,
+        "seconds": 2.5,
+        "unreadable": 0.0625,
+        "routes": {"fast": 0.69, "mllm": 0.31},
+    }
+    folders = [write_run("first"), write_run("second", facts={"cost": cost})]
+    found = compare_runs(folders)
+    headings, rows = found.cost_rows()
+    assert headings == ["cost per sample", "calls", "tokens", "seconds", "unreadable", "routes"]
+    assert rows[0][1:] == ["-"] * 5
+    assert rows[1][1:] == ["0.31", "1.24", "2.5", "6.2 %", "fast 69.0 %, mllm 31.0 %"]
+    assert "fast 69.0 %, mllm 31.0 %" in found.to_markdown()
+    assert (
+        compare_runs(folders[:1] * 2).cost_rows()[1] == []
+        and "cost per" not in compare_runs(folders[:1] * 2).to_markdown()
+    )
+    text = cost_text(found.runs[1])
+    assert text.startswith(
+        "Cost per sample: 0.31 questions to the language model, 1.24 tokens written by it, 2.5 seconds"
+    )
+    assert text.endswith("unreadable answers: 6.2 %, which is too many to judge the language model by.")
+    assert cost_text(found.runs[0]) == "" and text in results_markdown(found.runs[1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "place"),
+    [
+        (5, "cost"),
+        ({"calls": "many"}, "cost calls"),
+        ({"calls": 1, "tokens": 1, "seconds": 1, "unreadable": None}, "cost routes"),
+        ({"calls": 1, "tokens": 1, "seconds": 1, "unreadable": None, "routes": {"fast": "x"}}, "cost routes"),
+    ],
+)
+def test_damaged_costs_are_one_sentence(write_run, damage, place):
+    file = write_run("run") / RESULTS_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"cost": damage}))
+    with pytest.raises(MsaError, match=f"damaged: its {place} is"):
+        read_results(file)

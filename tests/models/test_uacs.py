@@ -23,6 +23,7 @@ from hf_msa.models.modeling_ubm import UbmForSentimentAnalysis, UbmOutput
 from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_mllm import LocalMllm
+from hf_msa.models.msa_pipeline import TASK, MsaPipeline
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.uacs_prompts import SECOND_OPINION, answer_text, direct_prompt, second_part
 from hf_msa.models.uacs_rules import (
@@ -187,6 +188,26 @@ class TestCascade:
         assert found["second_score"] == pytest.approx([math.nan] * 3 + [-1.5], nan_ok=True)
         assert [len(requests) for requests in expert.asked] == [3, 1], "each stage is one batch"
         assert not any(found["unparsed"]) and all(seconds > 0 for seconds in found["seconds"])
+
+    def test_what_it_has_cost(self) -> None:
+        found, _ = cascade(
+            [1.5, 1.0, 0.3, 1.0],
+            [0.2, 0.9, 1.0, 0.9],
+            [Says("no"), Says("no", 0.1), Says(0.9, 0.5), Says(-1.0, 0.6)],
+            [Says("no"), Says(-1.5), Says("no"), Says(-1.5)],
+        )
+        cost = UacsForSentimentAnalysis.cost_of({name: np.array(values) for name, values in found.items()})
+        # The second sample's answer is unreadable, so both models count as agreed, and the small one's score stays.
+        assert cost["calls"] == 1.0 and cost["unreadable"] == 1 / 4 and cost["seconds"] == np.mean(found["seconds"])
+        assert cost["tokens"] == (len("no ") + len("0.9 ") + len("-1.0 ") + len("-1.5 ")) / 4
+        assert cost["routes"] == {"fast": 0.25, "mllm": 0.0, "weighted": 0.5, "verify": 0.25}
+
+    def test_routes_have_names_in_public_answers(self) -> None:
+        model = build(tau_1=0.5, tau_2=0.5)
+        model.set_expert(StubExpert(lambda _: Says(2.0, 0.0)))
+        pipeline = MsaPipeline(model, processor=tiny_processor(model.config), task=TASK)
+        assert [pipeline._said("route", float(index)) for index in range(4)] == list(ROUTES)
+        assert pipeline._said("weight", math.nan) is None and pipeline._said("expert_calls", 2.0) == 2.0
 
     def test_an_uncertainty_at_its_threshold_is_sure(self) -> None:
         found, _ = cascade([1.0, 1.0], [0.5, 0.5000001], [Says(2.0, 0.25)] * 2, tau_1=0.5, tau_2=0.25)

@@ -21,7 +21,7 @@ from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.evaluate import evaluate_runs
-from hf_msa.evaluation.report import caption
+from hf_msa.evaluation.report import caption, results_markdown
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.hub.cards import card_of
 from hf_msa.models import msa_remembering
@@ -287,9 +287,16 @@ class TestCalibrate:
         assert results.content["config"]["tau_1"] == made["budget"]["tau_1"]
         table = pyarrow.parquet.read_table(runs / "results" / "predictions.parquet").to_pydict()
         assert sum(route > 0 for route in table["route"]) == len(rows) // 4
+        cost = results.content["cost"]
+        assert cost["calls"] == pytest.approx(np.mean(table["expert_calls"])) and cost["unreadable"] == 0
+        assert cost["routes"]["fast"] == pytest.approx(0.75) and sum(cost["routes"].values()) == pytest.approx(1)
+        assert cost["tokens"] > cost["calls"] and cost["seconds"] == pytest.approx(np.mean(table["seconds"]), rel=1e-5)
+        assert "fast 75.0 %" in results_markdown(results.content)
         assert "25.0 % are handed on" in capsys.readouterr().out
         facts = json.loads((runs / "budget" / "seed-1" / "run.json").read_text(encoding="utf-8"))
-        assert facts["calibration"]["changes"]["budget_share"] == 0.25 and facts["language_model_input"] == "words"
+        assert (
+            facts["calibration"]["changes"]["budget_share"] == 0.25 and facts["language_model_input"] == "transcript"
+        )
 
         give(StubExpert(lambda _: Says("nobody is asked")))
         calibrate(run=str(runs), data=str(corpus), output=str(runs / "budget"), assignments=assigned, budget="25%")
@@ -297,6 +304,47 @@ class TestCalibrate:
             calibrate(run=str(runs), data=str(corpus), output=str(runs / "budget"), assignments=assigned)
         for name in ("expert", "budget", "time"):
             shutil.rmtree(runs / name)
+
+    def test_lambda_at_evaluation_moves_the_threshold_and_the_result_says_so(
+        self, corpus: Path, run: RunContext, tmp_path: Path
+    ) -> None:
+        made = evaluate_runs(
+            str(run.folder),
+            str(corpus),
+            protocol="complete",
+            changes={"threshold_lambda": 1},
+            output=str(tmp_path),
+        )
+        before = config_of(run.folder)
+        assert made.content["config"]["tau_1"] == before["calibration"]["small"]["opposite"]["mean"] != before["tau_1"]
+        assert made.content["changes"] == {"threshold_lambda": 1}
+        with pytest.raises(MsaError, match="tau_1 was calibrated with temperature=.* run `hf-msa calibrate"):
+            evaluate_runs(
+                str(run.folder), str(corpus), changes={"route": "cascade", "temperature": 3.0}, output=str(tmp_path)
+            )
+
+    def test_unreadable_answers_are_said_wherever_one_looks(
+        self,
+        corpus: Path,
+        run: RunContext,
+        tmp_path: Path,
+        give: Callable[[StubExpert], StubExpert],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        give(StubExpert(lambda request: Says("well") if by_hash(request).entropy < 0.5 else by_hash(request)))
+        made = evaluate_runs(
+            str(run.folder),
+            str(corpus),
+            protocol="complete",
+            changes={"route": "mllm", "expert_kind": "endpoint", "expert_model": "http://127.0.0.1:1/v1"},
+            output=str(tmp_path),
+        )
+        table = pyarrow.parquet.read_table(tmp_path / "predictions.parquet").to_pydict()
+        lost = [score for score, unparsed in zip(table["prediction"], table["unparsed"], strict=True) if unparsed]
+        assert set(lost) == {0.0} and len(lost) < len(table["id"]), "the neutral score, never the small model's"
+        assert made.content["cost"]["unreadable"] == pytest.approx(len(lost) / len(table["id"]))
+        assert "answers could not be read" in caplog.text
+        assert "too many to judge" in results_markdown(made.content)
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -346,7 +394,10 @@ class TestMedia:
             None,
             *range(1, len(rows)),
         ]
-        assert all("Voice:" not in request.prompt for request in requests[1:]) and "Voice:" in requests[0].prompt
+        # The corpus has no names for its features, so nothing is said of them.
+        assert not any("Voice:" in request.prompt or "Face:" in request.prompt for request in requests)
+        assert "You cannot hear or see the clip." in requests[0].prompt
+        assert all("You cannot see the clip." in request.prompt for request in requests[1:])
         facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
         assert facts["language_model_input"] == "media"
         assert facts["media"]["validation"] == {"clips": len(rows), "without_file": 1}
@@ -365,7 +416,7 @@ class TestMedia:
 
         caplog.clear()
         made = evaluate_runs(str(run.folder), str(corpus), output=str(tmp_path / "b"), **options)
-        assert made.content["language_model_input"] == "words" and made.content["media"] is None
+        assert made.content["language_model_input"] == "transcript" and made.content["media"] is None
         assert ["its thresholds may not fit" in record.getMessage() for record in caplog.records] == [True]
         assert "given the transcript with sound and pictures; given" in card_of(run.folder)
 

@@ -141,6 +141,7 @@ def evaluate_runs(
     dataset = load_split(data, split)
     facts = EvaluationFacts.of_runs(runs, names, matched=bool(matched))
     facts.dataset = {"name": known.name, "split": split, "label_family": known.family.to_value()}
+    facts.changes = dict(changes or {})
     split_ids: list[str] | None = None
     if part is not None:
         whole = MsaRows(dataset, split)

@@ -326,7 +326,8 @@ class EvaluationFacts:
         realised: Share of dropped positions per modality, by (mask seed, rate).
         selection: How each training seed's checkpoint was chosen.
         versions: Package versions.
-        config: The model's config.
+        config: The model's config; of several training seeds that of the last.
+        changes: What of it was changed for the evaluation (``--set``).
         language_model_input: What a language model was given, one of `LANGUAGE_MODEL_INPUTS`; None for a model that asks
             none.
         media: Number of ``clips``, and of those ``without_file``; None where no recordings were given.
@@ -347,6 +348,7 @@ class EvaluationFacts:
     selection: list[Mapping[str, Any]] = field(default_factory=list)
     versions: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
     language_model_input: str | None = None
     media: Mapping[str, int] | None = None
     cost: Mapping[str, Any] | None = None
@@ -695,6 +697,7 @@ def _facts(results: Mapping[str, Any]) -> Iterator[_Check]:
     yield "train_rate", lambda value: value is None or _is_rate(value), results.get("train_rate")
     for key in ("trained_on", "language_model_input", "expert_input", PREDICTIONS_DIGEST):
         yield key, lambda value: value is None or _is_text(value), results.get(key)
+    yield "changes", lambda value: value is None or isinstance(value, Mapping), results.get("changes")
     cost = results.get("cost")
     yield "cost", lambda value: value is None or isinstance(value, Mapping), cost
     if cost is not None:

@@ -10,7 +10,8 @@ Beside the cascade stand the small model alone, the expert alone, and random rou
 to the expert, which is believed. Its MAE and accuracy are given as their mean over all possible draws, which is exact:
 both are averages over samples, and every sample is drawn equally often, so the mean lies on the straight line from the
 small model to the expert. It is taken at an equal share of escalated samples and at an equal number of calls;
-verification makes the second the fairer one.
+verification makes the second the fairer one. Oracle routing knows the labels: it believes the expert on those samples on
+which that lowers the error by most, at most as many as the cascade makes calls. No routing to this expert has a lower MAE.
 
 Seconds are those that were measured when the runs were evaluated. What the small model takes is known from samples that
 took the fast route; without any it stays part of the expert's time. A second call is taken to last as long as the first.
@@ -50,7 +51,8 @@ class Recorded:
 
     Attributes:
         small, uncertainty: The small model's scores and uncertainties (N,).
-        expert, expert_uncertainty: The expert's first scores and uncertainties (N,); infinite where it gave no number.
+        expert, expert_uncertainty: The expert's first scores and uncertainties (N,). Where it gave no number the uncertainty
+            is infinite, and the score what stands for it where the expert alone answers.
         second: Its second scores (N,); NaN where it was not asked.
         small_seconds: What the small model takes for a sample.
         expert_seconds: What the expert takes for a first answer (N,).
@@ -63,6 +65,11 @@ class Recorded:
     second: Floats
     small_seconds: float
     expert_seconds: Floats
+
+    @property
+    def believed(self) -> Floats:
+        """The expert's scores, the small model's where it gave no number: what routing gets that believes the expert."""
+        return np.where(np.isfinite(self.expert_uncertainty), self.expert, self.small)
 
 
 @dataclass(frozen=True)
@@ -127,9 +134,10 @@ class Replayed:
 
 def replay(recorded: Recorded, rules: Rules) -> Replayed:
     """Run the cascade on recorded answers."""
+    expert = recorded.believed
     routes = answer_routes(
         recorded.small,
-        recorded.expert,
+        expert,
         recorded.expert_uncertainty,
         rules.tau_2,
         neutral_zone=rules.neutral_zone,
@@ -139,11 +147,11 @@ def replay(recorded: Recorded, rules: Rules) -> Replayed:
     )
     routes = np.where(recorded.uncertainty <= rules.tau_1, FAST, routes)
     weight = small_weight(recorded.uncertainty + rules.offset, recorded.expert_uncertainty, rules.epsilon)
-    average = weight * recorded.small + (1 - weight) * recorded.expert
+    average = weight * recorded.small + (1 - weight) * expert
     missing = (routes == VERIFY) & np.isnan(recorded.second)
     second = np.where(missing, average, recorded.second)
     scores = np.select(
-        [routes == FAST, routes == WEIGHTED, routes == VERIFY], [recorded.small, average, second], recorded.expert
+        [routes == FAST, routes == WEIGHTED, routes == VERIFY], [recorded.small, average, second], expert
     )
     calls = np.where(routes == FAST, 0.0, np.where(routes == VERIFY, 2.0, 1.0))
     return Replayed(scores, routes, missing, calls, recorded.small_seconds + calls * recorded.expert_seconds)
@@ -225,8 +233,8 @@ def analyze_accuracy_cost(runs: Sequence[str], report: Report) -> None:
         f"{found[0].data_text}, means over "
         f"{counted(len(recorded), 'training seed')}. Share: samples handed to the expert; calls and seconds are per "
         "sample. Random routing hands on equally many samples, or makes equally many calls, and believes the expert; "
-        "its numbers are means over all draws. Brackets: the cascade minus random routing at equal calls, 95 % "
-        "bootstrap interval over samples.",
+        "its numbers are means over all draws. The oracle knows the labels. Brackets: the cascade minus random routing at "
+        "equal calls, 95 % bootstrap interval over samples.",
         [_shown(row, metrics) for row in rows if row["point"] != "swept" or _is_tenth(row["share"])],
         "Every second answer that a swept point needs is known."
         if not missing
@@ -260,7 +268,7 @@ def sweep_rows(
         found = resampled_metrics(scores, labels, family, counts)
         return np.stack([found[name] for name in metrics])
 
-    ends = [(scored(seed.small), scored(seed.expert)) for seed in recorded]
+    ends = [(scored(seed.small), scored(seed.believed)) for seed in recorded]
     pairs = list(zip(recorded, rules, strict=True))
 
     def point(name: str, replays: Sequence[Replayed]) -> dict[str, Any]:
@@ -278,6 +286,13 @@ def sweep_rows(
         row["seconds"] = float(np.mean([made.seconds.mean() for made in replays]))
         row["verification answers missing"] = float(np.mean([made.missing.sum() for made in replays]))
         row |= {metric: float(values[0]) for metric, values in zip(metrics, own, strict=True)}
+        oracle = [
+            scored(oracle_scores(seed, labels, round(made.calls.sum())))
+            for seed, made in zip(recorded, replays, strict=True)
+        ]
+        row |= {
+            f"{m}, oracle, equal calls": float(v) for m, v in zip(metrics, np.mean(oracle, axis=0)[:, 0], strict=True)
+        }
         for kind, lines in random.items():
             row |= {f"{m}, random, equal {kind}": float(line[0]) for m, line in zip(metrics, lines, strict=True)}
         for metric, difference in zip(metrics, own - random["calls"], strict=True):
@@ -293,8 +308,27 @@ def sweep_rows(
         ]
         rows.append(point("swept", made))
     rows.append(point("calibrated", [replay(s, r) for s, r in pairs]))
-    believed = [replay(s, dataclasses.replace(r, tau_1=-math.inf, tau_2=math.inf)) for s, r in pairs]
-    return [*rows, point("expert", believed)]
+    alone = [
+        dataclasses.replace(replay(s, dataclasses.replace(r, tau_1=-math.inf, tau_2=math.inf)), scores=s.expert)
+        for s, r in pairs
+    ]
+    return [*rows, point("expert", alone)]
+
+
+def oracle_scores(recorded: Recorded, labels: Floats, calls: int) -> Floats:
+    """Scores of a routing that knows the labels, and asks the expert where that helps most.
+
+    Args:
+        recorded: What both models said.
+        labels: (N,).
+        calls: Most questions to the expert.
+    """
+    gains = np.abs(recorded.small - labels) - np.abs(recorded.believed - labels)
+    chosen = np.argsort(-gains, kind="stable")[:calls]
+    chosen = chosen[gains[chosen] > 0]
+    scores = recorded.small.copy()
+    scores[chosen] = recorded.believed[chosen]
+    return scores
 
 
 def _is_tenth(share: float) -> bool:
@@ -310,17 +344,22 @@ def _shown(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
         cells[f"{METRICS[metric].pretty} of random, equal share / calls"] = " / ".join(
             format_value(metric, row[f"{metric}, random, equal {kind}"]) for kind in ("share", "calls")
         )
+        cells[f"{METRICS[metric].pretty} of an oracle, equal calls"] = format_value(
+            metric, row[f"{metric}, oracle, equal calls"]
+        )
     return cells | {"second answers missing": format_number(row["verification answers missing"], 1)}
 
 
 def _draw(figure: Figure, rows: Rows, metrics: Sequence[str]) -> None:
     by_name = {row["point"]: row for row in rows}
-    lines: list[tuple[list[Mapping[str, Any]], dict[str, Any]]] = [
-        # Over its own cost random routing is a straight line.
-        ([by_name["small model"], by_name["expert"]], {"color": GREY, "linestyle": "--", "label": "random routing"}),
-        ([row for row in rows if row["point"] in ("small model", "swept")], {"marker": ".", "label": "cascade"}),
+    swept = [row for row in rows if row["point"] in ("small model", "swept")]
+    # What is drawn, the end of the column that it is read from, and how.
+    lines: list[tuple[Sequence[Mapping[str, Any]], str, dict[str, Any]]] = [
+        (swept, ", random, equal calls", {"color": GREY, "linestyle": "--", "label": "random routing, equal calls"}),
+        (swept, ", oracle, equal calls", {"color": GREY, "linestyle": ":", "label": "oracle routing, equal calls"}),
+        (swept, "", {"marker": ".", "label": "cascade"}),
         *(
-            ([by_name[name]], {"marker": marker, "linestyle": "", "label": name})
+            ([by_name[name]], "", {"marker": marker, "linestyle": "", "label": name})
             for name, marker in (("small model", "s"), ("expert", "D"), ("calibrated", "*"))
         ),
     ]
@@ -329,8 +368,8 @@ def _draw(figure: Figure, rows: Rows, metrics: Sequence[str]) -> None:
     for line, metric in zip(panels, metrics, strict=True):
         scale = 100 if METRICS[metric].percent else 1
         for panel, cost in zip(line, ("share", "seconds"), strict=True):
-            for of, style in lines:
-                panel.plot([row[cost] for row in of], [scale * row[metric] for row in of], **style)
+            for of, end, style in lines:
+                panel.plot([row[cost] for row in of], [scale * row[metric + end] for row in of], **style)
         line[0].set_ylabel(metric_heading(metric) + (" (%)" if METRICS[metric].percent else ""))
     panels[-1][0].set_xlabel("share of samples handed to the expert")
     panels[-1][1].set_xlabel("seconds per sample")

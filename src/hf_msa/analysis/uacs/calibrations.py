@@ -1,6 +1,5 @@
 """Calibrations of U-ACS and UBM: the thresholds of a run's uncertainties, and the fits behind them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from hf_msa.analysis.common.prediction_columns import EXPERT, OWN, TRIVIAL, SampleNumbers, uncertainties
 from hf_msa.errors import MsaError
+from hf_msa.methods import METHODS
 from hf_msa.training.uacs.thresholds import AgreementFit, fit_agreement
 
 
@@ -35,13 +35,17 @@ def seed_folders(numbers: SampleNumbers) -> list[Path | None]:
 
 
 def seed_configs(numbers: SampleNumbers) -> list[Mapping[str, Any]]:
-    """The configuration of each seed's checkpoint, which holds its thresholds; empty where there is no checkpoint."""
+    """The configuration that each seed was evaluated with, thresholds included; empty where there is no checkpoint."""
+    config_class = METHODS.find(numbers.results["method"]).config_class
     found: list[Mapping[str, Any]] = []
     for folder in seed_folders(numbers):
-        if folder is not None:
-            found.append(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        if len(numbers.seeds) == 1:
+            found.append(numbers.config)
+        elif folder is not None:
+            changes = dict(numbers.results.get("changes") or {})
+            found.append(config_class.from_pretrained(folder, **changes).to_dict())
         else:
-            found.append(numbers.config if len(numbers.seeds) == 1 else {})
+            found.append({})
     return found
 
 
