@@ -658,6 +658,11 @@ def test_a_planner_on_a_server_plans_and_the_text_encoder_gives_its_vectors(
     saved = json.loads((run.folder / "planner.json").read_text())
     assert (saved["kind"], saved["vectors"], saved["model"]) == ("mllm", "text_encoder", server.url)
     asked = len(server.bodies)
+    # The same command again, which finds all but the end done, is the caller's word once more.
+    monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", {})
+    (run.folder / "run.json").unlink()
+    whole_run(corpus, tmp_path / "run", few, *settings)
+    assert len(server.bodies) == asked
     # Whoever loads the checkpoint has not allowed the server.
     monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", {})
     monkeypatch.delenv("HF_MSA_ENDPOINT", raising=False)

@@ -10,7 +10,6 @@ from transformers import AutoConfig
 
 from hf_msa.errors import MsaError, reason, require_package
 from hf_msa.models.configuration_msa import MsaConfig
-from hf_msa.models.msa_mllm_endpoint import allow_endpoint
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 
@@ -37,8 +36,6 @@ def check_language_model(config: MsaConfig) -> None:
             f"or do without one: {without}."
         )
     if settings.kind == "endpoint":
-        # The recipe is the caller's word for it.
-        allow_endpoint(settings.name, settings.server.key_variable)
         return
     require_package("PIL", "mllm")
     if settings.has_adapter:

@@ -35,6 +35,7 @@ from hf_msa.methods import METHODS, Method
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
+from hf_msa.models.msa_mllm_endpoint import allow_endpoint
 from hf_msa.models.msa_schema import COMPLETE_KEYS, FEATURE_MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
 
@@ -427,6 +428,10 @@ def prepare_run(
         config = config_class(**given)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise MsaError(f"The recipe {recipe.name!r} gives no model for this data: {reason(error)}.") from error
+    asked = config.language_model
+    if asked is not None and asked.kind == "endpoint" and asked.name is not None:
+        # The recipe is the caller's word for the server, and for its key.
+        allow_endpoint(asked.name, asked.server.key_variable)
     if not config.mask_padding and not recipe.pad_to_fixed:
         raise MsaError(
             "A model that attends to padding (model.mask_padding=false) needs fixed lengths, or a prediction would depend "
