@@ -66,6 +66,15 @@ class TestBounds:
         low, _ = entropy_bounds([math.log(0.5), math.log(0.2)], 100)  # the rest of .3 needs two tokens: .2 and .1
         assert low == pytest.approx(-sum(p * math.log(p) for p in (0.5, 0.2, 0.2, 0.1)))
 
+    def test_a_list_of_which_tokens_fell_out_bounds_less(self) -> None:
+        """Where parts of characters have one name, one of them is listed; others may be more probable than what is."""
+        listed = [{"token": text, "logprob": math.log(p), "bytes": None} for text, p in (("", 0.4), ("a", 0.1))]
+        known = -0.4 * math.log(0.4) - 0.1 * math.log(0.1)
+        for text, low in (("", known - 0.5 * math.log(0.5)), ("b", known - 5 * 0.1 * math.log(0.1))):
+            tokens = [{"token": "a", "logprob": -1.0, "top_logprobs": [{**listed[0], "token": text}, listed[1]]}]
+            ((found, high),) = read_completion(completion("a", tokens)[2], 102).bounds
+            assert (found, high) == pytest.approx((low, known - 0.5 * math.log(0.5 / 100)))
+
     @pytest.mark.parametrize("seed", range(20))
     def test_the_true_entropy_lies_between(self, seed: int) -> None:
         generator = np.random.default_rng(seed)
@@ -277,6 +286,11 @@ class TestTokens:
     def test_parts_that_a_server_cannot_spell_do_not_lose_what_follows(self, part: str) -> None:
         pieces = [one.encode() for one in ("I: ", part, part, "0", ".6", "</s>")]
         assert placed(pieces, "I: 负0.6") == ["I: ", "", "负", "0", ".6", ""]
+
+    def test_an_answer_of_such_parts_alone_is_theirs(self) -> None:
+        assert placed([b"", b"", b"", b"", "\ufffd".encode()], "意想走向") == ["", "", "", "", "意想走向"]
+        assert placed([b"1", b"", b"<s>"], "1负") == ["1", "负", ""]
+        assert placed([b"", b"2"], "much more than a character 2") == ["", ""]
 
     def test_a_token_that_is_not_in_the_text_is_not_looked_for_further_on(self) -> None:
         assert placed([b"0", b"<pad>", b".6", b"6"], "0.66") == ["0", "", ".6", "6"]

@@ -133,11 +133,13 @@ class TestRules:
 class TestPrompts:
     def test_the_question_names_range_words_and_sources(self) -> None:
         prompt = direct_prompt(BUILT_IN["sims"], "not bad", ("text", "audio", "vision"), "Voice: loud.")
-        assert "from -1 to 1" in prompt and '"not bad"' in prompt and "Voice: loud." in prompt
+        assert "from -1 (as" in prompt and "to 1 (as" in prompt and '"not bad"' in prompt and "Voice: loud." in prompt
         assert "what is said, how it is said and what the face shows" in prompt
         assert prompt.endswith("a number with one decimal.") and "uncertainty" not in prompt
 
     def test_lost_words_are_said_to_be_lost(self) -> None:
+        assert '"it was ... good"' in direct_prompt(BUILT_IN["mosi"], "IT WAS ... GOOD", ("text",))
+        assert '"It was GOOD"' in direct_prompt(BUILT_IN["mosi"], "It was GOOD", ("text",))
         prompt = direct_prompt(BUILT_IN["mosi"], None, ("audio",))
         assert "The words are lost." in prompt and "what is said" not in prompt and "\n\n" not in prompt
 

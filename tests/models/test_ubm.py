@@ -460,6 +460,7 @@ def test_half_precision_keeps_losses_and_uncertainty_in_single() -> None:
         ({"dropout_passes": 1}, "dropout_passes must be at least 2"),
         ({"dropout_seed": -1}, "dropout_seed must be at least 0"),
         ({"conformal_coverage": 1.0}, "conformal_coverage must be above 0 and below 1"),
+        ({"conformal_fit": {"coverage": 0.9}}, "conformal_fit is .*has to hold coverage and quantile"),
         ({"uncertainty_kind": "variance"}, "uncertainty_kind"),
         ({"audio_dim": None, "vision_dim": None}, "needs at least one of audio, vision"),
     ],

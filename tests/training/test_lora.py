@@ -21,9 +21,12 @@ from hf_msa.training.lora import (
     MllmExample,
     attach_adapter,
     save_adapter,
+    target_layers,
+    training_facts,
 )
 from nonempty import some
 from tiny_mllm import tiny_mllm, tiny_requests
+from tiny_text_models import tiny_text_mllm
 
 ANSWERS = ["-0.4", "1.2", "0.0", "2.0"]
 
@@ -80,6 +83,55 @@ class TestAttaching:
         attach_adapter(mllm.model, "org/base")
         assert mllm.score(tiny_requests(), ANSWERS) == before
         assert np.array_equal(mllm.embed(tiny_requests()), embedded)
+
+    @pytest.mark.parametrize(
+        ("family", "layers"),
+        [
+            ("qwen2", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+            ("llama", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+            ("gemma3_text", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+            ("phi3", {"qkv_proj", "o_proj"}),
+            ("gpt2", {"c_attn", "c_proj"}),
+            ("gpt_neox", {"query_key_value", "dense"}),
+            ("falcon", {"query_key_value", "dense"}),
+            ("qwen2_moe", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ],
+    )
+    def test_other_families_call_their_layers_otherwise(self, family: str, layers: set[str]) -> None:
+        mllm = tiny_text_mllm(family)
+        requests = [MllmRequest("How is it?"), MllmRequest("Score?")]
+        before = mllm.score(requests, ["1.0", "-0.4"])
+        found = target_layers(mllm.model)
+        assert {name.rsplit(".")[-1] for name in found} == layers and len(found) == 2 * len(layers)
+        assert not [name for name in found if "mlp" in name or "expert" in name]
+        wrapped = attach_adapter(mllm.model, "org/base")
+        adapted = {
+            name.removeprefix("base_model.model.")
+            for name, module in wrapped.named_modules()
+            if "lora_A" in dir(module)
+        }
+        assert adapted == set(found)
+        for one, again in some(zip(before, mllm.score(requests, ["1.0", "-0.4"]), strict=True)):
+            assert again.token_logprobs == pytest.approx(one.token_logprobs, abs=1e-5)
+
+    def test_layers_can_be_named_but_only_those_of_the_language_model(self) -> None:
+        model = tiny_mllm().model
+        named = target_layers(model, "q_proj, v_proj")
+        assert named == [
+            f"model.language_model.layers.{layer}.self_attn.{part}_proj" for layer in range(2) for part in "qv"
+        ]
+        assert target_layers(model, r".*\.1\.mlp\.(up|down)_proj") == [
+            f"model.language_model.layers.1.mlp.{part}_proj" for part in ("up", "down")
+        ]
+        with pytest.raises(
+            MsaError, match=r"No layer of the language model .*\('qkv'\); give target_modules as last parts"
+        ):
+            target_layers(model, "qkv")
+
+    def test_shapes_out_of_range_are_refused(self, tmp_path: Path) -> None:
+        for wrong in ({"lora_rank": 0}, {"lora_alpha": 0}, {"lora_dropout": 1.0}):
+            with pytest.raises(ValueError, match="lora_rank is .* lora_alpha .* and lora_dropout"):
+                arguments(tmp_path, **wrong)
 
     def test_a_model_without_such_layers_is_refused(self) -> None:
         with pytest.raises(MsaError, match="can take the adapter.*give target_modules"):
@@ -148,13 +200,60 @@ class TestTraining:
                 max_steps=1,
                 save_strategy="no",
                 learning_rate=1e-3,
+                lora_dropout=0.0,
             )
-            trainer = LoraTrainer(tiny_mllm(), args, examples()[:2], "org/base", LoraSettings(dropout=0.0))
+            trainer = LoraTrainer(tiny_mllm(), args, examples()[:2], "org/base")
             trainer.fit()
             assert trainer.adapted.is_activation_checkpointing == checkpointing
             weights.append([value.detach().clone() for value in trainer.adapted.parameters() if value.requires_grad])
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*weights, strict=True))
         assert any(value.abs().max() > 0 for value in weights[0][1::2])
+
+    def test_the_epoch_with_the_best_validation_loss_remains(self, tmp_path: Path) -> None:
+        """At this rate other answers end up less probable than they were."""
+        mllm = tiny_text_mllm()
+        learnt = [MllmExample(MllmRequest(f"clip {number}"), "1.0") for number in range(4)]
+        unlike = [MllmExample(MllmRequest(f"clip {number}"), "-0.4") for number in range(3)]
+        args = arguments(tmp_path, num_train_epochs=6, learning_rate=5e-2, lora_rank=2, save_total_limit=1)
+        trainer = LoraTrainer(mllm, args, learnt, "org/base", unlike)
+        state = trainer.fit()
+        measured = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        best = measured.index(min(measured))
+        assert len(measured) == 6 and measured[best] < measured[-1] - 0.1
+        assert state.best_global_step == training_facts(state)["best_step"] == 2 * (best + 1)
+        scored = mllm.score([one.request for one in unlike], [one.answer for one in unlike])
+        tokens = sum(len(answer.token_logprobs) for answer in scored)
+        assert -sum(answer.logprob for answer in scored) / tokens == pytest.approx(measured[best], abs=1e-4)
+        assert trainer.adapted.peft_config["default"].r == 2
+
+    @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+    def test_logits_of_the_answers_alone_give_the_same_loss(self, family: str, tmp_path: Path) -> None:
+        mllm = tiny_text_mllm(family)
+        given = [
+            MllmExample(MllmRequest(one.prompt), answer) for one, answer in zip(tiny_requests(), ANSWERS, strict=True)
+        ]
+        trainer = LoraTrainer(mllm, arguments(tmp_path), given, "org/base")
+        batch = AnswerCollator(mllm)(given)
+        widths: list[int] = []
+        hook = mllm.model.get_output_embeddings().register_forward_hook(lambda *a: widths.append(a[2].shape[1]))
+        with torch.no_grad():
+            whole, short = mllm.model(**batch).loss, trainer.compute_loss(trainer.adapted.eval(), batch)
+        hook.remove()
+        assert short.item() == pytest.approx(whole.item(), abs=1e-5)
+        # "1.2" and the end of text are four tokens, before which stands the one that gives the first of them.
+        assert widths == [batch["labels"].shape[1], 5]
+
+    def test_batches_are_of_like_length(self, tmp_path: Path) -> None:
+        given = [MllmExample(MllmRequest("a" * length), "1.0") for length in (9, 90, 8, 91)]
+        trainer = LoraTrainer(
+            tiny_text_mllm(),
+            arguments(tmp_path),
+            given,
+            "org/base",
+            lengths=[len(one.request.prompt) for one in given],
+        )
+        real = [batch["attention_mask"].sum(1) for batch in trainer.get_train_dataloader()]
+        assert sorted((max(one) - min(one)).item() for one in real) == [1, 1]
 
     def test_nothing_to_learn_from_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(MsaError, match="no examples"):

@@ -394,8 +394,10 @@ class TestMedia:
             None,
             *range(1, len(rows)),
         ]
+        # The corpus has no names for its features, so nothing is said of them.
         assert not any("Voice:" in request.prompt or "Face:" in request.prompt for request in requests)
         assert "You cannot hear or see the clip." in requests[0].prompt
+        assert all("You cannot see the clip." in request.prompt for request in requests[1:])
         facts = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
         assert facts["language_model_input"] == "media"
         assert facts["media"]["validation"] == {"clips": len(rows), "without_file": 1}

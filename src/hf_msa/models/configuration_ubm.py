@@ -131,6 +131,11 @@ class UbmConfig(MsaConfig):
         self.check_numbers("ensemble_size", "dropout_passes", at_least=2)
         self.check_numbers("dropout_seed", at_least=0)
         self.check_numbers("conformal_coverage", above=0, below=1)
+        if self.conformal_fit is not None and self.conformal_fit.keys() != {"coverage", "quantile"}:
+            raise ValueError(
+                f"conformal_fit is {self.conformal_fit}, but has to hold coverage and quantile; leave it out, as "
+                "training sets it."
+            )
         self.check_numbers("ensemble_fraction", above=0, at_most=1)
         self.check_numbers("temperature", above=0)
         unknown = next((kind for kind in self.uncertainty_candidates if kind not in UNCERTAINTIES), None)

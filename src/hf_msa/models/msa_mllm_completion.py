@@ -15,8 +15,8 @@ _ROUNDING = 0.02
 _THOUGHT, _THOUGHT_END = "<think>", "</think>"
 # Keys under which servers keep what a model thought apart from its answer.
 _THOUGHT_KEYS = ("reasoning_content", "reasoning")
-# The longest text, in bytes, that tokens without one of their own are taken for.
-_LONGEST_GAP = 16
+# The longest text, in bytes, that a token without one of its own is taken for: a character's.
+_LONGEST_PART = 4
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,16 @@ def read_completion(content: bytes, vocabulary_size: int) -> Completion:
     )
 
 
-def entropy_bounds(logprobs: Sequence[float], vocabulary_size: int) -> tuple[float, float]:
-    """Lowest and highest entropy of a distribution of which only the most probable tokens are known.
+def entropy_bounds(logprobs: Sequence[float], vocabulary_size: int, most_probable: bool = True) -> tuple[float, float]:
+    """Lowest and highest entropy of a distribution of which only some tokens are known.
 
     The rest of the probability has the highest entropy spread evenly over all other tokens, and the lowest on as few as
-    can be: on one, unless the rest is more than the least probable listed token has, as no other token has more than it.
+    can be: on one, unless the rest is more than the least probable listed token has, and no other token has more than it.
 
     Args:
-        logprobs: Natural logarithms of the probabilities of the listed tokens, which are the most probable ones.
+        logprobs: Natural logarithms of the probabilities of the listed tokens.
         vocabulary_size: Number of tokens there are.
+        most_probable: Whether no other token has more than the least of them.
 
     Returns:
         Nats.
@@ -109,7 +110,7 @@ def entropy_bounds(logprobs: Sequence[float], vocabulary_size: int) -> tuple[flo
     if rest <= 0 or others <= 0:
         return known, known
     # With rounding errors more can be left than the other tokens may hold: then they are all equal.
-    most = max(float(listed.min()), rest / others)
+    most = max(float(listed.min()), rest / others) if most_probable else rest
     full, left = divmod(rest, most)
     low = known - full * most * math.log(most) - (left * math.log(left) if left > 0 else 0.0)
     high = known - rest * math.log(rest / others)
@@ -121,8 +122,8 @@ def placed(pieces: Sequence[bytes], text: str) -> list[str]:
 
     A character that several tokens make up is added by the last of them. Servers list the end of text, which is not in the
     text, may strip the text, and some have no bytes for a part of a character, nor a text: a token that does not go on
-    where the text is adds nothing, and where such a part is followed by a token that stands a little further on, the part
-    adds what lies between.
+    where the text is adds nothing; but where tokens without a text of their own are followed by one that stands a little
+    further on, or by the end of the answer, the last of them adds what lies between.
 
     Args:
         pieces: The tokens' bytes.
@@ -130,17 +131,20 @@ def placed(pieces: Sequence[bytes], text: str) -> list[str]:
     """
     whole = text.encode("utf-8", "surrogatepass")
     ends: list[int] = []
-    end, in_part = 0, False
+    parts: list[int] = []  # tokens behind the last one that was found, which may be parts of what follows it
+    end = 0
     for given in pieces:
         piece = given if end or whole.startswith(given) else given.lstrip()
-        begin = whole.find(piece, end, end + len(piece) + (_LONGEST_GAP if in_part else 0)) if piece else -1
+        begin = whole.find(piece, end, end + _LONGEST_PART * len(parts) + len(piece)) if piece else -1
         if begin >= 0:
-            if ends:
-                ends[-1] = begin
-            end, in_part = begin + len(piece), False
-        else:
-            in_part = in_part or not piece or "\ufffd".encode() in piece
+            if parts:
+                ends[parts[-1] :] = [begin] * (len(ends) - parts[-1])
+            end, parts = begin + len(piece), []
+        elif _is_part(given):
+            parts.append(len(ends))
         ends.append(end)
+    if parts and len(whole) - end <= _LONGEST_PART * len(parts):
+        ends[parts[-1] :] = [len(whole)] * (len(ends) - parts[-1])
     added, begin = [], 0
     for end in ends:
         while end < len(whole) and whole[end] & 0xC0 == 0x80:
@@ -198,8 +202,18 @@ def _token(token: Mapping[str, Any]) -> _Token:
 def _bounds(token: Mapping[str, Any], vocabulary_size: int) -> tuple[float, float] | None:
     """Bounds of one position's entropy; None where the server lists nothing beside the token itself."""
     # A token may be listed twice; two parts of characters may look alike.
-    listed = dict.fromkeys(_token(top) for top in token.get("top_logprobs") or ())
+    given = token.get("top_logprobs") or ()
+    listed = dict.fromkeys(_token(top) for top in given)
     total = math.fsum(math.exp(top.logprob) for top in listed)
     if total > 1 + _ROUNDING:
         raise ValueError(f"the probabilities of a token add up to {total:.3g}")
-    return entropy_bounds([top.logprob for top in listed], vocabulary_size) if listed else None
+    if not listed:
+        return None
+    # Servers that list tokens by their texts alone list one of all that have none, not the most probable ones.
+    one_of_many = any(top.get("bytes") is None and _is_part(_token(top).piece) for top in given)
+    return entropy_bounds([top.logprob for top in listed], vocabulary_size, not one_of_many)
+
+
+def _is_part(piece: bytes) -> bool:
+    """Whether this is what servers give for a token that is a part of a character, and has no text of its own."""
+    return not piece or "\ufffd".encode() in piece

@@ -93,3 +93,8 @@ def visible_media(values: np.ndarray, missing: np.ndarray | None, cut: bool) -> 
         return None
     gone = missing[np.arange(len(values)) * len(missing) // len(values)]
     return values[~gone] if cut else np.where(gone, 0, values)
+
+
+def in_usual_case(transcript: str) -> str:
+    """Put a transcript that is all in capitals, as CMU-MOSI's are, into small letters: to language models it is shouted."""
+    return transcript.lower() if transcript.isupper() else transcript

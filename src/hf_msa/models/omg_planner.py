@@ -21,6 +21,7 @@ from .configuration_omg import OmgConfig
 from .msa_answer_store import AnswerStore, content_hash
 from .msa_mllm import Mllm, MllmRequest, taken_modalities
 from .msa_mllm_answers import MllmAnswer
+from .msa_observed import in_usual_case
 from .msa_remembering import known_identity
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer
@@ -314,7 +315,7 @@ def plan_prompt(transcript: str | None, modalities: Collection[str], description
         "Parts of a video clip may have been lost. Sum up in three fields what happens in it: who or what it is about, "
         "what they do, and the sentiment that is expressed.",
         state,
-        "" if transcript is None else f'Words: "{transcript}"',
+        "" if transcript is None else f'Words: "{in_usual_case(transcript)}"',
         description,
         f"The sentiment must be one of: {', '.join(SENTIMENT_SCALE)}. Entity and action are a few words each.",
         "Reply with one line and nothing else, in this form:",

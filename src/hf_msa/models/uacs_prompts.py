@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from .msa_label_families import LabelFamily
+from .msa_observed import in_usual_case
 
 _SOURCES = {"text": "what is said", "audio": "how it is said", "vision": "what the face shows"}
 _SENSES = {"audio": "hear", "vision": "see"}
@@ -27,12 +28,12 @@ def direct_prompt(
     sources = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
     lost = " or ".join(verb for name, verb in _SENSES.items() if name not in modalities)
     lines = [
-        f"How does the speaker of this clip feel about what they talk about? Score it from {low} to {high}: {low} is as "
-        f"negative as can be, {neutral} is neutral, {high} is as positive as can be. Go by {sources}.",
-        "The words are lost." if transcript is None else f'Words: "{transcript}"',
+        f"How does the speaker feel about what they talk about, from {low} (as negative as can be) over {neutral} (neutral) "
+        f"to {high} (as positive as can be)? Go by {sources}.",
+        "The words are lost." if transcript is None else f'Words: "{in_usual_case(transcript)}"',
         description,
         f"You cannot {lost} the clip." if lost else "",
-        "Reply with nothing but the score, a number with one decimal.",
+        "Reply with nothing but a number with one decimal.",
     ]
     return "\n".join(line for line in lines if line)
 

@@ -15,6 +15,7 @@ from hf_msa.methods import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
 
 from .arguments import MsaTrainingArguments
+from .lora import LoraTrainingArguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +172,10 @@ def _missing_recipe(values: dict[str, Any]) -> MissingRecipe:
 
 def _stage_arguments(stage: str, values: dict[str, Any]) -> dict[str, Any]:
     """Check names, and numbers where a number has to be: the library does not, and would fail in the middle of a run."""
-    kinds = typing.get_type_hints(MsaTrainingArguments)
+    classes = (LoraTrainingArguments, MsaTrainingArguments)
+    kinds = {name: kind for one in classes for name, kind in typing.get_type_hints(one).items()}
     # Of the run, not of a stage of it.
-    fields = {field.name for field in dataclasses.fields(MsaTrainingArguments)} - {"output_dir", "seed"}
+    fields = {field.name for one in classes for field in dataclasses.fields(one)} - {"output_dir", "seed"}
     _check_keys(f"training argument of stage {stage!r}", values, fields)
     for name, value in as_known(values).items():
         allowed = set(typing.get_args(kinds[name]) or (kinds[name],))

@@ -232,6 +232,26 @@ class CompleteCheckpoints(Trainer):
 
     # --- The log ---
 
+    def sampled_loader(self, sampler: MsaBatchSampler, collator: Any) -> DataLoader[dict[str, Any]]:
+        """Training batches of this process, as a sampler has already cut them: `accelerator.prepare` would cut them again.
+
+        Args:
+            sampler: Of this process.
+            collator: Makes a batch of its items.
+        """
+        loader: DataLoader[dict[str, Any]] = DataLoaderShard(
+            self.train_dataset,
+            device=self.accelerator.device,
+            batch_sampler=sampler,
+            collate_fn=collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.accelerator.device.type == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        )
+        return loader
+
     def _summed_losses(self) -> dict[str, tuple[float, int]]:
         """Sums and counts of the named losses over all processes."""
         found: dict[str, tuple[float, int]] = {}
@@ -363,19 +383,7 @@ class MsaTrainer(CompleteCheckpoints):
             world_size=self.accelerator.num_processes,
             accumulation=self.args.gradient_accumulation_steps,
         )
-        # The sampler has already cut the batches for this process: `accelerator.prepare` would cut them again.
-        loader: DataLoader[dict[str, Any]] = DataLoaderShard(
-            self.train_dataset,
-            device=self.accelerator.device,
-            batch_sampler=sampler,
-            collate_fn=self.train_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and self.accelerator.device.type == "cuda",
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-        )
-        return loader
+        return self.sampled_loader(sampler, self.train_collator)
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """Rows that one epoch sees, for the log."""

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 Flags = NDArray[np.bool_]
 
 _BINS = 25
-_GAIN = "area - that of -|score|"
+_GAIN = "area - trivial"
 _INTERVAL = (_LOW, _HIGH) = "interval_low", "interval_high"
 
 
@@ -124,9 +124,9 @@ def analyze_uncertainty(
     report.csv("comparison.csv", rows)
     report.section(
         "Comparison",
-        "All samples. Spearman: rank correlation with the absolute error, and with -|score|; one that is near 1 there adds "
-        "nothing to the size of the score. Area: mean absolute error over all coverages, surest samples first; the oracle "
-        "orders by the errors themselves, and a random order has the MAE of all samples everywhere.",
+        "All samples. Spearman: rank correlation with the absolute error, and with the trivial uncertainty -|score|, to "
+        "which one that is near 1 there adds nothing. Area: mean absolute error over all coverages, surest samples first; "
+        "the oracle orders by the errors themselves, and a random order has the MAE of all samples everywhere.",
         [row | {_GAIN: row[_GAIN].difference_text()} for row in rows],
     )
     intervals = [
@@ -241,7 +241,7 @@ def comparison_rows(numbers: SampleNumbers, kinds: Sequence[Uncertainty]) -> lis
                 f"Spearman, {name}": Estimate.of(
                     [spearman(*pair, counts) for pair in zip(kind.values, other, strict=True)]
                 )
-                for name, other in (("|error|", errors), (trivial.name, trivial.values))
+                for name, other in (("error", errors), ("trivial", trivial.values))
             },
             "area": areas[kind.name],
             _GAIN: areas[kind.name] - areas[trivial.name],
@@ -400,4 +400,4 @@ def _draw_comparison(figure: Figure, compared: Mapping[str, tuple[SampleNumbers,
         panel.set_title(name, fontsize=7)
         panel.set_xlabel("coverage: share of samples, surest first")
         panel.set_ylabel("MAE")
-    panels[0].legend(frameon=False, fontsize=6)
+        panel.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))

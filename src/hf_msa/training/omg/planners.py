@@ -2,7 +2,8 @@
 
 Fitted are the means of vectors and, for the light planner, lexicon and probes. A language model learns to plan from a part
 of a clip as it would from all of it: what it learns from are its own plans of complete training clips, the best by its own
-judgement, in which the sentiment is the word for the label. It is asked about the same clips with some modalities missing,
+judgement, in which the sentiment is the word for the label; of all epochs the one counts that such plans of the validation
+split are most probable after. It is asked about the same clips with some modalities missing,
 others in each epoch, and only the tokens of the plan count. The paper names no recipe; that there is an adapter, and all of
 this, is ours.
 """
@@ -33,11 +34,12 @@ from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, t
 from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan, read_plan, sentiment_word
 from hf_msa.models.omg_planner import Centering, MllmPlanner, Planner
-from hf_msa.training.lora import LoraTrainer, LoraTrainingArguments, MllmExample, save_adapter
+from hf_msa.training.lora import LoraTrainer, LoraTrainingArguments, MllmExample, save_adapter, training_facts
 
 from .plans import patterns
 
 TARGETS_FILE = "targets.json"
+VALIDATION_TARGETS_FILE = "validation_targets.json"
 # Observations that are planned for together: their media need not all be in memory.
 _AT_ONCE = 64
 
@@ -205,6 +207,8 @@ def train_planner_adapter(
     labels: Sequence[float],
     arguments: LoraTrainingArguments,
     folder: str | os.PathLike[str],
+    validation: tuple[Sequence[Observation], Sequence[float]] | None = None,
+    lengths: Sequence[int] | np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Teach a planner's language model to plan from a part of a clip.
 
@@ -217,9 +221,11 @@ def train_planner_adapter(
         observations, labels: Of the training split alone, complete; observations may be made when they are asked for.
         arguments: Of the training, its seed among them.
         folder: Where the adapter goes; replaced as a whole.
+        validation: Observations and labels of the validation split, which choose the epoch; None: the last one is taken.
+        lengths: See `LoraTrainer`.
 
     Returns:
-        Facts for the log: `samples`, `epochs`, `history` of the losses, and `adapter`, the hash of its weights.
+        Facts for the log: `samples`, `adapter`, the hash of its weights, and those of `training_facts`.
 
     Raises:
         MsaError: If the model is not on this machine or the numbers of clips and labels differ.
@@ -229,22 +235,29 @@ def train_planner_adapter(
         raise MsaError(
             f"The model {mllm.name!r} is not on this machine and cannot be adapted; give a folder or Hub name."
         )
-    if len(observations) != len(labels):
-        raise MsaError(f"{len(observations)} clips and {len(labels)} labels were given; give one label for each clip.")
-    file = Path(str(arguments.output_dir)) / TARGETS_FILE
-    if PartialState().is_main_process and not file.is_file():
-        if planner.centering is None:
-            fit_centering(planner, observations)
-        write_json(file, [plan.to_dict() for plan in target_plans(planner, observations, labels)])
-    PartialState().wait_for_everyone()
-    targets = [Plan(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
-    examples = PlanExamples(planner, observations, targets, arguments.seed)
-    trainer = LoraTrainer(mllm, arguments, examples, str(planner.identity["model"]))
+    parts = {TARGETS_FILE: (observations, labels)} | (
+        {} if validation is None else {VALIDATION_TARGETS_FILE: validation}
+    )
+    made: list[PlanExamples] = []
+    for name, (clips, scores) in parts.items():
+        if len(clips) != len(scores):
+            raise MsaError(f"{len(clips)} clips and {len(scores)} labels were given; give one label for each clip.")
+        file = Path(str(arguments.output_dir)) / name
+        if PartialState().is_main_process and not file.is_file():
+            if planner.centering is None:
+                fit_centering(planner, observations)
+            write_json(file, [plan.to_dict() for plan in target_plans(planner, clips, scores)])
+        PartialState().wait_for_everyone()
+        targets = [Plan(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
+        made.append(PlanExamples(planner, clips, targets, arguments.seed))
+    examples, *chosen_by = made
+    trainer = LoraTrainer(
+        mllm, arguments, examples, str(planner.identity["model"]), next(iter(chosen_by), None), lengths
+    )
     trainer.add_callback(examples)
     state = trainer.fit()
     if trainer.is_world_process_zero():
         save_adapter(trainer.adapted, folder)
     PartialState().wait_for_everyone()
     planner.adapter, planner.centering = adapter_digest(folder), None
-    history = [entry for entry in state.log_history if "loss" in entry]
-    return {"samples": len(examples), "epochs": state.epoch, "adapter": planner.adapter, "history": history}
+    return {"samples": len(examples), "adapter": planner.adapter, **training_facts(state)}

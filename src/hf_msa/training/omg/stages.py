@@ -218,13 +218,18 @@ def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
     folder = context.stage_folder("planner") / ADAPTER_FOLDER
 
     def learn(_: Path) -> dict[str, Any]:
-        rows = context.rows["train"]
+        (clips, labels), validation = (
+            (CompleteObservations(model, rows, context.processor), rows.labels.tolist())
+            for rows in (context.rows["train"], context.rows["validation"])
+        )
         return train_planner_adapter(
             cast(MllmPlanner, fit_planner(context, model, adapted=False)),
-            CompleteObservations(model, rows, context.processor),
-            rows.labels.tolist(),
+            clips,
+            labels,
             lora_arguments(context, "planner", PlannerTrainingArguments),
             folder,
+            validation,
+            context.rows["train"].lengths.get("text"),
         )
 
     context.made_stage("planner", learn, every_process=True)

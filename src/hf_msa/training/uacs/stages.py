@@ -76,20 +76,21 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     Raises:
         MsaError: If the expert or a training argument cannot be used.
     """
-    from hf_msa.training.lora import LoraTrainer, LoraTrainingArguments, save_adapter
+    from hf_msa.training.lora import LoraTrainer, LoraTrainingArguments, save_adapter, training_facts
 
     folder = context.stage_folder("lora") / ADAPTER_FOLDER
 
     def learn(_: Path) -> dict[str, Any]:
         with as_msa_errors():
             expert = cast(LocalMllm, model.load_language_model(adapted=False))
-            examples = AnsweredRows(model, context.rows["train"])
+            examples, validation = (AnsweredRows(model, context.rows[split]) for split in ("train", "validation"))
             arguments = lora_arguments(context, "lora", LoraTrainingArguments)
-            trainer = LoraTrainer(expert, arguments, examples, str(model.config.expert_model))
+            lengths = context.rows["train"].lengths.get("text")
+            trainer = LoraTrainer(expert, arguments, examples, str(model.config.expert_model), validation, lengths)
         state = trainer.fit()
         if trainer.is_world_process_zero():
             save_adapter(trainer.adapted, folder)
-        return {"epochs": state.epoch, "history": [entry for entry in state.log_history if "loss" in entry]}
+        return training_facts(state)
 
     context.made_stage("lora", learn, every_process=True)
     # Calibration asks the expert as a user will load it: with the adapter read from its files.
