@@ -59,9 +59,11 @@ def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def whole_run(corpus: Path, folder: Path, *assignments: str, ablation: str | None = None) -> RunContext:
+def whole_run(
+    corpus: Path, folder: Path, *assignments: str, ablation: str | None = None, media: Path | None = None
+) -> RunContext:
     recipe = load_recipe("uacs/sample", ablation=ablation, assignments=[*SMALL, *assignments])
-    return run_recipe(recipe, str(corpus), folder, 1, QUIET)
+    return run_recipe(recipe, str(corpus), folder, 1, QUIET, media=media)
 
 
 def by_hash(request: MllmRequest) -> Says:
@@ -443,7 +445,9 @@ class TestMedia:
                 run_recipe(load_recipe(name), str(corpus), run.folder.parent / "other", 1, QUIET, media=media)
 
 
-def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_is_trained_saved_and_asked(
+    corpus: Path, tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_thinker().save_pretrained(tmp_path / "thinker")
     tiny_mllm_processor().save_pretrained(tmp_path / "thinker")
     assignments = [
@@ -452,7 +456,7 @@ def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, mon
         *("model.tau_1=-1", "model.tau_2=0.5", "model.expert_max_new_tokens=4"),
         *("stages.lora.max_steps=1", "stages.lora.gradient_accumulation_steps=1", "stages.lora.learning_rate=0.01"),
     ]
-    run = whole_run(corpus, tmp_path / "run", *assignments)
+    run = whole_run(corpus, tmp_path / "run", *assignments, media=media)
     assert [stage["name"] for stage in run.log] == ["ubm", "lora", "calibration"]
     weights = load_file(run.folder / "adapter" / "adapter_model.safetensors")
     assert any(value.abs().sum() > 0 for name, value in weights.items() if "lora_B" in name), "it has learned"
@@ -464,7 +468,9 @@ def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, mon
     out = model.predict_rows(run.processor.from_rows(rows), rows, run.processor)
     assert (out.expert_calls >= 1).all() and model.expert.name.endswith("adapter")
     assert len(kept_answers(tmp_path / "run")) == len(run.rows["validation"])
-    request = model.expert_requests(rows[:1])[0]
+    model.media = MediaFolder(media).load
+    request = model.expert_requests(rows[1:2])[0]
+    assert request.audio is not None
     (anew,) = model.ask_expert([request])
     model.answers_folder = tmp_path / "run" / "answers"
     monkeypatch.setattr(LocalMllm, "generate", None)
@@ -472,5 +478,5 @@ def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, mon
 
     no_training(monkeypatch)
     (run.folder / "run.json").unlink()
-    again = whole_run(corpus, tmp_path / "run", *assignments)
+    again = whole_run(corpus, tmp_path / "run", *assignments, media=media)
     assert [stage["name"] for stage in again.log] == ["ubm", "lora", "calibration"]

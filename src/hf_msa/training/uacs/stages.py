@@ -83,6 +83,8 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     def learn(_: Path) -> dict[str, Any]:
         with as_msa_errors():
             expert = cast(LocalMllm, model.load_language_model(adapted=False))
+            # Which says what it can be given.
+            model.set_expert(expert)
             examples, validation = (AnsweredRows(model, context.rows[split]) for split in ("train", "validation"))
             arguments = lora_arguments(context, "lora", LoraTrainingArguments)
             lengths = context.rows["train"].lengths.get("text")
@@ -94,6 +96,7 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
 
     context.made_stage("lora", learn, every_process=True)
     # Calibration asks the expert as a user will load it: with the adapter read from its files.
+    model.set_expert(None)
     model.set_adapter_folder(folder)
 
 
