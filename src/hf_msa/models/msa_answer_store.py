@@ -75,7 +75,7 @@ class AnswerStore:
             if connection is not None:
                 connection.close()
             logging.getLogger(__name__).warning(
-                "The kept answers in %r cannot be used (%s); what was in them is asked again; a damaged file may be deleted.",
+                "The kept answers in %r cannot be used (%s); what is in them is asked again, and the file may be deleted.",
                 file,
                 error,
             )
