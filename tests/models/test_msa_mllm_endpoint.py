@@ -390,6 +390,8 @@ class TestOnlyNumbers:
         tenths = [f"{number / 10:.1f}" for number in range(-10, 11)]
         assert all(regex.fullmatch(number) for number in tenths)
         assert not any(map(regex.fullmatch, ("", "1.1", "-", "0", "-0.0", "+1.0", "0x4", "1.0 ", "-0.45")))
+        with pytest.raises(ValueError, match="may have 3 tokens"):
+            endpoint(server).generate([MllmRequest("Score?")], 3, only_number=True)
         assert body["grammar"] == "root ::= " + " | ".join(f'"{number}"' for number in tenths)
 
     def test_an_answer_that_was_cut_is_marked(self, server: Server) -> None:

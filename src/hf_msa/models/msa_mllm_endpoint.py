@@ -25,7 +25,7 @@ from .configuration_msa import ServerSettings
 from .msa_mllm import SAMPLING_RATE, MllmRequest, check_sampling
 from .msa_mllm_answers import MllmAnswer
 from .msa_mllm_completion import Completion, read_completion
-from .msa_mllm_numbers import WIDEST_RANGE, writable_numbers
+from .msa_mllm_numbers import WIDEST_RANGE, check_room, writable_numbers
 from .msa_mllm_server import Refused, Server, check_address
 
 logger = logging.getLogger(__name__)
@@ -212,6 +212,7 @@ class EndpointMllm:
         numbers: tuple[str, ...] = ()
         if only_number is not False:
             numbers = writable_numbers(*(WIDEST_RANGE if only_number is True else only_number))
+            check_room(numbers, max_new_tokens)
 
         def ask(messages: "Future[list[dict[str, Any]]]", number: int) -> MllmAnswer:
             asked = {**call, "messages": messages.result(), "seed": seed + number}
