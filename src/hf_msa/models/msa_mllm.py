@@ -382,6 +382,12 @@ class LocalMllm:
         """The tokenizer."""
         return getattr(self.processor, "tokenizer", self.processor)
 
+    @property
+    def width(self) -> int:
+        """Width of its hidden states; known without its weights."""
+        config = self._source.config if self._model is None and self._source is not None else self.model.config
+        return int(config.get_text_config().hidden_size)
+
     @cached_property
     def modalities(self) -> tuple[str, ...]:
         """Which of text, audio and vision it takes in raw form, by what its processor has parts for."""
@@ -474,8 +480,7 @@ class LocalMllm:
         """
         trunk = self.model.base_model
         whole = trunk is self.model  # no trunk to call alone: its hidden states come with all layers' and the logits
-        width = self.model.config.get_text_config().hidden_size
-        vectors = np.zeros((len(requests), width), dtype=np.float32)
+        vectors = np.zeros((len(requests), self.width), dtype=np.float32)
         for members in self._batches(requests):
             chunk = [requests[index] for index in members]
             inputs = self._on_device(self._with_positions(self.encode(chunk, ask=False)))

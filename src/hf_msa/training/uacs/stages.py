@@ -37,6 +37,7 @@ from .thresholds import AgreementFit, fit_agreement, require_tau
 
 STAGES = ("ubm", "lora", "calibration")
 FINAL_STAGE = "ubm"
+LORA_STAGES = ("lora",)
 
 ANSWERS_FILE = "answers.jsonl"
 KEPT = (f"calibration/{ANSWERS_FILE}",)
@@ -46,15 +47,28 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     """Train the small model, the adapter where the recipe wants one, and calibrate."""
     config = cast(UacsConfig, context.config)
     if not (context.stage_folder("calibration") / "stage.json").is_file():
-        check_language_model(config)
+        lora = "lora" if config.expert_adapter else None
+        check_language_model(context, UacsForSentimentAnalysis, lambda *given: first_question(context, *given), lora)
     model = context.train_stage("ubm", UacsForSentimentAnalysis, final=True, trainer_class=UbmTrainer)
     model.media = None if context.media is None else context.media.load
-    if config.use_verbalizer and len(config.modalities) > 1:
-        model.verbalizer = fit_verbalizer(context)
+    describe(context, model)
     if config.route != "fast" and config.expert_adapter:
         train_adapter(context, model)
     calibrate(context, model)
     return model
+
+
+def describe(context: RunContext, model: UacsForSentimentAnalysis) -> None:
+    """Give a system the statistics that features are described by, where they are to be."""
+    if model.config.use_verbalizer and len(model.config.modalities) > 1:
+        model.verbalizer = fit_verbalizer(context)
+
+
+def first_question(context: RunContext, model: UacsForSentimentAnalysis, expert: Mllm) -> MllmRequest:
+    """What an expert is asked about the first training row."""
+    model.set_expert(expert)
+    describe(context, model)
+    return model.expert_requests([context.rows["train"][0]])[0]
 
 
 def validation_requests(context: RunContext, model: UacsForSentimentAnalysis) -> Iterator[MllmRequest]:
@@ -113,7 +127,8 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
 
     def learn(_: Path) -> dict[str, Any]:
         with as_msa_errors():
-            expert = cast(LocalMllm, model.load_language_model(adapted=False))
+            expert = cast(LocalMllm, model.load_language_model(False))
+            model.set_expert(expert)
             examples, validation = (AnsweredRows(model, context.rows[split]) for split in ("train", "validation"))
             arguments = lora_arguments(context, "lora", LoraTrainingArguments)
             lengths = context.rows["train"].lengths.get("text")
@@ -121,6 +136,7 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
         state = trainer.fit()
         if trainer.is_world_process_zero():
             save_adapter(trainer.adapted, folder)
+        model.set_expert(None)
         return training_facts(state)
 
     context.made_stage("lora", learn, every_process=True)
