@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from accelerate import PartialState
 
 from hf_msa.errors import MsaError, reason, require_package
+from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.msa_language_model import AsksLanguageModel
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.msa_mllm_endpoint import allow_endpoint
@@ -74,6 +76,21 @@ def check_language_model(
         from .lora import LoraTrainingArguments, target_layers
 
         target_layers(mllm.model, lora_arguments(context, lora_stage, LoraTrainingArguments).lora_target_modules)
+
+
+def locate_language_model(config: MsaConfig) -> None:
+    """Name a language model that lies on this machine by its whole path, so that it is found from any folder.
+
+    What is published of such a name is its last part.
+    """
+    settings = config.language_model
+    if (
+        settings is not None
+        and settings.name is not None
+        and settings.kind == "local"
+        and Path(settings.name).exists()
+    ):
+        setattr(config, settings.field, str(Path(settings.name).resolve()))
 
 
 def fit_verbalizer(context: RunContext) -> MsaVerbalizer:
