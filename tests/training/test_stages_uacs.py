@@ -39,6 +39,7 @@ from hf_msa.training.uacs.thresholds import fit_agreement
 from hf_msa.uacs_calibration import calibrate
 from stub_expert import Says, StubExpert
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
+from tiny_text_models import tiny_text_model, tiny_text_tokenizer
 
 QUIET = {"disable_tqdm": True, "use_cpu": True}
 SMALL = ["model.fusion_dim=16", "model.head_dim=8", "stages.ubm.num_train_epochs=1"]
@@ -105,6 +106,8 @@ def give(monkeypatch: pytest.MonkeyPatch) -> Callable[[StubExpert], StubExpert]:
 
     def put(expert: StubExpert) -> StubExpert:
         monkeypatch.setattr(UacsForSentimentAnalysis, "load_language_model", lambda *_: expert)
+        # These count what is asked.
+        monkeypatch.setattr("hf_msa.training.uacs.stages.check_language_model", lambda *_: None)
         return expert
 
     return put
@@ -237,6 +240,12 @@ class TestExpert:
         [
             (["model.route=cascade"], "but the recipe names none; pass --set model.expert_model"),
             (["model.route=mllm", "model.expert_model=./nowhere"], "'./nowhere' cannot be loaded"),
+            (EXPERT, "The expert cannot be asked .*name another with --set model.expert_model=NAME"),
+            (
+                ["model.expert_model={folder}", "model.route=cascade", "model.expert_adapter=true"]
+                + ["stages.lora.lora_target_modules=nothing"],
+                r"No layer of the language model .*\('nothing'\)",
+            ),
         ],
     )
     def test_an_expert_that_is_not_there_is_missed_before_training(
@@ -248,8 +257,11 @@ class TestExpert:
         words: str,
     ) -> None:
         no_training(monkeypatch)
+        tiny_text_model().save_pretrained(tmp_path / "text")
+        tiny_text_tokenizer().save_pretrained(tmp_path / "text")
+        assignments = [one.format(folder=tmp_path / "text") for one in assignments]
         with pytest.raises(MsaError, match=words) as error:
-            whole_run(corpus, tmp_path, *assignments)
+            whole_run(corpus, tmp_path / "run", *assignments)
         assert "\n" not in str(error.value)
 
 
