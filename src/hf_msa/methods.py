@@ -58,6 +58,8 @@ class Stages:
             runs them once per seed; none unless the module says so.
         kept: `KEPT`, patterns of what stays in the folder of stages when a run is finished, e.g. `"polarity/model/*"`,
             because analyses read it; none unless the module says so.
+        lora: `LORA_STAGES`, those that train an adapter of a language model, whose arguments are `LoraTrainingArguments`;
+            none unless the module says so.
         run: `run(context)`, which runs all stages by `RunContext.train_stage` and its like, and returns the model. None: one
             call of `train_stage`.
     """
@@ -66,6 +68,7 @@ class Stages:
     final: str = "main"
     rate_free: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
     run: Callable[[Any], MsaPreTrainedModel] | None = None
 
 
@@ -99,7 +102,8 @@ class Method:
             return Stages()
         module = importlib.import_module(self.training)
         rate_free, kept = getattr(module, "RATE_FREE_STAGES", ()), getattr(module, "KEPT", ())
-        return Stages(tuple(module.STAGES), module.FINAL_STAGE, rate_free, kept, module.run)
+        lora = getattr(module, "LORA_STAGES", ())
+        return Stages(tuple(module.STAGES), module.FINAL_STAGE, rate_free, kept, lora, module.run)
 
     def recipe_names(self) -> list[str]:
         """Names of its recipes, `<method>/<dataset>`."""

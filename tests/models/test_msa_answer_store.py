@@ -100,3 +100,13 @@ def test_a_damaged_file_is_named_and_does_not_stop_anything(
         store.write({"a": b"2"})
         assert store.read("a") == {"a": b"2"}
     assert ("cannot be used" in caplog.text and "may be deleted" in caplog.text) == (content != b"")
+
+
+def test_where_nothing_can_be_written_answers_are_kept_for_the_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "answers").write_text("a file")
+    store = AnswerStore(tmp_path / "answers")
+    store.write({"a": b"1"})
+    assert store.read("a") == {"a": b"1"} and "cannot be used" in caplog.text
+    assert (tmp_path / "answers").read_text() == "a file"

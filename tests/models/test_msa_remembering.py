@@ -88,6 +88,13 @@ def test_the_words_lie_there_for_reading(tmp_path: Path) -> None:
     assert (kept["model"], kept["question"], kept["text"]) == ("stub", "How?", "good: 1.5")
 
 
+def test_of_questions_nothing_is_kept_without_a_folder() -> None:
+    store = AnswerStore()
+    RememberingMllm(StubExpert(lambda _: Says(1.5)), store).ask(requests_of("My secret"), 16)
+    ((value,),) = store._connection().execute("SELECT value FROM answers").fetchall()
+    assert b"1.5" in value and b"secret" not in value
+
+
 def test_what_another_version_kept_in_another_form_is_asked_again(tmp_path: Path) -> None:
     store = AnswerStore(tmp_path)
     RememberingMllm(StubExpert(lambda _: Says(1.0)), store).ask(requests_of("a"), 16)

@@ -615,7 +615,7 @@ def test_a_language_model_learns_to_plan_and_its_adapter_goes_with_the_checkpoin
     assert [stage["name"] for stage in run.log][:2] == ["planner", "plans"]
     assert run.log[0]["samples"] == 6 and run.log[0]["epochs"] == 1
     model = loaded(run)
-    assert model.config.condition_dim == 32 and model.language_model_input == "words"
+    assert model.config.condition_dim == 32 and model.language_model_input == "transcript"
     folder = run.folder / "adapter"
     assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     learned = load_file(folder / "adapter_model.safetensors")

@@ -39,6 +39,7 @@ from hf_msa.training.uacs.thresholds import fit_agreement
 from hf_msa.uacs_calibration import calibrate
 from stub_expert import Says, StubExpert
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
+from tiny_text_models import tiny_text_model, tiny_text_tokenizer
 
 QUIET = {"disable_tqdm": True, "use_cpu": True}
 SMALL = ["model.fusion_dim=16", "model.head_dim=8", "stages.ubm.num_train_epochs=1"]
@@ -59,9 +60,11 @@ def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def whole_run(corpus: Path, folder: Path, *assignments: str, ablation: str | None = None) -> RunContext:
+def whole_run(
+    corpus: Path, folder: Path, *assignments: str, ablation: str | None = None, media: Path | None = None
+) -> RunContext:
     recipe = load_recipe("uacs/sample", ablation=ablation, assignments=[*SMALL, *assignments])
-    return run_recipe(recipe, str(corpus), folder, 1, QUIET)
+    return run_recipe(recipe, str(corpus), folder, 1, QUIET, media=media)
 
 
 def by_hash(request: MllmRequest) -> Says:
@@ -103,6 +106,8 @@ def give(monkeypatch: pytest.MonkeyPatch) -> Callable[[StubExpert], StubExpert]:
 
     def put(expert: StubExpert) -> StubExpert:
         monkeypatch.setattr(UacsForSentimentAnalysis, "load_language_model", lambda *_: expert)
+        # These count what is asked.
+        monkeypatch.setattr("hf_msa.training.uacs.stages.check_language_model", lambda *_: None)
         return expert
 
     return put
@@ -235,6 +240,12 @@ class TestExpert:
         [
             (["model.route=cascade"], "but the recipe names none; pass --set model.expert_model"),
             (["model.route=mllm", "model.expert_model=./nowhere"], "'./nowhere' cannot be loaded"),
+            (EXPERT, "The expert cannot be asked .*name another with --set model.expert_model=NAME"),
+            (
+                ["model.expert_model={folder}", "model.route=cascade", "model.expert_adapter=true"]
+                + ["stages.lora.lora_target_modules=nothing"],
+                r"No layer of the language model .*\('nothing'\)",
+            ),
         ],
     )
     def test_an_expert_that_is_not_there_is_missed_before_training(
@@ -246,8 +257,11 @@ class TestExpert:
         words: str,
     ) -> None:
         no_training(monkeypatch)
+        tiny_text_model().save_pretrained(tmp_path / "text")
+        tiny_text_tokenizer().save_pretrained(tmp_path / "text")
+        assignments = [one.format(folder=tmp_path / "text") for one in assignments]
         with pytest.raises(MsaError, match=words) as error:
-            whole_run(corpus, tmp_path, *assignments)
+            whole_run(corpus, tmp_path / "run", *assignments)
         assert "\n" not in str(error.value)
 
 
@@ -443,7 +457,9 @@ class TestMedia:
                 run_recipe(load_recipe(name), str(corpus), run.folder.parent / "other", 1, QUIET, media=media)
 
 
-def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_is_trained_saved_and_asked(
+    corpus: Path, tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_thinker().save_pretrained(tmp_path / "thinker")
     tiny_mllm_processor().save_pretrained(tmp_path / "thinker")
     assignments = [
@@ -452,7 +468,7 @@ def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, mon
         *("model.tau_1=-1", "model.tau_2=0.5", "model.expert_max_new_tokens=4"),
         *("stages.lora.max_steps=1", "stages.lora.gradient_accumulation_steps=1", "stages.lora.learning_rate=0.01"),
     ]
-    run = whole_run(corpus, tmp_path / "run", *assignments)
+    run = whole_run(corpus, tmp_path / "run", *assignments, media=media)
     assert [stage["name"] for stage in run.log] == ["ubm", "lora", "calibration"]
     weights = load_file(run.folder / "adapter" / "adapter_model.safetensors")
     assert any(value.abs().sum() > 0 for name, value in weights.items() if "lora_B" in name), "it has learned"
@@ -464,7 +480,9 @@ def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, mon
     out = model.predict_rows(run.processor.from_rows(rows), rows, run.processor)
     assert (out.expert_calls >= 1).all() and model.expert.name.endswith("adapter")
     assert len(kept_answers(tmp_path / "run")) == len(run.rows["validation"])
-    request = model.expert_requests(rows[:1])[0]
+    model.media = MediaFolder(media).load
+    request = model.expert_requests(rows[1:2])[0]
+    assert request.audio is not None
     (anew,) = model.ask_expert([request])
     model.answers_folder = tmp_path / "run" / "answers"
     monkeypatch.setattr(LocalMllm, "generate", None)
@@ -472,5 +490,5 @@ def test_an_adapter_is_trained_saved_and_asked(corpus: Path, tmp_path: Path, mon
 
     no_training(monkeypatch)
     (run.folder / "run.json").unlink()
-    again = whole_run(corpus, tmp_path / "run", *assignments)
+    again = whole_run(corpus, tmp_path / "run", *assignments, media=media)
     assert [stage["name"] for stage in again.log] == ["ubm", "lora", "calibration"]

@@ -21,19 +21,15 @@ _TABLE = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value BLOB N
 class AnswerStore:
     """Where one looks before a model is asked, and leaves its answers.
 
-    Of answers that two processes write to one key the first stays. A file that is damaged is left alone, with a warning.
+    Of answers that two processes write to one key the first stays. A file that is damaged, or lies where nothing can be
+    written, is left alone, with a warning: answers are then kept for this process.
 
     Args:
         folder: Where the file is; created where absent. None: a temporary database of this process.
-
-    Raises:
-        OSError: If the folder cannot be made.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
         self._opened: tuple[int, sqlite3.Connection] | None = None
 
     def read(self, keys: Iterable[str]) -> dict[str, bytes]:
@@ -64,18 +60,22 @@ class AnswerStore:
     def _open(self) -> sqlite3.Connection:
         # Without a name SQLite keeps a database in memory, and in a temporary file where it grows large.
         file = "" if self.folder is None else str(self.folder / ANSWERS_FILE)
-        connection = sqlite3.connect(file, timeout=60.0, check_same_thread=False)
+        connection = None
         try:
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(file, timeout=60.0, check_same_thread=False)
             # Readers and a writer do not wait for each other.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             with connection:
                 connection.execute(_TABLE)
                 connection.execute("SELECT key, value, digest FROM answers LIMIT 1").fetchone()
-        except sqlite3.DatabaseError as error:
-            connection.close()
+        except (OSError, sqlite3.DatabaseError) as error:
+            if connection is not None:
+                connection.close()
             logging.getLogger(__name__).warning(
-                "The kept answers in %r cannot be used (%s); what was in them is asked again, and the file may be deleted.",
+                "The kept answers in %r cannot be used (%s); what is in them is asked again, and the file may be deleted.",
                 file,
                 error,
             )

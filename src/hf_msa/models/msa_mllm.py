@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PrefixConstrainedLogitsProcessor, TopPLogitsWarper
+from transformers.video_utils import VideoMetadata
 
 from .msa_mllm_answers import MllmAnswer
 from .msa_mllm_loading import MllmSource
@@ -288,6 +289,12 @@ class LocalMllm:
         """The tokenizer."""
         return getattr(self.processor, "tokenizer", self.processor)
 
+    @property
+    def width(self) -> int:
+        """Width of its hidden states; known without its weights."""
+        config = self._source.config if self._model is None and self._source is not None else self.model.config
+        return int(config.get_text_config().hidden_size)
+
     @cached_property
     def modalities(self) -> tuple[str, ...]:
         """Which of text, audio and vision it takes in raw form, by what its processor has parts for."""
@@ -385,8 +392,7 @@ class LocalMllm:
         """
         trunk = self.model.base_model
         whole = trunk is self.model  # no trunk to call alone: its hidden states come with all layers' and the logits
-        width = self.model.config.get_text_config().hidden_size
-        vectors = np.zeros((len(requests), width), dtype=np.float32)
+        vectors = np.zeros((len(requests), self.width), dtype=np.float32)
         for members in self._batches(requests):
             chunk = [requests[index] for index in members]
             inputs = self._on_device(self._with_positions(self.encode(chunk, ask=False)))
@@ -412,7 +418,10 @@ class LocalMllm:
             self._check_media(request)
         texts = [self.render(request, ask) for request in requests]
         if self.modalities == ("text",):
-            return _padded_left([self._ids(text) for text in texts], self._pad_id)
+            ids = [self._ids(text) for text in texts]
+            return _padded_left(ids, [[1] * len(row) for row in ids], self._pad_id)
+        if self._needs_equal_clips and len({len(one.frames) for one in requests if one.frames is not None}) > 1:
+            return self._encode_unequal(requests, ask)
         audio = [request.audio.astype(np.float32) for request in requests if request.audio is not None]
         frames = [[] if request.frames is None else [request.frames] for request in requests]
         media: dict[str, Any] = {}
@@ -421,6 +430,9 @@ class LocalMllm:
         if any(frames):
             if self._takes_videos:
                 media["videos"] = frames
+                # They have been chosen already: none is to be left out, and each keeps its time.
+                media["do_sample_frames"] = False
+                media["video_metadata"] = [_metadata(one) for one in requests if one.frames is not None]
             else:
                 media["images"] = [[frame for clip in clips for frame in clip] for clips in frames]
         inputs = dict(
@@ -440,6 +452,44 @@ class LocalMllm:
             inputs[key] = step / torch.tensor(rates)
         media_keys = {key for key, value in inputs.items() if value.is_floating_point()} - _TIME_KEYS
         return inputs | {key: inputs[key].to(self.model.dtype) for key in media_keys}
+
+    def _encode_unequal(self, requests: Sequence[MllmRequest], ask: bool) -> dict[str, Tensor]:
+        """As `encode`, of clips of unequal length for a processor that makes one tensor of all clips of a batch.
+
+        Those of equal length are made together, and filled up with black frames afterwards. Where the model has a place for
+        every frame in the text, places for those are put in and not attended to.
+        """
+        counts = [0 if request.frames is None else len(request.frames) for request in requests]
+        longest, clip_token = max(counts), getattr(self.model.config, "video_token_id", None)
+        ids: dict[int, list[int]] = {}
+        masks: dict[int, list[int]] = {}
+        pixels: dict[str, dict[int, Tensor]] = {}
+        for count in sorted(set(counts)):
+            members = [index for index, found in enumerate(counts) if found == count]
+            made = self.encode([requests[index] for index in members], ask)
+            mask = made.pop("attention_mask").bool()
+            for row, index in enumerate(members):
+                tokens = made["input_ids"][row][mask[row]].tolist()
+                real = [1] * len(tokens)
+                if count and "pixel_values_videos" in made:
+                    # All frames' tokens alike, and one that ends the clip.
+                    end = len(tokens) - 1 - tokens[::-1].index(clip_token)
+                    added = (longest - count) * ((tokens.count(clip_token) - 1) // count)
+                    tokens[end:end], real[end:end] = [clip_token] * added, [0] * added
+                ids[index], masks[index] = tokens, real
+                for key in made.keys() - {"input_ids"} if count else ():
+                    filled = made[key].new_zeros(longest, *made[key].shape[2:])
+                    filled[:count] = made[key][row]
+                    pixels.setdefault(key, {})[index] = filled
+        order = range(len(requests))
+        inputs = _padded_left([ids[index] for index in order], [masks[index] for index in order], self._pad_id)
+        return inputs | {key: torch.stack([found[index] for index in sorted(found)]) for key, found in pixels.items()}
+
+    @property
+    def _needs_equal_clips(self) -> bool:
+        """Whether its processor makes one tensor of all clips of a batch, rather than patches of each."""
+        processor = getattr(self.processor, "video_processor", None)
+        return processor is not None and "video_grid_thw" not in processor.model_input_names
 
     def encode_with_answers(
         self, requests: Sequence[MllmRequest], answers: Sequence[str]
@@ -469,8 +519,9 @@ class LocalMllm:
         return self._with_positions(inputs), lengths
 
     def _with_positions(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs with positions that do not count padding; models of several modalities find out by themselves."""
-        if self.modalities != ("text",) or "position_ids" not in inspect.signature(self.model.forward).parameters:
+        """The inputs with positions that do not count padding; most models of several modalities find out by themselves."""
+        counts_itself = self.modalities != ("text",) and not self._needs_equal_clips
+        if counts_itself or "position_ids" not in inspect.signature(self.model.forward).parameters:
             return inputs
         return {**inputs, "position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
 
@@ -676,11 +727,23 @@ def _length(request: MllmRequest) -> tuple[int, ...]:
     return *(0 if part is None else len(part) for part in (request.frames, request.audio)), len(request.prompt)
 
 
-def _padded_left(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    longest = max(map(len, rows))
+def _metadata(request: MllmRequest) -> VideoMetadata:
+    """When the frames of a request were taken."""
+    count, rate = len(cast(np.ndarray, request.frames)), request.frames_per_second
+    return VideoMetadata(
+        total_num_frames=count,
+        fps=rate,
+        duration=count / rate,
+        frames_indices=list(range(count)),
+        video_backend="none",
+    )
+
+
+def _padded_left(ids: Sequence[list[int]], masks: Sequence[list[int]], pad: int) -> dict[str, Tensor]:
+    longest = max(map(len, ids))
     return {
-        "input_ids": torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows]),
-        "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+        "input_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in ids]),
+        "attention_mask": torch.tensor([[0] * (longest - len(row)) + row for row in masks]),
     }
 
 

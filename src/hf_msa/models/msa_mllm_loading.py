@@ -74,14 +74,22 @@ class MllmSource:
         return {key: value for key, value in given.items() if value is not None}
 
     @cached_property
-    def _config(self) -> Any:
-        config = AutoConfig.from_pretrained(self._place[0], **self._hub)
+    def config(self) -> Any:
+        """The model's configuration.
+
+        Raises:
+            ValueError: If it is not there.
+        """
+        try:
+            config = AutoConfig.from_pretrained(self._place[0], **self._hub)
+        except (OSError, ValueError) as error:
+            raise self._error(error) from error
         # Of a model that thinks and talks only the first part is needed; its class passes over the weights of the other.
         return getattr(config, "thinker_config", config)
 
     @property
     def _is_multimodal(self) -> bool:
-        return self._config.model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+        return self.config.model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
     def load_processor(self) -> Any:
         """Load the processor, or the tokenizer of a model that reads text alone.
@@ -90,8 +98,9 @@ class MllmSource:
             ValueError: If it is not there.
             ImportError: If a package that it needs is not installed.
         """
+        is_multimodal = self._is_multimodal
         try:
-            if not self._is_multimodal:
+            if not is_multimodal:
                 return AutoTokenizer.from_pretrained(self._place[0], **self._hub)
             if importlib.util.find_spec("PIL") is None:
                 raise ImportError(
@@ -109,7 +118,8 @@ class MllmSource:
         Raises:
             ValueError: If they are not there, not whole, or the adapter is none for this model.
         """
-        options: dict[str, Any] = {"dtype": self.dtype, **self._hub}
+        kind: Any = AutoModelForMultimodalLM if self._is_multimodal else AutoModelForCausalLM
+        options: dict[str, Any] = {"dtype": self.dtype, "config": self.config, **self._hub}
         if self.attention is not None:
             options["attn_implementation"] = self.attention
         if self.quantization is not None:
@@ -123,10 +133,7 @@ class MllmSource:
         if self.device_map is not None or self.quantization is not None:
             options["device_map"] = self.device_map or "auto"
         try:
-            kind: Any = AutoModelForMultimodalLM if self._is_multimodal else AutoModelForCausalLM
-            model, loading = kind.from_pretrained(
-                self._place[0], config=self._config, output_loading_info=True, **options
-            )
+            model, loading = kind.from_pretrained(self._place[0], output_loading_info=True, **options)
             if lacking := sorted(loading["missing_keys"]):
                 # The library fills them with random numbers and goes on.
                 raise ValueError(

@@ -147,6 +147,7 @@ def load_mllm_processor(name: str, **kwargs: Any) -> Any:
 
     Raises:
         ImportError: If this family's processor cannot do without torchvision, and that is absent.
+        OSError, ValueError: If there is no processor, or none that can be read.
     """
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(name, **kwargs)
@@ -155,7 +156,9 @@ def load_mllm_processor(name: str, **kwargs: Any) -> Any:
         return OmniFramesProcessor.from_pretrained(name, **kwargs)
     try:
         return AutoProcessor.from_pretrained(name, **kwargs)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
+        if isinstance(error, ValueError) and "torchvision" not in str(error):
+            raise
         raise ImportError(
             f"The processor of {name!r} ({model_type}) needs torchvision, which is not installed: pip install torchvision "
             "(a build for the installed torch)."

@@ -119,9 +119,10 @@ class RememberingMllm:
         return True
 
     def _kept(self, request: MllmRequest, given: GivenAnswer) -> bytes:
-        """An answer as it is kept: with the words of the question, for reading."""
+        """An answer as it is kept: in a file with the words of the question, for reading."""
         assert given.answer is not None
-        values = {"model": self.mllm.name, "question": request.prompt, **dataclasses.asdict(given.answer)}
+        words = {} if self.store.folder is None else {"model": self.mllm.name, "question": request.prompt}
+        values = {**words, **dataclasses.asdict(given.answer)}
         return json.dumps({**values, "seconds": given.seconds}, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 

@@ -1,31 +1,51 @@
 """Stages of methods that ask a language model: checks before training, statistics for words, arguments of an adapter."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from accelerate import PartialState
-from transformers import AutoConfig
 
 from hf_msa.errors import MsaError, reason, require_package
 from hf_msa.models.configuration_msa import MsaConfig
+from hf_msa.models.msa_language_model import AsksLanguageModel
+from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 
 from .recipes import as_known
 from .stages import RunContext
 
-# An adapter learns for a fixed time and is not validated.
+Asker = TypeVar("Asker", bound=AsksLanguageModel)
+
+# An adapter learns for a fixed time, and is validated whenever it is saved.
 _OF_VALIDATION = ("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end")
 
 
-def check_language_model(config: MsaConfig) -> None:
-    """Check, before hours of training, that the language model can be loaded that a method is going to ask.
+def check_language_model(
+    context: RunContext,
+    model_class: type[Asker],
+    ask: Callable[[Asker, Mllm], MllmRequest],
+    lora_stage: str | None = None,
+) -> None:
+    """Ask the language model one question, before hours of training: the first training clip's, for one token.
+
+    Its processor is made, its weights are read, and where it is to get an adapter the layers for it are found; a server is
+    asked once.
+
+    Args:
+        context: The run.
+        model_class: Of the method that asks.
+        ask: Makes the question, of a model without weights and the language model.
+        lora_stage: The stage that trains an adapter, where there is one.
 
     Raises:
-        MsaError: If none is named, it is not there, or a package that it needs is not installed.
+        MsaError: If none is named, it is not there, a package that it needs is not installed, or it does not answer.
     """
+    config = context.config
     settings = config.language_model
     if settings is None or not config.asks_language_model:
         return
@@ -35,18 +55,38 @@ def check_language_model(config: MsaConfig) -> None:
             f"The {settings.role} is a language model, but the recipe names none; pass --set model.{settings.field}=NAME, "
             f"or do without one: {without}."
         )
-    if settings.kind == "endpoint":
-        return
-    require_package("PIL", "mllm")
     if settings.has_adapter:
         require_package("peft", "lora")
+    with torch.device("meta"):
+        model = model_class(config)
+    model.media = None if context.media is None else context.media.load
     try:
-        AutoConfig.from_pretrained(settings.name)
-    except (OSError, ValueError) as error:
+        mllm = model.load_language_model(False)
+        mllm.generate([ask(model, mllm)], 1)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise MsaError(
-            f"The language model {settings.name!r} cannot be loaded ({reason(error)}); download it and pass its folder with "
-            f"--set model.{settings.field}=FOLDER, or do without it: {without}."
+            f"The {settings.role} cannot be asked ({reason(error)}); name another with --set model.{settings.field}=NAME, "
+            f"or do without it: {without}."
         ) from error
+    if settings.has_adapter and lora_stage is not None and isinstance(mllm, LocalMllm):
+        from .lora import LoraTrainingArguments, target_layers
+
+        target_layers(mllm.model, lora_arguments(context, lora_stage, LoraTrainingArguments).lora_target_modules)
+
+
+def locate_language_model(config: MsaConfig) -> None:
+    """Name a language model that lies on this machine by its whole path, so that it is found from any folder.
+
+    What is published of such a name is its last part.
+    """
+    settings = config.language_model
+    if (
+        settings is not None
+        and settings.name is not None
+        and settings.kind == "local"
+        and Path(settings.name).exists()
+    ):
+        setattr(config, settings.field, str(Path(settings.name).resolve()))
 
 
 def fit_verbalizer(context: RunContext) -> MsaVerbalizer:

@@ -170,12 +170,11 @@ def _missing_recipe(values: dict[str, Any]) -> MissingRecipe:
     return missing
 
 
-def _stage_arguments(stage: str, values: dict[str, Any]) -> dict[str, Any]:
+def _stage_arguments(stage: str, values: dict[str, Any], arguments_class: type[Any]) -> dict[str, Any]:
     """Check names, and numbers where a number has to be: the library does not, and would fail in the middle of a run."""
-    classes = (LoraTrainingArguments, MsaTrainingArguments)
-    kinds = {name: kind for one in classes for name, kind in typing.get_type_hints(one).items()}
+    kinds = typing.get_type_hints(arguments_class)
     # Of the run, not of a stage of it.
-    fields = {field.name for one in classes for field in dataclasses.fields(one)} - {"output_dir", "seed"}
+    fields = {field.name for field in dataclasses.fields(arguments_class)} - {"output_dir", "seed"}
     _check_keys(f"training argument of stage {stage!r}", values, fields)
     for name, value in as_known(values).items():
         allowed = set(typing.get_args(kinds[name]) or (kinds[name],))
@@ -258,7 +257,11 @@ def load_recipe(
     for stage, arguments in _group("'stages'", content.get("stages")).items():
         if stage not in known:
             raise unknown_name(f"stage of {method}", str(stage), known)
-        stages[stage] = _stage_arguments(stage, _group(f"'stages.{stage}'", arguments))
+        stages[stage] = _stage_arguments(
+            stage,
+            _group(f"'stages.{stage}'", arguments),
+            LoraTrainingArguments if stage in METHODS[method].stages.lora else MsaTrainingArguments,
+        )
     feature_norm = content.get("feature_norm", "none")
     if feature_norm not in ("none", "standard"):
         raise unknown_name("feature_norm", str(feature_norm), ("none", "standard"))

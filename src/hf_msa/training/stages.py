@@ -99,7 +99,8 @@ class RunContext:
         """Training arguments of one stage: recipe, then flags; see `split_flags`."""
         values: dict[str, Any] = {
             "seed": self.seed,
-            **as_known(self.recipe.stage_arguments(stage)),
+            # Of an adapter's stage there is more than every stage has; `lora_arguments` reads it.
+            **{k: v for k, v in as_known(self.recipe.stage_arguments(stage)).items() if not k.startswith("lora_")},
             **self.flags.get("all", {}),
             **(self.flags.get("final", {}) if final else {}),
         }

@@ -20,7 +20,6 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
-from transformers import AutoConfig
 from transformers.trainer_callback import TrainerState
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
@@ -33,9 +32,10 @@ from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_omg import KNOWLEDGE_BASE_FOLDER, PLANNER_FILE, OmgForSentimentAnalysis
 from hf_msa.models.msa_answer_store import AnswerStore
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
+from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_planner import MllmPlanner, Planner
-from hf_msa.training.language_models import check_language_model, fit_verbalizer, lora_arguments
+from hf_msa.training.language_models import check_language_model, fit_verbalizer, locate_language_model, lora_arguments
 from hf_msa.training.stages import RunContext
 from hf_msa.training.text_states import TextStates, compute_text_states
 from hf_msa.training.trainer import AdamTrainer
@@ -46,6 +46,7 @@ from .plans import CompleteObservations, PlannedRows, is_partial, observed_patte
 
 STAGES = ("planner", "plans", "vae", "knowledge_base", "classifier", "main", "classifier_after")
 FINAL_STAGE = "main"
+LORA_STAGES = ("planner",)
 RATE_FREE_STAGES = STAGES[:5]
 
 
@@ -111,10 +112,13 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     require_package("diffusers", "omg")
     if config.index_factory != "Flat":
         require_package("faiss", "kb")
-    check_language_model(config)
+    locate_language_model(config)
+    if not (context.stage_folder("plans") / PLANNER_FILE).is_file():
+        lora = "planner" if config.planner_lora else None
+        check_language_model(context, OmgForSentimentAnalysis, lambda *given: first_question(context, *given), lora)
     if config.planner == "mllm" and config.planner_kind == "local" and config.condition_dim is None:
-        planner_config = AutoConfig.from_pretrained(cast(str, config.planner_model))
-        config.condition_dim = int(planner_config.get_text_config().hidden_size)
+        with as_msa_errors():
+            config.condition_dim = LocalMllm.from_pretrained(cast(str, config.planner_model)).width
     model = context.new_model(OmgForSentimentAnalysis)
     model.eval()
     model.media = None if context.media is None else context.media.load
@@ -195,6 +199,13 @@ def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
             write_json(file, fit_planner(context, model).to_dict())
         PartialState().wait_for_everyone()
         model.planner_values = json.loads(file.read_text(encoding="utf-8"))
+
+
+def first_question(context: RunContext, model: OmgForSentimentAnalysis, mllm: Mllm) -> MllmRequest:
+    """What a language model is asked about the first training row."""
+    verbalizer = fit_verbalizer(context) if model.config.use_verbalizer and len(model.config.modalities) > 1 else None
+    observation = CompleteObservations(model, context.rows["train"], context.processor)[0]
+    return MllmPlanner(mllm, model.config, verbalizer).request(observation)
 
 
 def fit_planner(context: RunContext, model: OmgForSentimentAnalysis, adapted: bool = True) -> Planner:

@@ -14,10 +14,10 @@ from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
-from hf_msa.models.msa_mllm import LocalMllm
+from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.uacs_prompts import answer_text
 from hf_msa.training.calibration import fit_temperature
-from hf_msa.training.language_models import check_language_model, fit_verbalizer, lora_arguments
+from hf_msa.training.language_models import check_language_model, fit_verbalizer, locate_language_model, lora_arguments
 from hf_msa.training.stages import RunContext
 from hf_msa.training.ubm import UbmTrainer, validation_logits
 
@@ -25,23 +25,38 @@ from .calibration import find_thresholds, small_model_alone
 
 STAGES = ("ubm", "lora", "calibration")
 FINAL_STAGE = "ubm"
+LORA_STAGES = ("lora",)
 
 
 def run(context: RunContext) -> MsaPreTrainedModel:
     """Train the small model, the adapter where the recipe wants one, and calibrate."""
     config = cast(UacsConfig, context.config)
+    locate_language_model(config)
     if not (context.stage_folder("calibration") / "stage.json").is_file():
-        check_language_model(config)
+        lora = "lora" if config.expert_adapter else None
+        check_language_model(context, UacsForSentimentAnalysis, lambda *given: first_question(context, *given), lora)
     model = context.train_stage("ubm", UacsForSentimentAnalysis, final=True, trainer_class=UbmTrainer)
     model.media = None if context.media is None else context.media.load
     # Shared by all seeds, ablations and training rates of one folder of runs.
     model.answers_folder = context.runs_folder / ANSWERS_FOLDER
-    if config.use_verbalizer and len(config.modalities) > 1:
-        model.verbalizer = fit_verbalizer(context)
+    describe(context, model)
     if config.route != "fast" and config.expert_adapter:
         train_adapter(context, model)
     calibrate(context, model)
     return model
+
+
+def describe(context: RunContext, model: UacsForSentimentAnalysis) -> None:
+    """Give a system the statistics that features are described by, where they are to be."""
+    if model.config.use_verbalizer and len(model.config.modalities) > 1:
+        model.verbalizer = fit_verbalizer(context)
+
+
+def first_question(context: RunContext, model: UacsForSentimentAnalysis, expert: Mllm) -> MllmRequest:
+    """What an expert is asked about the first training row."""
+    model.set_expert(expert)
+    describe(context, model)
+    return model.expert_requests([context.rows["train"][0]])[0]
 
 
 # --- The adapter ---
@@ -83,6 +98,8 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
     def learn(_: Path) -> dict[str, Any]:
         with as_msa_errors():
             expert = cast(LocalMllm, model.load_language_model(adapted=False))
+            # Which says what it can be given.
+            model.set_expert(expert)
             examples, validation = (AnsweredRows(model, context.rows[split]) for split in ("train", "validation"))
             arguments = lora_arguments(context, "lora", LoraTrainingArguments)
             lengths = context.rows["train"].lengths.get("text")
@@ -90,10 +107,12 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
         state = trainer.fit()
         if trainer.is_world_process_zero():
             save_adapter(trainer.adapted, folder)
+        model.set_expert(None)
         return training_facts(state)
 
     context.made_stage("lora", learn, every_process=True)
     # Calibration asks the expert as a user will load it: with the adapter read from its files.
+    model.set_expert(None)
     model.set_adapter_folder(folder)
 
 

@@ -126,6 +126,7 @@ def require_tau(fit: AgreementFit, weight: float, shift: float, field: str) -> f
         kind = "right" if fit.same is None else "wrong"
         raise MsaError(
             f"{field} cannot be calibrated: no validation sample with a label that is not neutral and an answer was "
-            f"predicted with the {kind} polarity; give it with --set model.{field}=..., or use more validation rows."
+            f"predicted with the {kind} polarity; give {field} itself with --set (hf-msa train: model.{field}=...), or use "
+            "more validation rows."
         )
     return tau
