@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
+from nonempty import some
 from tiny_mllm import tiny_audio, tiny_frames
 from tiny_text_models import FAMILIES, tiny_text_mllm, tiny_text_model, tiny_text_tokenizer
 
@@ -36,6 +37,19 @@ class TestFamilies:
             assert again.text == scored[row].text == ("-0.4", "1", "2.0")[row]
             assert again.token_logprobs == pytest.approx(scored[row].token_logprobs, abs=1e-3)
             assert mllm.embed([request])[0] == pytest.approx(embedded[row], abs=1e-3)
+
+    def test_what_all_requests_begin_with_is_computed_once(self, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        mllm = tiny_text_mllm(family)
+        long = [MllmRequest(f"The same instruction for all. {one.prompt}") for one in REQUESTS]
+        answers = []
+        for least in (16, 10**9):
+            monkeypatch.setattr("hf_msa.models.msa_mllm._SHARED_AT_LEAST", least)
+            drawn = mllm.generate(long[:1], 4, num_candidates=3, temperature=1.0)[0]
+            answers.append([*(row[0] for row in mllm.generate(long, 4)), *drawn])
+        for shared, whole in some(zip(*answers, strict=True)):
+            assert shared.token_texts == whole.token_texts
+            assert shared.token_entropies == pytest.approx(whole.token_entropies, abs=1e-3)
+            assert shared.token_logprobs == pytest.approx(whole.token_logprobs, abs=1e-3)
 
     def test_generation_is_the_librarys_own(self, family: str) -> None:
         mllm = tiny_text_mllm(family)

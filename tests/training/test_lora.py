@@ -243,6 +243,32 @@ class TestTraining:
         # "1.2" and the end of text are four tokens, before which stands the one that gives the first of them.
         assert widths == [batch["labels"].shape[1], 5]
 
+    @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+    def test_what_all_rows_begin_with_is_computed_once_and_learns_the_same(
+        self, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Gemma's windows keep no keys of everything, so it goes the long way."""
+        found = []
+        for least in (16, 10**9):
+            monkeypatch.setattr("hf_msa.models.msa_mllm._SHARED_AT_LEAST", least)
+            mllm = tiny_text_mllm(family)
+            given = [
+                MllmExample(MllmRequest(f"{'The same instruction. ' * 4}{one.prompt}"), answer)
+                for one, answer in zip(tiny_requests(), ANSWERS, strict=True)
+            ]
+            trainer = LoraTrainer(mllm, arguments(tmp_path, lora_dropout=0.0), given, "org/base")
+            widths: list[int] = []
+            embeddings = mllm.model.get_input_embeddings()
+            embeddings.register_forward_hook(lambda *a, widths=widths: widths.append(a[2].shape[0] * a[2].shape[1]))
+            loss = trainer.compute_loss(trainer.adapted.eval(), AnswerCollator(mllm)(given))
+            loss.backward()
+            gradients = [value.grad for value in trainer.adapted.parameters() if value.grad is not None]
+            found.append((loss.item(), gradients, sum(widths)))
+        (loss_shared, shared, few), (loss_whole, whole, many) = found
+        assert loss_shared == pytest.approx(loss_whole, abs=1e-5)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in some(zip(shared, whole, strict=True)))
+        assert few == many if family == "gemma3_text" else few < 0.6 * many
+
     def test_batches_are_of_like_length(self, tmp_path: Path) -> None:
         given = [MllmExample(MllmRequest("a" * length), "1.0") for length in (9, 90, 8, 91)]
         trainer = LoraTrainer(

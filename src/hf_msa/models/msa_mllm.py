@@ -16,7 +16,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PrefixConstrainedLogitsProcessor, TopPLogitsWarper
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
+    TopPLogitsWarper,
+)
+from transformers.cache_utils import DynamicLayer
 from transformers.video_utils import VideoMetadata
 
 from .msa_mllm_answers import MllmAnswer
@@ -29,6 +36,8 @@ DEFAULT_MLLM = "Qwen/Qwen2.5-Omni-3B"
 
 # Keys of a processor's output that go along the tokens, beside ids and attention mask.
 _TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
+# A common beginning of fewer tokens is not worth a pass of its own.
+_SHARED_AT_LEAST = 16
 # Parts of a processor that take a modality.
 _PARTS = {"audio": ("feature_extractor", "audio_processor"), "vision": ("video_processor", "image_processor")}
 # For tokenizers that come without a chat template, those of models that were not taught to chat.
@@ -332,8 +341,10 @@ class LocalMllm:
             inputs = self._on_device(self.encode([request for request, _ in chunk]))
             decoder = _Decoder(seeds, temperature, top_p, self._constraint(numbers, inputs["input_ids"].shape[1]))
             with torch.inference_mode():
+                inputs, beginning = self.share_beginning(inputs, self.model)
                 sequences = self.model.generate(
                     **inputs,
+                    **beginning,
                     max_new_tokens=max_new_tokens,
                     logits_processor=LogitsProcessorList([decoder]),
                     pad_token_id=self._pad_id,
@@ -517,6 +528,45 @@ class LocalMllm:
             if key in inputs:
                 inputs[key] = torch.cat([inputs[key], value.to(inputs[key])], dim=1)
         return self._with_positions(inputs), lengths
+
+    def share_beginning(self, inputs: dict[str, Tensor], model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Compute once what all rows of a batch begin with: the template, the instruction, the same request of candidates.
+
+        Only of models that read text alone and attend to everything before; of others nothing is changed.
+
+        Args:
+            inputs: Of `encode` or `encode_with_answers`, on the model's device.
+            model: The model, or what a trainer has wrapped it in.
+
+        Returns:
+            The inputs, with their padding behind the common beginning, and the cache for `generate`, or for a forward pass
+            of the positions behind it only, by its name; empty where nothing is shared.
+        """
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        if len(ids) < 2 or self.modalities != ("text",) or not self._attends_to_all:
+            return inputs, {}
+        starts = mask.argmax(dim=1).tolist()
+        # At least one token of every row is left to ask about.
+        rows = [ids[row, start:].tolist() for row, start in enumerate(starts)]
+        count = min(min(_common(rows[0], row) for row in rows[1:]), min(mask.sum(1).tolist()) - 1)
+        if count < _SHARED_AT_LEAST:
+            return inputs, {}
+        beginning = ids[:1, starts[0] : starts[0] + count]
+        # What later versions of transformers call it.
+        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+        cache = model(input_ids=beginning, use_cache=True, **self.last_logits(1))[name]
+        cache.batch_repeat_interleave(len(ids))
+        moved = [[*range(s, s + count), *range(s), *range(s + count, ids.shape[1])] for s in starts]
+        order = torch.tensor(moved, device=ids.device)
+        return {key: value.gather(1, order) for key, value in inputs.items()}, {name: cache}
+
+    @cached_property
+    def _attends_to_all(self) -> bool:
+        """Whether every layer keeps keys and values of all positions, so that those of a beginning can be taken over."""
+        if not self.model._supports_default_dynamic_cache():
+            return False
+        layers = DynamicCache(config=self.model.config).layers
+        return all(type(layer) is DynamicLayer for layer in layers) and not getattr(self.model.config, "alibi", False)
 
     def _with_positions(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs with positions that do not count padding; most models of several modalities find out by themselves."""

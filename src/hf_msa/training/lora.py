@@ -327,7 +327,13 @@ class LoraTrainer(CompleteCheckpoints):
         return SequentialSampler(cast(_Examples, eval_dataset))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss of the answers; logits are computed for their positions only."""
+        """The loss of the answers; logits are computed for their positions only, what all rows begin with once."""
+        if self.accelerator.num_processes == 1 and not self.args.activation_checkpointing:
+            inputs, shared = self._mllm.share_beginning(inputs, model)
+            for name, cache in shared.items():
+                behind = cache.get_seq_length()
+                inputs = {k: v if k == "attention_mask" else v[:, behind:] for k, v in inputs.items()}
+                inputs |= {name: cache, "use_cache": True}
         labels = inputs["labels"]
         # The logits before the first answer's first token are the first that count.
         count = labels.shape[1] - int((labels != _IGNORED).any(0).nonzero()[0, 0]) + 1
