@@ -18,6 +18,7 @@ from hf_msa.data.missing import FixedPattern, apply_missing
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception, average_positions
 from hf_msa.models.msa_inputs import INPUT_KEYS, inner_tokens
+from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_observation import observe_rows
@@ -1047,7 +1048,12 @@ class TestConfiguration:
     def test_what_an_expert_is_given(self) -> None:
         assert fresh().language_model_input is None
         model = fresh(planner="mllm")
-        assert model.language_model_input == "words"
+        assert model.language_model_input == "transcript"
+        clips = [{"audio": np.arange(4.0).reshape(2, 2)}]
+        for names, found in ((None, "transcript"), (("pitch", "energy"), "words")):
+            said = MsaVerbalizer.fit(clips, {"audio": names, "vision": None})
+            model.planner_values = {"verbalizer": said.to_dict()}
+            assert model.language_model_input == found
         model.media = lambda row: {}
         assert model.language_model_input == "media"
         assert fresh(planner="mllm", use_verbalizer=False).language_model_input == "transcript"

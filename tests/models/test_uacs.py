@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hf_msa.data.missing import apply_missing
+from hf_msa.models import msa_mllm_endpoint
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import (
     VERBALIZER_FILE,
@@ -394,6 +395,7 @@ class TestLaziness:
         local = build(expert_model="org/omni", expert_batch_size=3).expert
         assert local.name == "org/omni" and local.batch_size == 3 and not local.is_loaded  # type: ignore[attr-defined]
         monkeypatch.delenv("HF_MSA_ENDPOINT", raising=False)
+        monkeypatch.setattr(msa_mllm_endpoint, "_allowed", {})
         with pytest.raises(ValueError, match="is a server, 'http://127.0.0.1:1/v1', .* has not been allowed"):
             _ = build(expert_model="http://127.0.0.1:1/v1", expert_kind="endpoint").expert
         monkeypatch.setenv("HF_MSA_ENDPOINT", "http://127.0.0.1:1/v1")
