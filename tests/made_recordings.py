@@ -24,15 +24,19 @@ def write_video(
     rate: int = 10,
     sound: tuple[float, ...] | None = (0.5,),
 ) -> Path:
-    """Pictures that grow brighter, 8 levels per tenth of a second up to 255, and constant sound of 22.05 kHz."""
+    """Pictures that grow brighter, 8 levels per tenth of a second up to 255, and constant sound of 22.05 kHz.
+
+    A .webm is as a browser records it: VP8 and Opus, as a stream that does not say how long it is.
+    """
     av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'hf-msa[video]'")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(file), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
+    webm = file.suffix == ".webm"
+    with av.open(str(file), "w", options={"live": "1"} if webm else {}) as container:
+        stream = container.add_stream("libvpx" if webm else "mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
         layout = "stereo" if sound and len(sound) == 2 else "mono"
-        codec = "pcm_s16le" if file.suffix == ".mkv" else "aac"
-        track = container.add_stream(codec, rate=22_050, layout=layout) if sound else None
+        codec = {".mkv": "pcm_s16le", ".webm": "libopus"}.get(file.suffix, "aac")
+        track = container.add_stream(codec, rate=48_000 if webm else 22_050, layout=layout) if sound else None
         for index in range(int(seconds * rate)):
             picture = np.full((size[1], size[0], 3), min(255, index * 80 // rate), dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

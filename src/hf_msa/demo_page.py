@@ -1,7 +1,10 @@
 """The demo page of a model: type, upload or record, take modalities away, and see what happens to the score."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,10 +139,14 @@ def build_page(pipeline: MsaPipeline, title: str) -> Any:
     require_package("matplotlib", "plots")
     import gradio as gr
 
-    modalities = list(pipeline.model.modalities)
+    os.environ.setdefault("GRADIO_RUN_HISTORY", "False")  # It would keep recordings and answers in the browser.
     sets = {
-        name: getattr(pipeline.processor.feature_extractor, f"{name}_set") for name in modalities if name != "text"
+        name: getattr(pipeline.processor.feature_extractor, f"{name}_set")
+        for name in pipeline.model.modalities
+        if name != "text"
     }
+    # Of a modality without a set nothing can be given here.
+    modalities = [name for name in pipeline.model.modalities if name == "text" or sets[name]]
 
     def run(
         text: str, sound: str | None, video: str | None, on: list[str], memory: dict[str, bytes], *rates: float
@@ -163,13 +170,17 @@ def build_page(pipeline: MsaPipeline, title: str) -> Any:
         transcript = (found.get("transcript") or {}).get("text", text)
         return _words(found), plot_curve(found), _details(found), transcript, kept
 
-    with gr.Blocks(title=title, delete_cache=(_FORGET, _FORGET)) as page:
+    with gr.Blocks(title=title, delete_cache=(_FORGET, _FORGET), analytics_enabled=False) as page:
         gr.Markdown(f"# {title}\n\nHow does it sound? Take parts away and see what the model still makes of it.")
         with gr.Row():
             with gr.Column():
                 text = gr.Textbox(EXAMPLE, label="Transcript", lines=3)
                 sound = gr.Audio(
-                    label="Sound", sources=["upload", "microphone"], type="filepath", visible=bool(sets.get("audio"))
+                    label="Sound",
+                    sources=["upload", "microphone"],
+                    type="filepath",
+                    buttons=[],  # Gradio's would publish it, or look for it once it is deleted.
+                    visible=bool(sets.get("audio")),
                 )
                 spoken = gr.Button("Speak the example", size="sm", visible=bool(sets.get("audio")))
                 video = gr.Video(
@@ -182,8 +193,11 @@ def build_page(pipeline: MsaPipeline, title: str) -> Any:
                 score = gr.Markdown("Press *Score*.")
                 curve = gr.Plot(show_label=False)
                 details = gr.JSON(label="What the model says")
-        spoken.click(example_recording, None, sound, api_name="example")
         memory = gr.State({}, time_to_live=_FORGET)
+        # Gradio names a file by its content, so that the example of one visitor is deleted with that of another.
+        spoken.click(example_recording, None, sound, api_name="example").then(
+            lambda path: {path: Path(path).read_bytes()}, sound, memory, api_visibility="private"
+        )
         button.click(
             run, [text, sound, video, on, memory, *sliders], [score, curve, details, text, memory], api_name="score"
         )
@@ -200,6 +214,8 @@ def _taken(upload: str, memory: Mapping[str, bytes]) -> bytes:
         file.unlink()
     except OSError as error:
         raise MsaError("The recording is no longer here; give it again.") from error
+    with contextlib.suppress(OSError):  # Its folder bears the hash of the content.
+        file.parent.rmdir()
     return content
 
 
@@ -224,8 +240,11 @@ def _details(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def serve(pipeline: MsaPipeline, title: str, port: int | None = None) -> None:
     """Serve the page on this machine alone until interrupted; uploads are limited and not kept."""
-    page = build_page(pipeline, title)
-    page.launch(server_name="127.0.0.1", server_port=port, share=False, max_file_size=_LARGEST_UPLOAD)
+    # A folder that nobody else can read, and that goes with what an upload that broke off has left.
+    with tempfile.TemporaryDirectory(prefix="hf-msa-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build_page(pipeline, title)
+        page.launch(server_name="127.0.0.1", server_port=port, share=False, max_file_size=_LARGEST_UPLOAD)
 
 
 # --- A Space on the Hub ---
