@@ -1032,6 +1032,10 @@ class TestConfiguration:
     def test_what_an_expert_is_given(self) -> None:
         assert fresh().language_model_input is None
         model = fresh(planner="mllm")
+        assert model.language_model_input == "transcript"
+        statistics = {"centers": [[0.0]] * 3, "scales": [[1.0]] * 3, "names": ["pitch"]}
+        known = {"strongest": 4, "threshold": 1.0, "statistics": {"audio": statistics}}
+        model.planner_values = {"verbalizer": known}
         assert model.language_model_input == "words"
         model.media = lambda row: {}
         assert model.language_model_input == "media"
