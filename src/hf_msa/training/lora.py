@@ -293,6 +293,7 @@ class LoraTrainer(CompleteCheckpoints):
         if args.activation_checkpointing:
             # The frozen embeddings give nothing that autograd would follow into a checkpointed layer.
             adapted.enable_input_require_grads()
+        args.dataloader_pin_memory = args.dataloader_pin_memory and torch.cuda.is_available()
         if validation and args.save_strategy != SaveStrategy.NO:
             args.eval_strategy, args.eval_steps = (
                 IntervalStrategy(SaveStrategy(args.save_strategy).value),
