@@ -164,7 +164,9 @@ class TestMethods:
         assert polarity(np.array([1.0, 2.96, 3.04, 5.0]), 0.05, 3.0).tolist() == [-1, 0, 0, 1]
 
     def test_the_expert_is_told_the_range(self, stars: LabelFamily) -> None:
-        assert "from 1 (as negative as can be) over 3 (neutral) to 5 (as" in direct_prompt(stars, "words", ("text",))
+        assert "from 1 to 5? 1 is as negative as can be, 3 is neutral, 5 is" in direct_prompt(
+            stars, "words", ("text",)
+        )
 
     @pytest.mark.filterwarnings("ignore:(U-ACS|OMG-Agent) was called without:UserWarning")
     @pytest.mark.parametrize("method", list(METHODS))

@@ -18,12 +18,13 @@ from transformers import (
 )
 
 from hf_msa.models.configuration_uacs import UacsConfig
-from hf_msa.models.modeling_uacs import ask_expert
+from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
 from hf_msa.models.msa_mllm_answers import MllmAnswer, parse_score
 from hf_msa.models.msa_mllm_numbers import NumberGrammar, writable_numbers
 from hf_msa.models.uacs_prompts import answer_text
 from nonempty import some
+from tiny import tiny_uacs_config
 from tiny_mllm import tiny_mllm_tokenizer
 
 MOSI = (-3.0, 3.0)
@@ -158,7 +159,7 @@ class TestGenerate:
         self, tokenizer: PreTrainedTokenizerFast, label_range: tuple[float, float]
     ) -> None:
         mllm, low, high = tiny_llama(tokenizer, 0), *label_range
-        drawn = mllm.generate(REQUESTS, 8, num_candidates=8, temperature=20.0, only_number=label_range)
+        drawn = mllm.generate(REQUESTS, 8, num_candidates=16, temperature=20.0, only_number=label_range)
         answers = [answer for row in drawn for answer in row]
         scores = [parse_score(answer, label_range) for answer in answers]
         assert all(score is not None and low <= score <= high for score in scores)
@@ -228,8 +229,9 @@ class TestExpert:
                 raise NotImplementedError
 
         for constrained in (False, True):
-            config = UacsConfig(label_family="sims", expert_constrained=constrained)
-            (found,) = ask_expert(Expert(), REQUESTS[:1], config)
+            model = UacsForSentimentAnalysis(tiny_uacs_config(label_family="sims", expert_constrained=constrained))
+            model.set_expert(Expert())
+            (found,) = model.ask_expert(REQUESTS[:1])
             assert (found.score, found.uncertainty) == (0.4, 0.2)
         assert seen == [{}, {"only_number": (-1.0, 1.0)}]
 

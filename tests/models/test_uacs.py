@@ -134,7 +134,7 @@ class TestRules:
 class TestPrompts:
     def test_the_question_names_range_words_and_sources(self) -> None:
         prompt = direct_prompt(BUILT_IN["sims"], "not bad", ("text", "audio", "vision"), "Voice: loud.")
-        assert "from -1 (as" in prompt and "to 1 (as" in prompt and '"not bad"' in prompt and "Voice: loud." in prompt
+        assert "from -1 to 1" in prompt and '"not bad"' in prompt and "Voice: loud." in prompt
         assert "what is said, how it is said and what the face shows" in prompt
         assert prompt.endswith("a number with one decimal.") and "uncertainty" not in prompt
 

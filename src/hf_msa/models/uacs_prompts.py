@@ -28,8 +28,8 @@ def direct_prompt(
     sources = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
     lost = " or ".join(verb for name, verb in _SENSES.items() if name not in modalities)
     lines = [
-        f"How does the speaker feel about what they talk about, from {low} (as negative as can be) over {neutral} (neutral) "
-        f"to {high} (as positive as can be)? Go by {sources}.",
+        f"How does the speaker feel about what they talk about, from {low} to {high}? {low} is as negative as can be, "
+        f"{neutral} is neutral, {high} is as positive as can be. Go by {sources}.",
         "The words are lost." if transcript is None else f'Words: "{in_usual_case(transcript)}"',
         description,
         f"You cannot {lost} the clip." if lost else "",
