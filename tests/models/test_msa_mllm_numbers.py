@@ -9,8 +9,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
@@ -243,11 +241,7 @@ class TestExpert:
 @pytest.mark.slow
 @pytest.mark.skipif("HF_MSA_SMOLLM2" not in os.environ, reason="HF_MSA_SMOLLM2 names no folder of SmolLM2")
 def test_a_trained_model_answers_with_numbers_alone() -> None:
-    folder = os.environ["HF_MSA_SMOLLM2"]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'][0]['text']")
-    mllm = LocalMllm(model, TextProcessor(tokenizer), name="smollm2")
+    mllm = LocalMllm.from_pretrained(os.environ["HF_MSA_SMOLLM2"])
     ask = "Score the sentiment from -3 (negative) to 3 (positive), a number with one decimal: "
     requests = [MllmRequest(ask + words) for words in ("I loved it.", "Horrible, a waste of time.", "It is a film.")]
     for (answer,) in some(mllm.generate(requests, 8, only_number=MOSI)):
