@@ -19,7 +19,9 @@ from hf_msa.errors import MsaError
 from hf_msa.models.msa_feature_sets import find_feature_set, recorded_frames
 from hf_msa.models.msa_openface import OPENFACE_AU_COLUMNS, FaceReport
 from hf_msa.recordings import extract as extraction
+from hf_msa.recordings.dataset_clips import is_dataset
 from hf_msa.recordings.extract import extract
+from hf_msa.recordings.manifest import read_manifest
 from hf_msa.recordings.transcripts import Transcript, Word
 from hf_msa_cli import main
 from made_recordings import write_sound, write_video
@@ -172,6 +174,13 @@ def test_a_data_set_with_recordings_in_it_is_a_list_of_clips(clips: Path, tmp_pa
     assert data["train"]["label"] == [1.5, -1.0] and data["train"]["text"] == ["good", "bad"]
     expected = recorded_frames(find_feature_set("prosody"), clips / "v" / "1.wav")
     assert expected is not None and np.array_equal(np.array(data["test"][0]["audio"], np.float32), expected.values)
+
+
+def test_clips_beside_a_table_of_scores_are_no_data_set(clips: Path) -> None:
+    data_set(clips).to_parquet(clips / "scores.parquet")
+    assert not is_dataset(clips) and len(read_manifest(clips)) == 4
+    data_set(clips).to_parquet(clips / "train.parquet")
+    assert is_dataset(clips)
 
 
 def test_a_damaged_recording_in_a_data_set_is_listed_by_its_name(clips: Path, tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ class ParquetSource:
             self._files = parquet_files(path)
         else:
             facts = None
-            split = _split_of_file(path)
+            split = split_of_file(path)
             if split is None:
                 self.notes.append(f"{path.name} names no split; its rows are taken for train.")
             self._files = {split or "train": [path]}
@@ -542,7 +542,7 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
         raise MsaError(f"There are Parquet files in {folder} and in {folder / 'data'}; keep those of one data set.")
     splits: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for file in found[filled[0]] if filled else ():
-        split = _split_of_file(file)
+        split = split_of_file(file)
         if split is None:
             raise MsaError(
                 f"{file} is named after no split; name Parquet files after one, with one of {', '.join(SPLIT_ALIASES)} in "
@@ -552,7 +552,8 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
     return {split: files for split, files in splits.items() if files}
 
 
-def _split_of_file(file: Path) -> str | None:
+def split_of_file(file: Path) -> str | None:
+    """The split that a file is named after, by a whole word of its name; None where it is named after none."""
     named = {SPLIT_ALIASES[word] for word in re.split(r"[-_. ]", file.stem.lower()) if word in SPLIT_ALIASES}
     if len(named) > 1:
         raise MsaError(f"{file} is named after the splits {' and '.join(sorted(named))}; name each file after one.")

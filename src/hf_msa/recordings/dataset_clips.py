@@ -16,6 +16,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from hf_msa.data.cells import list_of
 from hf_msa.data.loading import load_msa
+from hf_msa.data.sources import split_of_file
 from hf_msa.errors import MsaError, is_disk_full, reason
 
 from .manifest import Clip, check_ids, clip_of, columns_of, find_file
@@ -24,10 +25,12 @@ _SAVED = ("dataset_dict.json", "state.json")
 
 
 def is_dataset(source: str | Path) -> bool:
-    """Whether clips are in a data set: a folder of `save_to_disk` or of Parquet files, or a Hub name."""
+    """Whether clips are in a data set: a folder of `save_to_disk`, of Parquet files named after splits, or a Hub name."""
     place = Path(source)
     if place.is_dir():
-        return any((place / name).is_file() for name in _SAVED) or next(place.rglob("*.parquet"), None) is not None
+        # A table of scores may lie beside clips.
+        tables = [*place.glob("*.parquet"), *place.glob("data/*.parquet")]
+        return any((place / name).is_file() for name in _SAVED) or any(split_of_file(file) for file in tables)
     return not place.exists() and str(source).count("/") == 1 and not place.suffix and not place.is_absolute()
 
 
