@@ -375,7 +375,7 @@ class TestOnlyNumbers:
 
     def test_a_server_that_follows_none_is_refused(self, server: Server) -> None:
         server.reply = lambda number, body: completion("Surely 2", [token("Surely 2", 1.0)])
-        with pytest.raises(ValueError, match="cannot be held to answer with a number alone"):
+        with pytest.raises(ValueError, match="cannot be held to the wanted form of answers"):
             endpoint(server).generate([MllmRequest("Score?")], 8, only_number=True)
 
     def test_another_failure_stays_what_it_is(self, server: Server) -> None:

@@ -46,6 +46,8 @@ class OmgConfig(MsaConfig):
             vision; the rest is left out, which its prompt says (ours).
         use_verbalizer (`bool`): Describe features in words to the planner where it is not given sound or pictures and the
             data names the features (ours).
+        planner_constrained (`bool`): Let the language model write nothing but plans that keep to the schema (ours); small
+            models do not keep to it by themselves.
         num_candidates (`int`): Plans drawn for each observation (appendix A: 5).
         semantic_weight (`float`): lambda_s of eq. 5 (section 4.1: 0.3). The penalty of a plan that breaks the schema is
             infinite there, so its weight gamma has no effect and no field: such plans are dropped.
@@ -149,6 +151,7 @@ class OmgConfig(MsaConfig):
     planner_revision: str | None = None
     planner_modalities: str | list[str] | tuple[str, ...] = "auto"
     use_verbalizer: bool = True
+    planner_constrained: bool = False
     num_candidates: int = 5
     semantic_weight: float | int = 0.3
     log_prob: Literal["sum", "mean"] = "sum"

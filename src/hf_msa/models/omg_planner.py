@@ -21,12 +21,13 @@ from .configuration_omg import OmgConfig
 from .msa_answer_store import AnswerStore, content_hash
 from .msa_mllm import Mllm, MllmRequest, taken_modalities
 from .msa_mllm_answers import MllmAnswer
+from .msa_mllm_forms import AnswerForm
 from .msa_observed import in_usual_case
 from .msa_remembering import known_identity
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer
 from .omg_observation import Observation
-from .omg_plan import FALLBACK_PLAN, Plan, read_plan
+from .omg_plan import FALLBACK_PLAN, PLAN_FORM, Plan, read_plan
 
 Proposals = tuple[tuple[str, float], ...]
 """What was written, and its log-probability, for each candidate."""
@@ -311,15 +312,16 @@ def plan_prompt(transcript: str | None, modalities: Collection[str], description
     state = f"Given of the clip: {', '.join(given) or 'nothing'}."
     if lost:
         state += f" Lost: {', '.join(lost)}; infer what was in them as well as the rest allows."
+    # What is the same for all clips comes first: it is computed once for a batch.
     lines = [
         "Parts of a video clip may have been lost. Sum up in three fields what happens in it: who or what it is about, "
         "what they do, and the sentiment that is expressed.",
-        state,
-        "" if transcript is None else f'Words: "{in_usual_case(transcript)}"',
-        description,
         f"The sentiment must be one of: {', '.join(SENTIMENT_SCALE)}. Entity and action are a few words each.",
         "Reply with one line and nothing else, in this form:",
         "Entity: ...; Action: ...; Sentiment: ...",
+        state,
+        description,
+        "" if transcript is None else f'Words: "{in_usual_case(transcript)}"',
     ]
     return "\n".join(line for line in lines if line)
 
@@ -414,7 +416,8 @@ class MllmPlanner(Planner):
 
     def _identity(self, proposing: bool) -> Mapping[str, Any]:
         if proposing:
-            return {**self.identity, **self._draws(), "log_prob": self.config.log_prob}
+            form = {} if self._form is None else {"form": self._form.regex}
+            return {**self.identity, **self._draws(), **form, "log_prob": self.config.log_prob}
         return self.identity if self.encode is None else {"encoder": self._encoder}
 
     @cached_property
@@ -427,8 +430,13 @@ class MllmPlanner(Planner):
 
     def _propose(self, observations: Sequence[Observation]) -> list[Proposals]:
         """Draw candidates: each one string, its fields in fixed order, so that each is drawn given those before it."""
-        answers = self.mllm.generate([self.request(observation) for observation in observations], **self._draws())
+        options = self._draws() if self._form is None else {**self._draws(), "form": self._form}
+        answers = self.mllm.generate([self.request(seen) for seen in observations], **options)
         return [tuple((answer.text, self._log_prob(answer)) for answer in row) for row in answers]
+
+    @property
+    def _form(self) -> AnswerForm | None:
+        return PLAN_FORM if self.config.planner_constrained else None
 
     def _draws(self) -> dict[str, Any]:
         """How candidates are drawn, as `Mllm.generate` takes it."""
