@@ -176,6 +176,14 @@ class TestChoice:
         (first,) = asking(mllm, reranking=False).plan([Observation("words")])
         assert first.plan == SAD and first.chosen == 0
 
+    def test_the_score_is_the_mean_of_the_plans_that_were_drawn(self) -> None:
+        happy = (Plan("a", "b", "strongly positive").to_text(), (-9.0,))
+        drawn = says((BROKEN, (0.0,)), (Plan("a", "b", "negative").to_text(), (-1.0,)), happy, happy)
+        (choice,) = asking(ScriptedMllm(drawn)).plan([Observation("words")])
+        assert choice.score == pytest.approx((-2 + 3 + 3) / 3)
+        (nothing,) = asking(ScriptedMllm(says((BROKEN, (0.0,))))).plan([Observation("words")])
+        assert nothing.score == 0.0
+
     def test_sum_prefers_short_answers_and_mean_does_not(self) -> None:
         mllm = ScriptedMllm(says((SAD.to_text(), (-1.0, -1.0)), (GLAD.to_text(), (-0.6,) * 4)))
         (literal,) = asking(mllm).plan([Observation("words")])
@@ -600,6 +608,14 @@ class TestLightPlanner:
         planner = fit_light_planner(self.observations, labels, encoder, config, verbalizer, ridge=ridge)
         fit_centering(planner, self.observations)
         return planner
+
+    def test_its_score_weighs_words_by_their_probability(self) -> None:
+        (choice,) = self.planner(num_candidates=2).plan([Observation("I love it")])
+        (first, second) = choice.candidates
+        assert first.plan is not None and second.plan is not None
+        share = math.exp(first.log_prob) / (math.exp(first.log_prob) + math.exp(second.log_prob))
+        assert choice.score == pytest.approx(share * first.plan.score + (1 - share) * second.plan.score)
+        assert 0 < share < 1 and first.plan.score != second.plan.score
 
     def test_has_a_probe_for_each_of_the_seven_patterns(self) -> None:
         assert set(self.planner().probes) == {

@@ -115,6 +115,7 @@ class PlanChoice:
         chosen: Index of the winner; None where every candidate broke the schema, and the plan is `FALLBACK_PLAN`.
         plan_vector: c_S `(width,)`: g(plan), centred, of length 1.
         observation_vector: u_X `(width,)`: psi(observation), centred, of length 1.
+        score: The sentiment that the candidates expect, from -3 to 3.
         constraint_vectors: `(3, width)`: g of entity, action and sentiment by themselves, each centred, of length 1; None
             unless the configuration's `plan_tokens` are those.
     """
@@ -124,6 +125,7 @@ class PlanChoice:
     chosen: int | None
     plan_vector: np.ndarray
     observation_vector: np.ndarray
+    score: float = 0.0
     constraint_vectors: np.ndarray | None = None
 
     @property
@@ -251,12 +253,18 @@ class Planner(ABC):
                 valid.sort(key=lambda index: -candidates[index].utility)
             chosen = next(iter(valid), None)
             best = FALLBACK_PLAN if chosen is None else candidates[chosen].plan or FALLBACK_PLAN
-            choices.append(PlanChoice(best, candidates, chosen, vectors[best.to_text()], seen))
+            score = self._expected_score(candidates)
+            choices.append(PlanChoice(best, candidates, chosen, vectors[best.to_text()], seen, score))
         if self.config.plan_tokens == "per_constraint":
             parts = self.embed_texts([text for choice in choices for text in choice.plan.constraints])
             for choice, three in zip(choices, parts.reshape(len(choices), 3, -1), strict=True):
                 choice.constraint_vectors = three
         return choices
+
+    def _expected_score(self, candidates: Sequence[Candidate]) -> float:
+        """Mean sentiment of candidates that were drawn; 0 where none keeps to the schema."""
+        scores = [candidate.plan.score for candidate in candidates if candidate.plan is not None]
+        return float(np.mean(scores)) if scores else 0.0
 
     def _answers(
         self, proposing: bool, questions: Sequence[str], asked: Sequence[Any], find: Callable[[Any], Iterable[bytes]]
