@@ -202,6 +202,14 @@ class TestCascade:
         assert cost["calls"] == 1.0 and cost["unreadable"] == 1 / 4 and cost["seconds"] == np.mean(found["seconds"])
         assert cost["tokens"] == (len("no ") + len("0.9 ") + len("-1.0 ") + len("-1.5 ")) / 4
         assert cost["routes"] == {"fast": 0.25, "mllm": 0.0, "weighted": 0.5, "verify": 0.25}
+        assert cost["prompt_tokens"] is None and cost["remembered"] == 0, (
+            "the stub does not say how long questions are"
+        )
+        assert found["expert_prompt_tokens"] == pytest.approx([0, *[math.nan] * 3], nan_ok=True)
+        known = {name: np.array(values) for name, values in found.items()}
+        known |= {"expert_prompt_tokens": np.array([0, 60, 60, 140]), "remembered": np.array([0, 1, 0, 2])}
+        cost = UacsForSentimentAnalysis.cost_of(known)
+        assert cost["prompt_tokens"] == 65 and cost["remembered"] == 3 / 4
 
     def test_routes_have_names_in_public_answers(self) -> None:
         model = build(tau_1=0.5, tau_2=0.5)

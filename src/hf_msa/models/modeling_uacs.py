@@ -36,6 +36,8 @@ from .uacs_rules import FAST, MLLM, ROUTES, VERIFY, WEIGHTED, Floats, answer_rou
 
 VERBALIZER_FILE = "verbalizer.json"
 _MEDIA_KEYS = dict(zip(FEATURE_MODALITIES, ("waveform", "frames"), strict=True))
+# Columns of the output in which the expert's answers to a sample are added up.
+_COUNTS = ("expert_calls", "expert_prompt_tokens", "expert_tokens", "remembered", "unparsed")
 # So many batches of the expert are filled before it is asked: at most the last of them is not full.
 _EXPERT_BATCHES = 32
 
@@ -57,7 +59,10 @@ class UacsOutput(UbmOutput):
             where that could not be read.
         route (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Whose answer it is, an index into `ROUTES`.
         expert_calls (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Questions to the expert.
+        expert_prompt_tokens (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Tokens of the questions; NaN where it
+            does not say.
         expert_tokens (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Tokens that it wrote.
+        remembered (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers that were known from before.
         unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers that could not be read, or none at all.
         seconds (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Time spent on the sample: its share of each model's
             on the samples that went through it together, what it takes to make the questions (recordings, words for
@@ -72,7 +77,9 @@ class UacsOutput(UbmOutput):
     second_score: torch.Tensor | None = None
     route: torch.Tensor | None = None
     expert_calls: torch.Tensor | None = None
+    expert_prompt_tokens: torch.Tensor | None = None
     expert_tokens: torch.Tensor | None = None
+    remembered: torch.Tensor | None = None
     unparsed: torch.Tensor | None = None
     seconds: torch.Tensor | None = None
 
@@ -85,15 +92,19 @@ class ExpertAnswer:
         text: Its words; None where there was no answer at all.
         score: In label units, within the label range; None where it cannot be read, see `parse_score`.
         uncertainty: Mean entropy of the score's tokens in nats (eq. 10); infinite without one.
+        prompt_tokens: How many the question has; NaN where the expert does not say.
         tokens: How many it wrote.
         seconds: How long it took.
+        is_remembered: Whether it was known from before.
     """
 
     text: str | None
     score: float | None
     uncertainty: float
+    prompt_tokens: float
     tokens: int
     seconds: float
+    is_remembered: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +138,14 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
 
     config: UacsConfig
     SIDE_FILES = (*AsksLanguageModel.SIDE_FILES, SideFile(VERBALIZER_FILE))
+    COST_COLUMNS = {
+        "calls": "expert_calls",
+        "prompt_tokens": "expert_prompt_tokens",
+        "tokens": "expert_tokens",
+        "seconds": "seconds",
+        "remembered": "remembered",
+        "unreadable": "unparsed",
+    }
     value_names = {"route": ROUTES}
 
     def __init__(self, config: UacsConfig) -> None:
@@ -141,17 +160,9 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         return super().output_columns if self.config.route == "fast" else {}
 
     @classmethod
-    def cost_of(cls, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """What the cascade has cost; see `MsaPreTrainedModel.cost_of`."""
-        calls = float(columns["expert_calls"].sum())
-        return {
-            **{
-                name: float(np.mean(columns[column], dtype=np.float64))
-                for name, column in (("calls", "expert_calls"), ("tokens", "expert_tokens"), ("seconds", "seconds"))
-            },
-            "unreadable": float(columns["unparsed"].sum()) / calls if calls else None,
-            "routes": {name: float(np.mean(columns["route"] == index)) for index, name in enumerate(ROUTES)},
-        }
+    def routes_of(cls, columns: Mapping[str, Any]) -> dict[str, float]:
+        """The shares of samples by who answered."""
+        return {name: float(np.mean(columns["route"] == index)) for index, name in enumerate(ROUTES)}
 
     # --- What lies beside the weights ---
 
@@ -224,12 +235,12 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         # An expert of one's own that writes what it likes need not know the argument.
         options: dict[str, Any] = {"only_number": config.label_range} if config.expert_constrained else {}
         for given in known.ask(requests, config.expert_max_new_tokens, config.expert_batch_size, **options):
-            answer = given.answer
-            if answer is None:
-                found.append(ExpertAnswer(None, None, math.inf, 0, given.seconds))
-                continue
-            score, uncertainty = parse_score(answer, config.label_range), label_entropy(answer, config.label_range)
-            found.append(ExpertAnswer(answer.text, score, uncertainty, len(answer.token_texts), given.seconds))
+            answer, text, score, uncertainty = given.answer, None, None, math.inf
+            if answer is not None:
+                text, score = answer.text, parse_score(answer, config.label_range)
+                uncertainty = label_entropy(answer, config.label_range)
+            costs = (given.prompt_tokens, given.tokens, given.seconds, given.is_remembered)
+            found.append(ExpertAnswer(text, score, uncertainty, *costs))
         return found
 
     def expert_requests(
@@ -339,7 +350,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         nothing, zero = torch.full_like(score, math.nan), torch.zeros_like(score)
         beside: dict[str, Any] = {
             **dict.fromkeys(("expert_score", "expert_uncertainty", "weight", "second_score", "seconds"), nothing),
-            **dict.fromkeys(("route", "expert_calls", "expert_tokens", "unparsed"), zero),
+            **dict.fromkeys(("route", *_COUNTS), zero),
         }
         return UacsOutput(**small, small_score=score, **beside)
 
@@ -425,7 +436,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         found: dict[str, Floats] = {
             name: np.full(count, math.nan) for name in ("expert_score", "expert_uncertainty", "weight", "second_score")
         }
-        found |= {name: np.zeros(count) for name in ("expert_calls", "expert_tokens", "unparsed")}
+        found |= {name: np.zeros(count) for name in _COUNTS}
         found["route"] = np.full(count, float(FAST))
         found |= {"logits": small.copy(), "seconds": np.concatenate([batch.seconds for batch in batches])}
         if len(chosen):
@@ -522,7 +533,9 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         answers = self.ask_expert(requests)
         found["expert_calls"][samples] += 1
         found["seconds"][samples] += [answer.seconds for answer in answers]
+        found["expert_prompt_tokens"][samples] += [answer.prompt_tokens for answer in answers]
         found["expert_tokens"][samples] += [answer.tokens for answer in answers]
+        found["remembered"][samples] += [answer.is_remembered for answer in answers]
         found["unparsed"][samples] += [answer.score is None for answer in answers]
         scores = [
             last if answer.score is None else answer.score for answer, last in zip(answers, fallback, strict=True)

@@ -1,6 +1,7 @@
 """Stages of methods that ask a language model: checks before training, statistics for words, arguments of an adapter."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import torch
 from accelerate import PartialState
 
 from hf_msa.errors import MsaError, reason, require_package
+from hf_msa.evaluation.results import MOST_UNREADABLE
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.msa_language_model import AsksLanguageModel
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
@@ -87,6 +89,19 @@ def locate_language_model(config: MsaConfig) -> None:
         and Path(settings.name).exists()
     ):
         setattr(config, settings.field, str(Path(settings.name).resolve()))
+
+
+def warn_of_unreadable(role: str, count: int, asked: int) -> None:
+    """Warn where more than 5 % of the answers of a language model, e.g. the `"expert"`, could not be read."""
+    if count > MOST_UNREADABLE * asked:
+        logging.getLogger(__name__).warning(
+            "%d of %d answers of the %s could not be read (%.0f %%); look at their wording in the answers folder, and take "
+            "another model, prompt or adapter.",
+            count,
+            asked,
+            role,
+            100 * count / asked,
+        )
 
 
 def fit_verbalizer(context: RunContext) -> MsaVerbalizer:

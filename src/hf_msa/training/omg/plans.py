@@ -42,12 +42,17 @@ class CompleteObservations(Sequence[Observation]):
 
 
 class PlannedRows:
-    """Plan vectors of a split's rows, made by the model's planner when they are first needed, kept in half precision."""
+    """Plan vectors of a split's rows, made by the model's planner when they are first needed, kept in half precision.
+
+    Attributes:
+        fallbacks: How many plans stand for those of observations of which no candidate kept to the schema.
+    """
 
     def __init__(self, model: OmgForSentimentAnalysis, rows: MsaRows, processor: Any) -> None:
         self._model, self._processor = model, processor
         self._observations = CompleteObservations(model, rows, processor)
         self._known: dict[tuple[int, Pattern], dict[str, NDArray[np.float16]]] = {}
+        self.fallbacks = 0
 
     def fill(self, wanted: Sequence[Pattern], what: str) -> None:
         """Plan for all rows under several patterns, with a progress bar; `what` names the split."""
@@ -61,10 +66,15 @@ class PlannedRows:
         if unknown:
             whole = {index: self._observations[index] for index in dict.fromkeys(index for index, _ in unknown)}
             observations = [whole[index].restricted(pattern) for index, pattern in unknown]
-            _, vectors = self._model.plan_observations(observations, self._processor, always=True)
+            plans, vectors = self._model.plan_observations(observations, self._processor, always=True)
+            self.fallbacks += sum(plan.is_fallback for plan in plans or ())
             halves = {name: values.cpu().numpy().astype(np.float16) for name, values in vectors.items()}
             for row, key in enumerate(unknown):
                 self._known[key] = {name: values[row] for name, values in halves.items()}
+
+    def __len__(self) -> int:
+        """Number of plans so far."""
+        return len(self._known)
 
     def __call__(self, indices: Sequence[int], observed: Sequence[Pattern]) -> dict[str, Tensor]:
         """What `forward` takes of the plans of some rows, of each of which these modalities are observed."""
