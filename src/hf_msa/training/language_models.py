@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +11,6 @@ from accelerate import PartialState
 
 from hf_msa.errors import MsaError, reason, require_package
 from hf_msa.evaluation.results import MOST_UNREADABLE
-from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.msa_language_model import AsksLanguageModel
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
@@ -74,21 +72,6 @@ def check_language_model(
         from .lora import LoraTrainingArguments, target_layers
 
         target_layers(mllm.model, lora_arguments(context, lora_stage, LoraTrainingArguments).lora_target_modules)
-
-
-def locate_language_model(config: MsaConfig) -> None:
-    """Name a language model that lies on this machine by its whole path, so that it is found from any folder.
-
-    What is published of such a name is its last part.
-    """
-    settings = config.language_model
-    if (
-        settings is not None
-        and settings.name is not None
-        and settings.kind == "local"
-        and Path(settings.name).exists()
-    ):
-        setattr(config, settings.field, str(Path(settings.name).resolve()))
 
 
 def warn_of_unreadable(role: str, count: int, asked: int) -> None:

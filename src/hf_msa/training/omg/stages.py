@@ -38,7 +38,6 @@ from hf_msa.models.omg_planner import MllmPlanner, Planner
 from hf_msa.training.language_models import (
     check_language_model,
     fit_verbalizer,
-    locate_language_model,
     lora_arguments,
     warn_of_unreadable,
 )
@@ -118,7 +117,6 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     require_package("diffusers", "omg")
     if config.index_factory != "Flat":
         require_package("faiss", "kb")
-    locate_language_model(config)
     if not (context.stage_folder("plans") / PLANNER_FILE).is_file():
         lora = "planner" if config.planner_lora else None
         check_language_model(context, OmgForSentimentAnalysis, lambda *given: first_question(context, *given), lora)
