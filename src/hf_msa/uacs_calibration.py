@@ -140,7 +140,7 @@ def _calibrate_one(
     record = Path(name) / RUN_FILE
     told = read_json(record) if record.is_file() else None
     found = find_thresholds(network, processor, rows, _protocol(told, rows))
-    for field in ("tau_1", "tau_2", "calibration"):
+    for field in ("tau_1", "tau_2", "calibration", "calibrated_with"):
         setattr(config, field, found[field])
     with atomic_directory(place) as work:
         network.save_pretrained(work)

@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .configuration_uacs import UacsConfig
+from .configuration_uacs import UacsConfig, published_name
 from .modeling_msa import SideFile, read_labels, read_side_file, sound_side_file
 from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
-from .msa_answer_store import AnswerStore
+from .msa_answer_store import AnswerStore, content_hash
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_mllm import Mllm, MllmRequest
 from .msa_mllm_answers import label_entropy, parse_score
 from .msa_observed import missing_positions, visible_media, visible_words
-from .msa_remembering import RememberingMllm
+from .msa_remembering import RememberingMllm, known_identity
 from .msa_schema import FEATURE_MODALITIES
 from .msa_verbalizer import MsaVerbalizer
 from .uacs_prompts import direct_prompt, second_part
@@ -209,11 +209,48 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
     def set_expert(self, expert: Mllm | None) -> None:
         """Ask this model in place of the one that the configuration names.
 
+        A threshold that was calibrated with another expert does not hold for it: the cascade then refuses to predict, unless
+        the checkpoint was loaded with a `tau_2` of one's own.
+
         Args:
             expert: Any; None goes back to the configuration's.
         """
         self._expert = expert
         self._remembering = None
+
+    def calibrated_with(self) -> dict[str, str | None]:
+        """Which expert is asked, and a hash of how: what its threshold depends on beside the configuration."""
+        described = {}
+        if self.describes_features:
+            widths = {name: getattr(self.config, f"{name}_dim") for name in self.config.modalities[1:]}
+            described = {name: np.linspace(-1, 1, 4 * width).reshape(4, width) for name, width in widths.items()}
+        prompts = [
+            self._request(row, words, {}).prompt for row in ({}, described) for words in ("WHAT A FILM, REALLY", None)
+        ]
+        known = known_identity(self.expert)
+        return {
+            "model": published_name(str(known["model"])),
+            "adapter": known.get("adapter"),
+            "wording": content_hash(prompts),
+        }
+
+    def _check_calibration(self) -> None:
+        """Check that the expert's threshold holds for who is asked, and how.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        fitted = self.config.calibrated_with
+        if fitted is None:
+            return
+        asked = self.calibrated_with()
+        other = next((name for name in asked if asked[name] != fitted.get(name)), None)
+        if other is not None:
+            what = "questions of another wording" if other == "wording" else f"the {other} {fitted.get(other)!r}"
+            raise ValueError(
+                f"tau_2 was calibrated with {what}, and does not hold for this expert; run `hf-msa calibrate RUN`, which "
+                "trains nothing, or load the checkpoint with a tau_2 of your own."
+            )
 
     def ask_expert(self, requests: Sequence[MllmRequest]) -> list[ExpertAnswer]:
         """Ask the expert once for each request, taking the most probable tokens, unless the answer is known.
@@ -292,9 +329,10 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         description = ""
         if described:
             if self.verbalizer is None:
+                raw = " and ".join(_MEDIA_KEYS[name] for name in described)
                 raise ValueError(
-                    "Features are to be described to the expert, but this checkpoint has no statistics of them "
-                    f"({VERBALIZER_FILE}); give sound and pictures with the rows, or load it with use_verbalizer=False."
+                    f"Features of {' and '.join(described)} are to be described to the expert, but this checkpoint has no "
+                    f"statistics of them ({VERBALIZER_FILE}); give {raw} with the rows, or load with use_verbalizer=False."
                 )
             described = {name: described[name] for name in self.verbalizer.modalities if name in described}
             # Frames behind the longest length are not read by the small model either.
@@ -440,6 +478,8 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         found["route"] = np.full(count, float(FAST))
         found |= {"logits": small.copy(), "seconds": np.concatenate([batch.seconds for batch in batches])}
         if len(chosen):
+            if self.config.route == "cascade":
+                self._check_calibration()
             # The small model has no part in what the expert says alone.
             alone = self.config.route == "mllm"
             last = np.full(len(chosen), float(self.config.family.neutral)) if alone else small[chosen]

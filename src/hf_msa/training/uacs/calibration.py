@@ -91,9 +91,9 @@ def find_thresholds(
         protocol: What is dropped of them.
 
     Returns:
-        `tau_1`, `tau_2` and `calibration` as in the configuration; `unparsed`, the number of answers that could not be read;
-        `expected`, by these rows: the `share` of samples that the small model hands on and, with an expert, `calls` and
-        `seconds` per sample.
+        `tau_1`, `tau_2`, `calibration` and `calibrated_with` as in the configuration; `unparsed`, the number of answers that
+        could not be read; `expected`, by these rows: the `share` of samples that the small model hands on and, with an
+        expert, `calls` and `seconds` per sample.
 
     Raises:
         MsaError: If the expert cannot be loaded or reached, a group of samples is empty and no threshold is given, or the
@@ -132,6 +132,7 @@ def find_thresholds(
     return {
         **taus,
         "calibration": {name: fit.to_dict() for name, fit in fits.items()},
+        "calibrated_with": None if answers is None or config.tau_2 is not None else model.calibrated_with(),
         "unparsed": None if answers is None else sum(answer.score is None for answer in answers),
         "expected": expected,
     }

@@ -135,5 +135,6 @@ def calibrate(context: RunContext, model: UacsForSentimentAnalysis) -> None:
         return {"temperature": config.temperature, **found}
 
     facts = context.made_stage("calibration", find)
-    for name in ("temperature", "tau_1", "tau_2", "calibration"):
-        setattr(config, name, facts[name])
+    for name in ("temperature", "tau_1", "tau_2", "calibration", "calibrated_with"):
+        # Earlier versions did not note all of them.
+        setattr(config, name, facts.get(name))
