@@ -637,7 +637,7 @@ class TestTrust:
     def test_settings_reach_the_server(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(msa_mllm_endpoint, "_allowed", {server.url: None})
         mllm = allowed_endpoint(
-            server.url, "expert", "", settings(model="omni", top_logprobs=3, concurrency=1, timeout=9.0)
+            server.url, "expert", "", settings(served_model="omni", top_logprobs=3, concurrency=1, timeout=9.0)
         )
         mllm.generate([MllmRequest(name) for name in "abc"], 8)
         assert {(body["model"], body["top_logprobs"]) for body in server.bodies} == {("omni", 3)}

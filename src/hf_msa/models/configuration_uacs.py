@@ -7,10 +7,11 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_msa import (
     LanguageModelSettings,
+    LocalSettings,
+    ServerSettings,
     check_server,
     language_model_modalities,
-    local_settings,
-    server_settings,
+    settings_of,
 )
 from .configuration_ubm import UbmConfig
 from .msa_mllm_numbers import check_room, writable_numbers
@@ -183,9 +184,9 @@ class UacsConfig(UbmConfig):
             quantization=self.expert_quantization,
             batch_size=self.expert_batch_size,
             without='route="fast"',
-            server=server_settings(self, "expert"),
+            server=settings_of(self, "expert", ServerSettings),
             modalities=language_model_modalities(self, "expert"),
-            local=local_settings(self, "expert"),
+            local=settings_of(self, "expert", LocalSettings),
         )
 
     def validate_uacs(self) -> None:
