@@ -667,7 +667,11 @@ def test_a_language_model_learns_to_plan_and_its_adapter_goes_with_the_checkpoin
 
 
 def test_a_planner_on_a_server_plans_and_the_text_encoder_gives_its_vectors(
-    corpus: Path, few: dict[str, MsaRows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path,
+    few: dict[str, MsaRows],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", {})
     monkeypatch.setenv("PLANNER_KEY", "for_the_planner")
@@ -706,4 +710,20 @@ def test_a_planner_on_a_server_plans_and_the_text_encoder_gives_its_vectors(
     monkeypatch.setenv("HF_MSA_ENDPOINT_TOKEN", "for_the_planner")
     out = model.predict_rows(batch, members, run.processor)
     assert torch.isfinite(out.logits).all() and out.planned_score.squeeze(1).tolist() == [2.0, 2.0]
+    columns = {name: values.numpy() for name, values in model.per_sample_outputs(out).items()}
+    cost = OmgForSentimentAnalysis.cost_of(columns)
+    assert cost is not None and cost.pop("seconds") > 0
+    assert cost == {
+        **{"calls": 1.0, "prompt_tokens": None, "tokens": 1.0, "remembered": 0.0, "unreadable": 0.0, "routes": {}}
+    }
+    columns["fallback_plan"] = np.array([0, 1])
+    assert OmgForSentimentAnalysis.cost_of(columns)["unreadable"] == 0.5
+    del columns["planner_calls"]
+    assert OmgForSentimentAnalysis.cost_of(columns) is None, "a light planner asks nobody"
+    # Everything is a fallback plan, and the training says so.
+    server.reply = lambda number, body: completion("no plan", [token("no plan", 0.5, 0.5)])
+    broken = whole_run(corpus, tmp_path / "broken" / "run", few, *settings)
+    (made,) = (entry for entry in broken.log if "fallbacks" in entry)
+    assert made["fallbacks"] == sum(map(len, few.values())) * 2 - len(few.get("test", ()))
+    assert "answers of the planner could not be read (100 %)" in caplog.text
     server.close()

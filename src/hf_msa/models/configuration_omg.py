@@ -6,11 +6,12 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_msa import (
     LanguageModelSettings,
+    LocalSettings,
     MsaConfig,
+    ServerSettings,
     check_server,
     language_model_modalities,
-    local_settings,
-    server_settings,
+    settings_of,
 )
 
 
@@ -230,9 +231,9 @@ class OmgConfig(MsaConfig):
             quantization=self.planner_quantization,
             batch_size=self.planner_batch_size,
             without='planner="light"',
-            server=server_settings(self, "planner"),
+            server=settings_of(self, "planner", ServerSettings),
             modalities=language_model_modalities(self, "planner"),
-            local=local_settings(self, "planner"),
+            local=settings_of(self, "planner", LocalSettings),
         )
 
     @property

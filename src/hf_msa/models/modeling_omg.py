@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,13 @@ class OmgOutput(MsaOutput):
         alignment_cost, path_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_evi (eq. 9); and C_path of
             eq. 3, which the paper does not define: the mean squared change of the latents in a step.
         planned_score, fallback_plan (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The plan's sentiment from -3 to
-            3, and 1 where no candidate kept to the schema; only of `predict_rows`.
+            3, and 1 where no candidate kept to the schema, or a language model gave none; only of `predict_rows`.
+        planner_calls, planner_prompt_tokens, planner_tokens, remembered (`torch.FloatTensor` of shape `(batch, 1)`,
+            *optional*): Questions to a language model that plans, their tokens (NaN where it does not say), the tokens that
+            it wrote in all candidates, and questions that were answered before.
+        seconds (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Where a language model plans, time spent on the
+            sample, its share of what went through the models together; loading the language model is not in it. Remembered
+            plans count with the time that they took, remembered vectors of them with none.
     """
 
     class_logits: torch.Tensor | None = None
@@ -62,6 +69,11 @@ class OmgOutput(MsaOutput):
     path_cost: torch.Tensor | None = None
     planned_score: torch.Tensor | None = None
     fallback_plan: torch.Tensor | None = None
+    planner_calls: torch.Tensor | None = None
+    planner_prompt_tokens: torch.Tensor | None = None
+    planner_tokens: torch.Tensor | None = None
+    remembered: torch.Tensor | None = None
+    seconds: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +225,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         SideFile(PLANNER_FILE, names_models=True),
         SideFile(f"{KNOWLEDGE_BASE_FOLDER}/*"),
     )
+    COST_COLUMNS = {
+        "calls": "planner_calls",
+        "prompt_tokens": "planner_prompt_tokens",
+        "tokens": "planner_tokens",
+        "seconds": "seconds",
+        "remembered": "remembered",
+        "unreadable": "fallback_plan",
+    }
     text_mean: Tensor
     text_std: Tensor
 
@@ -709,11 +729,27 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> OmgOutput:
         """Plan from the rows, then predict; see `MsaPreTrainedModel.predict_rows`, and `planner` for errors."""
-        plans, vectors = self.plan_inputs(inputs, rows, processor)
+        started = time.perf_counter()
+        observations = self.observations(inputs, rows, processor)
+        seconds = time.perf_counter() - started
+        plans, vectors = self.plan_observations(observations, processor)
+        started = time.perf_counter()
         outputs: OmgOutput = self(**{**inputs, **vectors, "own_entries": self.own_entries(rows)})
-        if plans is not None and outputs.logits is not None:
-            outputs.planned_score = outputs.logits.new_tensor([[float(plan.plan.score)] for plan in plans])
-            outputs.fallback_plan = outputs.logits.new_tensor([[float(plan.is_fallback)] for plan in plans])
+        seconds += time.perf_counter() - started
+        if plans is None or outputs.logits is None:
+            return outputs
+        columns: dict[str, list[float]] = {"planned_score": [plan.plan.score for plan in plans]}
+        columns["fallback_plan"] = [plan.is_fallback for plan in plans]
+        if self.config.planner == "mllm":
+            columns |= {
+                "planner_calls": [plan.proposed.calls for plan in plans],
+                "planner_prompt_tokens": [plan.proposed.prompt_tokens for plan in plans],
+                "planner_tokens": [plan.proposed.tokens for plan in plans],
+                "remembered": [plan.proposed.remembered for plan in plans],
+                "seconds": [plan.seconds + seconds / len(plans) for plan in plans],
+            }
+        for name, values in columns.items():
+            outputs[name] = outputs.logits.new_tensor(values, dtype=torch.float32).unsqueeze(1)
         return outputs
 
     # --- Training losses ---

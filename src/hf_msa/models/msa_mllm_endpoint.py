@@ -101,7 +101,7 @@ def allowed_endpoint(address: str, role: str, without: str, settings: ServerSett
     return EndpointMllm(
         address,
         token=key,
-        model=settings.model,
+        model=settings.served_model,
         timeout=settings.timeout,
         retries=settings.retries,
         top_logprobs=settings.top_logprobs,

@@ -75,7 +75,7 @@ def fit_centering(planner: Planner, observations: Iterable[Observation], seed: i
     )
     sums, counts = [np.zeros(()), np.zeros(())], [0, 0]
     while chunk := list(islice(clips, _AT_ONCE)):
-        read = [read_plan(text)[0] for proposed in planner.propose(chunk) for text, _ in proposed]
+        read = [read_plan(text)[0] for proposed in planner.propose(chunk) for text, _ in proposed.candidates]
         texts = [plan.to_text() for plan in read if plan is not None]
         for place, contents in enumerate((texts, [planner.content(seen) for seen in chunk])):
             if contents:

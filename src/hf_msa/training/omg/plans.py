@@ -48,6 +48,9 @@ class PlannedRows:
     Args:
         model, rows, processor: Plan for the rows, unless there are `planners`.
         planners: Each plans for a part of the rows, in their order, to which it was not fitted.
+
+    Attributes:
+        fallbacks: How many plans stand for those of observations of which no candidate kept to the schema.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class PlannedRows:
         self._model, self._processor, self._planners = model, processor, planners
         self._observations = CompleteObservations(model, rows, processor)
         self._known: dict[tuple[int, Pattern], dict[str, NDArray[np.float16]]] = {}
+        self.fallbacks = 0
 
     def fill(self, wanted: Sequence[Pattern], what: str) -> None:
         """Plan for all rows under several patterns, with a progress bar; `what` names the split."""
@@ -84,9 +88,15 @@ class PlannedRows:
         for part in sorted({*parts}):
             chosen = [observation for observation, own in zip(observations, parts, strict=True) if own == part]
             planner = self._planners[part] if self._planners else None
-            found.append(self._model.plan_observations(chosen, self._processor, always, planner)[1])
+            plans, vectors = self._model.plan_observations(chosen, self._processor, always, planner)
+            self.fallbacks += sum(plan.is_fallback for plan in plans or ())
+            found.append(vectors)
         places = torch.from_numpy(np.argsort(order)).to(found[0]["observation_vectors"].device)
         return {name: torch.cat([one[name] for one in found])[places] for name in found[0]}
+
+    def __len__(self) -> int:
+        """Number of plans so far."""
+        return len(self._known)
 
     def __call__(self, indices: Sequence[int], observed: Sequence[Pattern]) -> dict[str, Tensor]:
         """What `forward` takes of the plans of some rows, of each of which these modalities are observed."""

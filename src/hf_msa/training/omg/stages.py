@@ -35,7 +35,12 @@ from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_planner import MllmPlanner, Planner
-from hf_msa.training.language_models import check_language_model, fit_verbalizer, locate_language_model, lora_arguments
+from hf_msa.training.language_models import (
+    check_language_model,
+    fit_verbalizer,
+    lora_arguments,
+    warn_of_unreadable,
+)
 from hf_msa.training.stages import RunContext
 from hf_msa.training.text_states import TextStates, compute_text_states
 from hf_msa.training.trainer import AdamTrainer
@@ -113,7 +118,6 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     require_package("diffusers", "omg")
     if config.index_factory != "Flat":
         require_package("faiss", "kb")
-    locate_language_model(config)
     if not (context.stage_folder("plans") / PLANNER_FILE).is_file():
         lora = "planner" if config.planner_lora else None
         check_language_model(context, OmgForSentimentAnalysis, lambda *given: first_question(context, *given), lora)
@@ -288,7 +292,9 @@ def make_plans(context: RunContext, model: OmgForSentimentAnalysis, planned: dic
         with as_msa_errors():
             rows.fill(wanted, split)
         found[split] = ["+".join(names) for names in wanted]
-    return {"planner": model.planner(context.processor).name, "patterns": found}
+    fallbacks, count = sum(rows.fallbacks for rows in planned.values()), sum(map(len, planned.values()))
+    warn_of_unreadable("planner", fallbacks, count)
+    return {"planner": model.planner(context.processor).name, "patterns": found, "fallbacks": fallbacks}
 
 
 @torch.no_grad()
