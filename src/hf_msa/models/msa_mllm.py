@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, cast
 
@@ -364,8 +364,9 @@ class LocalMllm:
                     top_k=None,
                 )
             tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-            for index, *row in zip(members, tokens, *decoder.records(), strict=True):
-                answers[index] = self._answer(*row)
+            lengths = inputs["attention_mask"].sum(1).tolist()
+            for index, length, *row in zip(members, lengths, tokens, *decoder.records(), strict=True):
+                answers[index] = replace(self._answer(*row), prompt_tokens=length)
         ordered = [answers[index] for index in range(len(rows))]
         return [list(chunk) for chunk in _chunks(ordered, num_candidates)]
 
