@@ -52,6 +52,8 @@ MODELS_MAY_IMPORT = {"torch", "transformers", "numpy", "huggingface_hub"}
 # A method that is made of another one may import it.
 MADE_OF = {("uacs", "ubm")}
 # Files of no method that import those of methods, and why.
+# A name that is none makes the registry look for packages each time.
+NAMES = {*METHODS}
 KNOWS_METHODS = {
     "hf_msa.methods": "registers the methods that come with hf_msa",
     "hf_msa.imputation": "writes what OMG-Agent generates, which no other method does",
@@ -136,7 +138,7 @@ def method_of(name: str) -> str | None:
     *_, before, last = ("", *re.split(r"[._]", name))
     if last == "text":  # which is also the name of a modality
         return "text" if before in ("configuration", "modeling") else None
-    return next((word for word in re.split(r"[._]", name) if word in METHODS and word != "text"), None)
+    return next((word for word in re.split(r"[._]", name) if word in NAMES and word != "text"), None)
 
 
 def test_every_part_has_a_level() -> None:
