@@ -368,13 +368,17 @@ def demo(*, model: str, export: str | None, port: int | None, transcribe: str | 
     serve(load_pipeline(model, transcribe=transcribe, **chosen), Path(model).name, port)
 
 
-def impute(*, output: str, **options: Any) -> None:
-    """Complete a data set; see `hf_msa.imputation.impute` for the options."""
+def impute(*, output: str, assignments: Sequence[str] = (), **options: Any) -> None:
+    """Complete a data set; see `hf_msa.imputation.impute` for the options, and `set_value` for the assignments."""
     from rich.console import Console
 
     from .imputation import impute
+    from .training.recipes import set_value
 
-    Console().print(impute(output=output, **options))
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        set_value(changes, assignment)
+    Console().print(impute(output=output, changes=changes, **options))
     print(f"Completed data set: {output}")
 
 

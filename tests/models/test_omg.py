@@ -614,6 +614,28 @@ class TestGenerating:
         assert made.step_costs["audio"].shape == (4, steps)
         assert torch.isfinite(made.values["audio"]).all()
 
+    def test_several_draws_are_averaged(self) -> None:
+        model = fresh(num_inference_steps=4)
+        inputs = {**drop(tiny_batch(model.config), *LOST), **some_vectors()}
+        one = model.generate_missing(inputs)
+        assert not one.spreads
+        perception = model.perceive(inputs)
+        given, observed = model.conditioning(perception, inputs), model.encode_observed(perception)
+        drawn = [model.execute(perception, given, observed, draw) for draw in range(3)]
+        assert torch.equal(drawn[0][1]["audio"], one.values["audio"])
+        assert not torch.allclose(drawn[0][1]["audio"], drawn[1][1]["audio"])
+        model.config.num_samples = 3
+        made = model.generate_missing(inputs)
+        audio = torch.stack([values["audio"] for _, values, _ in drawn])
+        assert torch.allclose(made.values["audio"], audio.mean(0), atol=1e-5)
+        spread = made.spreads["audio"]
+        assert torch.allclose(spread, audio.std(0), atol=1e-5) and spread[0].any() and not spread[1].any()
+        shares = [model.classify(perception, given, latents).softmax(-1) for latents, _, _ in drawn]
+        assert torch.allclose(made.class_logits.exp(), torch.stack(shares).mean(0), atol=1e-5)
+        # What a sample gets does not depend on its neighbours.
+        alone = model.generate_missing({name: value[:1] for name, value in inputs.items()})
+        assert torch.allclose(alone.values["audio"], made.values["audio"][:1], atol=1e-4)
+
     def test_a_short_chain_will_do(self) -> None:
         model = fresh(num_train_timesteps=20, num_inference_steps=20)
         made = model.generate_missing({**drop(tiny_batch(model.config), *LOST), **some_vectors()})

@@ -95,6 +95,9 @@ class OmgConfig(MsaConfig):
         scheduler: Sampler of diffusers: `"ddpm"` (eq. 11), `"ddim"` or `"dpm_solver++"`.
         num_inference_steps (`int`): Its steps. One gives the mean of what may be missing under the conditions; more give one
             of the many things that it may be, take longer, and score no better (ours, measured: docs/results.md).
+        num_samples (`int`): Draws that are made of what is missing: features are their mean, probabilities of the classes
+            the mean of what the classifier makes of each. Of use with several steps, as one step gives a mean already
+            (ours).
         generation_seed (`int`): Of the noise that generation begins with; a sample's noise depends on it and on what is
             observed of the sample.
 
@@ -198,6 +201,7 @@ class OmgConfig(MsaConfig):
     prediction_type: Literal["v_prediction", "epsilon"] = "v_prediction"
     scheduler: Literal["ddpm", "ddim", "dpm_solver++"] = "ddpm"
     num_inference_steps: int = 1
+    num_samples: int = 1
     generation_seed: int = 0
 
     fusion_dim: int = 128
@@ -265,7 +269,7 @@ class OmgConfig(MsaConfig):
         )
         denoiser = ("denoiser_layers", "denoiser_dim", "denoiser_heads")
         sizes = (*denoiser, "query_dim", "latent_dim", "vae_hidden", "fusion_dim")
-        self.check_numbers(*counts, *sizes, "num_train_timesteps", "num_inference_steps", at_least=1)
+        self.check_numbers(*counts, *sizes, "num_train_timesteps", "num_inference_steps", "num_samples", at_least=1)
         losses = (f"{name}_loss_weight" for name in ("plan", "evidence", "task", "alignment"))
         self.check_numbers("semantic_weight", *losses, at_least=0)
         check_server(self, "planner")

@@ -165,6 +165,8 @@ class GeneratedBatch:
         masks: Modality -> True = a generated position `(batch, positions)`.
         latents: Modality -> z_0* `(batch, latents, latent_dim)`.
         step_costs: Modality -> mean squared change of the latents in each step `(batch, steps)`, NaN in such rows.
+        spreads: Modality -> deviation of the features over several draws, of the shape and in the units of `values`; empty
+            where one was made.
         evidence: What was retrieved; None without a knowledge base.
         evidence_ids: Ids of the entries per sample, best first; their weights are in `evidence`.
         class_logits: The classifier's `(batch, classes)`.
@@ -175,6 +177,7 @@ class GeneratedBatch:
     masks: dict[str, Tensor]
     latents: dict[str, Tensor]
     step_costs: dict[str, Tensor]
+    spreads: dict[str, Tensor]
     evidence: Evidence | None
     evidence_ids: list[list[str]]
     class_logits: Tensor
@@ -571,9 +574,13 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
 
     @torch.no_grad()
     def execute(
-        self, perception: Perception, conditioning: Conditioning, latents: dict[str, Tensor]
+        self, perception: Perception, conditioning: Conditioning, latents: dict[str, Tensor], draw: int = 0
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Generate whatever is missing (section 3.5, eq. 11), beside the `latents` of what is observed (`encode_observed`).
+
+        Args:
+            perception, conditioning, latents: Of the batch.
+            draw: Number of the draw; each begins with noise of its own.
 
         Returns:
             By modality: latents with the missing ones generated; generated features `(batch, positions, width)`, zeros
@@ -588,7 +595,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             costs[name] = torch.full((len(perception), steps), math.nan, device=rows.device)
             if not len(rows):
                 continue
-            seeds = perception.seeds(config.generation_seed, name)
+            seeds = perception.seeds(config.generation_seed, f"{name}/{draw}" if draw else name)
             given = (*self._executor_inputs(name, conditioning, latents[name]), perception.wanted[name])
             features, made, cost = executor.generate(
                 [seeds[row] for row in rows.tolist()], scheduler, steps, *(part[rows] for part in given)
@@ -610,10 +617,17 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         return (class_logits.float().softmax(dim=-1) * scores).sum(dim=-1, keepdim=True)
 
     def _generate(self, perception: Perception, conditioning: Conditioning) -> GeneratedBatch:
-        """Generate what is missing, and classify."""
-        latents, values, costs = self.execute(perception, conditioning, self.encode_observed(perception))
-        class_logits = self.classify(perception, conditioning, latents)
+        """Generate what is missing, and classify; of several draws the means."""
+        observed, count = self.encode_observed(perception), self.config.num_samples
+        draws = [self.execute(perception, conditioning, observed, draw) for draw in range(count)]
+        logits = torch.stack([self.classify(perception, conditioning, latents) for latents, _, _ in draws])
+        class_logits = logits[0] if count == 1 else logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(count)
+        drawn = [{name: torch.stack([draw[part][name] for draw in draws]) for name in observed} for part in range(3)]
+        latents, values, costs = ({name: parts.mean(dim=0) for name, parts in part.items()} for part in drawn)
+        spreads = {name: parts.std(dim=0) for name, parts in drawn[1].items()} if count > 1 else {}
         values["text"] = values["text"] * self.text_std + self.text_mean
+        if spreads:
+            spreads["text"] = spreads["text"] * self.text_std
         missing = {name: ~available for name, available in perception.available.items()}
         masks = {name: wanted & missing[name].unsqueeze(1) for name, wanted in perception.wanted.items()}
         evidence, base = conditioning.evidence, self._knowledge_base
@@ -625,6 +639,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             masks=masks,
             latents={name: value * missing[name].view(-1, 1, 1) for name, value in latents.items()},
             step_costs=costs,
+            spreads={name: value.masked_fill(~masks[name].unsqueeze(-1), 0.0) for name, value in spreads.items()},
             evidence=evidence,
             evidence_ids=ids,
             class_logits=class_logits,
