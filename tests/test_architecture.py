@@ -136,7 +136,8 @@ def method_of(name: str) -> str | None:
     *_, before, last = ("", *re.split(r"[._]", name))
     if last == "text":  # which is also the name of a modality
         return "text" if before in ("configuration", "modeling") else None
-    return next((word for word in re.split(r"[._]", name) if word in METHODS and word != "text"), None)
+    words = f"_{name.replace('.', '_')}_"
+    return next((method for method in METHODS if method != "text" and f"_{method}_" in words), None)
 
 
 def test_every_part_has_a_level() -> None:
