@@ -39,6 +39,7 @@ LEVELS = {
     "training": 5,
     "hub": 6,
     "analysis": 7,
+    "baselines": 7,
     "imputation": 7,
     "omg_knowledge_bases": 7,
     "uacs_calibration": 7,
