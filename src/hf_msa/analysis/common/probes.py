@@ -1,0 +1,177 @@
+"""Probes: what a linear map, a small non-linear one and nearest neighbours tell of rows that they were not fitted to.
+
+Rows are dealt into folds by video, so that no speaker is on both sides, and what is fitted is dealt into parts once more,
+which choose all that is to be chosen. All columns are standardised. ``"linear"``: ridge regression. ``"non-linear"``: ridge
+regression on the columns and 200 random radial basis functions of their first principal components. ``"neighbours"``: ridge
+regression, and a share of what it missed by in the nearest rows of other parts; what it gains over ``"linear"`` is what
+retrieval gains.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_msa.analysis.estimates import Estimate, Floats
+from hf_msa.errors import MsaError, require_package
+from hf_msa.evaluation.statistics import all_and_resampled
+from hf_msa.evaluation.uncertainty import auroc
+
+LINEAR, NON_LINEAR, NEIGHBOURS = PROBES = ("linear", "non-linear", "neighbours")
+
+_COMPONENTS, _FUNCTIONS, _PARTS, _NEIGHBOURS = 32, 200, 20, (1, 3, 10, 30)
+_PENALTIES = np.logspace(-1, 6, 15)
+
+
+def folds(groups: Sequence[str], count: int = 5) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Places of the rows that are fitted and of those that are predicted, fold by fold.
+
+    Args:
+        groups: The video of each row.
+        count: Folds, fewer where there are fewer videos.
+
+    Raises:
+        MsaError: If all rows are of one video, or scikit-learn is not installed.
+    """
+    require_package("sklearn", "probes")
+    from sklearn.model_selection import GroupKFold
+
+    videos = len(set(groups))
+    if videos < 2:
+        raise MsaError(
+            "All rows are of one video, so that no probe can be tested on another one; give data of several."
+        )
+    yield from GroupKFold(min(count, videos)).split(np.zeros(len(groups)), groups=np.asarray(groups))
+
+
+class Ridge:
+    """Ridge regression on standardised columns, its penalty chosen by leaving out one part of the rows after the other.
+
+    One decomposition serves all penalties and parts, and what a part is missed by follows from it without another fit.
+
+    Args:
+        inputs: (N, p).
+        targets: (N, q).
+        parts: Places of the rows of each part.
+
+    Attributes:
+        missed: What each row's target differs by from its prediction without its part (N, q).
+    """
+
+    def __init__(self, inputs: Floats, targets: Floats, parts: Sequence[NDArray[np.int64]]) -> None:
+        self._mean = inputs.mean(axis=0)
+        spread = inputs.std(axis=0)
+        self._scale = np.where(spread > 1e-9 * np.maximum(np.abs(self._mean), 1e-9), spread, np.inf)
+        self._offset = targets.mean(axis=0)
+        columns, centred = (inputs - self._mean) / self._scale, targets - self._offset
+        strengths, directions = np.linalg.eigh(columns.T @ columns)
+        turned = columns @ directions
+        along = turned.T @ centred
+        best = np.inf
+        for penalty in _PENALTIES:
+            shrunk = 1 / (np.maximum(strengths, 0) + penalty)
+            missed = centred - turned @ (shrunk[:, None] * along)
+            for part in parts:
+                own = (turned[part] * shrunk) @ turned[part].T + 1 / len(inputs)
+                missed[part] = np.linalg.solve(np.eye(len(part)) - own, missed[part])
+            error = float(np.square(missed).sum())
+            if error < best:
+                best, self.missed, self._weights = error, missed, directions @ (shrunk[:, None] * along)
+
+    def __call__(self, queries: Floats) -> Floats:
+        """Predictions of rows (M, p), (M, q)."""
+        predicted: Floats = (queries - self._mean) / self._scale @ self._weights + self._offset
+        return predicted
+
+
+def fit_and_predict(inputs: Floats, targets: Floats, queries: Floats, groups: Sequence[str]) -> dict[str, Floats]:
+    """Fit all probes and predict.
+
+    Args:
+        inputs: (N, p).
+        targets: (N, q).
+        queries: (M, p).
+        groups: The video of each of the N rows.
+
+    Returns:
+        Of each probe (M, q).
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.kernel_approximation import Nystroem
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    videos = np.unique(np.asarray(groups), return_inverse=True)[1]
+    # Of one video its rows are dealt out.
+    part_of = (videos if videos.any() else np.arange(len(videos))) % _PARTS
+    parts = [np.flatnonzero(part_of == part) for part in np.unique(part_of)]
+    linear = Ridge(inputs, targets, parts)
+    kept = min(_COMPONENTS, inputs.shape[1], len(inputs) // 2)
+    compress = make_pipeline(StandardScaler(), PCA(kept, random_state=0), StandardScaler()).fit(inputs)
+    near, near_queries = compress.transform(inputs), compress.transform(queries)
+    functions = Nystroem(n_components=min(_FUNCTIONS, len(inputs)), random_state=0).fit(near)
+    wide, wide_queries = (
+        np.concatenate([own, functions.transform(compressed)], axis=1)
+        for own, compressed in ((inputs, near), (queries, near_queries))
+    )
+    predicted = linear(queries)
+    return {
+        LINEAR: predicted,
+        NON_LINEAR: Ridge(wide, targets, parts)(wide_queries),
+        NEIGHBOURS: predicted + _of_neighbours(near, linear.missed, near_queries, part_of),
+    }
+
+
+def _of_neighbours(inputs: Floats, missed: Floats, queries: Floats, part_of: NDArray[np.int64]) -> Floats:
+    """What the nearest rows were missed by (M, q): of as many, and so much of it, as serves the rows of other parts best."""
+    from sklearn.metrics.pairwise import euclidean_distances
+
+    distances = euclidean_distances(inputs)
+    distances[part_of[:, None] == part_of] = np.inf
+    among, asked = np.argsort(distances, axis=1), np.argsort(euclidean_distances(queries, inputs), axis=1)
+    best, guess = 0.0, np.zeros((len(queries), missed.shape[1]))
+    for count in _NEIGHBOURS:
+        near = missed[among[:, :count]].mean(axis=1)
+        along, size = float((missed * near).sum()), float(np.square(near).sum())
+        share = min(max(along / size, 0.0), 1.0) if size else 0.0
+        gain = 2 * share * along - share**2 * size
+        if gain > best:
+            best, guess = gain, share * missed[asked[:, :count]].mean(axis=1)
+    return guess
+
+
+def out_of_fold(inputs: Floats, targets: Floats, groups: Sequence[str]) -> tuple[dict[str, Floats], Floats]:
+    """Predictions of rows (N, q) by probes that were fitted to rows of other videos, and the mean of those rows.
+
+    Args:
+        inputs: (N, p).
+        targets: (N, q).
+        groups: The video of each row.
+    """
+    found = {probe: np.empty_like(targets) for probe in PROBES}
+    constant = np.empty_like(targets)
+    for fitted, held_out in folds(groups):
+        own = [groups[place] for place in fitted]
+        for probe, predicted in fit_and_predict(inputs[fitted], targets[fitted], inputs[held_out], own).items():
+            found[probe][held_out] = predicted
+        constant[held_out] = targets[fitted].mean(axis=0)
+    return found, constant
+
+
+def explained(errors: Floats, trivial: Floats) -> Estimate:
+    """Share of the trivial guess' squared error that is gone, with its bootstrap over rows.
+
+    Args:
+        errors: Squared errors of each row (N,).
+        trivial: Those of the trivial guess (N,).
+    """
+    counts = all_and_resampled(len(errors))
+    total = counts @ trivial
+    share = np.full(len(counts), np.nan)
+    np.divide(counts @ errors, total, out=share, where=total > 0)
+    return Estimate.of((1 - share)[None])
+
+
+def told_apart(scores: Floats, positive: NDArray[np.bool_]) -> Estimate:
+    """AUC of scores (N,) for a class (N,), with its bootstrap over rows."""
+    return Estimate.of(auroc(scores, positive, all_and_resampled(len(scores)))[None])
