@@ -134,8 +134,8 @@ def test_the_label_is_told_by_what_has_it(clips: Clips) -> None:
 
 def test_signs_and_disagreement(clips: Clips) -> None:
     rows = sign_rows(clips, 0.0)
-    assert by_source(rows, "sign of the label")["audio"][LINEAR].mean > 0.98
-    assert abs(by_source(rows, "sign of the label of vision")["vision"][LINEAR].mean - 0.5) < 0.12
+    assert by_source(rows, "the sign of the label")["audio"][LINEAR].mean > 0.98
+    assert abs(by_source(rows, "the sign of the label of vision")["vision"][LINEAR].mean - 0.5) < 0.12
     assert by_source(rows, "vision disagrees")["text+audio+vision"][LINEAR].mean > 0.98
 
 

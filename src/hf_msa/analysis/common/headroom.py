@@ -42,6 +42,7 @@ _MOST_WORDS, _WORDS_NEARBY, _TEXT_COMPONENTS = 500, 300, 20
 _FRAMES_PER_CLIP, _FEWEST_OF_A_LENGTH = 6, 20
 # A column whose deviation is a smaller part of its mean is flattened by the first normalisation over columns.
 _OFFSET = 1e-3
+_LITTLE = 0.01
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def sign_rows(clips: Clips, neutral: float) -> list[Row]:
     label = clips.labels - neutral
     for name in clips.vectors:
         own = clips.own_labels[name] - neutral if name in clips.own_labels else label
-        what = f"sign of the {f'label of {name}' if name in clips.own_labels else 'label'}"
+        what = f"the sign of {f'the label of {name}' if name in clips.own_labels else 'the label'}"
         rows.append(_sign_row(clips, what, (name,), own > 0, own != 0))
     for name in clips.own_labels:
         own = clips.own_labels[name] - neutral
@@ -297,8 +298,9 @@ def _sign_row(
     if min(flags.sum(), (~flags).sum()) < 10 or len(set(groups)) < 2:
         return {**row, "n": 0}
     inputs = np.concatenate([clips.vectors[name][counts] for name in names], axis=1)
-    found, _ = out_of_fold(inputs, flags[:, None].astype(np.float64), groups)
-    row |= {probe: told_apart(predicted[:, 0], flags) for probe, predicted in found.items()}
+    found, constant = out_of_fold(inputs, flags[:, None].astype(np.float64), groups)
+    # The share of positives that a fold was fitted to runs against that of the rows that were left out.
+    row |= {probe: told_apart((predicted - constant)[:, 0], flags) for probe, predicted in found.items()}
     return _with_gain(row)
 
 
@@ -478,7 +480,6 @@ def reading(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, An
     for row in rows:
         told, source = row["told"], row["from"]
         name, _, beyond = source.partition(", beyond ")
-        is_area = told.startswith("sign") or told.endswith("disagrees")
         if told == "label" and beyond:
             lines.append(_finding(row, f"{name} adds", f"to {beyond.replace('+', ' and ')} about the label"))
         elif told == "label" and "+" in source:
@@ -491,15 +492,18 @@ def reading(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, An
             verb = "tell" if source in ("words", "visible frames") or "+" in source else "tells"
             what = f"whether {told}" if told.endswith("disagrees") else f"the {told}" if told == "label" else told
             lines.append(
-                _finding(row, f"{source.replace('+', ' and ')} {verb}", f"about {what}", 0.5 if is_area else 0.0)
+                _finding(row, f"{source.replace('+', ' and ')} {verb}", f"about {what}", 0.5 if _is_area(row) else 0.0)
             )
     gains = [row for row in rows if not row["from"].partition(", beyond ")[1]]
-    better = [row for row in gains if row["gain of neighbours"].bounds[0] > 0]
+    better = [
+        row for row in gains if row["gain of neighbours"].bounds[0] > 0 and row["gain of neighbours"].mean >= _LITTLE
+    ]
     if gains and not better:
-        most = max((row["gain of neighbours"] for row in gains), key=lambda gain: gain.mean)
+        most_row = max(gains, key=lambda row: float(np.nan_to_num(row["gain of neighbours"].mean)))
+        most = most_row["gain of neighbours"]
         lines.append(
-            f"nearest neighbours add nothing to ridge regression anywhere, at most {_number(most)}: retrieval has nothing "
-            "to gain that these probes find."
+            f"nearest neighbours add nothing of note to ridge regression, at most {_number(most)} ({most_row['told']}): "
+            "retrieval has nothing to gain that these probes find."
         )
     lines += [
         f"nearest neighbours add {_number(row['gain of neighbours'])} to ridge regression for {row['told']} from "
@@ -509,19 +513,30 @@ def reading(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, An
     return [line[0].upper() + line[1:] for line in lines]
 
 
+def _is_area(row: Mapping[str, Any]) -> bool:
+    """Whether its numbers are areas under the ROC curve; else they are shares of variance."""
+    told: str = row["told"]
+    return told.startswith("the sign") or told.endswith("disagrees")
+
+
 def _finding(row: Mapping[str, Any], who: str, about: str, nothing: float = 0.0) -> str:
     linear, other = row[LINEAR], row[NON_LINEAR]
     if linear.bounds[0] > nothing:
         more = other - linear
         beyond = f"; a non-linear probe {_number(more)} more" if more.bounds[0] > 0 else "; a non-linear probe no more"
-        return f"{who} something {about}: {_number(linear, nothing)} by a linear probe{beyond}."
+        return f"{who} {_much(linear, nothing)} {about}: {_number(linear, nothing)} by a linear probe{beyond}."
     if other.bounds[0] > nothing:
         return (
-            f"{who} something {about} that only a non-linear probe finds: {_number(other, nothing)}, linear "
+            f"{who} {_much(other, nothing)} {about} that only a non-linear probe finds: {_number(other, nothing)}, linear "
             f"{_number(linear, nothing)}."
         )
     found = f"{_number(linear, nothing)} linear, {_number(other, nothing)} non-linear"
     return f"{who} nothing {about} that a probe finds: {found}."
+
+
+def _much(estimate: Estimate, nothing: float) -> str:
+    """A gain that is sure need not be large."""
+    return "something" if estimate.mean >= nothing + _LITTLE else "next to nothing"
 
 
 def _number(estimate: Estimate, nothing: float = 0.0) -> str:
@@ -533,7 +548,7 @@ def _draw(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
     figure.set_size_inches(7.6, 0.6 + 0.24 * len(rows))
     panels = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(rows))[::-1]
-    areas = np.array([row["told"].startswith("sign") or row["told"].endswith("disagrees") for row in rows])
+    areas = np.array([_is_area(row) for row in rows])
     for panel, shown, title, nothing in zip(
         panels, (~areas, areas), ("share of variance explained", "area under the ROC curve"), (0.0, 0.5), strict=True
     ):
