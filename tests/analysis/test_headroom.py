@@ -19,7 +19,16 @@ from hf_msa.analysis.common.headroom import (
     reading,
     sign_rows,
 )
-from hf_msa.analysis.common.probes import LINEAR, NEIGHBOURS, NON_LINEAR, Ridge, explained, fit_and_predict, folds
+from hf_msa.analysis.common.probes import (
+    LINEAR,
+    NEIGHBOURS,
+    NON_LINEAR,
+    Columns,
+    Ridge,
+    explained,
+    fit_and_predict,
+    folds,
+)
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa_cli import main
@@ -30,23 +39,35 @@ def test_ridge_is_ridge_and_what_a_part_is_missed_by_is_that_of_a_fit_without_it
     inputs, noise = generator.normal(size=(40, 3)) * [1, 5, 0] + [0, 100, 7], generator.normal(size=(40, 2))
     targets = inputs[:, :2] + noise
     parts = np.split(np.arange(40), 4)
-    made = Ridge(inputs, targets, parts)
-    scaled = (inputs[:, :2] - inputs[:, :2].mean(axis=0)) / inputs[:, :2].std(axis=0)
+    columns = Columns([inputs[:, :1], inputs[:, 1:]])([inputs[:, :1], inputs[:, 1:]])
+    made = Ridge(columns, targets, parts)
+    # Two columns that vary, of one block each; the third is constant.
+    scaled = (inputs - inputs.mean(axis=0)) / np.maximum(inputs.std(axis=0), 1e-3)
+    np.testing.assert_allclose(columns, scaled, atol=1e-9)
     errors = {}
-    for penalty in np.logspace(-1, 6, 15):
+    for penalty in 40 * np.logspace(-5, 3, 17):
         missed = np.empty_like(targets)
         for part in parts:
             rest = np.setdiff1d(np.arange(40), part)
-            # Columns and targets are centred by all rows, as standardisation has it.
-            fit = TheirRidge(alpha=penalty, fit_intercept=False)
-            x = np.concatenate([scaled, np.ones((40, 1)) * 1e6], axis=1)
-            fit = fit.fit(x[rest], targets[rest] - targets.mean(axis=0))
-            missed[part] = targets[part] - targets.mean(axis=0) - fit.predict(x[part])
+            fit = TheirRidge(alpha=penalty).fit(scaled[rest], targets[rest])
+            missed[part] = targets[part] - fit.predict(scaled[part])
         errors[penalty] = (np.square(missed).sum(), missed)
     best = min(errors, key=lambda penalty: errors[penalty][0])
     np.testing.assert_allclose(made.missed, errors[best][1], rtol=1e-5, atol=1e-6)
-    theirs = TheirRidge(alpha=best).fit(scaled, targets)
-    np.testing.assert_allclose(made(inputs), theirs.predict(scaled), rtol=1e-6)
+    np.testing.assert_allclose(
+        made(columns), TheirRidge(alpha=best).fit(scaled, targets).predict(scaled), rtol=1e-6, atol=1e-9
+    )
+
+
+def test_a_wide_block_weighs_as_much_as_a_narrow_one() -> None:
+    generator = np.random.default_rng(0)
+    blocks = [
+        generator.normal(size=(50, 2)) * 7 + 3,
+        np.concatenate([generator.normal(size=(50, 30)), np.ones((50, 4))], axis=1),
+    ]
+    columns = Columns(blocks)(blocks)
+    assert columns.shape == (50, 36) and np.allclose(columns.mean(axis=0), 0)
+    assert columns[:, :2].var(axis=0).sum() == pytest.approx(1) == columns[:, 2:].var(axis=0).sum()
 
 
 def test_explained_variance_by_hand() -> None:
@@ -78,7 +99,7 @@ def test_each_probe_finds_what_is_its_own() -> None:
         NEIGHBOURS: (faces[who] + 0.1 * generator.normal(size=(300, 6)), moods[who][:, None]),
     }
     for probe, (known, targets) in cases.items():
-        made = fit_and_predict(known[:200], targets[:200], known[200:], groups[:200])
+        made = fit_and_predict([known[:200]], targets[:200], [known[200:]], groups[:200])
         errors = {name: float(np.square(found - targets[200:]).mean()) for name, found in made.items()}
         assert errors[probe] < 0.25 * targets.var(), probe
         assert probe == LINEAR or errors[LINEAR] > 0.5 * targets.var(), probe

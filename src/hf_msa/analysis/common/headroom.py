@@ -210,8 +210,7 @@ def label_rows(clips: Clips) -> list[Row]:
     rows, trivial = [], np.zeros(0)
     for chosen in sets:
         row: Row = {"told": "label", "from": "+".join(chosen), "n": len(targets)}
-        inputs = np.concatenate([clips.vectors[name] for name in chosen], axis=1)
-        found, constant = out_of_fold(inputs, targets, clips.groups)
+        found, constant = out_of_fold([clips.vectors[name] for name in chosen], targets, clips.groups)
         trivial = np.square(constant - targets)[:, 0]
         for probe, predicted in found.items():
             squared[chosen, probe] = np.square(predicted - targets)[:, 0]
@@ -241,9 +240,8 @@ def feature_rows(clips: Clips) -> list[Row]:
         if name == "text":
             targets = _main_components(targets)
         others = tuple(other for other in names if other != name)
-        inputs = np.concatenate([clips.vectors[other][complete] for other in others], axis=1)
         row: Row = {"told": f"{name} of a sample", "from": "+".join(others), "n": len(targets)}
-        found, constant = out_of_fold(inputs, targets, groups)
+        found, constant = out_of_fold([clips.vectors[other][complete] for other in others], targets, groups)
         for probe, predicted in found.items():
             row[probe] = explained(*(np.square(one - targets).sum(axis=1) for one in (predicted, constant)))
         rows.append(_with_gain(row))
@@ -297,8 +295,8 @@ def _sign_row(
     row: Row = {"told": what, "from": "+".join(names), "n": len(flags)}
     if min(flags.sum(), (~flags).sum()) < 10 or len(set(groups)) < 2:
         return {**row, "n": 0}
-    inputs = np.concatenate([clips.vectors[name][counts] for name in names], axis=1)
-    found, constant = out_of_fold(inputs, flags[:, None].astype(np.float64), groups)
+    blocks = [clips.vectors[name][counts] for name in names]
+    found, constant = out_of_fold(blocks, flags[:, None].astype(np.float64), groups)
     # The share of positives that a fold was fitted to runs against that of the rows that were left out.
     row |= {probe: told_apart((predicted - constant)[:, 0], flags) for probe, predicted in found.items()}
     return _with_gain(row)
@@ -334,7 +332,7 @@ def frame_rows(clips: Clips, most: int, seed: int = 1111) -> list[Row]:
             videos = [groups[owner] for owner in fitted_owners]
             np.add.at(trivial, owners, np.square(truth).sum(axis=1))
             for source, parts in sources.items():
-                inputs, queries = (np.concatenate([side[part] for part in parts], axis=1) for side in (known, asked))
+                inputs, queries = ([side[part] for part in parts] for side in (known, asked))
                 for probe, predicted in fit_and_predict(inputs, missed, queries, videos).items():
                     np.add.at(errors[source][probe], owners, np.square(predicted - truth).sum(axis=1))
         for source, found in errors.items():

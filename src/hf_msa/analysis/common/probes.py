@@ -1,10 +1,10 @@
 """Probes: what a linear map, a small non-linear one and nearest neighbours tell of rows that they were not fitted to.
 
 Rows are dealt into folds by video, so that no speaker is on both sides, and what is fitted is dealt into parts once more,
-which choose all that is to be chosen. All columns are standardised. ``"linear"``: ridge regression. ``"non-linear"``: ridge
-regression on the columns and 200 random radial basis functions of their first principal components. ``"neighbours"``: ridge
-regression, and a share of what it missed by in the nearest rows of other parts; what it gains over ``"linear"`` is what
-retrieval gains.
+which choose all that is to be chosen. Columns are standardised, and each block of them (a modality, the words) weighs as
+much as any other, however wide it is. ``"linear"``: ridge regression. ``"non-linear"``: ridge regression on the columns and
+200 random radial basis functions of their first principal components. ``"neighbours"``: ridge regression, and a share of
+what it missed by in the nearest rows of other parts; what it gains over ``"linear"`` is what retrieval gains.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,8 @@ from hf_msa.evaluation.uncertainty import auroc
 LINEAR, NON_LINEAR, NEIGHBOURS = PROBES = ("linear", "non-linear", "neighbours")
 
 _COMPONENTS, _FUNCTIONS, _PARTS, _NEIGHBOURS = 32, 200, 20, (1, 3, 10, 30)
-_PENALTIES = np.logspace(-1, 6, 15)
+# Of each row; all columns of a block have a variance of 1.
+_PENALTIES = np.logspace(-5, 3, 17)
 
 
 def folds(groups: Sequence[str], count: int = 5) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -44,13 +45,34 @@ def folds(groups: Sequence[str], count: int = 5) -> Iterator[tuple[NDArray[np.in
     yield from GroupKFold(min(count, videos)).split(np.zeros(len(groups)), groups=np.asarray(groups))
 
 
+class Columns:
+    """Blocks of columns side by side, each column with mean 0 and each block with a variance of 1 in all.
+
+    Args:
+        blocks: Each (N, its width); constant columns become 0.
+    """
+
+    def __init__(self, blocks: Sequence[Floats]) -> None:
+        self._means = [block.mean(axis=0) for block in blocks]
+        self._scales = []
+        for block, mean in zip(blocks, self._means, strict=True):
+            spread = block.std(axis=0)
+            varies = spread > 1e-9 * np.maximum(np.abs(mean), 1e-9)
+            self._scales.append(np.where(varies, spread * np.sqrt(max(1, int(varies.sum()))), np.inf))
+
+    def __call__(self, blocks: Sequence[Floats]) -> Floats:
+        """Scaled columns of rows (M, columns)."""
+        found = zip(blocks, self._means, self._scales, strict=True)
+        return np.concatenate([(block - mean) / scale for block, mean, scale in found], axis=1)
+
+
 class Ridge:
-    """Ridge regression on standardised columns, its penalty chosen by leaving out one part of the rows after the other.
+    """Ridge regression, its penalty chosen by leaving out one part of the rows after the other.
 
     One decomposition serves all penalties and parts, and what a part is missed by follows from it without another fit.
 
     Args:
-        inputs: (N, p).
+        columns: Of `Columns` (N, p).
         targets: (N, q).
         parts: Places of the rows of each part.
 
@@ -58,39 +80,38 @@ class Ridge:
         missed: What each row's target differs by from its prediction without its part (N, q).
     """
 
-    def __init__(self, inputs: Floats, targets: Floats, parts: Sequence[NDArray[np.int64]]) -> None:
-        self._mean = inputs.mean(axis=0)
-        spread = inputs.std(axis=0)
-        self._scale = np.where(spread > 1e-9 * np.maximum(np.abs(self._mean), 1e-9), spread, np.inf)
+    def __init__(self, columns: Floats, targets: Floats, parts: Sequence[NDArray[np.int64]]) -> None:
         self._offset = targets.mean(axis=0)
-        columns, centred = (inputs - self._mean) / self._scale, targets - self._offset
+        centred = targets - self._offset
         strengths, directions = np.linalg.eigh(columns.T @ columns)
         turned = columns @ directions
         along = turned.T @ centred
         best = np.inf
-        for penalty in _PENALTIES:
+        for penalty in len(columns) * _PENALTIES:
             shrunk = 1 / (np.maximum(strengths, 0) + penalty)
             missed = centred - turned @ (shrunk[:, None] * along)
             for part in parts:
-                own = (turned[part] * shrunk) @ turned[part].T + 1 / len(inputs)
+                own = (turned[part] * shrunk) @ turned[part].T + 1 / len(columns)
                 missed[part] = np.linalg.solve(np.eye(len(part)) - own, missed[part])
             error = float(np.square(missed).sum())
             if error < best:
                 best, self.missed, self._weights = error, missed, directions @ (shrunk[:, None] * along)
 
-    def __call__(self, queries: Floats) -> Floats:
+    def __call__(self, columns: Floats) -> Floats:
         """Predictions of rows (M, p), (M, q)."""
-        predicted: Floats = (queries - self._mean) / self._scale @ self._weights + self._offset
+        predicted: Floats = columns @ self._weights + self._offset
         return predicted
 
 
-def fit_and_predict(inputs: Floats, targets: Floats, queries: Floats, groups: Sequence[str]) -> dict[str, Floats]:
+def fit_and_predict(
+    blocks: Sequence[Floats], targets: Floats, queries: Sequence[Floats], groups: Sequence[str]
+) -> dict[str, Floats]:
     """Fit all probes and predict.
 
     Args:
-        inputs: (N, p).
+        blocks: Columns by where they come from, each (N, its width).
         targets: (N, q).
-        queries: (M, p).
+        queries: The same blocks of other rows, each (M, its width).
         groups: The video of each of the N rows.
 
     Returns:
@@ -98,27 +119,25 @@ def fit_and_predict(inputs: Floats, targets: Floats, queries: Floats, groups: Se
     """
     from sklearn.decomposition import PCA
     from sklearn.kernel_approximation import Nystroem
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     videos = np.unique(np.asarray(groups), return_inverse=True)[1]
     # Of one video its rows are dealt out.
     part_of = (videos if videos.any() else np.arange(len(videos))) % _PARTS
     parts = [np.flatnonzero(part_of == part) for part in np.unique(part_of)]
-    linear = Ridge(inputs, targets, parts)
-    kept = min(_COMPONENTS, inputs.shape[1], len(inputs) // 2)
-    compress = make_pipeline(StandardScaler(), PCA(kept, random_state=0), StandardScaler()).fit(inputs)
-    near, near_queries = compress.transform(inputs), compress.transform(queries)
-    functions = Nystroem(n_components=min(_FUNCTIONS, len(inputs)), random_state=0).fit(near)
-    wide, wide_queries = (
-        np.concatenate([own, functions.transform(compressed)], axis=1)
-        for own, compressed in ((inputs, near), (queries, near_queries))
-    )
-    predicted = linear(queries)
+    columns = Columns(blocks)
+    own, asked = columns(blocks), columns(queries)
+    linear = Ridge(own, targets, parts)
+    components = PCA(min(_COMPONENTS, own.shape[1], len(own) // 2), random_state=0).fit(own)
+    near, near_asked = components.transform(own), components.transform(asked)
+    width = 2 * float(np.square(near).sum(axis=1).mean())
+    functions = Nystroem(gamma=1 / max(width, 1e-12), n_components=min(_FUNCTIONS, len(own)), random_state=0).fit(near)
+    wider = [functions.transform(some) for some in (near, near_asked)]
+    wide = Columns([*blocks, wider[0]])
+    predicted = linear(asked)
     return {
         LINEAR: predicted,
-        NON_LINEAR: Ridge(wide, targets, parts)(wide_queries),
-        NEIGHBOURS: predicted + _of_neighbours(near, linear.missed, near_queries, part_of),
+        NON_LINEAR: Ridge(wide([*blocks, wider[0]]), targets, parts)(wide([*queries, wider[1]])),
+        NEIGHBOURS: predicted + _of_neighbours(near, linear.missed, near_asked, part_of),
     }
 
 
@@ -140,19 +159,20 @@ def _of_neighbours(inputs: Floats, missed: Floats, queries: Floats, part_of: NDA
     return guess
 
 
-def out_of_fold(inputs: Floats, targets: Floats, groups: Sequence[str]) -> tuple[dict[str, Floats], Floats]:
+def out_of_fold(blocks: Sequence[Floats], targets: Floats, groups: Sequence[str]) -> tuple[dict[str, Floats], Floats]:
     """Predictions of rows (N, q) by probes that were fitted to rows of other videos, and the mean of those rows.
 
     Args:
-        inputs: (N, p).
+        blocks: See `fit_and_predict`.
         targets: (N, q).
         groups: The video of each row.
     """
     found = {probe: np.empty_like(targets) for probe in PROBES}
     constant = np.empty_like(targets)
     for fitted, held_out in folds(groups):
+        known, asked = ([block[places] for block in blocks] for places in (fitted, held_out))
         own = [groups[place] for place in fitted]
-        for probe, predicted in fit_and_predict(inputs[fitted], targets[fitted], inputs[held_out], own).items():
+        for probe, predicted in fit_and_predict(known, targets[fitted], asked, own).items():
             found[probe][held_out] = predicted
         constant[held_out] = targets[fitted].mean(axis=0)
     return found, constant
