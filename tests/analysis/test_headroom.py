@@ -39,11 +39,11 @@ def test_ridge_is_ridge_and_what_a_part_is_missed_by_is_that_of_a_fit_without_it
     inputs, noise = generator.normal(size=(40, 3)) * [1, 5, 0] + [0, 100, 7], generator.normal(size=(40, 2))
     targets = inputs[:, :2] + noise
     parts = np.split(np.arange(40), 4)
-    columns = Columns([inputs[:, :1], inputs[:, 1:]])([inputs[:, :1], inputs[:, 1:]])
-    made = Ridge(columns, targets, parts)
-    # Two columns that vary, of one block each; the third is constant.
-    scaled = (inputs - inputs.mean(axis=0)) / np.maximum(inputs.std(axis=0), 1e-3)
-    np.testing.assert_allclose(columns, scaled, atol=1e-9)
+    blocks = Columns([inputs])([inputs])
+    made = Ridge(blocks, targets, parts)
+    # Two columns that vary; the third is constant.
+    scaled = (inputs - inputs.mean(axis=0)) / np.maximum(inputs.std(axis=0), 1e-3) / np.sqrt(2)
+    np.testing.assert_allclose(blocks[0], scaled, atol=1e-9)
     errors = {}
     for penalty in 40 * np.logspace(-5, 3, 17):
         missed = np.empty_like(targets)
@@ -55,19 +55,24 @@ def test_ridge_is_ridge_and_what_a_part_is_missed_by_is_that_of_a_fit_without_it
     best = min(errors, key=lambda penalty: errors[penalty][0])
     np.testing.assert_allclose(made.missed, errors[best][1], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        made(columns), TheirRidge(alpha=best).fit(scaled, targets).predict(scaled), rtol=1e-6, atol=1e-9
+        made(blocks), TheirRidge(alpha=best).fit(scaled, targets).predict(scaled), rtol=1e-6, atol=1e-9
     )
 
 
-def test_a_wide_block_weighs_as_much_as_a_narrow_one() -> None:
+def test_a_wide_block_weighs_as_much_as_a_narrow_one_and_noise_nothing() -> None:
     generator = np.random.default_rng(0)
-    blocks = [
-        generator.normal(size=(50, 2)) * 7 + 3,
-        np.concatenate([generator.normal(size=(50, 30)), np.ones((50, 4))], axis=1),
-    ]
-    columns = Columns(blocks)(blocks)
-    assert columns.shape == (50, 36) and np.allclose(columns.mean(axis=0), 0)
-    assert columns[:, :2].var(axis=0).sum() == pytest.approx(1) == columns[:, 2:].var(axis=0).sum()
+    narrow, wide = generator.normal(size=(50, 2)) * 7 + 3, generator.normal(size=(50, 34))
+    wide[:, 30:], wide[0, 0] = 1, 1000
+    blocks = Columns([narrow, wide])([narrow, wide])
+    assert [block.shape for block in blocks] == [(50, 2), (50, 34)]
+    assert blocks[0].var(axis=0).sum() == pytest.approx(1)
+    assert blocks[1][:, 1:].var(axis=0).sum() == pytest.approx(29 / 30)
+    # The outlier is moved to five deviations.
+    assert blocks[1][0, 0] == pytest.approx(5 / np.sqrt(30))
+    targets = narrow[:, :1] + generator.normal(size=(50, 1))
+    made = Ridge(blocks, targets, np.split(np.arange(50), 5))
+    assert made.weights == [1.0, 0.0]
+    np.testing.assert_allclose(made(blocks), Ridge(blocks[:1], targets, np.split(np.arange(50), 5))(blocks[:1]))
 
 
 def test_explained_variance_by_hand() -> None:

@@ -1,8 +1,8 @@
 """Probes: what a linear map, a small non-linear one and nearest neighbours tell of rows that they were not fitted to.
 
 Rows are dealt into folds by video, so that no speaker is on both sides, and what is fitted is dealt into parts once more,
-which choose all that is to be chosen. Columns are standardised, and each block of them (a modality, the words) weighs as
-much as any other, however wide it is. ``"linear"``: ridge regression. ``"non-linear"``: ridge regression on the columns and
+which choose all that is to be chosen. Columns are standardised, and each block of them (a modality, the words) has a weight
+of its own. ``"linear"``: ridge regression. ``"non-linear"``: ridge regression on the columns and
 200 random radial basis functions of their first principal components. ``"neighbours"``: ridge regression, and a share of
 what it missed by in the nearest rows of other parts; what it gains over ``"linear"`` is what retrieval gains.
 """
@@ -20,6 +20,7 @@ from hf_msa.evaluation.uncertainty import auroc
 LINEAR, NON_LINEAR, NEIGHBOURS = PROBES = ("linear", "non-linear", "neighbours")
 
 _COMPONENTS, _FUNCTIONS, _PARTS, _NEIGHBOURS = 32, 200, 20, (1, 3, 10, 30)
+_FARTHEST, _WEIGHTS = 5.0, (0.3, 0.0)
 # Of each row; all columns of a block have a variance of 1.
 _PENALTIES = np.logspace(-5, 3, 17)
 
@@ -46,7 +47,9 @@ def folds(groups: Sequence[str], count: int = 5) -> Iterator[tuple[NDArray[np.in
 
 
 class Columns:
-    """Blocks of columns side by side, each column with mean 0 and each block with a variance of 1 in all.
+    """Blocks of columns, each column with mean 0 and each block with a variance of 1 in all.
+
+    What lies farther than five deviations from the mean is moved there: features of recordings have heavy tails.
 
     Args:
         blocks: Each (N, its width); constant columns become 0.
@@ -54,39 +57,59 @@ class Columns:
 
     def __init__(self, blocks: Sequence[Floats]) -> None:
         self._means = [block.mean(axis=0) for block in blocks]
-        self._scales = []
+        self._scales, self._widths = [], []
         for block, mean in zip(blocks, self._means, strict=True):
             spread = block.std(axis=0)
             varies = spread > 1e-9 * np.maximum(np.abs(mean), 1e-9)
-            self._scales.append(np.where(varies, spread * np.sqrt(max(1, int(varies.sum()))), np.inf))
+            self._scales.append(np.where(varies, spread, np.inf))
+            self._widths.append(max(1, int(varies.sum())))
 
-    def __call__(self, blocks: Sequence[Floats]) -> Floats:
-        """Scaled columns of rows (M, columns)."""
-        found = zip(blocks, self._means, self._scales, strict=True)
-        return np.concatenate([(block - mean) / scale for block, mean, scale in found], axis=1)
+    def __call__(self, blocks: Sequence[Floats]) -> list[Floats]:
+        """Scaled blocks of rows, each (M, its width)."""
+        found = zip(blocks, self._means, self._scales, self._widths, strict=True)
+        return [
+            np.clip((block - mean) / scale, -_FARTHEST, _FARTHEST) / np.sqrt(width)
+            for block, mean, scale, width in found
+        ]
 
 
 class Ridge:
-    """Ridge regression, its penalty chosen by leaving out one part of the rows after the other.
+    """Ridge regression whose penalty and weights of blocks are chosen by leaving out one part of the rows after the other.
 
     One decomposition serves all penalties and parts, and what a part is missed by follows from it without another fit.
+    Blocks are tried at lower weights one after the other, down to 0: what says nothing shall not do harm.
 
     Args:
-        columns: Of `Columns` (N, p).
+        blocks: Of `Columns`, each (N, its width).
         targets: (N, q).
         parts: Places of the rows of each part.
 
     Attributes:
+        weights: Of the blocks.
+        penalty: What was chosen.
         missed: What each row's target differs by from its prediction without its part (N, q).
     """
 
-    def __init__(self, columns: Floats, targets: Floats, parts: Sequence[NDArray[np.int64]]) -> None:
-        self._offset = targets.mean(axis=0)
-        centred = targets - self._offset
+    def __init__(self, blocks: Sequence[Floats], targets: Floats, parts: Sequence[NDArray[np.int64]]) -> None:
+        self.weights = [1.0] * len(blocks)
+        self._error = np.inf
+        self._fit(blocks, targets, parts, self.weights)
+        for place in range(len(blocks) if len(blocks) > 1 else 0):
+            for weight in _WEIGHTS:
+                if not self._fit(blocks, targets, parts, [*self.weights[:place], weight, *self.weights[place + 1 :]]):
+                    break
+
+    def _fit(
+        self, blocks: Sequence[Floats], targets: Floats, parts: Sequence[NDArray[np.int64]], weights: list[float]
+    ) -> bool:
+        """Take these weights if they are better than what is there, and say so."""
+        before = self._error
+        columns = _beside(blocks, weights)
+        mean, offset = columns.mean(axis=0), targets.mean(axis=0)
+        columns, centred = columns - mean, targets - offset
         strengths, directions = np.linalg.eigh(columns.T @ columns)
         turned = columns @ directions
         along = turned.T @ centred
-        best = np.inf
         for penalty in len(columns) * _PENALTIES:
             shrunk = 1 / (np.maximum(strengths, 0) + penalty)
             missed = centred - turned @ (shrunk[:, None] * along)
@@ -94,13 +117,20 @@ class Ridge:
                 own = (turned[part] * shrunk) @ turned[part].T + 1 / len(columns)
                 missed[part] = np.linalg.solve(np.eye(len(part)) - own, missed[part])
             error = float(np.square(missed).sum())
-            if error < best:
-                best, self.missed, self._weights = error, missed, directions @ (shrunk[:, None] * along)
+            if error < self._error:
+                self._error, self.missed, self.penalty, self.weights = error, missed, float(penalty), weights
+                self._slopes = directions @ (shrunk[:, None] * along)
+                self._offset = offset - mean @ self._slopes
+        return self._error < before
 
-    def __call__(self, columns: Floats) -> Floats:
-        """Predictions of rows (M, p), (M, q)."""
-        predicted: Floats = columns @ self._weights + self._offset
+    def __call__(self, blocks: Sequence[Floats]) -> Floats:
+        """Predictions of rows (M, q)."""
+        predicted: Floats = _beside(blocks, self.weights) @ self._slopes + self._offset
         return predicted
+
+
+def _beside(blocks: Sequence[Floats], weights: Sequence[float]) -> Floats:
+    return np.concatenate([block * weight for block, weight in zip(blocks, weights, strict=True)], axis=1)
 
 
 def fit_and_predict(
@@ -124,16 +154,20 @@ def fit_and_predict(
     # Of one video its rows are dealt out.
     part_of = (videos if videos.any() else np.arange(len(videos))) % _PARTS
     parts = [np.flatnonzero(part_of == part) for part in np.unique(part_of)]
-    columns = Columns(blocks)
-    own, asked = columns(blocks), columns(queries)
-    linear = Ridge(own, targets, parts)
+    scaled = Columns(blocks)
+    linear = Ridge(scaled(blocks), targets, parts)
+    # What says nothing to a linear map may tell rows apart.
+    own, asked = (np.concatenate(scaled(some), axis=1) for some in (blocks, queries))
+    if not own.any():
+        # Nothing varies.
+        return dict.fromkeys(PROBES, linear(scaled(queries)))
     components = PCA(min(_COMPONENTS, own.shape[1], len(own) // 2), random_state=0).fit(own)
     near, near_asked = components.transform(own), components.transform(asked)
     width = 2 * float(np.square(near).sum(axis=1).mean())
     functions = Nystroem(gamma=1 / max(width, 1e-12), n_components=min(_FUNCTIONS, len(own)), random_state=0).fit(near)
     wider = [functions.transform(some) for some in (near, near_asked)]
     wide = Columns([*blocks, wider[0]])
-    predicted = linear(asked)
+    predicted = linear(scaled(queries))
     return {
         LINEAR: predicted,
         NON_LINEAR: Ridge(wide([*blocks, wider[0]]), targets, parts)(wide([*queries, wider[1]])),
