@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,23 @@ def test_every_row_is_a_result_under_the_same_masks(
 def test_recipes_that_there_are_not(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(MsaError, match="no recipes 'sims' of the baselines; give --recipe mosi or sample"):
         baselines.make_baselines(str(corpus), str(tmp_path), recipe="sims")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"protocol": "frames"}, "'frame'"),
+        ({"protocol": "block", "protocol_fields": {"block": 2}}, "'blocks'"),
+        ({"rates": [2.0]}, "from 0 to 1"),
+        ({"split": "dev"}, "'dev'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_not_trained(
+    corpus: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(MsaError, match=words):
+        baselines.make_baselines(str(corpus), str(tmp_path), **options)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .data.loading import dataset_facts
+from .data.loading import dataset_facts, load_split
+from .data.missing import conditions
 from .errors import MsaError
 from .evaluation.ceiling import METHOD as CEILING
 from .evaluation.ceiling import evaluate_ceiling, has_ceiling
 from .evaluation.evaluate import evaluate_runs
 from .hub.cards import write_card
 from .methods import METHODS
+from .models.msa_schema import MODALITIES
 from .training.recipes import load_recipe
 from .training.stages import run_recipe
 
@@ -71,6 +73,9 @@ def make_baselines(
     common = sorted(set.intersection(*known))
     if name not in common:
         raise MsaError(f"There are no recipes {name!r} of the baselines; give --recipe {' or '.join(common)}.")
+    # Before anything is trained.
+    conditions(protocol, MODALITIES, rates, mask_seeds, **(protocol_fields or {}))
+    load_split(data, split)
     loaded = {
         row: load_recipe(f"{method}/{name}", ablation=ablation, assignments=assignments, text_model=text_model)
         for row, (method, ablation) in ROWS.items()
