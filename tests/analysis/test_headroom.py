@@ -29,6 +29,7 @@ from hf_msa.analysis.common.probes import (
     fit_and_predict,
     folds,
 )
+from hf_msa.data.prepare import prepare_dataset
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa_cli import main
@@ -197,7 +198,7 @@ def test_facts_of_columns() -> None:
     frames = np.array([[1.0, 188.0, 3.0, np.nan], [1.0, 188.002, 5.0, 1.0]])
     facts = column_facts("audio", [frames[:1], frames[1:], frames[:0]])
     assert facts["rows with it"] == 2 and facts["rows of one frame"] == "100 %" and facts["columns"] == 4
-    assert (facts["constant"], facts["mean far above deviation"], facts["with NaN or infinity"]) == (1, 1, 1)
+    assert (facts["constant"], facts["lost among the others"], facts["with NaN or infinity"]) == (1, 2, 1)
     lines = reading([], [facts])
     assert lines[0].startswith("Every row has one frame of audio: mechanisms over time") and len(lines) == 4
     assert column_facts("vision", [frames[:0]]) == {"modality": "vision", "rows with it": 0}
@@ -219,3 +220,12 @@ def test_the_tool_takes_data_and_no_run(tmp_path: Path, capsys: pytest.CaptureFi
         run_tool("headroom", ["run"], data=corpus)
     with pytest.raises(MsaError, match="needs --data"):
         run_tool("headroom")
+
+
+def test_real_rows_of_one_frame_say_that_they_are(real_data: Path, tmp_path: Path) -> None:
+    prepare_dataset("mosi", str(real_data / "mosi" / "mosi_text_audio.pkl"), str(tmp_path / "mosi"))
+    run_tool("headroom", data=str(tmp_path / "mosi"), rows=600, output=str(tmp_path / "out"))
+    said = (tmp_path / "out" / "headroom.md").read_text(encoding="utf-8")
+    assert "- Every row has one frame of audio: mechanisms over time" in said
+    assert "- Text tells something about the label: +" in said and "masked frames of" not in said
+    assert "columns of audio are lost in a normalisation over columns unless features are standardised" in said

@@ -40,8 +40,8 @@ from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
 
 _MOST_WORDS, _WORDS_NEARBY, _TEXT_COMPONENTS = 500, 300, 20
 _FRAMES_PER_CLIP, _FEWEST_OF_A_LENGTH = 6, 20
-# A column whose deviation is a smaller part of its mean is flattened by the first normalisation over columns.
-_OFFSET = 1e-3
+# A column whose deviation is a smaller part of what columns differ by among themselves is lost in a normalisation over them.
+_LOST = 0.01
 _LITTLE = 0.01
 
 
@@ -129,6 +129,7 @@ def column_facts(name: str, sequences: Sequence[Floats]) -> dict[str, Any]:
     values = np.where(finite, frames, 0.0)
     spread, mean = values.std(axis=0), np.abs(values.mean(axis=0))
     constant = spread <= 1e-6 * np.maximum(mean, 1e-12)
+    lost = ~constant & (spread < _LOST * values.std(axis=1).mean())
     lengths = np.array([len(one) for one in there])
     return {
         "modality": name,
@@ -137,7 +138,7 @@ def column_facts(name: str, sequences: Sequence[Floats]) -> dict[str, Any]:
         "rows of one frame": f"{100 * float((lengths == 1).mean()):.0f} %",
         "columns": frames.shape[1],
         "constant": int(constant.sum()),
-        "mean far above deviation": int((~constant & (spread < _OFFSET * mean)).sum()),
+        "lost among the others": int(lost.sum()),
         "with NaN or infinity": int((~finite).any(axis=0).sum()),
         "largest over smallest deviation": (
             float(spread[~constant].max() / spread[~constant].min()) if (~constant).any() else float("nan")
@@ -467,10 +468,7 @@ def reading(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, An
             )
         for key, meaning in (
             ("constant", "say nothing"),
-            (
-                "mean far above deviation",
-                "are flattened by a normalisation over columns unless features are standardised",
-            ),
+            ("lost among the others", "are lost in a normalisation over columns unless features are standardised"),
             ("with NaN or infinity", "hold NaN or infinity, which count as 0"),
         ):
             if facts.get(key):
