@@ -53,6 +53,8 @@ MODELS_MAY_IMPORT = {"torch", "transformers", "numpy", "huggingface_hub"}
 # A method that is made of another one may import it.
 MADE_OF = {("uacs", "ubm")}
 # Files of no method that import those of methods, and why.
+# A name that is none makes the registry look for packages each time.
+NAMES = {*METHODS}
 KNOWS_METHODS = {
     "hf_msa.methods": "registers the methods that come with hf_msa",
     "hf_msa.imputation": "writes what OMG-Agent generates, which no other method does",
@@ -138,7 +140,7 @@ def method_of(name: str) -> str | None:
     if last == "text":  # which is also the name of a modality
         return "text" if before in ("configuration", "modeling") else None
     words = f"_{name.replace('.', '_')}_"
-    return next((method for method in METHODS if method != "text" and f"_{method}_" in words), None)
+    return next((method for method in NAMES if method != "text" and f"_{method}_" in words), None)
 
 
 def test_every_part_has_a_level() -> None:

@@ -158,7 +158,7 @@ def _impute_batch(omg: OmgOnRows, batch: MaskedBatch, name: str, means: Means) -
         for space, made, real, centre, counts in zip(SPACES, in_spaces(*option), hidden, mean, masks, strict=True):
             found["error", what, space] = squared_errors(made, real, counts)
             found["spread", what, space] = squared_errors(made, centre, counts)
-        logits = model.classify(perception, conditioning.observation, {**observed, name: option[1]})
+        logits = model.classify(perception, conditioning, {**observed, name: option[1]})
         found["score", what, ""] = model.score(logits)[:, 0]
     return found
 
