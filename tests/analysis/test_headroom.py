@@ -77,9 +77,12 @@ def test_a_wide_block_weighs_as_much_as_a_narrow_one_and_noise_nothing() -> None
 
 
 def test_explained_variance_by_hand() -> None:
-    share = explained(np.array([1.0, 0.0, 2.0, 1.0]), np.array([4.0, 4.0, 4.0, 4.0]))
+    share = explained(np.array([1.0, 0.0, 2.0, 1.0]), np.array([4.0, 4.0, 4.0, 4.0]), ["a", "b", "c", "d"])
     assert share.mean == pytest.approx(0.75) and share.bounds[0] < 0.75 < share.bounds[1]
-    assert np.isnan(explained(np.zeros(2), np.zeros(2)).mean)
+    assert np.isnan(explained(np.zeros(2), np.zeros(2), ["a", "b"]).mean)
+    # A video is drawn as a whole: both rows of one, or both of the other.
+    whole = explained(np.array([0.0, 4.0, 4.0, 0.0]), np.full(4, 4.0), ["a", "b", "b", "a"])
+    assert set(whole.resampled.tolist()) == {0.0, 0.5, 1.0} and whole.mean == 0.5
 
 
 def test_no_video_is_on_both_sides() -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 
 from hf_msa.errors import require_package
@@ -50,6 +51,7 @@ def observed_columns(
 def fit(context: RunContext, folder: Path) -> dict[str, Any]:
     """Fit the probe, save it to `model` in the folder, and return the stage's facts."""
     model = context.new_model(RidgeForSentimentAnalysis).eval()
+    model.to(PartialState().device)  # type: ignore[arg-type]  # the library wraps `to` in a way that type checkers misread
     epochs = max(1, round(context.arguments("main", True).num_train_epochs))
     draws = {"train": epochs, "validation": context.recipe.missing.selection_repeats}
     facts = {"split": "validation", "protocol": context.recipe.missing.validation, "repeats": draws["validation"]}
@@ -81,7 +83,7 @@ def fit(context: RunContext, folder: Path) -> dict[str, Any]:
     with torch.no_grad():
         model.weights.copy_(torch.from_numpy(weights))
         model.offset.fill_(offset)
-    model.save_pretrained(folder / "model")
+    model.cpu().save_pretrained(folder / "model")
     return {
         "epochs": epochs,
         "selection": {**facts, "metric": "loss", **chosen, "step": 0, "epoch": epochs},

@@ -215,13 +215,15 @@ def label_rows(clips: Clips) -> list[Row]:
         trivial = np.square(constant - targets)[:, 0]
         for probe, predicted in found.items():
             squared[chosen, probe] = np.square(predicted - targets)[:, 0]
-            row[probe] = explained(squared[chosen, probe], trivial)
+            row[probe] = explained(squared[chosen, probe], trivial, clips.groups)
         rows.append(_with_gain(row))
     for name in names if len(names) > 1 else ():
         others = tuple(other for other in names if other != name)
         row = {"told": "label", "from": f"{name}, beyond {'+'.join(others)}", "n": len(targets)}
         for probe in PROBES:
-            row[probe] = explained(squared[names, probe], trivial) - explained(squared[others, probe], trivial)
+            row[probe] = explained(squared[names, probe], trivial, clips.groups) - explained(
+                squared[others, probe], trivial, clips.groups
+            )
         rows.append(_with_gain(row))
     return rows
 
@@ -244,7 +246,8 @@ def feature_rows(clips: Clips) -> list[Row]:
         row: Row = {"told": f"{name} of a sample", "from": "+".join(others), "n": len(targets)}
         found, constant = out_of_fold([clips.vectors[other][complete] for other in others], targets, groups)
         for probe, predicted in found.items():
-            row[probe] = explained(*(np.square(one - targets).sum(axis=1) for one in (predicted, constant)))
+            errors, trivial = (np.square(one - targets).sum(axis=1) for one in (predicted, constant))
+            row[probe] = explained(errors, trivial, groups)
         rows.append(_with_gain(row))
     return rows
 
@@ -299,7 +302,7 @@ def _sign_row(
     blocks = [clips.vectors[name][counts] for name in names]
     found, constant = out_of_fold(blocks, flags[:, None].astype(np.float64), groups)
     # The share of positives that a fold was fitted to runs against that of the rows that were left out.
-    row |= {probe: told_apart((predicted - constant)[:, 0], flags) for probe, predicted in found.items()}
+    row |= {probe: told_apart((predicted - constant)[:, 0], flags, groups) for probe, predicted in found.items()}
     return _with_gain(row)
 
 
@@ -338,10 +341,15 @@ def frame_rows(clips: Clips, most: int, seed: int = 1111) -> list[Row]:
                     np.add.at(errors[source][probe], owners, np.square(predicted - truth).sum(axis=1))
         for source, found in errors.items():
             row: Row = {"told": f"masked frames of {name}", "from": source, "n": len(places)}
-            rows.append(_with_gain({**row, **{probe: explained(own, trivial) for probe, own in found.items()}}))
+            rows.append(
+                _with_gain({**row, **{probe: explained(own, trivial, groups) for probe, own in found.items()}})
+            )
         both, alone = (errors[source] for source in ("visible frames+words", "visible frames"))
         row = {"told": f"masked frames of {name}", "from": "words, beyond visible frames", "n": len(places)}
-        gains = {probe: explained(both[probe], trivial) - explained(alone[probe], trivial) for probe in PROBES}
+        gains = {
+            probe: explained(both[probe], trivial, groups) - explained(alone[probe], trivial, groups)
+            for probe in PROBES
+        }
         rows.append(_with_gain({**row, **gains}))
     return rows
 
@@ -441,7 +449,7 @@ def analyze_headroom(
         "What this data can show",
         f"{known.name}: {len(found.labels)} training rows of {len(set(found.groups))} videos; neither validation nor test. "
         "Shares of variance explained in rows of other videos than those that a probe was fitted to, 0 = the mean, with "
-        "95 % bootstrap intervals over rows. What a probe finds, a model can find; that no probe finds something does not "
+        "95 % bootstrap intervals over videos. What a probe finds, a model can find; that no probe finds something does not "
         "prove that it is not there.",
         "\n".join(f"- {line}" for line in reading(every, columns)),
     )

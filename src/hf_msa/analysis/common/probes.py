@@ -212,20 +212,27 @@ def out_of_fold(blocks: Sequence[Floats], targets: Floats, groups: Sequence[str]
     return found, constant
 
 
-def explained(errors: Floats, trivial: Floats) -> Estimate:
-    """Share of the trivial guess' squared error that is gone, with its bootstrap over rows.
+def explained(errors: Floats, trivial: Floats, groups: Sequence[str]) -> Estimate:
+    """Share of the trivial guess' squared error that is gone, with its bootstrap over videos.
 
     Args:
         errors: Squared errors of each row (N,).
         trivial: Those of the trivial guess (N,).
+        groups: The video of each row.
     """
-    counts = all_and_resampled(len(errors))
+    counts = _counts(groups)
     total = counts @ trivial
     share = np.full(len(counts), np.nan)
     np.divide(counts @ errors, total, out=share, where=total > 0)
     return Estimate.of((1 - share)[None])
 
 
-def told_apart(scores: Floats, positive: NDArray[np.bool_]) -> Estimate:
-    """AUC of scores (N,) for a class (N,), with its bootstrap over rows."""
-    return Estimate.of(auroc(scores, positive, all_and_resampled(len(scores)))[None])
+def told_apart(scores: Floats, positive: NDArray[np.bool_], groups: Sequence[str]) -> Estimate:
+    """AUC of scores (N,) for a class (N,), with its bootstrap over videos."""
+    return Estimate.of(auroc(scores, positive, _counts(groups))[None])
+
+
+def _counts(groups: Sequence[str]) -> Floats:
+    """How often each row counts: rows of one video say the same of its speaker, so videos are drawn."""
+    videos = np.unique(np.asarray(groups), return_inverse=True)[1]
+    return all_and_resampled(int(videos.max()) + 1)[:, videos]
