@@ -18,6 +18,7 @@ from hf_msa.analysis.common.headroom import (
     label_rows,
     reading,
     sign_rows,
+    words_of,
 )
 from hf_msa.analysis.common.probes import (
     LINEAR,
@@ -188,6 +189,11 @@ def test_masked_frames_from_frames_and_words(clips: Clips) -> None:
     assert any(
         "Words add something to visible frames about masked frames of audio" in line for line in reading(rows, [])
     )
+
+
+def test_texts_without_blanks_are_read_by_characters() -> None:
+    assert words_of(["Not bad", "Good film"]) == [["not", "bad"], ["good", "film"]]
+    assert words_of(["很好", "不 好", "好"]) == [["很", "好"], ["不", "好"], ["好"]]
 
 
 def test_words_around_a_place() -> None:

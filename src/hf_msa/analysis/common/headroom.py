@@ -5,8 +5,8 @@ that they were not fitted to; validation and test stay unseen. Numbers are share
 beyond the mean, or areas under the ROC curve, .5 = chance. What a probe finds, a model can find; what no probe finds may
 still be there, but a method that gains nothing from it has not failed by that.
 
-A text is the counts of its words or, with `--text-model`, the mean state of that encoder. A modality is the mean of its
-frames over time and, where there are several, their deviation.
+A text is the counts of its words (of its characters, where there are no blanks) or, with `--text-model`, the mean state of
+that encoder. A modality is the mean of its frames over time and, where there are several, their deviation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,8 +93,9 @@ def read_clips(data: str, most: int, text_model: str | None = None) -> tuple[Cli
         ]
         sequences[name] = [np.nan_to_num(one, nan=0.0, posinf=0.0, neginf=0.0) for one in raw]
         facts.append(column_facts(name, raw))
-    texts = [str(row[TEXT]).lower().split() for row in members]
-    vectors = {"text": _text_vectors(texts) if text_model is None else _text_states(texts, text_model)}
+    texts = [str(row[TEXT]) for row in members]
+    words = words_of(texts)
+    vectors = {"text": _text_vectors(words) if text_model is None else _text_states(texts, text_model)}
     vectors |= {name: _over_time(own) for name, own in sequences.items()}
     own_labels = {
         name: np.array([row[key] for row in members], dtype=np.float64)
@@ -103,15 +104,22 @@ def read_clips(data: str, most: int, text_model: str | None = None) -> tuple[Cli
     }
     clips = Clips(
         groups=[str(row.get(VIDEO_ID) or row["id"]) for row in members],
-        texts=texts,
+        texts=words,
         labels=rows.labels[chosen].astype(np.float64),
         own_labels={name: own for name, own in own_labels.items() if np.isfinite(own).all()},
         sequences=sequences,
         vectors=vectors,
-        present={"text": np.array([bool(words) for words in texts])}
+        present={"text": np.array([bool(own) for own in words])}
         | {name: np.array([len(one) > 0 for one in own]) for name, own in sequences.items()},
     )
     return clips, facts
+
+
+def words_of(texts: Sequence[str]) -> list[list[str]]:
+    """Words of each text in small letters; characters where most texts have no blanks, as in Chinese."""
+    words = [text.lower().split() for text in texts]
+    has_blanks = np.median([len(own) for own in words]) > 1
+    return words if has_blanks else [[character for character in text if not character.isspace()] for text in texts]
 
 
 def column_facts(name: str, sequences: Sequence[Floats]) -> dict[str, Any]:
@@ -177,7 +185,7 @@ def _text_vectors(texts: Sequence[Sequence[str]]) -> Floats:
     return found
 
 
-def _text_states(texts: Sequence[Sequence[str]], text_model: str) -> Floats:
+def _text_states(texts: Sequence[str], text_model: str) -> Floats:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -189,7 +197,7 @@ def _text_states(texts: Sequence[Sequence[str]], text_model: str) -> Floats:
         ) from error
     found = []
     for begin in range(0, len(texts), 32):
-        some = [" ".join(words) for words in texts[begin : begin + 32]]
+        some = list(texts[begin : begin + 32])
         batch = tokenizer(some, padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             states = encoder(**batch).last_hidden_state
