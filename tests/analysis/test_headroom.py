@@ -216,14 +216,16 @@ def test_facts_of_columns() -> None:
 def test_the_tool_takes_data_and_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = str(write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=3))
     output = tmp_path / "out"
-    assert main(["analyze", "headroom", "--data", corpus, "--output", str(output), "--clips", "30"]) == 0
+    assert (
+        main(["analyze", "headroom", "--data", corpus, "--output", str(output), "--rows", "80", "--clips", "12"]) == 0
+    )
     names = {"headroom.csv", "columns.csv", "headroom.md", "headroom.png", "headroom.svg"}
     assert {path.name for path in output.iterdir()} == names
     with (output / "headroom.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["told"] for row in rows} >= {"label", "audio of a sample", "masked frames of vision"}
     assert {"linear", "linear low", "linear high", "non-linear", "gain of neighbours"} <= set(rows[0])
-    assert "sample: 96 training rows" in (output / "headroom.md").read_text(encoding="utf-8")
+    assert "sample: 80 training rows" in (output / "headroom.md").read_text(encoding="utf-8")
     assert "For data, before any training" in tool_list() and not TOOLS["headroom"].takes_runs
     with pytest.raises(MsaError, match="looks into data alone; leave 'run' out"):
         run_tool("headroom", ["run"], data=corpus)
