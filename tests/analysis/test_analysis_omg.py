@@ -23,6 +23,7 @@ from hf_msa.analysis.omg.evidence import (
 )
 from hf_msa.analysis.omg.execution import OmgOnRows, stacked
 from hf_msa.analysis.omg.imputation import (
+    Means,
     complete_rows,
     error_rows,
     error_summary,
@@ -160,16 +161,34 @@ def test_training_means_are_those_of_real_positions(data, trained, loaded):
     batch = MsaCollator(loaded.processor, None, split="train")([train[index] for index in range(len(train))])
     labels = batch.pop("labels")
     perception = model.perceive(batch)
+    classes = torch.round(labels.clamp(-3, 3)).long() + 3
     for name in MODALITIES:
-        values, mask = perception.values[name], perception.masks[name]
-        torch.testing.assert_close(means[name].features[0], values[mask].mean(dim=0), atol=1e-4, rtol=1e-4)
-        latents = model.encode_observed(perception)[name]
-        coarse = model.executors_by_name[name].vae.latent_mask(mask)
-        torch.testing.assert_close(means[name].latents[0], latents[coarse].mean(dim=0), atol=1e-4, rtol=1e-4)
-        for number in range(7):
-            members = torch.round(labels.clamp(-3, 3)) + 3 == number
-            expected = values[members][mask[members]].mean(dim=0) if members.any() else means[name].features[0]
-            torch.testing.assert_close(means[name].features[1 + number], expected, atol=1e-4, rtol=1e-4)
+        mask = perception.masks[name]
+        latents, vae = model.encode_observed(perception)[name], model.executors_by_name[name].vae
+        for own, values, real in (
+            (means[name].features, perception.values[name], mask),
+            (means[name].latents, latents, vae.latent_mask(mask)),
+        ):
+            # Longer than any row: the mean over all positions.
+            torch.testing.assert_close(
+                torch.from_numpy(own[0](5000)[-1]).float(), values[real].mean(dim=0), atol=1e-4, rtol=1e-4
+            )
+            filled = Means.fill(own, torch.zeros_like(classes), real)
+            assert torch.equal(filled, filled * real.unsqueeze(-1))
+            # Every sample has a first position.
+            torch.testing.assert_close(
+                torch.stack([torch.from_numpy(own[0](5000)[0]).float()]),
+                values[:, 0].mean(dim=0)[None],
+                atol=1e-4,
+                rtol=1e-4,
+            )
+            for number in range(7):
+                members = classes == number
+                assert own[1 + number].is_empty == (not members.any())
+                if members.any():
+                    expected = values[members][real[members]].mean(dim=0)
+                    found = torch.from_numpy(own[1 + number](5000)[-1]).float()
+                    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_imputation_of_a_run(data, trained, loaded, tmp_path):
