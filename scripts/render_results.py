@@ -74,6 +74,30 @@ def rows(names: dict[str, str], metrics: list[str]) -> str:
     return "\n".join(lines)
 
 
+def value(name: str, metric: str, digits: int = 3) -> str:
+    """One metric of a result, mean over its missing rates and seeds."""
+    return f"{read(f'{name}/results.json')['mean_over_rates'][metric]['mean']:.{digits}f}"
+
+
+def costs(names: dict[str, str]) -> str:
+    """What a sample costs in several results (label to name), per route and in all."""
+    found = {label: read(f"{name}/results.json")["cost"] for label, name in names.items()}
+    routes = list(next(iter(found.values()))["routes"])
+    lines = [
+        "| run | questions | tokens written | seconds | "
+        + " | ".join(f"{name} (%)" for name in routes)
+        + " | unreadable (%) |",
+        "|---|---|---|---|" + "---|" * len(routes) + "---|",
+    ]
+    for label, cost in found.items():
+        shares = " | ".join(f"{100 * cost['routes'][name]:.1f}" for name in routes)
+        lines.append(
+            f"| {label} | {cost['calls']:.2f} | {cost['tokens']:.2f} | {cost['seconds']:.3f} | {shares} | "
+            f"{100 * cost['unreadable']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def training(name: str) -> str:
     """Stages, epochs and seconds of every seed of one result."""
     lines = ["| seed | stage | epochs | chosen epoch | validation loss | seconds |", "|---|---|---|---|---|---|"]
@@ -113,7 +137,16 @@ def render() -> str:
         keep_trailing_newline=True,
     )
     environment.globals.update(
-        table=table, rows=rows, training=training, read=read, text=text, tables=tables, has=has, mean_of=mean_of
+        table=table,
+        rows=rows,
+        value=value,
+        costs=costs,
+        training=training,
+        read=read,
+        text=text,
+        tables=tables,
+        has=has,
+        mean_of=mean_of,
     )
     return environment.get_template("results.md.jinja").render()
 
