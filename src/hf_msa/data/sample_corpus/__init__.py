@@ -16,12 +16,11 @@ from hf_msa.data.sample_corpus.corpus_files import (
 )
 from hf_msa.data.sample_corpus.grammar import ROLES, score_tokens
 from hf_msa.data.sample_corpus.recordings import measure_recordings, read_manifest
+from hf_msa.data.sample_corpus.rows import generate_row, generate_rows
 from hf_msa.data.sample_corpus.story import (
     PRESETS,
     SampleCorpusConfig,
     SampleRow,
-    generate_row,
-    generate_rows,
     preset,
 )
 

@@ -20,7 +20,8 @@ from hf_msa.data.sample_corpus.corpus_files import (
 )
 from hf_msa.data.sample_corpus.grammar import HIGHEST, LOWEST, score_tokens
 from hf_msa.data.sample_corpus.recordings import manifest_row, measure_recordings, read_manifest, spoken_clips
-from hf_msa.data.sample_corpus.story import Floats, generate_rows
+from hf_msa.data.sample_corpus.rows import generate_rows
+from hf_msa.data.sample_corpus.story import Floats
 from hf_msa.data.schema import SPLITS
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_schema import FEATURE_MODALITIES, MODALITIES

@@ -185,8 +185,10 @@ class SentenceGrammar:
         self._successors, self._weights, self._ends = self._build_states()
         self._emitters = _emitters()
         self._emitter_of = np.array([self._emitter_name(state) for state in self._states])
+        self._emitter_names, self._emitter_number = np.unique(self._emitter_of, return_inverse=True)
         self._free = self._free_futures()
         self._steps: dict[tuple[int, int], tuple[list[int], list[float]]] = {}
+        self._lists: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], dict[str, int]] | None = None
 
     # --- the automaton ---
 
@@ -298,6 +300,75 @@ class SentenceGrammar:
             weights = self._weights[state] * self._free[remaining - 1, successors]
             self._steps[state, remaining] = (successors.tolist(), (np.cumsum(weights) / weights.sum()).tolist())
         return self._steps[state, remaining]
+
+    def write_many(
+        self,
+        draws: NDArray[np.float64],
+        contrast: NDArray[np.float64],
+        tones: NDArray[np.int64],
+        words: NDArray[np.int64],
+        topics: Sequence[str],
+    ) -> NDArray[np.int64]:
+        """Write many sentences at once, each a function of its own draws.
+
+        Args:
+            draws: (N, words, 2) uniform numbers; the words beyond a sentence's length are not read.
+            contrast: (N,) uniform numbers that decide whether there is a contrast.
+            tones: (N,) indices into `TONES`.
+            words: (N,) how many words, 5 to 40.
+            topics: N keys of `lexicon.TOPICS`.
+
+        Returns:
+            (N, words) positions in `lexicon.all_words`; -1 beyond a sentence's length.
+        """
+        edges, offsets, numbers, list_of = self._word_lists()
+        lists = np.array([[list_of[f"{name}/{topic}"] for name in self._emitter_names] for topic in lexicon.TOPICS])
+        topic = np.array([list(lexicon.TOPICS).index(name) for name in topics])
+        contrasting = (contrast < self._contrast_rate) & (tones != 0) & (words >= _SHORTEST_CONTRAST)
+        state = np.array(
+            [
+                self._starts[t, _BEFORE if c else _PLAIN]
+                for t, c in zip(tones.tolist(), contrasting.tolist(), strict=True)
+            ]
+        )
+        written = np.full(draws.shape[:2], -1)
+        for i in range(int(words.max())):
+            here = np.flatnonzero(words > i)
+            now = state[here]
+            weights = self._weights[now] * self._free[(words[here] - i - 1)[:, None], self._successors[now]]
+            cumulative = np.cumsum(weights, axis=1)
+            # A branch that cannot be taken has no width, so the first edge above the draw is one that can.
+            reached = draws[here, i, :1] * cumulative[:, -1:]
+            now = self._successors[now, np.minimum((cumulative <= reached).sum(axis=1), weights.shape[1] - 1)]
+            state[here] = now
+            chosen = lists[topic[here], self._emitter_number[now]]
+            # List k lies between k and k + 1 on one line of edges, so one search serves all lists.
+            place = np.searchsorted(edges, chosen + draws[here, i, 1], side="right")
+            written[here, i] = numbers[np.minimum(place, offsets[chosen + 1] - 1)]
+        return written
+
+    def _word_lists(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
+        """Lay all lists of words on one line: edges, first position of each list, numbers of words, and lists by name."""
+        if self._lists is None:
+            number = {word: i for i, word in enumerate(lexicon.all_words())}
+            edges: list[float] = []
+            numbers: list[int] = []
+            offsets, list_of = [0], {}
+            for name in self._emitter_names:
+                for topic in lexicon.TOPICS:
+                    if name not in self._emitters:  # "start" says nothing
+                        list_of[f"{name}/{topic}"] = 0
+                        continue
+                    if name not in _TOPICAL_NODES and topic != next(iter(lexicon.TOPICS)):
+                        list_of[f"{name}/{topic}"] = len(offsets) - 2
+                        continue
+                    choices, cumulative = self._emitters[name].listed(topic if name in _TOPICAL_NODES else None)
+                    list_of[f"{name}/{topic}"] = len(offsets) - 1
+                    edges += [len(offsets) - 1 + edge for edge in cumulative]
+                    numbers += [number[word] for word in choices]
+                    offsets.append(len(numbers))
+            self._lists = np.array(edges), np.array(offsets), np.array(numbers), list_of
+        return self._lists
 
     # --- completing ---
 
