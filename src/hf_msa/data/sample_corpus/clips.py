@@ -361,6 +361,14 @@ def _remembered(shocks: Floats, position: Ints) -> Floats:
 
 
 @functools.lru_cache(maxsize=8)
+def moment_script(config: SampleCorpusConfig) -> Script:
+    """Return clips that are in no split, to take moments of text, timing and lies from."""
+    generators = [generator_of(0, story.CALIBRATION, i) for i in range(_MOMENT_CLIPS)]
+    topics = list(lexicon.TOPICS)
+    return write_script(config, generators, [topics[i % len(topics)] for i in range(_MOMENT_CLIPS)])
+
+
+@functools.lru_cache(maxsize=8)
 def strengths_of(config: SampleCorpusConfig) -> dict[str, Strengths]:
     """Solve how large the planted parts must be for the shares and correlations that are asked for.
 
@@ -369,10 +377,7 @@ def strengths_of(config: SampleCorpusConfig) -> dict[str, Strengths]:
     Raises:
         MsaError: If what is asked for cannot be had, such as a correlation beyond what lies and flipped signs allow.
     """
-    key = (story.CALIBRATION,)
-    generators = [generator_of(0, *key, i) for i in range(_MOMENT_CLIPS)]
-    topics = list(lexicon.TOPICS)
-    script = write_script(config, generators, [topics[i % len(topics)] for i in range(_MOMENT_CLIPS)])
+    script = moment_script(config)
     return {modality: _solve(config, modality, script) for modality in FEATURE_MODALITIES}
 
 
