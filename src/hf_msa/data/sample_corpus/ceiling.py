@@ -50,8 +50,8 @@ def ceiling_predictions(
             ``"audio"`` and ``"vision"`` per frame. A modality that is left out survives whole.
         samples: Completed sentences per clip; the Monte-Carlo error falls with its square root.
         seed: Decides the completed sentences.
-        persona: What is known of the clip's persona in version 2, see `inference`: ``"known"``, ``"inferred"`` from the clip by
-            somebody who remembers all personas, or ``"unknown"``.
+        persona: What is known of the clip's persona in version 2, see `inference`: ``"known"``, ``"inferred"`` from the clip
+            by somebody who remembers all personas, or ``"unknown"``.
 
     Returns:
         (N,) float64, in label units.

@@ -3,15 +3,15 @@
 Given the words, the persona and the sentiment, a modality's live channels are Gaussian: AR(1) noise and the video's offset
 around a mean that is linear in the words' codes, the persona's level and the sentiment shown. So:
 
-1. *Words.* Hidden words are read from the visible frames, each given what is expected of its neighbours (mean field); with these
-   hints whole sentences are sampled from the grammar, given the visible words.
-2. *Persona.* Every persona is weighed by how well its level and tempo fit. What is not known of it may be chosen: it is told
-   (``"known"``), one of the corpus's (``"inferred"``, as by somebody who remembers all), or a stranger of the same population
-   (``"unknown"``, all that a smooth map of the features can do).
+1. *Words.* Hidden words are read from the visible frames, each given what is expected of its neighbours (mean field); with
+   these hints whole sentences are sampled from the grammar, given the visible words.
+2. *Persona.* Every persona is weighed by how well its level and tempo fit. What is known of it may be chosen: it is told
+   (``"known"``), one of the corpus's (``"inferred"``, as by somebody who remembers all), or a stranger of the same
+   population (``"unknown"``, all that a smooth map of the features can do).
 3. *Sentiment.* Over kinds of clips, lies, personas and sampled sentences, everything is averaged on a grid.
 
-It is told what no model can fully know, so it is a bound from above: all codes and directions, the video's gain, arousal, which
-frames belong to which word. Only step 1 is approximate where words are hidden.
+It is told what no model can fully know, so it is a bound from above: all codes and directions, the video's gain, arousal,
+and which frames belong to which word. Only step 1 is approximate where words are hidden.
 """
 
 import functools

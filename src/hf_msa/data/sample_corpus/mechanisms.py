@@ -1,6 +1,6 @@
 """What each kind of mechanism can gain on version 2: the best that its question allows, from `inference`.
 
-- *Frames*: the error of hidden frames of the live channels, over their variance around the corpus's mean (1 = the mean itself):
+- *Frames*: the error of hidden frames of the live channels, over their variance around the corpus's mean (1 = the mean):
   of the best linear prediction from the modality's own visible frames and the text, and of the posterior mean from
   all that is visible; with and without the words, and by how much is known of the persona.
 - *Lies*: the area under the ROC curve of the probability that a modality lies.
@@ -8,7 +8,7 @@
 - *Persona*: the same with the persona told, looked up, and a stranger: what memory of personas can gain at most.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,8 @@ def mechanism_ceilings(
 
     Returns:
         ``label[setting][persona]``: `mse`, `mae`, `accuracy_consistent`, `accuracy_inconsistent`; ``lies[modality]``: AUC or
-        None; ``frames[modality][hidden][words][method]``: relative squared errors.
+        None; ``persona[setting]``: how much lower the squared error is where a persona is looked up than for a stranger;
+        ``frames[modality][hidden][words][method]``: relative squared errors.
     """
     script, _ = clips.make_clips(config, numbers)
     label: dict[str, Any] = {}
@@ -70,7 +71,8 @@ def mechanism_ceilings(
         }
         for modality in FEATURE_MODALITIES
     }
-    return {"clips": len(numbers), "label": label, "lies": lies, "frames": frames}
+    gain = {setting: found["unknown"]["mse"] - found["inferred"]["mse"] for setting, found in label.items()}
+    return {"clips": len(numbers), "label": label, "lies": lies, "persona": gain, "frames": frames}
 
 
 def _everything(script: Script, config: SampleCorpusConfig) -> dict[str, list[NDArray[np.bool_]]]:
@@ -217,8 +219,3 @@ class _Linear:
         shown = residuals @ self._direction
         rest = residuals - shown[:, None] * self._direction
         return means[view.hidden] + _krige(across, view, rest) + _krige(toward, view, shown[:, None]) * self._direction
-
-
-def persona_gain(label: Mapping[str, Any]) -> dict[str, float]:
-    """Return by how much the squared error falls where a persona is looked up instead of a stranger, per setting."""
-    return {setting: found["unknown"]["mse"] - found["inferred"]["mse"] for setting, found in label.items()}
