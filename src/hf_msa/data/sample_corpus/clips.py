@@ -434,8 +434,7 @@ def _solve(config: SampleCorpusConfig, modality: str, script: Script) -> Strengt
             + swell_total * along_arousal
             + 1
         )
-        level = np.full(len(toward), float(config.personas > 1))
-        persona = _root(level, impersonal, config.persona * varying, "persona")
+        persona = _root(np.ones(len(toward)), impersonal, config.persona * varying, "persona")
     return Strengths(math.sqrt(articulation), math.sqrt(persona), math.sqrt(signal))
 
 

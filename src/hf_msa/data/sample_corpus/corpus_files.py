@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_msa.data.sample_corpus import story
+from hf_msa.data.sample_corpus.clips import strengths_of
 from hf_msa.data.sample_corpus.grammar import HIGHEST, LOWEST
 from hf_msa.data.sample_corpus.recordings import (
     MANIFEST_FILE,
@@ -81,6 +82,8 @@ def write_sample_corpus(
 
     config = story.preset(preset, sentiment=sentiment, seed=seed, **overrides)
     recordings_per_split(config, recordings)
+    if config.version > 1:
+        strengths_of(config)  # says at once what cannot be had
 
     check_output(Path(output), overwrite)
     with scratch_directory(output) as work:

@@ -154,6 +154,8 @@ class SampleCorpusConfig:
                     raise MsaError(
                         f"The sample corpus's {name} is {getattr(self, name)}; give a number from 0 to below 1."
                     )
+        if self.personas == 1 and self.persona:
+            raise MsaError("One persona explains no variance; give the sample corpus more personas, or persona=0.")
         if not 0 <= self.persona < 1:
             raise MsaError(f"The sample corpus's persona is {self.persona}; give a share from 0 to below 1.")
         if not 0 <= self.persona_gain <= 1:
