@@ -31,6 +31,7 @@ from hf_msa.data.sample_corpus.rows import make_rows
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_schema import SENTIMENT_SCALE
 from hf_msa.models.omg_plan import PLAN_FIELDS
+from hf_msa_cli import main
 
 MODALITIES = ("text", "audio", "vision")
 FRAMES = ("audio", "vision")
@@ -291,6 +292,35 @@ def test_the_folder_passes_its_checks(corpus):
         assert {k: stored[k] for k in ("id", "lie", "persona", "tempo")} == {
             k: clip.planted[k] for k in ("id", "lie", "persona", "tempo")
         }
+
+
+def test_the_command_line_has_every_strength(tmp_path, capsys):
+    folder = tmp_path / "corpus"
+    given = [
+        "--train",
+        "40",
+        "--vision-dim",
+        "6",
+        "--sentiment",
+        "weak",
+        "--audio-sentiment",
+        "0",
+        "--persona-flips",
+        "0",
+    ]
+    given += ["--personas", "50", "--persona", "0.1", "--audio-articulation", "0.2", "--conflict-rate", "0"]
+    assert main(["sample-corpus", "--preset", "tiny", "--output", str(folder), *given]) == 0
+    assert "104 clips in" in (out := capsys.readouterr().out) and "per second" in out
+    written = json.loads((folder / "planted" / "corpus.json").read_text())
+    assert written == preset(
+        "tiny", seed=1111, train=40, vision_dim=6, audio_sentiment=0.0, vision_sentiment=0.25, persona_flips=0.0,
+        personas=50, persona=0.1, audio_articulation=0.2, conflict_rate=0.0,
+    ).to_dict()  # fmt: skip
+    assert json.loads((folder / "planted" / "checks.json").read_text())["clips"]["train"] == 40
+    assert (
+        main(["sample-corpus", "--preset", "tiny", "--output", str(tmp_path / "no"), "--audio-sentiment", "0.9"]) != 0
+    )
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_text_model_knows_the_words_of_plans_and_descriptions():

@@ -119,7 +119,9 @@ class Frames:
     def articulate(self, numbers: Ints, codes: Floats) -> Floats:
         """Render codes (W, L) of the clips' words (N, words) with coarticulation: (M, L)."""
         sounding = numbers[self.clip[:, None], self.near]
-        return sum(self.share[:, i, None] * codes[sounding[:, i]] for i in range(3))
+        before, here, after = (self.share[:, i, None] * codes[sounding[:, i]] for i in range(3))
+        rendered: Floats = before + here + after
+        return rendered
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,8 @@ _LETTERS = np.array([len(word) for word in _WORDS])
 
 def _choices(chances: Floats | Sequence[float], draws: Floats) -> Ints:
     edges = np.cumsum(chances)
-    return np.minimum(np.searchsorted(edges, draws * edges[-1], side="right"), len(edges) - 1)
+    chosen: Ints = np.minimum(np.searchsorted(edges, draws * edges[-1], side="right"), len(edges) - 1)
+    return chosen
 
 
 def _time_line(numbers: Ints, words: Ints, timed: Floats, tempo: Floats) -> tuple[Floats, Floats, Floats]:
