@@ -351,11 +351,14 @@ def test_checks_of_strengths_can_fail():
         rows, {split: replace(facts, config=claimed) for split, facts in planted.items()}
     )
     assert any(line.startswith("audio_articulation explains") for line in wrong)
-    claimed = replace(config, persona=0.4)
     _, wrong = checks._check_strengths(
-        rows, {split: replace(facts, config=claimed) for split, facts in planted.items()}
+        rows, {s: replace(f, config=replace(config, persona=0.4)) for s, f in planted.items()}
     )
-    assert any("persona explains" in line for line in wrong)
+    assert "frames of audio instead of" in wrong[0], "the tempo is another one"
+    generator = np.random.default_rng(0)
+    noise = [row | {"vision": generator.standard_normal(row["vision"].shape)} for row in rows["train"]]
+    _, wrong = checks._check_strengths(rows | {"train": noise}, planted)
+    assert {line.split()[0] for line in wrong} >= {"vision_articulation", "vision_persona"}
 
 
 @pytest.mark.slow

@@ -260,6 +260,8 @@ def _check_strengths(rows: _Rows, planted: _Planted) -> _Found:
         channels, part = make_up(config, modality), shown[modality]
         frames, live = np.concatenate([row[modality] for row in train]).astype(np.float64), channels.live
         clip = part.frames.clip
+        if len(frames) != len(clip):
+            return {}, [f"the clips have {len(frames)} frames of {modality} instead of {len(clip)}"]
         gain = np.array([video_of(config, video).gain[modality] for video, _ in numbers])[clip][:, live]
         seen, varying = ~part.lost, int((~channels.dead).sum())
         values = ((frames[:, live] - channels.level[live]) / channels.scale[live])[seen]
