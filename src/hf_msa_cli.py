@@ -38,9 +38,33 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample_corpus(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="small", help="tiny, small or mosi (default: small)")
+    parser.add_argument("--preset", default="small", help="tiny, small, mosi or study (default: small)")
     parser.add_argument("--output", required=True, help="folder to write the corpus to")
     parser.add_argument("--seed", type=int, default=1111, help="seed of everything (default: 1111)")
+    parser.add_argument("--version", type=int, default=2, help="version of the corpus, 1 or 2 (default: 2)")
+    for split in ("train", "validation", "test"):
+        parser.add_argument(
+            f"--{split}", type=int, metavar="N", help=f"clips in the {split} split (default: the preset's)"
+        )
+    for modality, width in (("audio", 5), ("vision", 20)):
+        parser.add_argument(
+            f"--{modality}-dim", type=int, metavar="N", help=f"width of {modality} frames (default: {width})"
+        )
+    parser.add_argument(
+        "--sentiment", help="how strongly audio and vision show it: weak, normal or strong (default: normal)"
+    )
+    for option, default, text in (
+        ("audio-sentiment", 0.45, "correlation of a linear probe on time-averaged audio with the label, 0 = off"),
+        ("vision-sentiment", 0.4, "the same for vision"),
+        ("audio-articulation", 0.35, "share of audio's variance within clips that the words explain, 0 = off"),
+        ("vision-articulation", 0.2, "the same for vision"),
+        ("persona", 0.25, "share of the variance of frames and tempo that the persona explains, 0 = off"),
+        ("persona-gain", 0.35, "spread of the logarithm of how strongly a persona shows sentiment, 0 = off"),
+        ("persona-flips", 0.2, "share of the personas with a flipped sign in audio or vision, 0 = off"),
+        ("conflict-rate", 0.2, "share of the clips in which one modality lies, 0 = off"),
+    ):
+        parser.add_argument(f"--{option}", type=float, metavar="X", help=f"{text} (default: {default})")
+    parser.add_argument("--personas", type=int, metavar="N", help="how many personas there are (default: 400)")
     parser.add_argument(
         "--recordings",
         type=int,
@@ -391,7 +415,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="hf-msa", description="Multimodal sentiment analysis with missing modalities, on top of transformers."
     )
-    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--version", dest="is_asked_for_version", action="store_true", help="print the version")
     parser.set_defaults(command=None)
     places = {"": parser.add_subparsers(metavar="COMMAND")}
     for command in COMMANDS:
@@ -424,7 +448,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed, rest = parser.parse_known_args(argv)
     arguments = vars(parsed)
     command: Command | None = arguments.pop("command")
-    if arguments.pop("version"):
+    if arguments.pop("is_asked_for_version"):
         from hf_msa._version import __version__
 
         if sys.stdout is not None:

@@ -37,7 +37,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus, a trained `text` of two seeds and a trained `tcmr` of one, all made by commands."""
     folder = tmp_path_factory.mktemp("cli")
     data = ["--data", str(folder / "corpus")]
-    assert main(["sample-corpus", "--preset", "tiny", "--seed", "7", "--output", str(folder / "corpus")]) == 0
+    made = ["sample-corpus", "--preset", "tiny", "--version", "1", "--seed", "7", "--output", str(folder / "corpus")]
+    assert main(made) == 0
     assert main(["train", "text/sample", *data, "--output", str(folder / "text"), "--seeds", "1", "2", *QUICK]) == 0
     tcmr = ["train", "tcmr/sample", *data, "--output", str(folder / "tcmr"), "--seeds", "1", *QUICK]
     # A second --set adds to the first.

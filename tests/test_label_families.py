@@ -184,7 +184,7 @@ class TestMethods:
 
 def test_from_raw_data_to_a_score(tmp_path: Path) -> None:
     """One to five stars, described in a file: prepared, trained, tested, scored."""
-    corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=2)
+    corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=2, version=1)
     (tmp_path / "raw").mkdir()
     for split in ("train", "validation", "test"):
         rows = load_msa(corpus, split)

@@ -27,7 +27,7 @@ from hf_msa.training.stages import prepare_run
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained TCMR, saved as a run of one seed."""
     folder = tmp_path_factory.mktemp("pipelines")
-    corpus = write_sample_corpus(folder / "corpus", preset="tiny", seed=7)
+    corpus = write_sample_corpus(folder / "corpus", preset="tiny", seed=7, version=1)
     context = prepare_run(load_recipe("tcmr/sample"), str(corpus), folder / "run" / "seed-1", 1, {"use_cpu": True})
     context.new_model(TcmrForSentimentAnalysis).save_pretrained(context.folder)
     context.processor.save_pretrained(context.folder)

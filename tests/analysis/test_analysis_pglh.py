@@ -100,7 +100,7 @@ def test_runs_without_prompts(tmp_path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return str(write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=3))
+    return str(write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=3, version=1))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from hf_msa_cli import main
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return str(write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=3))
+    return str(write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=3, version=1))
 
 
 @pytest.fixture(scope="module")

@@ -323,7 +323,7 @@ class TestComparison:
     @pytest.mark.slow
     @pytest.mark.usefixtures("quick_figures")
     def test_all_kinds_that_a_checkpoint_can_give(self, tmp_path: Path) -> None:
-        corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=7)
+        corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=7, version=1)
         kinds = "[prediction_truth,members,heads,modality_disagreement,conformal]"
         small = ["model.fusion_dim=16", "model.head_dim=8", "model.ensemble_size=2", "stages.main.num_train_epochs=1"]
         recipe = load_recipe("ubm/sample", assignments=[*small, f"model.uncertainty_candidates={kinds}"])
@@ -342,7 +342,7 @@ class TestComparison:
         assert rows["conformal"]["area"] == rows["learned-error"]["area"], "in proportion"
         (interval,) = read(tmp_path / "out" / "intervals.csv")
         assert 0.5 < float(interval["covered"]) <= 1
-        other = write_sample_corpus(tmp_path / "other", preset="tiny", seed=8)
+        other = write_sample_corpus(tmp_path / "other", preset="tiny", seed=8, version=1)
         with pytest.raises(MsaError, match="give other scores than it has|has other samples"):
             run_tool("uncertainty", [str(run)], data=str(other))
 

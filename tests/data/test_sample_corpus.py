@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from hf_msa.data.loading import dataset_facts, load_msa
 from hf_msa.data.sample_corpus import (
-    PRESETS,
     PlantedSplit,
     SampleCorpusConfig,
     ceiling_predictions,
@@ -42,15 +41,18 @@ MODALITIES = ("text", "audio", "vision")
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    return write_sample_corpus(tmp_path_factory.mktemp("sample") / "tiny", "tiny", seed=3)
+    return write_sample_corpus(tmp_path_factory.mktemp("sample") / "tiny", "tiny", seed=3, version=1)
 
 
 @pytest.fixture(scope="module")
 def clips():
-    return list(generate_rows(preset("small", test=400), "test"))
+    return list(generate_rows(preset("small", test=400, version=1), "test"))
 
 
-def planted_of(clips, config=PRESETS["small"]):
+SMALL = preset("small", version=1)
+
+
+def planted_of(clips, config=SMALL):
     return PlantedSplit(config, [clip.planted for clip in clips])
 
 
@@ -159,9 +161,9 @@ def test_a_whole_sentence_completes_to_itself(clips):
 
 DIGEST = """
 import hashlib, json
-from hf_msa.data.sample_corpus import PRESETS, generate_rows
+from hf_msa.data.sample_corpus import generate_rows, preset
 digest = hashlib.sha256()
-for sample in generate_rows(PRESETS["tiny"], "test"):
+for sample in generate_rows(preset("tiny", version=VERSION), "test"):
     row = dict(sample.row)
     digest.update(row.pop("audio").tobytes() + row.pop("vision").tobytes())
     digest.update(json.dumps([row, sample.planted], sort_keys=True).encode())
@@ -169,11 +171,12 @@ found = digest.hexdigest()
 """
 
 
-def test_rows_are_the_same_in_every_process():
-    here: dict[str, str] = {}
+@pytest.mark.parametrize("version", [1, 2])
+def test_rows_are_the_same_in_every_process(version):
+    here: dict[str, object] = {"VERSION": version}
     exec(DIGEST, here)
     elsewhere = subprocess.run(
-        [sys.executable, "-c", DIGEST + "print(found)"],
+        [sys.executable, "-c", f"VERSION = {version}\n{DIGEST}print(found)"],
         env={**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
@@ -183,8 +186,9 @@ def test_rows_are_the_same_in_every_process():
     assert len(elsewhere) == 64
 
 
-def test_a_row_depends_on_seed_video_and_clip_alone():
-    config = PRESETS["tiny"]
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_row_depends_on_seed_video_and_clip_alone(version):
+    config = preset("tiny", version=version)
     rows = list(generate_rows(config, "train"))
     later = rows[50]
     alone = generate_row(config, int(later.row["video_id"].removeprefix("video")), int(later.row["clip_id"]))
@@ -263,7 +267,7 @@ def test_frames_near_a_cue_show_more_sentiment(clips):
 
 
 def test_one_of_several_modalities_lies_as_often_as_asked():
-    clips = list(generate_rows(preset("tiny", test=400, conflict_rate=0.5), "test"))
+    clips = list(generate_rows(preset("tiny", test=400, conflict_rate=0.5, version=1), "test"))
     assert np.mean([clip.planted["kind"] == "conflicting" for clip in clips]) == pytest.approx(0.5, abs=0.1)
     assert {clip.planted["lying_modality"] for clip in clips} == {"none", *MODALITIES}
 
@@ -287,7 +291,7 @@ def test_wrong_options_are_named(options, message):
 
 @pytest.mark.parametrize("width", [1, 2, 4, 74])
 def test_any_feature_width(width):
-    clip = next(generate_rows(preset("tiny", audio_dim=width), "train"))
+    clip = next(generate_rows(preset("tiny", audio_dim=width, version=1), "train"))
     assert clip.row["audio"].shape[1] == width
     assert np.isfinite(clip.row["audio"]).all() and np.abs(clip.row["audio"]).sum() > 0
 
@@ -313,7 +317,7 @@ def test_the_folder_is_a_data_set_like_any_other(corpus, tmp_path):
 def test_planted_facts_survive_the_disk(corpus):
     planted = read_planted(corpus, "validation")
     fresh = list(generate_rows(planted.config, "validation"))
-    assert planted.config == preset("tiny", seed=3)
+    assert planted.config == preset("tiny", seed=3, version=1)
     assert [row["id"] for row in planted.rows] == [clip.row["id"] for clip in fresh]
     assert planted.rows[5]["contributions"] == fresh[5].planted["contributions"]
     with pytest.raises(MsaError, match="Did you mean 'validation'"):
@@ -385,7 +389,7 @@ def test_the_ceiling_falls_as_more_is_hidden_and_is_calibrated(clips):
 def test_the_ceiling_beats_linear_probes(clips):
     planted = planted_of(clips)
     labels = np.array([clip.row["label"] for clip in clips])
-    train = list(generate_rows(PRESETS["small"], "train"))
+    train = list(generate_rows(SMALL, "train"))
 
     def seen(rows):
         return np.array([
@@ -407,7 +411,7 @@ def test_the_ceiling_beats_linear_probes(clips):
 
 
 def test_where_nobody_lies_the_whole_text_tells_all():
-    config = SampleCorpusConfig(test=30, conflict_rate=0.0, neutral_rate=0.0, silent_rate=0.0)
+    config = SampleCorpusConfig(version=1, test=30, conflict_rate=0.0, neutral_rate=0.0, silent_rate=0.0)
     planted = planted_of(generate_rows(config, "test"), config)
     scores = np.array([row["latent_text"] for row in planted.rows])
     np.testing.assert_allclose(ceiling_predictions(planted, {}, samples=2), story.expected_label(scores))
@@ -415,7 +419,7 @@ def test_where_nobody_lies_the_whole_text_tells_all():
 
 def test_one_frame_gives_the_posterior_of_a_textbook():
     """One frame of strength c: the evidence is Gaussian with variance 1 + offset variance around signal * c * s."""
-    config = SampleCorpusConfig(test=40, conflict_rate=0.0, neutral_rate=0.0, silent_rate=1.0)
+    config = SampleCorpusConfig(version=1, test=40, conflict_rate=0.0, neutral_rate=0.0, silent_rate=1.0)
     planted = planted_of(generate_rows(config, "test"), config)
     row = next(row for row in planted.rows if not np.isnan(row["audio_evidence"][0]))
     one = PlantedSplit(config, [row])
@@ -500,6 +504,6 @@ def test_a_speaker_in_two_splits_fails(corpus, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["small", "mosi"])
 def test_larger_presets_keep_their_promises(name, tmp_path):
-    measured = check_corpus(write_sample_corpus(tmp_path / name, name))
+    measured = check_corpus(write_sample_corpus(tmp_path / name, name, version=1))
     assert 0.35 < measured["probes"]["audio"] < 0.55
     assert measured["probes"]["all"] > max(measured["probes"][modality] for modality in MODALITIES)

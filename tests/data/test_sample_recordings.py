@@ -39,7 +39,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus with recordings by the synthesiser that is always there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "/nowhere")
-        return write_sample_corpus(tmp_path_factory.mktemp("spoken") / "tiny", preset="tiny", seed=3, recordings=COUNT)
+        return write_sample_corpus(
+            tmp_path_factory.mktemp("spoken") / "tiny", preset="tiny", seed=3, recordings=COUNT, version=1
+        )
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def test_every_word_can_be_spoken() -> None:
 
 
 def test_it_is_fast_enough() -> None:
-    config = preset("tiny")
+    config = preset("tiny", version=1)
     clips = [generate_row(config, video, 0) for video in range(20)]
     generator = np.random.default_rng(0)
     # Of the processor, since others may be at work.
@@ -179,7 +181,7 @@ def test_a_voice_shows_the_sentiment_among_speakers_and_noise() -> None:
     ],
 )
 def test_splits_have_their_shares(count: int, spread: tuple[int, int, int]) -> None:
-    assert tuple(recordings_per_split(preset("tiny"), count).values()) == spread
+    assert tuple(recordings_per_split(preset("tiny", version=1), count).values()) == spread
 
 
 def test_each_split_has_one_though_its_share_is_small() -> None:
@@ -191,7 +193,7 @@ def test_each_split_has_one_though_its_share_is_small() -> None:
 @pytest.mark.parametrize("count", [-1, 161])
 def test_too_many_are_refused_before_anything_is_written(count: int, tmp_path: Path) -> None:
     with pytest.raises(MsaError, match=f"{count} recordings were asked for; give a number from 0 to 160"):
-        write_sample_corpus(tmp_path / "corpus", preset="tiny", recordings=count)
+        write_sample_corpus(tmp_path / "corpus", preset="tiny", recordings=count, version=1)
     assert not (tmp_path / "corpus").exists()
 
 
@@ -245,9 +247,9 @@ def test_what_is_heard_is_what_was_planted(corpus: Path) -> None:
 def test_equal_seeds_give_equal_bytes_and_more_clips_leave_the_others(
     corpus: Path, tmp_path: Path, no_espeak: None
 ) -> None:
-    again = write_sample_corpus(tmp_path / "again", preset="tiny", seed=3, recordings=COUNT)
-    more = write_sample_corpus(tmp_path / "more", preset="tiny", seed=3, recordings=COUNT + 5)
-    other = write_sample_corpus(tmp_path / "other", preset="tiny", seed=4, recordings=3)
+    again = write_sample_corpus(tmp_path / "again", preset="tiny", seed=3, recordings=COUNT, version=1)
+    more = write_sample_corpus(tmp_path / "more", preset="tiny", seed=3, recordings=COUNT + 5, version=1)
+    other = write_sample_corpus(tmp_path / "other", preset="tiny", seed=4, recordings=3, version=1)
     paths = [row["path"] for row in read_manifest(corpus)]
     waves = {path: (corpus / "recordings" / path).read_bytes() for path in paths}
     assert waves == {path: (again / "recordings" / path).read_bytes() for path in paths}
@@ -257,7 +259,7 @@ def test_equal_seeds_give_equal_bytes_and_more_clips_leave_the_others(
 
 
 def test_without_recordings_nothing_changes(corpus: Path, tmp_path: Path) -> None:
-    plain = write_sample_corpus(tmp_path / "plain", preset="tiny", seed=3)
+    plain = write_sample_corpus(tmp_path / "plain", preset="tiny", seed=3, version=1)
     assert not (plain / "recordings").exists() and read_planted_recordings(plain) == [] == read_manifest(plain)
     assert check_corpus(plain)["recordings"] is None
     for name in ("data/train-00000-of-00001.parquet", "planted/train.parquet", "planted/corpus.json"):
@@ -346,7 +348,7 @@ def test_a_wave_behind_a_link_out_of_the_folder_is_not_opened(corpus: Path, tmp_
 
 @pytest.mark.skipif(shutil.which(ESPEAK) is None, reason="espeak-ng is not on the PATH")
 def test_espeak_speaks_as_it_is_told(tmp_path: Path) -> None:
-    corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=3, recordings=30)
+    corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=3, recordings=30, version=1)
     assert {row["synthesizer"] for row in read_planted_recordings(corpus)} == {ESPEAK}
     assert min(check_corpus(corpus)["recordings"]["correlations"].values()) > 0.95
 
@@ -356,14 +358,14 @@ def test_an_espeak_that_fails_is_one_sentence(tmp_path: Path, espeak_that) -> No
     with pytest.raises(
         MsaError, match=r"espeak-ng does not speak \(no voice data\); mend it, or take it off the PATH"
     ):
-        write_sample_corpus(tmp_path / "corpus", preset="tiny", recordings=3)
+        write_sample_corpus(tmp_path / "corpus", preset="tiny", recordings=3, version=1)
     assert not (tmp_path / "corpus").exists()
 
 
 def test_an_espeak_that_writes_nothing_is_one_sentence(tmp_path: Path, espeak_that) -> None:  # noqa: ANN001
     espeak_that("exit 0")
     with pytest.raises(MsaError, match="espeak-ng does not speak"):
-        write_sample_corpus(tmp_path / "corpus", preset="tiny", recordings=3)
+        write_sample_corpus(tmp_path / "corpus", preset="tiny", recordings=3, version=1)
 
 
 def test_espeak_is_asked_for_pitch_and_speed(tmp_path: Path, espeak_that) -> None:  # noqa: ANN001

@@ -34,7 +34,7 @@ def hub(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hf_msa.evaluation.plots.plot_curves", lambda *_, **__: [])
     push_run(save_run(tmp_path / "runs" / "seed-1112", vision_dim=20), RUN, verify=False)
-    corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=5)
+    corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=5, version=1)
     HfApi().create_repo(DATA, repo_type="dataset")
     HfApi().upload_folder(
         repo_id=DATA, repo_type="dataset", folder_path=corpus, ignore_patterns=["truth/*", "text_model/*"]

@@ -32,7 +32,7 @@ def test_by_the_commands_alone(
     monkeypatch.chdir(tmp_path)
     extract = ["extract", "corpus/recordings/manifest.csv", "--label-family", "mosi"]
     for command in (
-        ["sample-corpus", "--preset", "tiny", "--recordings", "12", "--output", "corpus"],
+        ["sample-corpus", "--preset", "tiny", "--version", "1", "--recordings", "12", "--output", "corpus"],
         [*extract, "--output", "data", "--audio-set", "prosody"],
         [*extract, "--output", "other", "--audio-set", "logmel"],
         ["train", "tcmr/sample", "--data", "data", "--output", "run", "--text-model", "corpus/text_model"]

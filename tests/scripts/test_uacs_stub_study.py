@@ -49,7 +49,7 @@ def test_the_study_at_toy_size(script: ModuleType, tmp_path: Path, monkeypatch: 
         "matplotlib.figure.Figure.savefig", lambda _figure, path, **_: Path(path).write_bytes(b"a figure")
     )
     monkeypatch.setattr(script, "RANDOM_DRAWS", 1)
-    data = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=3)
+    data = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=3, version=1)
     output = tmp_path / "out"
     arguments = ["--data", str(data), "--output", str(output), "--seeds", "5", "--experts", "error-prone"]
     assert script.main([*arguments, "--set", "stages.main.num_train_epochs=1"]) == 0

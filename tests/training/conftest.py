@@ -11,7 +11,7 @@ from hf_msa.data.sample_corpus import write_sample_corpus
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample corpus in its smallest size."""
-    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7)
+    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7, version=1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -38,7 +38,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of this module's own: other tests change the text encoder of theirs."""
-    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7)
+    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7, version=1)
 
 
 def prepared(corpus: Path, folder: Path, *assignments: str, ablation: str | None = None) -> RunContext:

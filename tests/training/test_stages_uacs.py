@@ -50,7 +50,7 @@ EXPERT = ["model.route=cascade", "model.expert_kind=endpoint", "model.expert_mod
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of this module's own: other tests change the text encoder of theirs."""
-    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7)
+    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7, version=1)
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ SMALL = ["model.fusion_dim=16", "model.head_dim=8", "stages.main.num_train_epoch
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of this module's own: other tests change the text encoder of theirs."""
-    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7)
+    return write_sample_corpus(tmp_path_factory.mktemp("corpus") / "tiny", preset="tiny", seed=7, version=1)
 
 
 def whole_run(corpus: Path, folder: Path, *assignments: str, ablation: str | None = None) -> RunContext:

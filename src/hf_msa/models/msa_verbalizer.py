@@ -46,6 +46,12 @@ _UNIT_LEVEL = ("weak", "strong")
 _VERY = 2.0
 
 
+def description_phrases() -> list[str]:
+    """Everything that a description can say beside the names of features that are no action units."""
+    pairs = (word for pair in (*_WORDS, _UNIT_LEVEL) for word in pair)
+    return [*_TITLES.values(), _NOTHING, *_ACTION_UNITS.values(), *pairs, "very", "and"]
+
+
 def summarize(frames: np.ndarray, missing: np.ndarray | None = None) -> np.ndarray:
     """Mean, spread and trend of each feature over a clip.
 

@@ -13,6 +13,8 @@ It is the posterior mean of the label, the best there is under squared error, co
 
 What it is told that no model can fully know makes it a bound from above: the hidden directions, the speaker's gain
 (not the offset), and which frames lie on a cue word. It uses nothing of a speaker's other clips, as no model does.
+
+Version 2 is inverted by `inference`, which also reads hidden words from the frames and looks personas up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 from hf_msa.data.sample_corpus import story
 from hf_msa.data.sample_corpus.corpus_files import PlantedSplit
 from hf_msa.data.sample_corpus.grammar import HIGHEST, LOWEST, grammar_for
+from hf_msa.data.sample_corpus.inference import PERSONA_KNOWLEDGE, infer
 from hf_msa.data.sample_corpus.story import Floats, SampleCorpusConfig, expected_label, tone_prior
-from hf_msa.errors import MsaError
+from hf_msa.data.schema import ID_SEPARATOR
+from hf_msa.errors import MsaError, unknown_name
 from hf_msa.models.msa_schema import FEATURE_MODALITIES, MODALITIES
 
 _GRID_STEP = 0.05
@@ -36,6 +40,7 @@ def ceiling_predictions(
     kept: Mapping[str, Sequence[ArrayLike]],
     samples: int = 200,
     seed: int = 0,
+    persona: str = "inferred",
 ) -> Floats:
     """Return the posterior mean of each clip's label given what survives.
 
@@ -45,15 +50,24 @@ def ceiling_predictions(
             ``"audio"`` and ``"vision"`` per frame. A modality that is left out survives whole.
         samples: Completed sentences per clip; the Monte-Carlo error falls with its square root.
         seed: Decides the completed sentences.
+        persona: What is known of the clip's persona in version 2, see `inference`: ``"known"``, ``"inferred"`` from the clip
+            by somebody who remembers all personas, or ``"unknown"``.
 
     Returns:
         (N,) float64, in label units.
 
     Raises:
-        MsaError: If a mask does not fit its clip.
+        MsaError: If a mask does not fit its clip, or `persona` is unknown or not "inferred" for version 1.
     """
     flags = {modality: _checked(planted.rows, modality, kept.get(modality)) for modality in MODALITIES}
     config = planted.config
+    if persona not in PERSONA_KNOWLEDGE:
+        raise unknown_name("knowledge of the persona", persona, PERSONA_KNOWLEDGE)
+    if config.version > 1:
+        found = infer(config, clip_numbers_of(planted.rows), flags, samples, seed, persona)
+        return np.array([known.label for _, known in found])
+    if persona != "inferred":
+        raise MsaError("Version 1 of the sample corpus has no personas; leave `persona` out.")
     completions = grammar_for(config.contrast_rate).complete(
         [row["tokens"] for row in planted.rows],
         flags["text"],
@@ -68,6 +82,12 @@ def ceiling_predictions(
         ]
         slopes[modality], curvatures[modality] = np.array(pairs).reshape(-1, 2).T
     return _posterior_mean(config, completions.scores, completions.silent, slopes, curvatures)
+
+
+def clip_numbers_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Return the numbers of video and clip of rows, by their ids."""
+    parts = [row["id"].split(ID_SEPARATOR) for row in rows]
+    return [(int(video.removeprefix("video")), int(clip)) for video, clip in parts]
 
 
 def kept_masks(planted: PlantedSplit, missing: Mapping[str, NDArray[np.bool_]]) -> dict[str, list[NDArray[np.bool_]]]:

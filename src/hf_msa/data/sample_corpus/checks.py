@@ -3,7 +3,8 @@
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_msa.data.sample_corpus.ceiling import ceiling_predictions
+from hf_msa.data.sample_corpus import lexicon, story
+from hf_msa.data.sample_corpus.ceiling import ceiling_predictions, clip_numbers_of
+from hf_msa.data.sample_corpus.clips import TEMPO_SPREAD, make_clips
 from hf_msa.data.sample_corpus.corpus_files import (
     TEXT_MODEL_FOLDER,
     PlantedSplit,
-    read_planted,
+    planted_file,
+    read_config,
     read_planted_recordings,
 )
 from hf_msa.data.sample_corpus.grammar import HIGHEST, LOWEST, score_tokens
+from hf_msa.data.sample_corpus.inference import PERSONA_KNOWLEDGE
+from hf_msa.data.sample_corpus.mechanisms import mechanism_ceilings
+from hf_msa.data.sample_corpus.personas import personas_of
 from hf_msa.data.sample_corpus.recordings import manifest_row, measure_recordings, read_manifest, spoken_clips
-from hf_msa.data.sample_corpus.story import Floats, generate_rows
+from hf_msa.data.sample_corpus.rows import generate_rows
+from hf_msa.data.sample_corpus.story import Floats, SampleCorpusConfig, make_up, video_of
+from hf_msa.data.sample_corpus.text_model import planner_words
 from hf_msa.data.schema import SPLITS
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_schema import FEATURE_MODALITIES, MODALITIES
 
 #: Rows per split that are compared one by one; of a larger split only this many are read whole.
 _ROWS = 2000
+#: Test clips whose ceilings are computed in version 2, which takes some milliseconds each.
+_ROWS_TO_INFER = 300
 #: Below these sizes a correlation says too little to check.
 _FEWEST_TO_FIT, _FEWEST_TO_JUDGE = 500, 150
 #: What a linear probe on the time-averaged features, or the text's true sentiment, correlates with the label.
 _CLAIMED = {"text": (0.75, 0.86), "audio": (0.35, 0.5), "vision": (0.35, 0.5)}
+#: How far a probe of version 2 may be from what was asked for, beside the error of sampling.
+_SENTIMENT_SLACK = 0.06
 _RIDGE = 30.0
 #: What is measured on recordings correlates with what was planted; fewer of them say too little to judge.
 _HEARD, _FEWEST_TO_HEAR = 0.8, 10
@@ -43,8 +56,11 @@ def check_corpus(folder: str | os.PathLike[str]) -> dict[str, Any]:
     or speaker is in two splits; text, roles, contributions and latents obey the scoring rule; kinds of clips have
     their shares and labels their distribution; every word is one token of the text model; linear probes correlate
     with the label as claimed, together more than any alone; and the ceiling lies between the probes and perfection
-    and falls as more is hidden. The last two are judged only where train has 500 clips and test 150. Recordings, if any, are
-    of the corpus's clips; from ten on, pitch, rate and energy of the waves correlate with what was planted.
+    and falls as more is hidden. In version 2, too: articulation, personas and lies have the shares asked for. These
+    are judged only where train has 500 clips and test 150; there version 2 also tells what each kind of mechanism can
+    reach (`mechanism_ceilings`). Recordings, if any, are of the corpus's clips; from ten on, pitch, rate and energy of the
+    waves correlate with what was planted. Of larger splits the first 2,000 clips are read whole and ids, kinds and videos of
+    all others; memory does not grow with the size.
 
     Args:
         folder: A folder that `write_sample_corpus` wrote.
@@ -56,16 +72,23 @@ def check_corpus(folder: str | os.PathLike[str]) -> dict[str, Any]:
         MsaError: If the folder is not a sample corpus or a claim does not hold; all that failed are named.
     """
     folder = Path(folder)
-    planted = {split: read_planted(folder, split) for split in SPLITS}
-    rows = {split: list(itertools.islice(_rows(folder, split), _ROWS)) for split in SPLITS}
+    config = read_config(folder)
+    planted = {split: PlantedSplit(config, _first(parquet_rows([planted_file(folder, split)]))) for split in SPLITS}
+    rows = {split: _first(_rows(folder, split)) for split in SPLITS}
     failures: list[str] = []
-    measured: dict[str, Any] = {"clips": {split: len(planted[split].rows) for split in SPLITS}}
+    measured: dict[str, Any] = {"clips": {split: _count(planted_file(folder, split)) for split in SPLITS}}
     for split in SPLITS:
+        if measured["clips"][split] != config.size(split):
+            failures.append(f"the {split} split has {measured['clips'][split]} clips instead of {config.size(split)}")
         failures += _check_rows(split, rows[split], planted[split])
-    failures += _check_splits(folder, planted)
-    failures += _check_text_model(folder, planted)
-    found_wrong = [check(rows, planted) for check in (_check_shares, _check_labels, _check_probes, _check_ceiling)]
-    for found, wrong in (*found_wrong, _check_recordings(folder, planted)):
+    failures += _check_splits(folder, config)
+    failures += _check_text_model(folder, config)
+    for found, wrong in (
+        _check_shares(folder, config),
+        *(check(rows, planted) for check in (_check_labels, _check_probes, _check_ceiling)),
+        *([_check_strengths(rows, planted), _find_mechanisms(rows, planted)] if config.version > 1 else []),
+        _check_recordings(folder, planted),
+    ):
         measured |= found
         failures += wrong
     if failures:
@@ -78,14 +101,33 @@ _Planted = dict[str, PlantedSplit]
 _Found = tuple[dict[str, Any], list[str]]
 
 
-def _rows(folder: Path, split: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def _first(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list(itertools.islice(rows, _ROWS))
+
+
+def _count(file: Path) -> int:
     import pyarrow.parquet as pq
 
+    return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+def _rows(folder: Path, split: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     from hf_msa.data.sources import parquet_files
 
-    for file in parquet_files(folder).get(split, []):
+    yield from parquet_rows(parquet_files(folder).get(split, []), columns)
+
+
+def parquet_rows(files: Iterable[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of Parquet files; features are float32 arrays (T, d)."""
+    import pyarrow.parquet as pq
+
+    for file in files:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=200, columns=columns):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                for modality in FEATURE_MODALITIES:
+                    if modality in row:
+                        row[modality] = np.array(row[modality], dtype=np.float32)
+                yield row
 
 
 def _check_rows(split: str, rows: list[dict[str, Any]], planted: PlantedSplit) -> list[str]:
@@ -94,8 +136,6 @@ def _check_rows(split: str, rows: list[dict[str, Any]], planted: PlantedSplit) -
     unplanted |= {f"label_{modality}" for modality in MODALITIES}
     if rows and set(rows[0]) != unplanted:
         return [f"the {split} split has the columns {sorted(rows[0])}"]
-    if len(planted.rows) != planted.config.size(split):
-        return [f"the {split} split has {len(planted.rows)} clips instead of {planted.config.size(split)}"]
     for row, facts, fresh in zip(rows, planted.rows, generate_rows(planted.config, split), strict=False):
         name = row["id"]
         if not _same(row, fresh.row) or not _same(facts, fresh.planted):
@@ -129,52 +169,153 @@ def _same(stored: dict[str, Any], fresh: dict[str, Any]) -> bool:
     return True
 
 
-def _check_splits(folder: Path, planted: _Planted) -> list[str]:
+def _check_splits(folder: Path, config: SampleCorpusConfig) -> list[str]:
+    """Look for videos, clips and speakers in two splits, video by video: only the videos' names are kept."""
     owner: dict[str, str] = {}
+    with_speaker = ["speaker"] if config.version == 1 else []
     for split in SPLITS:
-        keys = {f"clip {row['id']}" for row in planted[split].rows}
-        if len(keys) < len(planted[split].rows):
-            return [f"two clips of the {split} split have the same id"]
-        keys |= {f"speaker {row['speaker']}" for row in planted[split].rows}
-        ids = []
-        for row in _rows(folder, split, ["id", "video_id"]):
-            ids.append(row["id"])
-            keys.add(f"video {row['video_id']}")
-        if ids != [row["id"] for row in planted[split].rows]:
-            return [f"the planted facts of the {split} split are not in the order of its rows"]
-        for key in keys:
-            if key in owner:
-                return [f"{key} is in {owner[key]} and in {split}"]
-            owner[key] = split
+        video, clips = "", set[str]()
+        facts = parquet_rows([planted_file(folder, split)], ["id", *with_speaker])
+        for row, fact in itertools.zip_longest(_rows(folder, split, ["id", "video_id"]), facts):
+            if row is None or fact is None or row["id"] != fact["id"]:
+                return [f"the planted facts of the {split} split are not in the order of its rows"]
+            if row["video_id"] != video:
+                video, clips = row["video_id"], set()
+                key = f"video {video}"
+                if key in owner:
+                    return [f"{key} is in {owner[key]} and in {split}"]
+                owner[key] = split
+            if row["id"] in clips:
+                return [f"two clips of the {split} split have the same id"]
+            clips.add(row["id"])
+            for key in (f"speaker {fact[name]}" for name in with_speaker):
+                if owner.setdefault(key, split) != split:
+                    return [f"{key} is in {owner[key]} and in {split}"]
     return []
 
 
-def _check_text_model(folder: Path, planted: _Planted) -> list[str]:
+def _check_text_model(folder: Path, config: SampleCorpusConfig) -> list[str]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder / TEXT_MODEL_FOLDER))
-    words = sorted({word for split in SPLITS for row in planted[split].rows for word in row["tokens"]})
+    words = [*lexicon.all_words(), *(planner_words() if config.version > 1 else [])]
     broken = [word for word in words if tokenizer.tokenize(word) != [word]]
     return [f"the tokenizer breaks {len(broken)} words, such as {broken[0]!r}"] if broken else []
 
 
-def _check_shares(rows: _Rows, planted: _Planted) -> _Found:
-    clips = [row for split in SPLITS for row in planted[split].rows]
+def _check_shares(folder: Path, config: SampleCorpusConfig) -> _Found:
+    counts: Counter[str] = Counter()
+    names = ["kind", "lying_modality", "hard_no_cue", "hard_sarcasm", "hard_contrast"]
+    names += ["lie"] if config.version > 1 else []
+    for split in SPLITS:
+        for row in parquet_rows([planted_file(folder, split)], names):
+            counts["clips"] += 1
+            counts.update(f"{name} {value}" for name, value in row.items())
+    total = counts["clips"]
     found: dict[str, Any] = {
-        "kinds": {
-            kind: sum(row["kind"] == kind for row in clips) / len(clips)
-            for kind in planted["train"].config.kind_prior()
-        },
-        "hard": {
-            name: sum(row[f"hard_{name}"] for row in clips) / len(clips) for name in ("no_cue", "sarcasm", "contrast")
-        },
+        "kinds": {kind: counts[f"kind {kind}"] / total for kind in config.kind_prior()},
+        "hard": {name: counts[f"hard_{name} True"] / total for name in ("no_cue", "sarcasm", "contrast")},
     }
     failures = []
-    for kind, share in planted["train"].config.kind_prior().items():
-        # Four standard errors: one corpus in some ten thousand strays farther by chance.
-        if abs(found["kinds"][kind] - share) > 4 * math.sqrt(share * (1 - share) / len(clips)) + 1e-9:
+    for kind, share in config.kind_prior().items():
+        if _strays(found["kinds"][kind], share, total):
             failures.append(f"{found['kinds'][kind]:.3f} of the clips are {kind} instead of {share:.3f}")
+    lying = counts["kind conflicting"]
+    if config.version > 1 and lying:
+        found["liars"] = {m: counts[f"lying_modality {m}"] / lying for m in MODALITIES}
+        found["opposite"] = counts["lie opposite"] / lying
+        for modality, share in zip(MODALITIES, story.LIAR_SHARES, strict=True):
+            if _strays(found["liars"][modality], share, lying):
+                failures.append(
+                    f"{found['liars'][modality]:.3f} of the lies are told by {modality} instead of {share}"
+                )
+        if _strays(found["opposite"], story.OPPOSITE_SHARE, lying):
+            failures.append(f"{found['opposite']:.3f} of the lies are the opposite instead of {story.OPPOSITE_SHARE}")
     return found, failures
+
+
+def _strays(found: float, share: float, count: int) -> bool:
+    """Whether a share is more than four standard errors off: one in some ten thousand is so by chance."""
+    return abs(found - share) > 4 * math.sqrt(share * (1 - share) / count) + 1e-9
+
+
+def _check_strengths(rows: _Rows, planted: _Planted) -> _Found:
+    """Compare what words and personas explain of the frames on disk with what was asked for."""
+    if not _enough(rows):
+        return {"strengths": None}, []
+    config, train = planted["train"].config, rows["train"]
+    numbers = clip_numbers_of(train)
+    script, shown = make_clips(config, numbers)
+    personas = personas_of(config)
+    found: dict[str, Any] = {}
+    failures: list[str] = []
+
+    def judge(name: str, value: float, wanted: float, slack: float) -> None:
+        found[name] = value
+        if abs(value - wanted) > slack:
+            failures.append(f"{name} explains {value:.3f} instead of {wanted:.3f}")
+
+    slack = 0.02 + 0.8 / math.sqrt(len(train))
+    for modality in FEATURE_MODALITIES:
+        channels, part = make_up(config, modality), shown[modality]
+        frames, live = np.concatenate([row[modality] for row in train]).astype(np.float64), channels.live
+        clip = part.frames.clip
+        if len(frames) != len(clip):
+            return {}, [f"the clips have {len(frames)} frames of {modality} instead of {len(clip)}"]
+        gain = np.array([video_of(config, video).gain[modality] for video, _ in numbers])[clip][:, live]
+        seen, varying = ~part.lost, int((~channels.dead).sum())
+        values = ((frames[:, live] - channels.level[live]) / channels.scale[live])[seen]
+        planted_part = {"articulation": part.articulation * gain, "persona": part.persona * gain}
+        within = _within(values, clip[seen])
+        left = _within(values - planted_part["articulation"][seen], clip[seen])
+        articulated = 1 - (left**2).sum(axis=0) / (within**2).sum(axis=0)
+        wanted = float(getattr(config, f"{modality}_articulation"))
+        judge(f"{modality}_articulation", float(articulated.sum()) / varying, wanted, slack)
+        personal = 1 - (values - planted_part["persona"][seen]).var(axis=0) / values.var(axis=0)
+        judge(f"{modality}_persona", float(personal.sum()) / varying, config.persona, slack)
+    tempo = np.array([facts["tempo"] for facts in planted["train"].rows[: len(train)]])
+    told = TEMPO_SPREAD * math.sqrt(config.persona) * personas.tempo[script.persona]
+    judge("tempo_persona", float(1 - (tempo - told).var() / tempo.var()), config.persona, 2 * slack)
+
+    ten = min(10, config.personas)
+    often = float((script.persona < ten).mean())
+    found["clips of the ten most frequent personas"] = often
+    if _strays(often, float(personas.chances[:ten].sum()), len(train)):
+        failures.append(f"{often:.3f} of the clips are of the ten most frequent personas")
+    met = np.bincount(script.persona, minlength=config.personas)
+    found["personas met 2 to 6 times in train"] = float(((met >= 2) & (met <= 6)).mean())
+    flipped = float(sum((personas.gain[m] < 0).sum() for m in FEATURE_MODALITIES)) / config.personas
+    found["flipped personas"] = flipped
+    if abs(flipped - config.persona_flips) > 1 / config.personas + 1e-9:
+        failures.append(f"{flipped:.3f} of the personas have a flipped sign instead of {config.persona_flips}")
+    return {"strengths": found}, failures
+
+
+def _within(values: Floats, clip: NDArray[np.int64]) -> Floats:
+    """Return values (M, L) less the mean of their clip (M,)."""
+    counts = np.bincount(clip)
+    sums = np.stack([np.bincount(clip, column) for column in values.T], axis=1)
+    deviations: Floats = values - (sums / np.maximum(counts, 1)[:, None])[clip]
+    return deviations
+
+
+def _find_mechanisms(rows: _Rows, planted: _Planted) -> _Found:
+    if not _enough(rows):
+        return {"mechanisms": None}, []
+    found = mechanism_ceilings(planted["test"].config, clip_numbers_of(rows["test"][:_ROWS_TO_INFER]))
+    wrong = []
+    for setting, errors in found["label"].items():
+        ordered = [errors[name]["mse"] for name in PERSONA_KNOWLEDGE]
+        if not all(a <= b * 1.03 for a, b in itertools.pairwise(ordered)):
+            wrong.append(f"knowing the persona makes predictions worse ({setting}: {ordered})")
+    for modality, hidden in found["frames"].items():
+        for name, settings in hidden.items():
+            for words, errors in settings.items():
+                if errors["posterior, persona unknown"] > errors["linear"] * 1.05:
+                    wrong.append(
+                        f"the posterior mean of {modality} ({name} hidden, {words}) is worse than a linear one"
+                    )
+    return {"mechanisms": found}, wrong
 
 
 def _check_labels(rows: _Rows, planted: _Planted) -> _Found:
@@ -201,7 +342,7 @@ def _check_probes(rows: _Rows, planted: _Planted) -> _Found:
     }
     failures = []
     slack = 2.5 / math.sqrt(len(rows["test"]))
-    for modality, (low, high) in _CLAIMED.items():
+    for modality, (low, high) in _claims(planted["train"].config).items():
         if not low - slack < probes[modality] < high + slack:
             failures.append(f"{modality} alone correlates {probes[modality]:.2f} instead of {low} to {high}")
     if probes["all"] < max(probes[modality] for modality in MODALITIES) - slack / 5:
@@ -209,11 +350,26 @@ def _check_probes(rows: _Rows, planted: _Planted) -> _Found:
     return {"probes": probes}, failures
 
 
+def _claims(config: SampleCorpusConfig) -> dict[str, tuple[float, float]]:
+    if config.version == 1:
+        return _CLAIMED
+    wanted = {m: float(getattr(config, f"{m}_sentiment")) for m in FEATURE_MODALITIES}
+    claims = {m: (value - _SENTIMENT_SLACK, value + _SENTIMENT_SLACK) for m, value in wanted.items()}
+    # How well the text does depends on who lies and who says nothing; its claim is that of the default.
+    usual = all(
+        getattr(config, name) == getattr(SampleCorpusConfig, name)
+        for name in ("conflict_rate", "neutral_rate", "silent_rate")
+    )
+    return claims | ({"text": _CLAIMED["text"]} if usual else {})
+
+
 def _check_ceiling(rows: _Rows, planted: _Planted) -> _Found:
     if not _enough(rows):
         return {"ceiling": None}, []
-    labels = _labels(rows["test"])
-    facts = PlantedSplit(planted["test"].config, planted["test"].rows[: len(labels)])
+    config = planted["test"].config
+    first = _ROWS if config.version == 1 else _ROWS_TO_INFER
+    labels = _labels(rows["test"][:first])
+    facts = PlantedSplit(config, planted["test"].rows[: len(labels)])
     generator = np.random.default_rng(0)
     fields = {
         modality: [
@@ -225,8 +381,10 @@ def _check_ceiling(rows: _Rows, planted: _Planted) -> _Found:
     errors = {}
     for rate in (0.0, 0.5, 0.9):
         kept = {modality: [field >= rate for field in fields[modality]] for modality in MODALITIES}
-        errors[rate] = float(np.abs(ceiling_predictions(facts, kept, samples=100) - labels).mean())
-    probe = float(np.abs(_probe(rows, planted, MODALITIES) - labels).mean())
+        errors[rate] = float(
+            np.abs(ceiling_predictions(facts, kept, samples=100 if config.version == 1 else 30) - labels).mean()
+        )
+    probe = float(np.abs(_probe(rows, planted, MODALITIES)[: len(labels)] - labels).mean())
     constant = float(np.abs(np.median(_labels(rows["train"])) - labels).mean())
     found = {
         "ceiling": {"mae": {str(rate): error for rate, error in errors.items()}, "probe": probe, "constant": constant}

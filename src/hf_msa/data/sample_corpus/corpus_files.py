@@ -1,13 +1,16 @@
 """Writing a sample corpus to disk: the data set, the side table of planted facts, and a small text model."""
 
+import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_msa.data.sample_corpus import story
+from hf_msa.data.sample_corpus.clips import strengths_of
 from hf_msa.data.sample_corpus.grammar import HIGHEST, LOWEST
 from hf_msa.data.sample_corpus.recordings import (
     MANIFEST_FILE,
@@ -15,10 +18,11 @@ from hf_msa.data.sample_corpus.recordings import (
     recordings_per_split,
     write_recordings,
 )
-from hf_msa.data.sample_corpus.story import SampleCorpusConfig, generate_rows
+from hf_msa.data.sample_corpus.rows import generate_rows
+from hf_msa.data.sample_corpus.story import SampleCorpusConfig
 from hf_msa.data.schema import SPLITS, DatasetFacts, msa_features
 from hf_msa.errors import MsaError, unknown_name
-from hf_msa.files import write_json
+from hf_msa.files import scratch_directory, write_json
 from hf_msa.models.msa_schema import FEATURE_MODALITIES, MODALITIES
 
 PLANTED_FOLDER = "planted"
@@ -47,6 +51,7 @@ def write_sample_corpus(
     preset: str = "small",
     seed: int = 0,
     *,
+    sentiment: str | None = None,
     overwrite: bool = False,
     recordings: int = 0,
     **overrides: Any,
@@ -61,10 +66,11 @@ def write_sample_corpus(
         output: The folder to write.
         preset: A key of `PRESETS`.
         seed: The one seed of all draws.
+        sentiment: A key of `SENTIMENTS`: how strongly audio and vision of version 2 show sentiment.
         overwrite: Whether an existing folder may be replaced, which happens only once the new one is complete.
         recordings: How many clips are also spoken, into ``recordings/``, with a manifest; see `write_recordings`. espeak-ng
             speaks where it is on the PATH, a formant synthesiser elsewhere; their waves differ.
-        **overrides: Other fields of `SampleCorpusConfig`, e.g. ``train=10_000``.
+        **overrides: Other fields of `SampleCorpusConfig`, e.g. ``train=10_000``, ``version=1`` or ``persona=0``.
 
     Returns:
         The folder.
@@ -72,24 +78,52 @@ def write_sample_corpus(
     Raises:
         MsaError: If an option is not allowed, the folder is not empty, or the disk is full.
     """
-    from hf_msa.data.prepare import write_dataset
+    from hf_msa.data.prepare import check_output, write_dataset
 
-    config = story.preset(preset, seed=seed, **overrides)
+    config = story.preset(preset, sentiment=sentiment, seed=seed, **overrides)
     recordings_per_split(config, recordings)
+    if config.version > 1:
+        strengths_of(config)  # says at once what cannot be had
 
-    def add(folder: Path) -> None:
-        from hf_msa.data.sample_corpus.text_model import write_text_model
+    check_output(Path(output), overwrite)
+    with scratch_directory(output) as work:
 
-        for split in SPLITS:
-            _write_planted(folder / PLANTED_FOLDER / f"{split}.parquet", config, split)
-        write_json(_config_path(folder), config.to_dict())
-        write_text_model(folder / TEXT_MODEL_FOLDER, seed)
-        if recordings:
-            planted_file = folder / PLANTED_FOLDER / PLANTED_RECORDINGS_FILE
-            write_recordings(folder / RECORDINGS_FOLDER, planted_file, config, recordings)
+        def add(folder: Path) -> None:
+            from hf_msa.data.sample_corpus.text_model import write_text_model
 
-    write_dataset(_Rows(config, recordings), _FACTS, Path(output), overwrite=overwrite, extra=add)
+            shutil.move(work / PLANTED_FOLDER, folder / PLANTED_FOLDER)
+            write_json(_config_path(folder), config.to_dict())
+            write_text_model(folder / TEXT_MODEL_FOLDER, seed, config.version)
+            if recordings:
+                facts = folder / PLANTED_FOLDER / PLANTED_RECORDINGS_FILE
+                write_recordings(folder / RECORDINGS_FOLDER, facts, config, recordings)
+
+        source = _Rows(config, recordings, work / PLANTED_FOLDER)
+        write_dataset(source, _FACTS, Path(output), overwrite=overwrite, extra=add)
     return Path(output)
+
+
+def read_config(folder: str | os.PathLike[str]) -> SampleCorpusConfig:
+    """Read what a sample corpus was generated with.
+
+    Raises:
+        MsaError: If the folder is not a sample corpus.
+    """
+    file = _config_path(Path(folder))
+    if not file.is_file():
+        raise MsaError(f"{folder} is not a sample corpus; make one with `hf-msa sample-corpus`.")
+    return SampleCorpusConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def planted_file(folder: str | os.PathLike[str], split: str) -> Path:
+    """Return where the planted facts of a split are.
+
+    Raises:
+        MsaError: If there is no such split.
+    """
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    return Path(folder) / PLANTED_FOLDER / f"{split}.parquet"
 
 
 def read_planted(folder: str | os.PathLike[str], split: str) -> PlantedSplit:
@@ -104,13 +138,9 @@ def read_planted(folder: str | os.PathLike[str], split: str) -> PlantedSplit:
     """
     import pyarrow.parquet as pq
 
-    if split not in SPLITS:
-        raise unknown_name("split", split, SPLITS)
-    config = _config_path(Path(folder))
-    if not config.is_file():
-        raise MsaError(f"{folder} is not a sample corpus; make one with `hf-msa sample-corpus`.")
-    rows = pq.read_table(config.parent / f"{split}.parquet").to_pylist()
-    return PlantedSplit(SampleCorpusConfig(**json.loads(config.read_text(encoding="utf-8"))), rows)
+    file, config = planted_file(folder, split), read_config(folder)
+    rows = pq.read_table(file).to_pylist()
+    return PlantedSplit(config, rows)
 
 
 def read_planted_recordings(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -138,13 +168,13 @@ def _config_path(folder: Path) -> Path:
 
 
 class _Rows:
-    """The generated rows as a `RowSource`, which data set builders read."""
+    """The generated rows as a `RowSource`, which data set builders read; what is planted in them is written on the way."""
 
     description = "hf_msa's generator"
     aligned = False
 
-    def __init__(self, config: SampleCorpusConfig, recordings: int) -> None:
-        self._config = config
+    def __init__(self, config: SampleCorpusConfig, recordings: int, planted: Path) -> None:
+        self._config, self._planted = config, planted
         self.splits = list(SPLITS)
         self.features = msa_features(config.audio_dim, config.vision_dim, unimodal_labels=True, annotation=True)
         self.widths = {modality: int(getattr(config, f"{modality}_dim")) for modality in FEATURE_MODALITIES}
@@ -169,28 +199,19 @@ class _Rows:
         return self._config.size(split)
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        for sample in generate_rows(self._config, split):
-            yield sample.row
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = _planted_schema(self._config.version)
+        self._planted.mkdir(exist_ok=True)
+        with pq.ParquetWriter(self._planted / f"{split}.parquet", schema) as writer:
+            samples = generate_rows(self._config, split)
+            while some := list(itertools.islice(samples, _ROWS_AT_ONCE)):
+                writer.write_table(pa.Table.from_pylist([sample.planted for sample in some], schema))
+                yield from (sample.row for sample in some)
 
 
-def _write_planted(path: Path, config: SampleCorpusConfig, split: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = _planted_schema()
-    path.parent.mkdir(exist_ok=True)
-    with pq.ParquetWriter(path, schema) as writer:
-        rows: list[dict[str, Any]] = []
-        for sample in generate_rows(config, split):
-            rows.append(sample.planted)
-            if len(rows) == _ROWS_AT_ONCE:
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                rows = []
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, schema))
-
-
-def _planted_schema() -> Any:
+def _planted_schema(version: int) -> Any:
     import pyarrow as pa
 
     string, number, flag = pa.string(), pa.float64(), pa.bool_()
@@ -201,14 +222,17 @@ def _planted_schema() -> Any:
         "contributions": pa.list_(number),
         "kind": string,
         "lying_modality": string,
+        **({"lie": string} if version > 1 else {}),
         **dict.fromkeys(("hard", "hard_no_cue", "hard_sarcasm", "hard_contrast"), flag),
         **{f"latent_{modality}": number for modality in MODALITIES},
         "consensus": number,
         "arousal": number,
         "topic": string,
-        "speaker": string,
+        **({"speaker": string} if version == 1 else {"persona": string, "tempo": number}),
     }
     for modality in FEATURE_MODALITIES:
+        if version > 1:
+            columns[f"{modality}_gain"] = number
         columns[f"{modality}_word"] = pa.list_(pa.int16())
         columns[f"{modality}_strength"] = pa.list_(pa.float32())
         columns[f"{modality}_evidence"] = pa.list_(pa.float32())

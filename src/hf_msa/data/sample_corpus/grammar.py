@@ -165,10 +165,12 @@ class Completions:
     Attributes:
         scores: (B, M) float, the score of each sampled sentence in [-3, 3].
         silent: (B, M) bool, whether its tone is "silent".
+        words: Per sentence (M, n), the words as positions in `lexicon.all_words`; only where there were hints.
     """
 
     scores: NDArray[np.float64]
     silent: NDArray[np.bool_]
+    words: list[NDArray[np.int64]]
 
 
 class SentenceGrammar:
@@ -185,8 +187,10 @@ class SentenceGrammar:
         self._successors, self._weights, self._ends = self._build_states()
         self._emitters = _emitters()
         self._emitter_of = np.array([self._emitter_name(state) for state in self._states])
+        self._emitter_names, self._emitter_number = np.unique(self._emitter_of, return_inverse=True)
         self._free = self._free_futures()
         self._steps: dict[tuple[int, int], tuple[list[int], list[float]]] = {}
+        self._lists: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], dict[str, int]] | None = None
 
     # --- the automaton ---
 
@@ -299,6 +303,75 @@ class SentenceGrammar:
             self._steps[state, remaining] = (successors.tolist(), (np.cumsum(weights) / weights.sum()).tolist())
         return self._steps[state, remaining]
 
+    def write_many(
+        self,
+        draws: NDArray[np.float64],
+        contrast: NDArray[np.float64],
+        tones: NDArray[np.int64],
+        words: NDArray[np.int64],
+        topics: Sequence[str],
+    ) -> NDArray[np.int64]:
+        """Write many sentences at once, each a function of its own draws.
+
+        Args:
+            draws: (N, words, 2) uniform numbers; the words beyond a sentence's length are not read.
+            contrast: (N,) uniform numbers that decide whether there is a contrast.
+            tones: (N,) indices into `TONES`.
+            words: (N,) how many words, 5 to 40.
+            topics: N keys of `lexicon.TOPICS`.
+
+        Returns:
+            (N, words) positions in `lexicon.all_words`; -1 beyond a sentence's length.
+        """
+        edges, offsets, numbers, list_of = self._word_lists()
+        lists = np.array([[list_of[f"{name}/{topic}"] for name in self._emitter_names] for topic in lexicon.TOPICS])
+        topic = np.array([list(lexicon.TOPICS).index(name) for name in topics])
+        contrasting = (contrast < self._contrast_rate) & (tones != 0) & (words >= _SHORTEST_CONTRAST)
+        state = np.array(
+            [
+                self._starts[t, _BEFORE if c else _PLAIN]
+                for t, c in zip(tones.tolist(), contrasting.tolist(), strict=True)
+            ]
+        )
+        written = np.full(draws.shape[:2], -1)
+        for i in range(int(words.max())):
+            here = np.flatnonzero(words > i)
+            now = state[here]
+            weights = self._weights[now] * self._free[(words[here] - i - 1)[:, None], self._successors[now]]
+            cumulative = np.cumsum(weights, axis=1)
+            # A branch that cannot be taken has no width, so the first edge above the draw is one that can.
+            reached = draws[here, i, :1] * cumulative[:, -1:]
+            now = self._successors[now, np.minimum((cumulative <= reached).sum(axis=1), weights.shape[1] - 1)]
+            state[here] = now
+            chosen = lists[topic[here], self._emitter_number[now]]
+            # List k lies between k and k + 1 on one line of edges, so one search serves all lists.
+            place = np.searchsorted(edges, chosen + draws[here, i, 1], side="right")
+            written[here, i] = numbers[np.minimum(place, offsets[chosen + 1] - 1)]
+        return written
+
+    def _word_lists(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
+        """Lay all lists of words on one line: edges, first position of each list, numbers of words, and lists by name."""
+        if self._lists is None:
+            number = {word: i for i, word in enumerate(lexicon.all_words())}
+            edges: list[float] = []
+            numbers: list[int] = []
+            offsets, list_of = [0], {}
+            for name in self._emitter_names:
+                for topic in lexicon.TOPICS:
+                    if name not in self._emitters:  # "start" says nothing
+                        list_of[f"{name}/{topic}"] = 0
+                        continue
+                    if name not in _TOPICAL_NODES and topic != next(iter(lexicon.TOPICS)):
+                        list_of[f"{name}/{topic}"] = len(offsets) - 2
+                        continue
+                    choices, cumulative = self._emitters[name].listed(topic if name in _TOPICAL_NODES else None)
+                    list_of[f"{name}/{topic}"] = len(offsets) - 1
+                    edges += [len(offsets) - 1 + edge for edge in cumulative]
+                    numbers += [number[word] for word in choices]
+                    offsets.append(len(numbers))
+            self._lists = np.array(edges), np.array(offsets), np.array(numbers), list_of
+        return self._lists
+
     # --- completing ---
 
     def complete(
@@ -308,6 +381,7 @@ class SentenceGrammar:
         tone_prior: NDArray[np.float64],
         samples: int,
         generator: np.random.Generator,
+        hints: Sequence[NDArray[np.float64]] | None = None,
     ) -> Completions:
         """Sample what partly hidden sentences may have been, given the words that survive and the number of words.
 
@@ -320,7 +394,10 @@ class SentenceGrammar:
             tone_prior: (7,) probability of each of `TONES` before a word is seen.
             samples: M, how many to draw per sentence.
             generator: Where the draws come from.
+            hints: B arrays (n, W): how likely something seen beside the text is if the word at a position is that of
+                `lexicon.all_words`, up to a factor per position; read where the word is hidden.
         """
+        words: list[NDArray[np.int64]] = [np.zeros((samples, 0), dtype=np.int64) for _ in sentences]
         scores = np.zeros((len(sentences), samples))
         silent = np.zeros((len(sentences), samples), dtype=bool)
         by_length: dict[int, list[int]] = {}
@@ -330,8 +407,13 @@ class SentenceGrammar:
             for first in range(0, len(members), _ROWS_AT_ONCE):
                 rows = members[first : first + _ROWS_AT_ONCE]
                 seen = [[w if k else None for w, k in zip(sentences[i], kept[i], strict=True)] for i in rows]
-                scores[rows], silent[rows] = self._complete_equally_long(seen, length, tone_prior, samples, generator)
-        return Completions(scores, silent)
+                beside = None if hints is None else [hints[i] for i in rows]
+                scores[rows], silent[rows], said = self._complete_equally_long(
+                    seen, length, tone_prior, samples, generator, beside
+                )
+                for i, row in enumerate(rows if hints is not None else []):
+                    words[row] = said[i]
+        return Completions(scores, silent, words)
 
     def _complete_equally_long(
         self,
@@ -340,12 +422,21 @@ class SentenceGrammar:
         tone_prior: NDArray[np.float64],
         samples: int,
         generator: np.random.Generator,
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        hints: list[NDArray[np.float64]] | None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
         rows = len(seen)
         futures = np.empty((length + 1, rows, len(self._states)))
         futures[length] = self._ends
         for i in range(length - 1, -1, -1):
-            emitted = np.stack([self._likelihood(sentence[i]) for sentence in seen])
+            if hints is None:
+                emitted = np.stack([self._likelihood(sentence[i]) for sentence in seen])
+            else:
+                emitted = np.stack(
+                    [
+                        self._likelihood(sentence[i]) if sentence[i] is not None else self._hinted(hint[i])
+                        for sentence, hint in zip(seen, hints, strict=True)
+                    ]
+                )
             # futures[i + 1] now includes the word at i itself, as both this sum and the walk below need it.
             futures[i + 1] *= emitted
             futures[i] = self._step_back(futures[i + 1])
@@ -361,16 +452,59 @@ class SentenceGrammar:
         said = np.zeros((rows, samples))
         factor = np.ones((rows, samples))
         row = np.arange(rows)[:, None]
+        words = np.zeros((rows, samples, length if hints is not None else 0), dtype=np.int64)
         for i in range(length):
             successors = self._successors[state]
             chances = self._weights[state] * futures[i + 1][row[..., None], successors]
             choice = _pick_each(chances, generator)
             state = np.take_along_axis(successors, choice[..., None], axis=-1)[..., 0]
-            value, multiplies, contrasts = self._effects([sentence[i] for sentence in seen], state, generator)
+            here = [sentence[i] for sentence in seen]
+            if hints is None:
+                value, multiplies, contrasts = self._effects(here, state, generator)
+            else:
+                words[..., i] = self._say(here, state, generator, [hint[i] for hint in hints])
+                value, multiplies = _VALENCES[words[..., i]], _FACTORS[words[..., i]]
+                contrasts = self._emitter_of[state] == "contrast"
             said += value * factor
             factor = np.where(np.isnan(multiplies), 1.0, factor * np.nan_to_num(multiplies))
             said = np.where(contrasts, said * lexicon.CONTRAST_WEIGHT, said)
-        return np.clip(said, LOWEST, HIGHEST), silent
+        return np.clip(said, LOWEST, HIGHEST), silent, words
+
+    @functools.cached_property
+    def _chances(self) -> NDArray[np.float64]:
+        """The chance (E, W) of each word at the places that `_emitter_names` names."""
+        return np.array(
+            [
+                [self._emitters[name].chance(word) if name in self._emitters else 0.0 for word in lexicon.all_words()]
+                for name in self._emitter_names
+            ]
+        )
+
+    def _hinted(self, hint: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (S,): how likely what was seen beside a hidden word is at each state."""
+        likely: NDArray[np.float64] = (self._chances @ hint)[self._emitter_number]
+        return likely
+
+    def _say(
+        self,
+        seen: list[str | None],
+        state: NDArray[np.int64],
+        generator: np.random.Generator,
+        hints: list[NDArray[np.float64]],
+    ) -> NDArray[np.int64]:
+        """Draw the word that is said at each state (B, M)."""
+        said = np.zeros(state.shape, dtype=np.int64)
+        draws = generator.random(state.shape)
+        for i, (word, hint) in enumerate(zip(seen, hints, strict=True)):
+            if word is not None:
+                said[i] = _NUMBER_OF.get(word, _NUMBER_OF["the"])
+                continue
+            place = self._emitter_number[state[i]]
+            for emitter in np.unique(place):
+                here = place == emitter
+                edges = np.cumsum(self._chances[emitter] * hint)
+                said[i, here] = np.searchsorted(edges, draws[i, here] * edges[-1], side="right")
+        return np.minimum(said, len(_NUMBER_OF) - 1)
 
     def _start_prior(self, tone_prior: NDArray[np.float64], length: int) -> list[tuple[int, float]]:
         contrast = self._contrast_rate if length >= _SHORTEST_CONTRAST else 0.0
@@ -440,6 +574,10 @@ class _Emitter:
         return 0.0
 
 
+_NUMBER_OF = {word: i for i, word in enumerate(lexicon.all_words())}
+_VALENCES = np.array([lexicon.CUES.get(word, 0.0) for word in lexicon.all_words()])
+#: What a word multiplies the next one by, NaN where it does not.
+_FACTORS = np.array([_FACTOR_OF.get(word, np.nan) for word in lexicon.all_words()])
 _TOPIC_WORDS = frozenset(word for words in lexicon.TOPICS.values() for word in words)
 _ROWS_AT_ONCE = 128
 #: "it was good but it was bad" has seven words.

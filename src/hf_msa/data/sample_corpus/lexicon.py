@@ -113,6 +113,9 @@ POSSESSIVES: tuple[str, ...] = ("my", "your", "its", "some", "every", "one", "ea
 CONJUNCTIONS: tuple[str, ...] = ("and", "because", "since", "while", "so", "when", "also", "then", "plus", "as")
 OPENERS: tuple[str, ...] = ("well", "now", "right", "alright", "hello", "hey", "look", "listen", "yeah", "oh")
 
+#: What the fields of a plan are called; no clip says it.
+PLAN_FIELDS: tuple[str, ...] = ("entity", "action", "sentiment")
+
 
 def all_words() -> list[str]:
     """Return every word that a sentence can hold, each once, in a fixed order."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hf_msa.data.media import SAMPLING_RATE
+from hf_msa.data.sample_corpus.rows import generate_rows
 from hf_msa.data.sample_corpus.speech import Voice, measure, read_wave, speak, synthesizer, write_wave
 from hf_msa.data.sample_corpus.story import (
     CLIP_SOUND,
@@ -21,7 +22,6 @@ from hf_msa.data.sample_corpus.story import (
     SPEAKER_VOICE,
     SampleCorpusConfig,
     SampleRow,
-    generate_rows,
     generator_of,
 )
 from hf_msa.data.schema import SPLITS

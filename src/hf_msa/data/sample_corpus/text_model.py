@@ -6,6 +6,7 @@ absolute error of 0.91 instead of 1.05; masked language modelling for ten times 
 """
 
 import functools
+import re
 import string
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from hf_msa.data.sample_corpus import lexicon
 from hf_msa.data.sample_corpus.story import SampleCorpusConfig, draw_tone, write_sentence
+from hf_msa.models.msa_schema import SENTIMENT_SCALE
+from hf_msa.models.msa_verbalizer import description_phrases
 
 LAYERS, WIDTH, HEADS, FEED_FORWARD = 2, 64, 4, 128
 LONGEST_INPUT = 128
@@ -24,24 +27,36 @@ REVIEWS, SENTENCES_PER_REVIEW = 5000, 4
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def vocabulary() -> list[str]:
-    """Return the tokenizer's vocabulary: special tokens, single characters for foreign words, every corpus word."""
+def vocabulary(version: int) -> list[str]:
+    """Return the tokenizer's vocabulary: special tokens, single characters for foreign words, every corpus word.
+
+    From version 2 on every word is whole, too, that planners read and write: of plans, of the seven-word sentiment scale and
+    of features put into words.
+    """
     characters = string.ascii_lowercase + string.digits
     pieces = [*characters, *(f"##{character}" for character in characters), *string.punctuation]
-    return [*_SPECIAL, *pieces, *(word for word in lexicon.all_words() if word not in pieces)]
+    words = [*lexicon.all_words(), *(planner_words() if version > 1 else [])]
+    return list(dict.fromkeys([*_SPECIAL, *pieces, *words]))
 
 
-def write_text_model(folder: Path, seed: int) -> None:
+def planner_words() -> list[str]:
+    """Return the words of plans, of the sentiment scale and of the verbaliser, lower-case."""
+    said = " ".join([*lexicon.PLAN_FIELDS, *SENTIMENT_SCALE, *description_phrases()])
+    return re.findall("[a-z]+", said.lower())
+
+
+def write_text_model(folder: Path, seed: int, version: int) -> None:
     """Write the tokenizer and the model so that `AutoTokenizer` and `AutoModel` load them from `folder`.
 
     Args:
         folder: Where to.
         seed: Decides the weights, and the reviews behind the word embeddings.
+        version: Of the corpus, see `vocabulary`.
     """
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
-    words = vocabulary()
+    words = vocabulary(version)
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, model_max_length=LONGEST_INPUT)
     config = BertConfig(
         vocab_size=len(words),
