@@ -301,8 +301,6 @@ class TestRefiner:
 
 
 class TestPrompts:
-    """Of one layer's width, so that 16 x 2 numbers say enough of a standard deviation."""
-
     @pytest.mark.parametrize(("fields", "expected"), [({}, 1.0), ({"prompt_init_std": 0.02}, 0.02)])
     def test_all_prompts_start_with_the_deviation_of_the_configuration(
         self, fields: dict[str, Any], expected: float

@@ -29,7 +29,7 @@ class PglhConfig(MsaConfig):
         num_prompts (`int`): Learned prompts per modality in the fusion (ours: 8).
         prompt_init_std (`float`): Standard deviation that all learned prompts are drawn with, those of eq. 5 and of eq. 11
             (ours: 1; the paper does not say). At 0.02, as tokens of Transformers usually are, the prompts of a modality ask
-            alike, their attention is even, and they stay copies of each other.
+            alike, attend evenly, and gather the same to within 0.2 %.
 
     Variants:
         text_mask_level: Where text loses its dropped tokens. `"input"`: the text encoder reads the unknown token in
