@@ -27,6 +27,7 @@ from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.msa_mllm_answers import MllmAnswer
+from hf_msa.models.msa_mllm_forms import AnswerForm
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 
 from .report import write_both
@@ -96,6 +97,7 @@ class StubExpert:
         top_p: float | None = None,
         seed: int = 0,
         only_number: bool | tuple[float, float] = False,
+        form: AnswerForm | None = None,
     ) -> list[list[MllmAnswer]]:
         """Answer, and take the time."""
         self.seconds += self.call_seconds * math.ceil(len(requests) / self.batch_size)

@@ -45,6 +45,7 @@ from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis
 from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.msa_mllm import MllmRequest
 from hf_msa.models.msa_mllm_answers import MllmAnswer
+from hf_msa.models.msa_mllm_forms import AnswerForm
 from hf_msa.models.processing_msa import MsaProcessor
 from hf_msa.models.uacs_prompts import SECOND_OPINION, answer_text
 from hf_msa.models.uacs_rules import FAST, ROUTES
@@ -137,6 +138,7 @@ class ScriptedMllm:
         top_p: float | None = None,
         seed: int = 0,
         only_number: bool | tuple[float, float] = False,
+        form: AnswerForm | None = None,
     ) -> list[list[MllmAnswer]]:
         """Answer each request with a number of one decimal."""
         self.calls += len(requests)

@@ -109,12 +109,7 @@ def _media(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a run (one seed or all of them), a saved model, or a Hub name")
-    parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
-    parser.add_argument(
-        "--output", help="folder for the results (default: the run itself; for a subset subset-<name> in it)"
-    )
+def _protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         default="frame",
@@ -128,6 +123,15 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rates", type=float, nargs="+", help="missing rates (default: the protocol's own)")
     parser.add_argument("--mask-seeds", type=int, nargs="+", default=[1111], help="seeds of the masks (default: 1111)")
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run (one seed or all of them), a saved model, or a Hub name")
+    parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
+    parser.add_argument(
+        "--output", help="folder for the results (default: the run itself; for a subset subset-<name> in it)"
+    )
+    _protocol(parser)
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument(
         "--subset", help="consistent or inconsistent: samples whose modalities agree or not, by their unimodal labels"
@@ -144,6 +148,20 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=128, help="rows per batch (default: 128)")
     _media(parser)
+
+
+def _baselines(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
+    parser.add_argument(
+        "--output", required=True, help="folder of the rows, one folder each, which `hf-msa compare` takes"
+    )
+    parser.add_argument("--recipe", metavar="DATASET", help="whose recipes: sample or mosi (default: the data set's)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1111], help="training seeds (default: 1111)")
+    parser.add_argument("--text-model", help="folder or Hub name of a BERT-family checkpoint")
+    _assignments(parser, "--set", "assignments", "override the recipes, e.g. missing.train.name=modality")
+    _protocol(parser)
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.epilog = "Any flag of transformers.TrainingArguments is taken too, e.g. --num_train_epochs 5 --bf16."
 
 
 def _calibrate(parser: argparse.ArgumentParser) -> None:
@@ -237,6 +255,9 @@ def _impute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, help="missing rate of the protocol modality")
     parser.add_argument("--available", nargs="+", help="modalities that the protocol fixed leaves")
     parser.add_argument("--mask-seed", type=int, help="seed of the masks (default: 1111)")
+    parser.add_argument("--steps", type=int, help="steps of the sampler (default: the model's num_inference_steps)")
+    parser.add_argument("--draws", type=int, help="draws whose mean is taken (default: the model's num_samples)")
+    _assignments(parser, "--set", "assignments", "override the model's configuration, e.g. generation_seed=1")
     parser.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: 64)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     _media(parser)
@@ -312,6 +333,13 @@ COMMANDS = (
         takes_training_flags=True,
     ),
     Command("evaluate", "test a model over missing rates or patterns", _evaluate, "hf_msa.cli:evaluate"),
+    Command(
+        "baselines",
+        "make the rows beside which numbers mean something: best constant, ridge, text, late fusion, ceiling",
+        _baselines,
+        "hf_msa.cli:baselines",
+        takes_training_flags=True,
+    ),
     Command(
         "calibrate",
         "set the thresholds of U-ACS for another expert, adapter or budget, without training",

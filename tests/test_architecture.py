@@ -39,6 +39,7 @@ LEVELS = {
     "training": 5,
     "hub": 6,
     "analysis": 7,
+    "baselines": 7,
     "imputation": 7,
     "omg_knowledge_bases": 7,
     "uacs_calibration": 7,
@@ -52,6 +53,8 @@ MODELS_MAY_IMPORT = {"torch", "transformers", "numpy", "huggingface_hub"}
 # A method that is made of another one may import it.
 MADE_OF = {("uacs", "ubm")}
 # Files of no method that import those of methods, and why.
+# A name that is none makes the registry look for packages each time.
+NAMES = {*METHODS}
 KNOWS_METHODS = {
     "hf_msa.methods": "registers the methods that come with hf_msa",
     "hf_msa.imputation": "writes what OMG-Agent generates, which no other method does",
@@ -136,7 +139,8 @@ def method_of(name: str) -> str | None:
     *_, before, last = ("", *re.split(r"[._]", name))
     if last == "text":  # which is also the name of a modality
         return "text" if before in ("configuration", "modeling") else None
-    return next((word for word in re.split(r"[._]", name) if word in METHODS and word != "text"), None)
+    words = f"_{name.replace('.', '_')}_"
+    return next((method for method in NAMES if method != "text" and f"_{method}_" in words), None)
 
 
 def test_every_part_has_a_level() -> None:

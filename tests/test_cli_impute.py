@@ -31,7 +31,7 @@ def test_impute(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert list(completed) == ["validation", "test"] and all(completed["test"]["vision_generated"])
     assert main([*command, *options]) == 2
     assert "is not empty; give another one, or --overwrite to replace it." in capsys.readouterr().err
-    assert main([*command, "--splits", "test", "--overwrite"]) == 0
+    assert main([*command, *options[:4], "--splits", "test", "--overwrite"]) == 0
     assert list(load_msa(tmp_path / "out")) == ["test"]
 
 

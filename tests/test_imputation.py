@@ -164,6 +164,44 @@ class TestUnits:
         assert row["audio"] == [[11.0, 22.0, 30.5, 41.0, 50.0]] * 5
 
 
+class TestDraws:
+    def test_the_mean_of_several_draws_and_how_far_they_differ(self, work: Path, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"splits": ["test"], "steps": 3, "changes": {"generation_seed": 4}}
+        impute(str(work / "model"), str(work / "lacking"), str(tmp_path / "out"), draws=3, **options)
+        facts = json.loads((tmp_path / "out" / IMPUTATION_FILE).read_text(encoding="utf-8"))
+        config = facts["config"]
+        assert (config["num_samples"], config["num_inference_steps"], config["generation_seed"]) == (3, 3, 4)
+        model, processor = load_checkpoint(str(work / "model"), {"num_inference_steps": 3, "generation_seed": 4})
+        assert isinstance(model, OmgForSentimentAnalysis)
+        model.config.num_samples = 3
+        rows = MsaRows(load_msa(str(work / "lacking"))["test"], "test", processor.tokenizer, processor.text_max_length)
+        for place, row in enumerate(some(table(tmp_path / "out", "test"))):
+            assert (row["vision_spread"] is None) == (not row["vision_generated"])
+            if row["vision_generated"]:
+                made = model.generate_missing(processor.from_rows([rows[place]]), [rows[place]], processor)
+                mask = made.masks["vision"][0]
+                assert row["vision_spread"] == pytest.approx(float(made.spreads["vision"][0][mask].mean()), rel=1e-3)
+                assert row["vision_spread"] > 0
+        assert len(load_msa(str(tmp_path / "out"))["test"]) == len(rows)
+
+    def test_the_variance_of_what_is_generated_is_compared_with_the_datas_own(self, completed: Path) -> None:
+        facts = json.loads((completed / IMPUTATION_FILE).read_text(encoding="utf-8"))
+        rows = [row for split in ("train", "validation", "test") for row in table(completed, split)]
+        for name in ("audio", "vision"):
+            frames = {
+                made: np.concatenate([row[name] for row in rows if row[f"{name}_generated"] == made])
+                for made in (True, False)
+            }
+            expected = np.median(frames[True].var(axis=0) / frames[False].var(axis=0))
+            assert facts["variance"][name] == pytest.approx(expected, rel=1e-3)
+        assert "vision_spread" not in rows[0]  # of one draw there is none
+
+    def test_where_nothing_is_missing_nothing_is_written(self, work: Path, tmp_path: Path) -> None:
+        with pytest.raises(MsaError, match="there is nothing to complete; use the data as it is") as error:
+            impute(str(work / "model"), str(work / "clips"), str(tmp_path / "out"))
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
 class TestProtocols:
     def test_what_a_protocol_drops_is_generated(self, work: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
@@ -212,6 +250,9 @@ class TestRefusals:
             ({"protocol": "modality", "rate": 0.55}, "use 0.0, 0.1"),
             ({"protocol": "fixed", "available": ["audio"], "mask_seed": 1}, "'seed'"),
             ({"batch_size": 0}, "--batch-size is 0"),
+            ({"draws": 0}, "num_samples"),
+            ({"steps": 100_000}, "must be at most"),
+            ({"changes": {"top_q": 1}}, "top_k"),
             ({"splits": ["tset"]}, "Did you mean 'test'"),
             ({"media": "nowhere"}, "There is no folder 'nowhere'"),
         ],

@@ -239,6 +239,16 @@ def train(
         print(f"Next: hf-msa evaluate {output} --data {data}{protocol}{recordings}")
 
 
+def _protocol_fields(assignments: Sequence[str]) -> dict[str, Any]:
+    """The fields of a protocol that `--protocol-set` gives."""
+    from .training.recipes import set_value
+
+    fields: dict[str, Any] = {}
+    for assignment in assignments:
+        set_value(fields, assignment, option="--protocol-set", example="blocks=2")
+    return fields
+
+
 def evaluate(
     *, model: str, data: str, assignments: Sequence[str], protocol_assignments: Sequence[str], **options: Any
 ) -> None:
@@ -251,14 +261,40 @@ def evaluate(
     changes: dict[str, Any] = {}
     for assignment in assignments:
         set_value(changes, assignment)
-    fields: dict[str, Any] = {}
-    for assignment in protocol_assignments:
-        set_value(fields, assignment, option="--protocol-set", example="blocks=2")
+    fields = _protocol_fields(protocol_assignments)
     results = evaluate_runs(model, data, changes=changes, protocol_fields=fields, **options)
     for run in results.runs:
         write_card(run)
     print_results(results.content)
     print("\n".join(f"Wrote {path}" for path in results.files))
+
+
+def baselines(
+    *,
+    data: str,
+    output: str,
+    assignments: Sequence[str],
+    protocol_assignments: Sequence[str],
+    flags: Sequence[str],
+    **options: Any,
+) -> None:
+    """Make the rows beside which a method's numbers mean something; see `make_baselines` for the options."""
+    from rich.console import Console
+
+    from .baselines import make_baselines
+    from .evaluation.compare import compare_runs
+
+    fields = _protocol_fields(protocol_assignments)
+    folders = make_baselines(
+        data,
+        output,
+        assignments=assignments,
+        protocol_fields=fields,
+        flags=training_flags(flags),
+        **options,
+    )
+    Console().print(compare_runs(folders, allow_oracle=True).to_rich())
+    print(f"Next: hf-msa compare {' '.join(map(str, folders))} RUN --allow-oracle")
 
 
 def compare(*, runs: Sequence[str], output: str | None, **options: Any) -> None:
@@ -368,13 +404,17 @@ def demo(*, model: str, export: str | None, port: int | None, transcribe: str | 
     serve(load_pipeline(model, transcribe=transcribe, **chosen), Path(model).name, port)
 
 
-def impute(*, output: str, **options: Any) -> None:
-    """Complete a data set; see `hf_msa.imputation.impute` for the options."""
+def impute(*, output: str, assignments: Sequence[str] = (), **options: Any) -> None:
+    """Complete a data set; see `hf_msa.imputation.impute` for the options, and `set_value` for the assignments."""
     from rich.console import Console
 
     from .imputation import impute
+    from .training.recipes import set_value
 
-    Console().print(impute(output=output, **options))
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        set_value(changes, assignment)
+    Console().print(impute(output=output, changes=changes, **options))
     print(f"Completed data set: {output}")
 
 

@@ -37,6 +37,8 @@ from .models.processing_msa import MsaProcessor
 IMPUTATION_FILE = "imputation.json"
 GENERATED = {modality: f"{modality}_generated" for modality in FEATURE_MODALITIES}
 """Modality name -> the boolean column that is True where the features were generated."""
+SPREAD = {modality: f"{modality}_spread" for modality in FEATURE_MODALITIES}
+"""Modality name -> the column that says how far several draws of the generated features differ."""
 PLAN = "plan"
 EVIDENCE = "evidence"
 
@@ -55,13 +57,18 @@ def impute(
     mask_seed: int | None = None,
     batch_size: int = 64,
     media: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    draws: int | None = None,
     overwrite: bool = False,
 ) -> ValidationReport:
     """Write a data set anew in which audio and vision features that samples lack are generated.
 
     The new one has the columns of `msa_features`, with `<modality>_present` true where features were generated, and beside
-    them `<modality>_generated`, the `plan` and the ids and weights of the `evidence` that it was generated from. Generated
-    features are in the data's own units. Samples are streamed; the folder gets its name when everything is in it.
+    them `<modality>_generated`, the `plan` and the ids and weights of the `evidence` that it was generated from; of several
+    draws their mean, and in `<modality>_spread` how far they differ: their deviation, mean over frames and features, where 1
+    is that of the training data. Generated features are in the data's own units. Samples are streamed; the folder gets its
+    name when everything is in it.
 
     Args:
         model: A run folder (of one seed), a saved model or a Hub name.
@@ -73,13 +80,16 @@ def impute(
         rate, available, mask_seed: Missing rate, modalities that stay, and seed of the masks, of the protocol.
         batch_size: Samples that are completed together.
         media: Folder with the clips' recordings, see `MediaFolder`; for a language model that plans.
+        changes: Values of the model's configuration to be used instead of its own, e.g. another `generation_seed`.
+        steps, draws: Short for `num_inference_steps` and `num_samples` among them.
         overwrite: Whether an existing folder may be replaced, which happens only once the new one is complete.
 
     Returns:
-        What was found in the new data set; its notes count what was generated.
+        What was found in the new data set; its notes count what was generated, and compare its variance with the data's.
 
     Raises:
-        MsaError: If model, data or an option will not do, or the output exists; `output` is then as it was.
+        MsaError: If model, data or an option will not do, nothing is missing, or the output exists; `output` is then as it
+            was.
     """
     check_output(Path(output), overwrite)
     if Path(output).resolve() == Path(data).resolve():
@@ -89,7 +99,9 @@ def impute(
     dropping = _protocol(protocol, rate, available, mask_seed)
     facts = dataset_facts(data)
     name = find_model(model)
-    network, processor = load_checkpoint(name)
+    short = {"num_inference_steps": steps, "num_samples": draws}
+    given = {**(changes or {}), **{field: value for field, value in short.items() if value is not None}}
+    network, processor = load_checkpoint(name, given)
     if not hasattr(network, "generate_missing"):
         able = [method.name for method in METHODS.values() if hasattr(method.model_class, "generate_missing")]
         raise MsaError(
@@ -114,7 +126,12 @@ def impute(
     }
 
     def add(folder: Path) -> None:
-        write_json(folder / IMPUTATION_FILE, {**about, "generated": source.counts()})
+        if not source.has_generated:
+            raise MsaError(
+                f"No sample of {data!r} lacks what {model!r} generates, so there is nothing to complete; use the data as it "
+                "is, or drop modalities first with --protocol."
+            )
+        write_json(folder / IMPUTATION_FILE, {**about, "generated": source.counts(), "variance": source.variances()})
         card = folder / "README.md"
         card.write_text(card.read_text(encoding="utf-8") + "\n" + _card(about), encoding="utf-8")
 
@@ -149,6 +166,27 @@ def _identity(name: str, network: MsaPreTrainedModel) -> dict[str, str]:
     return {"weights_sha256": digest.hexdigest()}
 
 
+class _Moments:
+    """Mean and variance of each feature over all frames that are added."""
+
+    def __init__(self, width: int) -> None:
+        self._count, self._mean, self._squares = 0, np.zeros(width), np.zeros(width)
+
+    def add(self, frames: np.ndarray) -> None:
+        """Add frames `(T, width)`, by Chan's way of joining two groups."""
+        values = frames.astype(np.float64)
+        difference, total = values.mean(axis=0) - self._mean, self._count + len(values)
+        self._squares += ((values - values.mean(axis=0)) ** 2).sum(axis=0)
+        self._squares += difference**2 * (self._count * len(values) / total)
+        self._mean += difference * (len(values) / total)
+        self._count = total
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Of each feature `(width,)`."""
+        return self._squares / max(self._count, 1)
+
+
 class _Completed:
     """The completed rows as a `RowSource`, which data set builders read."""
 
@@ -166,6 +204,7 @@ class _Completed:
         self._network, self._processor, self._rows, self._batch_size = network, processor, rows, batch_size
         self._protocol = protocol or CompleteProtocol()
         self._generated = {split: Counter[str]() for split in rows}
+        self._moments: dict[tuple[str, bool], _Moments] = {}
         self.notes: list[str] = []
         self.description = f"{facts.source}, completed by {method_of(network)}"
         self.splits = list(rows)
@@ -189,6 +228,8 @@ class _Completed:
         plan = {"entity": text, "action": text, "sentiment": text, "is_fallback": flag}
         evidence = datasets.List({"id": text, "weight": number})
         generated = {GENERATED[name]: flag for name in self.widths}
+        if network.config.num_samples > 1:
+            generated |= {SPREAD[name]: number for name in self.widths}
         self.features = datasets.Features({**self._schema, **generated, PLAN: plan, EVIDENCE: evidence})
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -197,6 +238,27 @@ class _Completed:
             split: {"samples": len(rows), **{name: self._generated[split][name] for name in self.widths}}
             for split, rows in self._rows.items()
         }
+
+    @property
+    def has_generated(self) -> bool:
+        """Whether anything was, of the rows that were asked for."""
+        return any(self._generated[split][name] for split in self._rows for name in self.widths)
+
+    def variances(self) -> dict[str, float | None]:
+        """Of each modality the variance of generated features over that of the data's own, median over the features.
+
+        Below 1 what is generated varies less than what was observed, as means do. None where one of both is not there.
+        """
+        found: dict[str, float | None] = {}
+        for name in self.widths:
+            generated, own = (self._moments.get((name, made)) for made in (True, False))
+            if generated is None or own is None:
+                found[name] = None
+                continue
+            known = own.variance > 0
+            ratios = generated.variance[known] / own.variance[known]
+            found[name] = float(np.median(ratios)) if len(ratios) else None
+        return found
 
     def count(self, split: str) -> int:
         """Return the number of samples of a split."""
@@ -222,17 +284,29 @@ class _Completed:
             for place, member in enumerate(members):
                 row = self._row(member, lacking[place], found.get(place, {}))
                 self._generated[split].update(name for name in self.widths if row[GENERATED[name]])
+                for name in self.widths:
+                    if row[PRESENCE[name]]:
+                        key = name, bool(row[GENERATED[name]])
+                        self._moments.setdefault(key, _Moments(self.widths[name])).add(np.asarray(row[name]))
                 yield row
         self.notes += [
             f"{name} was generated in {self._generated[split][name]} of {len(rows)} samples of {split!r}."
             for name in self.widths
         ]
+        if split == self.splits[-1]:
+            self.notes += [
+                f"{name}: what was generated has {ratio:.0%} of the variance of the data's own features (their median)."
+                for name, ratio in self.variances().items()
+                if ratio is not None
+            ]
 
     def _row(self, member: Mapping[str, Any], lacking: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
         row = {column: member[column] for column in self._schema if column in member}
         for name, width in self.widths.items():
             is_generated = name in lacking and name in made
             row |= {PRESENCE[name]: is_generated or name not in lacking, GENERATED[name]: is_generated}
+            if SPREAD[name] in self.features:
+                row[SPREAD[name]] = made.get(SPREAD[name]) if is_generated else None
             if name in lacking:
                 row[name] = made.get(name, np.zeros((1, width), np.float32))
         if TEXT in lacking:
@@ -251,6 +325,8 @@ class _Completed:
                 mask = made.masks[name][place]
                 if mask.any():
                     entry[name] = self._in_data_units(name, made.values[name][place][mask].float().cpu().numpy())
+                    if name in made.spreads:
+                        entry[SPREAD[name]] = float(made.spreads[name][place][mask].mean())
             if made.plans is not None:
                 choice = made.plans[place]
                 entry[PLAN] = {**choice.plan.to_dict(), "is_fallback": choice.is_fallback}
@@ -285,6 +361,7 @@ on them have to say so. {dropped} `{IMPUTATION_FILE}` has the counts and the mod
 
 - `audio_generated`, `vision_generated`: whether the features are generated; `audio_present`, `vision_present` are true then
 - `plan`: what the planner took the sample to express; empty where nothing was generated
+- `audio_spread`, `vision_spread` (of several draws): how far they differ, 1 is the deviation of the training data
 - `evidence`: ids and weights of the samples that were retrieved, best first
 - `text`: a missing transcript is empty, as what is generated of text are states of a text encoder
 """

@@ -17,18 +17,22 @@ from transformers import (
 
 from .errors import MsaError
 from .models.configuration_cmc import CmcConfig
+from .models.configuration_late_fusion import LateFusionConfig
 from .models.configuration_msa import MsaConfig
 from .models.configuration_omg import OmgConfig
 from .models.configuration_pglh import PglhConfig
+from .models.configuration_ridge import RidgeConfig
 from .models.configuration_tcmr import TcmrConfig
 from .models.configuration_text import TextConfig
 from .models.configuration_uacs import UacsConfig
 from .models.configuration_ubm import UbmConfig
 from .models.feature_extraction_msa import MsaFeatureExtractor
 from .models.modeling_cmc import CmcForSentimentAnalysis
+from .models.modeling_late_fusion import LateFusionForSentimentAnalysis
 from .models.modeling_msa import MsaPreTrainedModel
 from .models.modeling_omg import OmgForSentimentAnalysis
 from .models.modeling_pglh import PglhForSentimentAnalysis
+from .models.modeling_ridge import RidgeForSentimentAnalysis
 from .models.modeling_tcmr import TcmrForSentimentAnalysis
 from .models.modeling_text import TextForSentimentAnalysis
 from .models.modeling_uacs import UacsForSentimentAnalysis
@@ -184,6 +188,20 @@ _BUILT_IN: tuple[tuple[str, str, Any, Any, str | None], ...] = (
         "text encoder, mean pooling, linear head: the plain baseline",
         TextConfig,
         TextForSentimentAnalysis,
+        None,
+    ),
+    (
+        "ridge",
+        "a linear map of a text vector and time means, fitted in closed form; without modalities the best constant",
+        RidgeConfig,
+        RidgeForSentimentAnalysis,
+        "hf_msa.training.ridge",
+    ),
+    (
+        "late_fusion",
+        "a head for each modality, their scores averaged, trained with modality dropout",
+        LateFusionConfig,
+        LateFusionForSentimentAnalysis,
         None,
     ),
     (

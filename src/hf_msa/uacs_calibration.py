@@ -18,6 +18,7 @@ from .evaluation.checkpoints import (
     load_checkpoint,
     method_of,
     own_fields,
+    whole_path,
 )
 from .files import atomic_directory, read_json, write_json
 from .hub.cards import write_card
@@ -57,6 +58,8 @@ def calibrate(
     changes = {**_budget(budget)}
     for assignment in assignments:
         set_value(changes, assignment)
+    if isinstance(expert := changes.get("expert_model"), str):
+        changes["expert_model"] = whole_path(expert)
     if adapter is not None:
         changes["expert_adapter"] = True
     names = find_models(run)
@@ -137,7 +140,7 @@ def _calibrate_one(
     record = Path(name) / RUN_FILE
     told = read_json(record) if record.is_file() else None
     found = find_thresholds(network, processor, rows, _protocol(told, rows))
-    for field in ("tau_1", "tau_2", "calibration"):
+    for field in ("tau_1", "tau_2", "calibration", "calibrated_with"):
         setattr(config, field, found[field])
     with atomic_directory(place) as work:
         network.save_pretrained(work)

@@ -23,6 +23,7 @@ from hf_msa.analysis.omg.evidence import (
 )
 from hf_msa.analysis.omg.execution import OmgOnRows, stacked
 from hf_msa.analysis.omg.imputation import (
+    Means,
     complete_rows,
     error_rows,
     error_summary,
@@ -32,6 +33,7 @@ from hf_msa.analysis.omg.imputation import (
     training_means,
 )
 from hf_msa.analysis.omg.latency import PARTS, Stopwatch, latency_summary
+from hf_msa.analysis.omg.plans import correlation, judge_plan, word_value
 from hf_msa.analysis.omg.settings import SettingScores, parse_settings, setting_summary
 from hf_msa.analysis.omg.trace import add_section, plan_trace, utility_trace, without_data
 from hf_msa.analysis.tool_report import Report
@@ -44,7 +46,7 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.checkpoints import find_model, load_checkpoint
 from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.models.msa_label_families import BUILT_IN
-from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan
+from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan, sentiment_word
 from hf_msa.models.omg_planner import Candidate, PlanChoice
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
@@ -159,16 +161,34 @@ def test_training_means_are_those_of_real_positions(data, trained, loaded):
     batch = MsaCollator(loaded.processor, None, split="train")([train[index] for index in range(len(train))])
     labels = batch.pop("labels")
     perception = model.perceive(batch)
+    classes = torch.round(labels.clamp(-3, 3)).long() + 3
     for name in MODALITIES:
-        values, mask = perception.values[name], perception.masks[name]
-        torch.testing.assert_close(means[name].features[0], values[mask].mean(dim=0), atol=1e-4, rtol=1e-4)
-        latents = model.encode_observed(perception)[name]
-        coarse = model.executors_by_name[name].vae.latent_mask(mask)
-        torch.testing.assert_close(means[name].latents[0], latents[coarse].mean(dim=0), atol=1e-4, rtol=1e-4)
-        for number in range(7):
-            members = torch.round(labels.clamp(-3, 3)) + 3 == number
-            expected = values[members][mask[members]].mean(dim=0) if members.any() else means[name].features[0]
-            torch.testing.assert_close(means[name].features[1 + number], expected, atol=1e-4, rtol=1e-4)
+        mask = perception.masks[name]
+        latents, vae = model.encode_observed(perception)[name], model.executors_by_name[name].vae
+        for own, values, real in (
+            (means[name].features, perception.values[name], mask),
+            (means[name].latents, latents, vae.latent_mask(mask)),
+        ):
+            # Longer than any row: the mean over all positions.
+            torch.testing.assert_close(
+                torch.from_numpy(own[0](5000)[-1]).float(), values[real].mean(dim=0), atol=1e-4, rtol=1e-4
+            )
+            filled = Means.fill(own, torch.zeros_like(classes), real)
+            assert torch.equal(filled, filled * real.unsqueeze(-1))
+            # Every sample has a first position.
+            torch.testing.assert_close(
+                torch.stack([torch.from_numpy(own[0](5000)[0]).float()]),
+                values[:, 0].mean(dim=0)[None],
+                atol=1e-4,
+                rtol=1e-4,
+            )
+            for number in range(7):
+                members = classes == number
+                assert own[1 + number].is_empty == (not members.any())
+                if members.any():
+                    expected = values[members][real[members]].mean(dim=0)
+                    found = torch.from_numpy(own[1 + number](5000)[-1]).float()
+                    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_imputation_of_a_run(data, trained, loaded, tmp_path):
@@ -201,7 +221,8 @@ def test_imputation_of_a_run(data, trained, loaded, tmp_path):
         assert float(scores[name, "generated"]["mae"]) == pytest.approx(mae, rel=1e-4)
         latents = {**model.encode_observed(model.perceive(inputs)), name: truth[name]}
         vectors = model.plan_inputs(inputs, members, processor)[1]
-        logits = model.classify(model.perceive(inputs), vectors["observation_vectors"], latents)
+        perception = model.perceive(inputs)
+        logits = model.classify(perception, model.conditioning(perception, vectors), latents)
         mae = np.abs(model.score(logits)[:, 0].detach().numpy() - rows.labels).mean()
         assert float(scores[name, "truth"]["mae"]) == pytest.approx(mae, rel=1e-4)
 
@@ -581,3 +602,47 @@ class Pair:
 
     def __getitem__(self, index):
         return {**self._rows[index], "label": float(self._labels[index])}
+
+
+# --- plans ---
+
+
+def test_plans_are_judged_by_hand():
+    plan, vector = Plan("a", "b", "slightly positive"), np.zeros(2)
+    candidates = (Candidate("?", -1.0, None, ("broken",)), Candidate(plan.to_text(), -2.0, plan, (), 0.25, -2.1))
+    judged = judge_plan(PlanChoice(plan, candidates, 1, vector, vector, 2.0), 0.6, BUILT_IN["mosi"])
+    assert judged == {"valid": 0.5, "fallback": 0, "word": 1, "sign": 1, "error": 1.4, "cost": 0.25, "score": 2.0}
+    judged = judge_plan(PlanChoice(FALLBACK_PLAN, candidates[:1], None, vector, vector), -0.4, BUILT_IN["sims"])
+    assert math.isnan(judged.pop("cost"))
+    assert judged == {"valid": 0, "fallback": 1, "word": 0, "sign": 0, "error": 0.4, "score": 0}
+    assert [word_value(word, BUILT_IN["sims"]) for word in ("strongly negative", "neutral")] == [-1.0, 0.0]
+
+
+def test_correlations_are_numpys():
+    draw = np.random.default_rng(0)
+    labels, scores = draw.normal(size=30), draw.normal(size=(2, 30))
+    found = correlation(scores, labels)
+    assert found.per_seed == pytest.approx([np.corrcoef(row, labels)[0, 1] for row in scores])
+    assert np.isnan(correlation(np.ones((1, 30)), labels).per_seed).all()
+
+
+def test_plans_of_a_run(data, trained, loaded, tmp_path):
+    run_tool("plans", [trained], data=data, output=str(tmp_path))
+    table = {row["observed"]: row for row in read(tmp_path / "plans.csv")}
+    assert len(table) == 7 + 1 and list(table)[0] == "text+audio+vision" and list(table)[-1] == "constant"
+    plans, _ = loaded.model.plan_inputs(
+        {}, [loaded.rows[index] for index in range(len(loaded.rows))], loaded.processor
+    )
+    words = [
+        choice.plan.sentiment == sentiment_word(label, loaded.model.config.family)
+        for choice, label in zip(plans, loaded.rows.labels, strict=True)
+    ]
+    row = table["text+audio+vision"]
+    assert float(row["right word"]) == pytest.approx(np.mean(words), rel=1e-4)
+    assert float(row["valid candidates"]) == 1.0 and float(row["fallback plans"]) == 0.0
+    errors = [abs(choice.score - label) for choice, label in zip(plans, loaded.rows.labels, strict=True)]
+    assert float(row["MAE of the score"]) == pytest.approx(np.mean(errors), rel=1e-4)
+    (run,) = find_runs([trained], "omg")
+    mean = run.rows(data, "train").labels.mean()
+    expected = np.abs(loaded.rows.labels - mean).mean()
+    assert float(table["constant"]["MAE of the score"]) == pytest.approx(expected, rel=1e-4)

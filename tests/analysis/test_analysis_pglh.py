@@ -13,7 +13,7 @@ import torch
 from hf_msa.analysis import run_tool
 from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.pglh.prompts import evenness, spread
-from hf_msa.analysis.pglh.reconstruction import ErrorSums, error_rows, reconstruction_sums
+from hf_msa.analysis.pglh.reconstruction import ErrorSums, error_rows, reconstruction_sums, training_means
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FrameMissing
 from hf_msa.data.rows import MsaRows
@@ -33,33 +33,30 @@ def read(path):
 def test_errors_by_hand():
     target = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]]])
     made = torch.tensor([[[1.0, 1.0], [1.0, 2.0], [0.0, 0.0]]])
+    trivial = torch.tensor([[[0.0, 0.0], [2.0, 1.0], [5.0, 3.0]]])
     sums = ErrorSums()
-    sums.add(made, target, torch.tensor([[True, True, False]]))
-    # Squared errors 0, 1, 4, 0 over two positions of width two.
-    assert sums.mean_squared_error() == pytest.approx(1.25)
-    assert sums.error_of(np.zeros(2)) == pytest.approx((1 + 0 + 9 + 4) / 4)
-    assert sums.error_of(np.array([2.0, 1.0])) == pytest.approx(1.0)
-    sums.add(made, target, torch.tensor([[False, False, True]]))
+    sums.add(made, target, torch.tensor([[True, True, False]]), trivial)
+    # Squared errors 0, 1, 4, 0 over two positions of width two; of the trivial reconstruction 1, 0, 1, 1.
+    assert sums.mean_squared_error() == pytest.approx(1.25) and sums.trivial_error() == pytest.approx(0.75)
+    sums.add(made, target, torch.tensor([[False, False, True]]), trivial)
     assert sums.positions == 3 and sums.mean_squared_error() == pytest.approx((5 + 50) / 6)
+    assert sums.trivial_error() == pytest.approx((3 + 4) / 6)
     empty = ErrorSums()
-    empty.add(made, target, torch.zeros(1, 3, dtype=torch.bool))
-    assert math.isnan(empty.mean_squared_error()) and math.isnan(empty.error_of(np.zeros(2)))
+    empty.add(made, target, torch.zeros(1, 3, dtype=torch.bool), trivial)
+    assert math.isnan(empty.mean_squared_error()) and math.isnan(empty.trivial_error())
 
 
 def test_rows_beside_the_trivial_reconstruction():
     target, made = torch.tensor([[[0.0], [2.0], [4.0]]]), torch.tensor([[[0.0], [2.0], [3.0]]])
-    masked = torch.tensor([[False, False, True]])
+    masked, trivial = torch.tensor([[False, False, True]]), torch.tensor([[[1.0], [2.0], [2.0]]])
     sums = {}
-    for modality in ("audio", "text"):
-        for kind, where in (("masked", masked), ("visible", ~masked)):
-            sums[modality, 0.3, kind] = ErrorSums()
-            sums[modality, 0.3, kind].add(made, target, where)
-    rows = {(row["modality"], row["positions"]): row for row in error_rows(sums, {"audio": np.zeros(1)})}
-    # Standardised audio: the trivial reconstruction is 0. Text: the mean of all three, 2.
-    assert rows["audio", "masked"]["trivial mse"] == 16.0 and rows["text", "masked"]["trivial mse"] == 4.0
-    assert rows["audio", "visible"]["trivial mse"] == 2.0 and rows["text", "visible"]["trivial mse"] == 2.0
-    assert rows["audio", "masked"]["ratio"] == 1 / 16 and rows["text", "masked"]["ratio"] == 1 / 4
-    assert rows["audio", "visible"]["mse"] == 0.0 and rows["audio", "visible"]["n"] == 2
+    for kind, where in (("masked", masked), ("visible", ~masked)):
+        sums["audio", 0.3, kind] = ErrorSums()
+        sums["audio", 0.3, kind].add(made, target, where, trivial)
+    rows = {row["positions"]: row for row in error_rows(sums)}
+    assert rows["masked"]["trivial mse"] == 4.0 and rows["visible"]["trivial mse"] == 0.5
+    assert rows["masked"]["ratio"] == 1 / 4
+    assert rows["visible"]["mse"] == 0.0 and rows["visible"]["n"] == 2
 
 
 def write_logged(folder, values, chosen=2.0):
@@ -159,10 +156,15 @@ def test_reconstruction_of_a_run(data, trained, tmp_path):
         everywhere += np.average([float(part["mse"]) for part in parts], weights=counts)
         assert rows[modality, "0", "masked"]["mse"] == "" and int(rows[modality, "0", "visible"]["n"]) == sum(counts)
     assert everywhere == pytest.approx(float(losses["global"]), rel=1e-4)
-    values, mask = batch["complete_audio_values"], batch["audio_missing_mask"] & batch["audio_attention_mask"].bool()
+    means = training_means(model, processor, run.rows(data, "train"))["audio"]
+    values, real = batch["complete_audio_values"], batch["audio_attention_mask"].bool()
+    mask = batch["audio_missing_mask"] & real
+    guess = torch.from_numpy(means.padded(real.sum(dim=1).tolist(), real.shape[1]))
     assert float(rows["audio", "0.5", "masked"]["trivial mse"]) == pytest.approx(
-        float(values[mask].square().mean()), rel=1e-4
+        float((values - guess)[mask].square().mean()), rel=1e-4
     )
+    # Longer than any clip: the mean of all training frames, which are standardised.
+    assert np.allclose(means(5000)[-1], 0, atol=1e-4)
 
 
 def test_there_is_no_truth_of_what_a_sample_never_had():
@@ -177,7 +179,7 @@ def test_there_is_no_truth_of_what_a_sample_never_had():
     processor = tiny_processor(config)
     read = MsaRows(data, "test", processor.tokenizer, processor.text_max_length)
     model = PglhForSentimentAnalysis(config).eval()
-    sums = reconstruction_sums(model, processor, read, [0.0, 1.0])
+    sums = reconstruction_sums(model, processor, read, [0.0, 1.0], training_means(model, processor, read))
     assert sums["audio", 0.0, "visible"].positions == sum(lengths[1:]) and not sums["audio", 0.0, "masked"].positions
     assert sums["audio", 1.0, "masked"].positions == sum(min(length, 5) for length in lengths[1:])
 

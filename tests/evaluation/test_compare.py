@@ -11,7 +11,7 @@ from rich.console import Console
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.metrics import CLASS_METRICS
-from hf_msa.evaluation.report import cost_text, format_estimate, results_markdown
+from hf_msa.evaluation.report import cost_text, cost_texts, format_estimate, results_markdown
 from hf_msa.evaluation.results import (
     PREDICTIONS_DIGEST,
     PREDICTIONS_FILE,
@@ -463,9 +463,9 @@ def test_costs_stand_beside_each_other(write_run):
     folders = [write_run("first"), write_run("second", facts={"cost": cost})]
     found = compare_runs(folders)
     headings, rows = found.cost_rows()
-    assert headings == ["cost per sample", "calls", "tokens", "seconds", "unreadable", "routes"]
-    assert rows[0][1:] == ["-"] * 5
-    assert rows[1][1:] == ["0.31", "1.24", "2.5", "6.2 %", "fast 69.0 %, mllm 31.0 %"]
+    costs = ["calls", "prompt tokens", "tokens", "seconds", "remembered", "unreadable", "routes"]
+    assert headings == ["cost per sample", *costs] and rows[0][1:] == ["-"] * 7
+    assert rows[1][1:] == ["0.31", "-", "1.24", "2.5", "-", "6.2 %", "fast 69.0 %, mllm 31.0 %"]
     assert "fast 69.0 %, mllm 31.0 %" in found.to_markdown()
     assert (
         compare_runs(folders[:1] * 2).cost_rows()[1] == []
@@ -477,6 +477,13 @@ def test_costs_stand_beside_each_other(write_run):
     )
     assert text.endswith("unreadable answers: 6.2 %, which is too many to judge the language model by.")
     assert cost_text(found.runs[0]) == "" and text in results_markdown(found.runs[1])
+    more = cost | {"prompt_tokens": 81.25, "remembered": 0.5, "unreadable": None, "routes": {}}
+    run = read_results(write_run("third", facts={"cost": more}))
+    assert list(cost_texts(run).values()) == ["0.31", "81.2", "1.24", "2.5", "50.0 %", "-", "-"]
+    assert cost_text(run) == (
+        "Cost per sample: 0.31 questions of 81.2 tokens to the language model, 1.24 tokens written by it, 2.5 seconds; "
+        "known from before: 50.0 %; unreadable answers: -."
+    )
 
 
 @pytest.mark.parametrize(
@@ -485,6 +492,7 @@ def test_costs_stand_beside_each_other(write_run):
         (5, "cost"),
         ({"calls": "many"}, "cost calls"),
         ({"calls": 1, "tokens": 1, "seconds": 1, "unreadable": None}, "cost routes"),
+        ({"calls": 1, "tokens": 1, "seconds": 1, "remembered": "all", "routes": {}}, "cost remembered"),
         ({"calls": 1, "tokens": 1, "seconds": 1, "unreadable": None, "routes": {"fast": "x"}}, "cost routes"),
     ],
 )

@@ -64,6 +64,7 @@ class TestGenerate:
             assert found.token_entropies == pytest.approx((-logprobs.exp() * logprobs).sum(-1).tolist(), abs=1e-5)
             assert found.token_logprobs == pytest.approx(logprobs.max(-1).values.tolist(), abs=1e-5)
             assert found.token_entropy_bounds is None
+            assert found.prompt_tokens == inputs["input_ids"].shape[1], "without the padding of a batch"
             assert found.logprob == pytest.approx(sum(found.token_logprobs))
 
     def test_a_batch_of_all_kinds_gives_what_each_gives_alone(self, mllm: LocalMllm) -> None:

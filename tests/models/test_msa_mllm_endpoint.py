@@ -105,6 +105,16 @@ class TestSuccess:
         assert label_entropy(answer) == pytest.approx((sum(bounds) / 2 + exact) / 2)
         assert label_entropy_bounds(answer) == pytest.approx(((bounds[0] + exact) / 2, (bounds[1] + exact) / 2))
 
+    @pytest.mark.parametrize(
+        ("usage", "known"),
+        [({"prompt_tokens": 41}, 41), ({"prompt_tokens": -1}, None), ({"prompt_tokens": "many"}, None), ([], None)],
+    )
+    def test_counts_the_tokens_of_the_question_as_the_server_does(self, usage: Any, known: int | None) -> None:
+        content = json.loads(completion("a", [token("a", 0.5)])[2])
+        assert read_completion(json.dumps(content).encode(), 102).answer().prompt_tokens is None
+        content["usage"] = usage
+        assert read_completion(json.dumps(content).encode(), 102).answer().prompt_tokens == known
+
     def test_a_text_that_the_server_stripped_still_finds_its_tokens(self, server: Server) -> None:
         server.reply = lambda number, body: completion("1.2", [token(" 1", 1.0), token(".2", 1.0), token("\n", 1.0)])
         ((answer,),) = endpoint(server).generate([MllmRequest("Score?")], 8)
@@ -375,7 +385,7 @@ class TestOnlyNumbers:
 
     def test_a_server_that_follows_none_is_refused(self, server: Server) -> None:
         server.reply = lambda number, body: completion("Surely 2", [token("Surely 2", 1.0)])
-        with pytest.raises(ValueError, match="cannot be held to answer with a number alone"):
+        with pytest.raises(ValueError, match="cannot be held to the wanted form of answers"):
             endpoint(server).generate([MllmRequest("Score?")], 8, only_number=True)
 
     def test_another_failure_stays_what_it_is(self, server: Server) -> None:
@@ -627,7 +637,7 @@ class TestTrust:
     def test_settings_reach_the_server(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(msa_mllm_endpoint, "_allowed", {server.url: None})
         mllm = allowed_endpoint(
-            server.url, "expert", "", settings(model="omni", top_logprobs=3, concurrency=1, timeout=9.0)
+            server.url, "expert", "", settings(served_model="omni", top_logprobs=3, concurrency=1, timeout=9.0)
         )
         mllm.generate([MllmRequest(name) for name in "abc"], 8)
         assert {(body["model"], body["top_logprobs"]) for body in server.bodies} == {("omni", 3)}

@@ -1,5 +1,6 @@
 """Nothing is asked twice, one failing request costs itself alone, and a model that is gone ends the work."""
 
+import dataclasses
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -50,7 +51,8 @@ def test_what_is_known_is_not_asked_again_by_anybody(tmp_path: Path) -> None:
     first = RememberingMllm(expert, AnswerStore(tmp_path)).ask(requests_of("a", "b", "a"), 16)
     assert texts(first) == ["a", "b", "a"] and [len(asked) for asked in expert.asked] == [2]
     again = RememberingMllm(StubExpert(lambda _: Says("no")), AnswerStore(tmp_path))
-    assert again.ask(requests_of("b", "a"), 16) == [first[1], first[0]], "to the last digit, time included"
+    known = [dataclasses.replace(one, is_remembered=True) for one in (first[1], first[0])]
+    assert again.ask(requests_of("b", "a"), 16) == known, "to the last digit, time included"
     assert texts(again.ask(requests_of("c"), 16)) == ["no"]
 
 

@@ -54,7 +54,7 @@ def give_base(model: OmgForSentimentAnalysis, seed: int = 1) -> None:
     model.knowledge_base = KnowledgeBase(
         [f"train-{index}" for index in range(ENTRIES)],
         unit(ENTRIES, seed=seed),
-        unit(ENTRIES, seed=seed + 1),
+        unit(ENTRIES, model.config.observation_width, seed=seed + 1),
         {
             name: torch.randn(
                 ENTRIES, (model.config.positions(name) + 1) // 2, model.config.latent_dim, generator=draw
@@ -361,6 +361,62 @@ class TestRetrieving:
         assert made.evidence_ids == [[]] * 4 and made.latents["audio"][0].any()
 
 
+class TestWhatIsReadBesideThePaper:
+    def test_pooled_features_follow_the_vector_of_the_words(self) -> None:
+        model = fresh(observation_features=True)
+        give_base(model)
+        batch = drop(tiny_batch(model.config), *LOST)
+        given = model.conditioning(model.perceive(batch), some_vectors())
+        widths = {name: getattr(model.config, f"{name}_dim") for name in ("audio", "vision")}
+        assert given.observation.shape == (4, 32 + 2 * sum(widths.values())) == (4, model.config.observation_width)
+        words, audio, vision = given.observation.split([32, 2 * widths["audio"], 2 * widths["vision"]], dim=1)
+        assert torch.equal(words, some_vectors()["observation_vectors"])
+        assert not audio[0].any() and not vision[2:].any() and vision[0].any()  # what is dropped gives zeros
+        heard = batch["audio_values"][1][batch["audio_attention_mask"][1].bool()]
+        assert len(heard) <= model.config.positions("audio")  # nothing is averaged
+        expected = torch.cat([heard.mean(0), heard.std(0, correction=0)])
+        assert torch.allclose(audio[1], expected, atol=1e-5)
+        assert fresh().config.observation_width == 32
+
+    def test_entries_of_other_observations_are_refused(self) -> None:
+        model = fresh()
+        give_base(model)
+        with pytest.raises(ValueError, match="observations of 32 .* build it with this model"):
+            fresh(observation_features=True).knowledge_base = model.knowledge_base
+
+    def test_the_classifier_reads_plan_and_score_by_hand(self) -> None:
+        model = fresh(classifier_plan=True)
+        batch, vectors = (
+            tiny_batch(model.config),
+            {**some_vectors(), "plan_scores": torch.tensor([[1.0], [0], [-1], [0.5]])},
+        )
+        seen = model.perceive(batch)
+        latents = model.encode_observed(seen)
+        fusion = model.fusion
+        assert fusion.plan is not None
+        read = torch.cat([vectors["plan_vectors"], vectors["plan_scores"]], dim=1)
+        parts = [fusion.observation(vectors["observation_vectors"]), fusion.plan(read)]
+        for name, layer in fusion.latents.items():
+            there = LatentVae.latent_mask(seen.masks[name])
+            parts.append(layer(latents[name].sum(1) / there.sum(1, keepdim=True)))
+        expected = fusion.classifier(F.relu(fusion.hidden(torch.cat(parts, dim=1))))
+        assert torch.allclose(model(**batch, **vectors).class_logits, expected, atol=1e-5)
+
+    def test_without_a_planner_there_is_no_score_either(self) -> None:
+        model = fresh(classifier_plan=True, plan_source="noise")
+        given = model.conditioning(model.perceive(tiny_batch(model.config)), {"plan_scores": torch.ones(4, 1)})
+        assert not given.score.any()
+
+    def test_the_score_is_that_of_the_planner(self) -> None:
+        model = whole(classifier_plan=True)
+        rows, processor = tiny_rows(model.config), tiny_processor(model.config)
+        plans, vectors = model.plan_inputs({}, rows, processor)
+        assert plans is not None
+        scores = [[float(np.float32(choice.score / 3))] for choice in plans]
+        assert vectors["plan_scores"].tolist() == scores and len({*map(tuple, scores)}) > 1
+        assert "plan_scores" not in whole().plan_inputs({}, rows, processor)[1]
+
+
 class TestPredicting:
     def test_complete_samples_are_only_classified(self) -> None:
         model = fresh()
@@ -558,6 +614,28 @@ class TestGenerating:
         assert made.step_costs["audio"].shape == (4, steps)
         assert torch.isfinite(made.values["audio"]).all()
 
+    def test_several_draws_are_averaged(self) -> None:
+        model = fresh(num_inference_steps=4)
+        inputs = {**drop(tiny_batch(model.config), *LOST), **some_vectors()}
+        one = model.generate_missing(inputs)
+        assert not one.spreads
+        perception = model.perceive(inputs)
+        given, observed = model.conditioning(perception, inputs), model.encode_observed(perception)
+        drawn = [model.execute(perception, given, observed, draw) for draw in range(3)]
+        assert torch.equal(drawn[0][1]["audio"], one.values["audio"])
+        assert not torch.allclose(drawn[0][1]["audio"], drawn[1][1]["audio"])
+        model.config.num_samples = 3
+        made = model.generate_missing(inputs)
+        audio = torch.stack([values["audio"] for _, values, _ in drawn])
+        assert torch.allclose(made.values["audio"], audio.mean(0), atol=1e-5)
+        spread = made.spreads["audio"]
+        assert torch.allclose(spread, audio.std(0), atol=1e-5) and spread[0].any() and not spread[1].any()
+        shares = [model.classify(perception, given, latents).softmax(-1) for latents, _, _ in drawn]
+        assert torch.allclose(made.class_logits.exp(), torch.stack(shares).mean(0), atol=1e-5)
+        # What a sample gets does not depend on its neighbours.
+        alone = model.generate_missing({name: value[:1] for name, value in inputs.items()})
+        assert torch.allclose(alone.values["audio"], made.values["audio"][:1], atol=1e-4)
+
     def test_a_short_chain_will_do(self) -> None:
         model = fresh(num_train_timesteps=20, num_inference_steps=20)
         made = model.generate_missing({**drop(tiny_batch(model.config), *LOST), **some_vectors()})
@@ -623,7 +701,7 @@ class TestLearning:
             sums["plan"] += (trust[row] * losses["plan"]).item()
             sums["evidence"] += (trust[row] * losses["evidence"]).item()
             latents[name] = latents[name].index_copy(0, torch.tensor([row]), estimate)
-        logits = model.classify(target, given.observation, latents)
+        logits = model.classify(target, given, latents)
         labels = model.label_classes(inputs["labels"])
         assert labels.tolist() == [1, 3, 6, 2]
         cross_entropy = -logits.log_softmax(1)[torch.arange(4), labels]
@@ -723,7 +801,7 @@ class TestLearning:
         assert given.evidence is not None
         latents = model.encode_observed(seen)
         latents["audio"] = torch.cat([latents["audio"][:3], given.evidence.values["audio"][3:]])
-        assert torch.allclose(out.class_logits, model.classify(seen, given.observation, latents), atol=1e-5)
+        assert torch.allclose(out.class_logits, model.classify(seen, given, latents), atol=1e-5)
         expected = F.cross_entropy(out.class_logits, torch.full((4,), 3))
         assert out.losses["task"] == pytest.approx(expected.item()), "there is no estimate in it to distrust"
         assert out.losses["alignment"] == pytest.approx(given.evidence.alignment_cost[3].item())

@@ -264,7 +264,7 @@ class TestLosses:
             noisy = bar.sqrt() * targets[name][row] + (1 - bar).sqrt() * noises[name][row]
             real = complete.masks[name][row].unflatten(0, (-1, 2)).any(1).unsqueeze(1)
             latents[name] = latents[name].index_copy(0, torch.tensor([row]), (noisy * real).unsqueeze(0))
-        expected = model.classify(seen, inputs["observation_vectors"], latents)
+        expected = model.classify(seen, model.conditioning(seen, inputs), latents)
         assert torch.allclose(out.class_logits, expected, atol=1e-4)
 
     def test_direct_classification_teaches_the_denoiser_nothing_about_the_task(self) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hf_msa.models.msa_answer_store import AnswerStore
 from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.models.msa_mllm import LocalMllm, MllmRequest, adapter_digest
+from hf_msa.models.msa_mllm_answers import MllmAnswer
 from hf_msa.models.msa_schema import SENTIMENT_SCALE
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
 from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, rule_entity_action, tokenize
@@ -24,6 +25,7 @@ from hf_msa.models.omg_planner import (
     Centering,
     MllmPlanner,
     Planner,
+    Proposed,
     normalize,
     plan_prompt,
     semantic_cost,
@@ -47,6 +49,20 @@ def by_prompt(**vectors: Sequence[float]) -> Callable[[MllmRequest], Sequence[fl
         return next((value for word, value in vectors.items() if word in request.prompt), (1.0, 0.0))
 
     return vector
+
+
+class Fragile(ScriptedMllm):
+    """Fails at requests that hold the word `broken`."""
+
+    def __init__(self) -> None:
+        super().__init__(says((GLAD.to_text(), (-0.5,))))
+        self.broken, self.failed = "broken", 0
+
+    def generate(self, requests: Sequence[MllmRequest], *args: Any, **options: Any) -> list[list[MllmAnswer]]:
+        if any(self.broken in request.prompt for request in requests):
+            self.failed += 1
+            raise ConnectionError("refused")
+        return super().generate(requests, *args, **options)
 
 
 def asking(mllm: Any, **options: Any) -> MllmPlanner:
@@ -175,6 +191,14 @@ class TestChoice:
         assert unweighted.plan == SAD
         (first,) = asking(mllm, reranking=False).plan([Observation("words")])
         assert first.plan == SAD and first.chosen == 0
+
+    def test_the_score_is_the_mean_of_the_plans_that_were_drawn(self) -> None:
+        happy = (Plan("a", "b", "strongly positive").to_text(), (-9.0,))
+        drawn = says((BROKEN, (0.0,)), (Plan("a", "b", "negative").to_text(), (-1.0,)), happy, happy)
+        (choice,) = asking(ScriptedMllm(drawn)).plan([Observation("words")])
+        assert choice.score == pytest.approx((-2 + 3 + 3) / 3)
+        (nothing,) = asking(ScriptedMllm(says((BROKEN, (0.0,))))).plan([Observation("words")])
+        assert nothing.score == 0.0
 
     def test_sum_prefers_short_answers_and_mean_does_not(self) -> None:
         mllm = ScriptedMllm(says((SAD.to_text(), (-1.0, -1.0)), (GLAD.to_text(), (-0.6,) * 4)))
@@ -388,13 +412,70 @@ class TestMemory:
         texts = (("Entity: \u5f71\u7247\udc00", (-1.25, -0.1)), ("", (float("-inf"),)))
         mllm = ScriptedMllm(says(*texts), lambda request: (1.0, 0.0))
         planner = asking(mllm, num_candidates=2)
-        expected = [(("Entity: \u5f71\u7247\udc00", -1.35), ("", float("-inf")))]
-        assert planner.propose([Observation("a film")]) == planner.propose([Observation("a film")]) == expected
+        expected = (("Entity: \u5f71\u7247\udc00", -1.35), ("", float("-inf")))
+        for _ in range(2):
+            (proposed,) = planner.propose([Observation("a film")])
+            assert proposed.candidates == expected
         assert len(mllm.asked) == 1
 
     def test_what_is_too_large_for_half_precision_stays_finite(self) -> None:
         half = to_half(np.array([[1e9, -1e9, 0.1]], dtype=np.float32))
         assert half.dtype == np.float16 and half.tolist() == [[65504.0, -65504.0, float(np.float16(0.1))]]
+
+    def test_costs_are_counted_and_remembered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = [0.0]
+        monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+        class Slow(ScriptedMllm):
+            """Takes 100 s to load, and 6 s to answer."""
+
+            @property
+            def model(self) -> None:
+                clock[0] += 100
+
+            def generate(self, *args: Any, **options: Any) -> list[list[MllmAnswer]]:
+                clock[0] += 6
+                answers = super().generate(*args, **options)
+                return [[dataclasses.replace(one, prompt_tokens=90) for one in row] for row in answers]
+
+        mllm = Slow(says((GLAD.to_text(), (-0.5, -0.5)), (BROKEN, (-0.5,))))
+        two = [Observation("a film"), Observation("a play")]
+        choices = asking(mllm, store=AnswerStore(tmp_path), num_candidates=2).plan(two)
+        candidates = ((GLAD.to_text(), -1.0), (BROKEN, -0.5))
+        expected = Proposed(candidates, calls=1, prompt_tokens=90, tokens=3, seconds=3.0)
+        assert [choice.proposed for choice in choices] == [expected] * 2
+        again = asking(mllm, store=AnswerStore(tmp_path), num_candidates=2).plan(two[:1])
+        assert [choice.proposed for choice in again] == [expected._replace(remembered=1)]
+        assert [choice.seconds for choice in (*choices, *again)] == [3.0] * 3 and clock == [106.0]
+        assert math.isnan(asking(self.mllm()).plan(two)[0].proposed.prompt_tokens), "the model does not say"
+
+    def test_one_failing_request_is_a_fallback_plan_that_is_not_kept(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        mllm = Fragile()
+        observations = [Observation(text) for text in ("a film", "a broken one", "a play")]
+        choices = asking(mllm, store=AnswerStore(tmp_path), num_candidates=1).plan(observations)
+        assert [choice.is_fallback for choice in choices] == [False, True, False]
+        assert choices[1].plan == FALLBACK_PLAN and choices[1].candidates == ()
+        assert choices[1].proposed[:2] == ((), 1) and np.isfinite(choices[1].plan_vector).all()
+        assert "gave no answer to a question, which counts as unreadable: refused" in caplog.text
+        # Known plans are answers, too: what fails while nothing else is asked is no reason to stop.
+        again = Fragile()
+        assert asking(again, store=AnswerStore(tmp_path), num_candidates=1).plan(observations)[1].is_fallback
+        assert again.failed == 1 and not again.asked[1:], "asked again, and a plain question"
+        mllm.broken = "never said"
+        plan = asking(mllm, store=AnswerStore(tmp_path), num_candidates=1).plan(observations)[1].plan
+        assert plan == GLAD
+
+    def test_a_model_that_fails_at_everything_ends_the_work(self) -> None:
+        with pytest.raises(ConnectionError, match="refused"):
+            asking(Fragile(), num_candidates=1).plan([Observation("a broken one"), Observation("broken too")])
+        gone = Fragile()
+        planner = asking(gone, num_candidates=1)
+        planner.plan([Observation("a film")])
+        gone.broken = ""
+        with pytest.raises(ConnectionError, match="refused"):
+            planner.plan([Observation("a play")])
 
     def test_a_store_that_forgets_everything_changes_nothing(self) -> None:
         class ForgetfulStore(AnswerStore):
@@ -601,6 +682,14 @@ class TestLightPlanner:
         fit_centering(planner, self.observations)
         return planner
 
+    def test_its_score_weighs_words_by_their_probability(self) -> None:
+        (choice,) = self.planner(num_candidates=2).plan([Observation("I love it")])
+        (first, second) = choice.candidates
+        assert first.plan is not None and second.plan is not None
+        share = math.exp(first.log_prob) / (math.exp(first.log_prob) + math.exp(second.log_prob))
+        assert choice.score == pytest.approx(share * first.plan.score + (1 - share) * second.plan.score)
+        assert 0 < share < 1 and first.plan.score != second.plan.score
+
     def test_has_a_probe_for_each_of_the_seven_patterns(self) -> None:
         assert set(self.planner().probes) == {
             ("text",),
@@ -624,14 +713,14 @@ class TestLightPlanner:
     def test_candidates_are_the_words_around_the_score_with_their_probabilities(self) -> None:
         probe = RidgeProbe(np.zeros(3), np.ones(3), np.array([1.0, 0.0, 0.0]), 0.0, 1.0)
         planner = LightPlanner(encode, tiny_omg_config(num_candidates=7), Lexicon(0.0, {}), {("audio",): probe})
-        ((*proposed,),) = planner.propose([Observation(features={"audio": np.full((2, 1), 0.9)})])
+        (((*proposed,), *_),) = planner.propose([Observation(features={"audio": np.full((2, 1), 0.9)})])
         words = [score_of(text) for text, _ in proposed]
         assert words == [1, 0, 2, -1, 3, -2, -3]
         weights = np.exp(-((np.array(words) - 0.9) ** 2) / 2)
         assert np.exp([log_prob for _, log_prob in proposed]) == pytest.approx(weights / weights.sum())
         config = tiny_omg_config(num_candidates=2, label_family="sims")
         narrow = LightPlanner(encode, config, planner.lexicon, planner.probes)
-        ((*proposed,),) = narrow.propose([Observation(features={"audio": np.full((2, 1), 0.6)})])
+        (((*proposed,), *_),) = narrow.propose([Observation(features={"audio": np.full((2, 1), 0.6)})])
         assert [score_of(text) for text, _ in proposed] == [2, 1]  # .6 of 1 is 1.8 of 3
 
     def test_a_plan_depends_on_its_own_observation_alone(self) -> None:

@@ -19,12 +19,15 @@ import pytest
 import torch
 from huggingface_hub import get_session
 
+from hf_msa.models.modeling_uacs import UacsForSentimentAnalysis, UacsOutput
 from hf_msa.models.msa_label_families import LabelFamily
-from hf_msa.models.msa_mllm import LocalMllm, MllmRequest
+from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.msa_mllm_answers import label_entropy, label_entropy_bounds, parse_score
 from hf_msa.models.msa_mllm_endpoint import EndpointMllm
 from hf_msa.models.uacs_prompts import direct_prompt
+from hf_msa.models.uacs_rules import VERIFY
 from nonempty import some
+from tiny import tiny_processor, tiny_rows, tiny_uacs_config
 
 GGUF, FOLDER = os.environ.get("HF_MSA_GGUF"), os.environ.get("HF_MSA_SMOLLM2")
 PYTHON = os.environ.get("HF_MSA_LLAMA_PYTHON")
@@ -46,6 +49,13 @@ WORDS = (
     "i fell asleep twice and want my money back",
     "well the plot had its moments but the ending ruined it",
     "umm not bad at all",
+)
+SAID = (
+    *WORDS,
+    "i hate this film",
+    "the best phone that i have ever had",
+    "it is a book about trains",
+    "she was great but he was terrible",
 )
 REQUESTS = [
     *(MllmRequest(direct_prompt(LabelFamily.of("mosi"), words, ("text",))) for words in WORDS),
@@ -131,3 +141,48 @@ def test_candidates_are_drawn_by_seed(mllm: EndpointMllm) -> None:
     ]
     texts = [[answer.text for answer in row] for row in drawn]
     assert texts[0] == texts[1] and len({*texts[0]}) > 1
+
+
+def test_the_cascade_takes_the_same_routes_here_and_there(mllm: EndpointMllm) -> None:
+    torch.manual_seed(0)
+    model = UacsForSentimentAnalysis(
+        tiny_uacs_config(expert_constrained=True, use_verbalizer=False, route="mllm")
+    ).eval()
+    rows = [
+        {**row, "id": str(index), "text": words}
+        for index, (row, words) in enumerate(zip(tiny_rows(model.config, 8), SAID, strict=True))
+    ]
+    processor = tiny_processor(model.config)
+    inputs = processor.from_rows(rows)
+    local = LocalMllm.from_pretrained(str(FOLDER), dtype=torch.float32)
+
+    def outputs(expert: Mllm) -> UacsOutput:
+        model.set_expert(expert)
+        return model.predict_rows(inputs, rows, processor)
+
+    alone, there = outputs(local), outputs(mllm)
+    assert alone.expert_score is not None and there.expert_score is not None
+    assert torch.equal(alone.expert_score, there.expert_score) and alone.expert_score.isfinite().all()
+    entropies = [out.expert_uncertainty.flatten() for out in (alone, there) if out.expert_uncertainty is not None]
+    bounds = [
+        label_entropy_bounds(answer, (-3, 3))
+        for (answer,) in mllm.generate(model.expert_requests(rows), 8, only_number=(-3.0, 3.0))
+    ]
+    for (low, high), exact, middle in some(zip(bounds, *(one.tolist() for one in entropies), strict=True)):
+        assert low - 0.01 <= exact <= high + 0.01 and low <= middle <= high
+    # Thresholds in the middle of what both say: where their entropies differ, the routes need not be the same.
+    unsure = alone.uncertainty.flatten().sort().values if alone.uncertainty is not None else torch.zeros(8)
+    model.config.route, model.config.tau_1 = "cascade", float(unsure[2:4].mean())
+    ordered = torch.stack([one.sort().values for one in entropies])
+    gaps = ordered[:, 1:].amin(0) - ordered[:, :-1].amax(0)
+    place = int(gaps.argmax())
+    assert gaps[place] > 0
+    model.config.tau_2 = float((ordered[:, place].max() + ordered[:, place + 1].min()) / 2)
+    first, second = outputs(local), outputs(mllm)
+    assert first.route is not None and second.route is not None and len(first.route.unique()) > 1
+    assert torch.equal(first.route, second.route)
+    assert first.logits is not None and second.logits is not None
+    # The second question tells the entropies, which differ within the bounds: its answer may differ with them. The weight
+    # of an average is the share of the entropies.
+    once = first.route != VERIFY
+    assert once.any() and torch.allclose(first.logits[once], second.logits[once], atol=0.1)

@@ -39,7 +39,7 @@ from hf_msa.models.uacs_rules import (
     small_weight,
 )
 from stub_expert import Says, StubExpert, noisy_answers, scripted
-from tiny import tiny_batch, tiny_names, tiny_processor, tiny_rows, tiny_uacs_config
+from tiny import WIDTHS, tiny_batch, tiny_names, tiny_processor, tiny_rows, tiny_uacs_config
 
 INFINITE = math.inf
 ELEVEN_POINTS = {"name": "ratings", "low": 0, "high": 10, "neutral": 5}
@@ -202,6 +202,14 @@ class TestCascade:
         assert cost["calls"] == 1.0 and cost["unreadable"] == 1 / 4 and cost["seconds"] == np.mean(found["seconds"])
         assert cost["tokens"] == (len("no ") + len("0.9 ") + len("-1.0 ") + len("-1.5 ")) / 4
         assert cost["routes"] == {"fast": 0.25, "mllm": 0.0, "weighted": 0.5, "verify": 0.25}
+        assert cost["prompt_tokens"] is None and cost["remembered"] == 0, (
+            "the stub does not say how long questions are"
+        )
+        assert found["expert_prompt_tokens"] == pytest.approx([0, *[math.nan] * 3], nan_ok=True)
+        known = {name: np.array(values) for name, values in found.items()}
+        known |= {"expert_prompt_tokens": np.array([0, 60, 60, 140]), "remembered": np.array([0, 1, 0, 2])}
+        cost = UacsForSentimentAnalysis.cost_of(known)
+        assert cost["prompt_tokens"] == 65 and cost["remembered"] == 3 / 4
 
     def test_routes_have_names_in_public_answers(self) -> None:
         model = build(tau_1=0.5, tau_2=0.5)
@@ -349,6 +357,66 @@ class TestCascade:
             cascade([0.3], [1.0], [Says(0.7)], tau_1=taus[0], tau_2=taus[1])
 
 
+@pytest.mark.usefixtures("scripted_small")
+class TestWhatThresholdsHoldFor:
+    def ask(self, model: UacsForSentimentAnalysis, name: str = "org/expert") -> float:
+        expert = StubExpert(lambda _: Says(2.0, 0.0))
+        expert.name = name  # type: ignore[misc]
+        model.set_expert(expert)
+        inputs, rows = small([1.0], [0.9])
+        return float(model.predict_rows(inputs, rows, None).logits)
+
+    def fitted(self) -> dict[str, Any]:
+        model = build()
+        model.set_expert(StubExpert(lambda _: Says(0.0)))
+        return {**model.calibrated_with(), "model": "expert"}
+
+    def test_the_same_expert_wherever_it_lies(self) -> None:
+        model = build(tau_1=0.5, tau_2=0.5, calibrated_with=self.fitted())
+        assert self.ask(model) == self.ask(model, "/somewhere/else/expert/") == 2.0
+
+    def test_another_expert_is_refused_with_what_to_do(self) -> None:
+        fields = {"tau_1": 0.5, "tau_2": 0.5, "calibrated_with": self.fitted()}
+        with pytest.raises(
+            ValueError, match="tau_2 was calibrated with the model 'expert', and does.* `hf-msa calibrate"
+        ):
+            self.ask(build(**fields), "org/other")
+        assert self.ask(build(**fields, route="random"), "org/other") == 2.0, "believes whoever it is"
+        own = UacsConfig.from_dict(build(**fields).config.to_dict(), tau_2=0.4)
+        assert own.calibrated_with is None and self.ask(UacsForSentimentAnalysis(own).eval(), "org/other") == 2.0
+        assert self.ask(build(tau_1=0.5, tau_2=0.5), "org/other") == 2.0, "earlier versions did not note it"
+
+    def test_another_adapter_is_refused(self) -> None:
+        model = build(tau_1=0.5, tau_2=0.5, calibrated_with={**self.fitted(), "adapter": "0123"})
+        with pytest.raises(ValueError, match="calibrated with the adapter '0123'"):
+            self.ask(model)
+
+    def test_other_wording_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = build(tau_1=0.5, tau_2=0.5, calibrated_with=self.fitted())
+        monkeypatch.setattr("hf_msa.models.modeling_uacs.direct_prompt", lambda *_: "And, how was it?")
+        with pytest.raises(
+            ValueError, match="calibrated with questions of another wording, .* `hf-msa calibrate RUN`"
+        ):
+            self.ask(model)
+
+    def test_words_for_features_are_wording_too(self) -> None:
+        model = build(tau_1=0.5, tau_2=0.5)
+        model.set_expert(StubExpert(lambda _: Says(0.0)))
+        before = model.calibrated_with()["wording"]
+        frames = {
+            name: np.random.default_rng(1).normal(size=(20, WIDTHS[f"{name}_dim"])) for name in ("audio", "vision")
+        }
+        names = {name: tuple(f"{name} {index}" for index in range(values.shape[1])) for name, values in frames.items()}
+        model.verbalizer = MsaVerbalizer.fit([frames] * 3, names)
+        assert model.calibrated_with()["wording"] != before == build_wording()
+
+
+def build_wording() -> str | None:
+    model = build()
+    model.set_expert(StubExpert(lambda _: Says(0.0)))
+    return model.calibrated_with()["wording"]
+
+
 class TestLaziness:
     @pytest.fixture
     def loads(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -466,8 +534,12 @@ class TestQuestions:
 
     def test_without_statistics_features_cannot_be_described(self) -> None:
         rows = tiny_rows(tiny_uacs_config())
-        with pytest.raises(ValueError, match=r"no statistics of them \(verbalizer.json\)"):
+        with pytest.raises(
+            ValueError, match=r"audio and vision .*no statistics of them \(verbalizer.json\).*waveform and fr"
+        ):
             build().expert_requests(rows)
+        with pytest.raises(ValueError, match="Features of vision are to be described .* give frames with the rows"):
+            build().expert_requests([{**rows[0], "audio": None}])
         (first, *_) = build(use_verbalizer=False).expert_requests(rows)
         assert "Voice:" not in first.prompt and "Go by what is said." in first.prompt
 

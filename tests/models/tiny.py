@@ -8,9 +8,11 @@ import torch
 from transformers import BertTokenizer
 
 from hf_msa.models.configuration_cmc import CmcConfig
+from hf_msa.models.configuration_late_fusion import LateFusionConfig
 from hf_msa.models.configuration_msa import MsaConfig
 from hf_msa.models.configuration_omg import OmgConfig
 from hf_msa.models.configuration_pglh import PglhConfig
+from hf_msa.models.configuration_ridge import RidgeConfig
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.configuration_text import TextConfig
 from hf_msa.models.configuration_uacs import UacsConfig
@@ -43,6 +45,17 @@ def tiny_backbone() -> dict[str, Any]:
 def tiny_text_config(**overrides: Any) -> TextConfig:
     """The text-only baseline."""
     return TextConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **overrides})
+
+
+def tiny_ridge_config(**overrides: Any) -> RidgeConfig:
+    """The ridge probe."""
+    return RidgeConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **overrides})
+
+
+def tiny_late_fusion_config(**overrides: Any) -> LateFusionConfig:
+    """Late fusion with heads of width 8, without dropout."""
+    sizes = {"hidden_size": 8, "dropout": 0.0, "modality_dropout": 0.0}
+    return LateFusionConfig(**{"text_config": tiny_backbone(), **WIDTHS, **LENGTHS, **sizes, **overrides})
 
 
 def tiny_tcmr_config(**overrides: Any) -> TcmrConfig:
@@ -123,6 +136,8 @@ def tiny_omg_config(**overrides: Any) -> OmgConfig:
 
 TINY_CONFIGS: dict[str, Callable[..., MsaConfig]] = {
     "text": tiny_text_config,
+    "ridge": tiny_ridge_config,
+    "late_fusion": tiny_late_fusion_config,
     "tcmr": tiny_tcmr_config,
     "pglh": tiny_pglh_config,
     "cmc": tiny_cmc_config,

@@ -21,7 +21,7 @@ from hf_msa.models.msa_openface import OPENFACE_AU_COLUMNS, FaceReport
 from hf_msa.recordings import extract as extraction
 from hf_msa.recordings.dataset_clips import is_dataset
 from hf_msa.recordings.extract import extract
-from hf_msa.recordings.manifest import read_manifest
+from hf_msa.recordings.manifest import Clip, read_manifest
 from hf_msa.recordings.transcripts import Transcript, Word
 from hf_msa_cli import main
 from made_recordings import write_sound, write_video
@@ -221,6 +221,12 @@ def test_a_saved_data_set_reads_no_file_outside_of_it(clips: Path, tmp_path: Pat
         (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["../outside"]}))
     with pytest.raises(MsaError, match="leads out of the folder"):
         extract(tmp_path / "set", tmp_path / "out", label_family="mosi", audio_set="prosody")
+
+
+def test_of_what_a_recording_lacks_that_is_named_which_was_asked_for(tmp_path: Path) -> None:
+    clip = Clip("a", write_video(tmp_path / "a.mp4", seconds=1.0, sound=None), tmp_path)
+    with pytest.raises(MsaError, match="holds nothing of what is asked for: no sound.$"):
+        extraction.make_clip(clip, extraction.Settings(audio_set="prosody@1"))
 
 
 def test_a_data_set_needs_recordings_and_scores(clips: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_msa.training.language_models import locate_language_model
+from hf_msa.evaluation.checkpoints import locate_language_model, with_located_model
 from tiny import tiny_uacs_config
 
 
@@ -21,3 +21,4 @@ def test_a_folder_is_named_by_its_whole_path_and_a_hub_name_as_it_is(
         config = tiny_uacs_config(expert_model=given)
         locate_language_model(config)
         assert config.expert_model == kept
+        assert with_located_model({"expert_model": given, "route": "fast"}, config)["expert_model"] == kept

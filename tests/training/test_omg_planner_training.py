@@ -10,6 +10,7 @@ import pytest
 
 from hf_msa.errors import MsaError
 from hf_msa.models.msa_mllm import LocalMllm, adapter_digest
+from hf_msa.models.omg_light_planner import rule_entity_action
 from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan
 from hf_msa.models.omg_planner import MllmPlanner
@@ -75,6 +76,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MllmPlan
 
 
 class TestTargets:
+    def test_rules_ask_nothing(self) -> None:
+        mllm = ScriptedMllm(says((SAD.to_text(), (-2.0,))))
+        asking = planner(mllm)
+        asking.config.planner_targets = "rules"
+        targets = target_plans(asking, Clips(), LABELS)
+        words = ["negative", "neutral", "slightly positive", "strongly positive"]
+        texts = [Clips()[index].transcript for index in range(4)]
+        assert targets == [Plan(*rule_entity_action(text), word) for text, word in zip(texts, words, strict=True)]
+        assert not mllm.asked and not mllm.embedded
+
     def test_the_best_plan_of_the_complete_clip_with_the_word_of_the_label(self) -> None:
         mllm = ScriptedMllm(says((SAD.to_text(), (-2.0,)), (GLAD.to_text(), (-1.0,))))
         targets = target_plans(planner(mllm), Clips(), LABELS)

@@ -27,8 +27,15 @@ from hf_msa.models.omg_light_planner import LightPlanner, tokenize
 from hf_msa.models.omg_observation import observe_rows
 from hf_msa.models.omg_planner import _ENCODER_TEXTS
 from hf_msa.training.omg.planners import fit_centering, fit_light_planner
-from hf_msa.training.omg.plans import PlannedRows, is_partial, observed_patterns, patterns
-from hf_msa.training.omg.stages import OmgTrainer
+from hf_msa.training.omg.plans import (
+    CompleteObservations,
+    PlannedRows,
+    is_partial,
+    observed_patterns,
+    part_of,
+    patterns,
+)
+from hf_msa.training.omg.stages import OmgTrainer, cross_fitted
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
 from loopback_mllm_server import Server, completion, token
@@ -106,7 +113,7 @@ class Watch:
         self._rows: list[int] = []
         self._objective = ""
         inputs, conditioning = OmgTrainer.model_inputs, OmgForSentimentAnalysis.conditioning
-        plan_inputs = OmgForSentimentAnalysis.plan_inputs
+        plan_vectors = PlannedRows.vectors
 
         def model_inputs(trainer: OmgTrainer, batch: Any, training: bool) -> Any:
             base = trainer.model.knowledge_base
@@ -129,13 +136,13 @@ class Watch:
                     self.current += bool(torch.allclose(itself.similarities[:, 0], torch.ones(len(base)), atol=1e-5))
             return given
 
-        def planning(model: OmgForSentimentAnalysis, *args: Any) -> Any:
-            self.planned += 1
-            return plan_inputs(model, *args)
+        def planning(planned: PlannedRows, *args: Any, always: bool = False) -> Any:
+            self.planned += not always
+            return plan_vectors(planned, *args, always=always)
 
         patch.setattr(OmgTrainer, "model_inputs", model_inputs)
         patch.setattr(OmgForSentimentAnalysis, "conditioning", retrieving)
-        patch.setattr(OmgForSentimentAnalysis, "plan_inputs", planning)
+        patch.setattr(PlannedRows, "vectors", planning)
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +349,27 @@ class TestPlanner:
         for name, vectors in found.items():
             assert torch.allclose(vectors, expected[name], atol=1e-3)
             assert torch.equal(vectors, vectors.half().float())
+
+    def test_training_rows_are_planned_for_by_planners_that_do_not_know_them(self, run: RunContext) -> None:
+        model, rows = loaded(run), run.rows["train"]
+        assert not cross_fitted(run, model)  # one part
+        model.config.planner_folds = 3
+        planners = cross_fitted(run, model)
+        texts = [str(rows[index]["text"]) for index in range(len(rows))]
+        for part, planner in enumerate(planners):
+            assert isinstance(planner, LightPlanner) and planner.centering is not None
+            own = {index for index in range(len(rows)) if part_of(index, len(rows), 3) == part}
+            assert len(rows) // 3 <= len(own) <= len(rows) // 3 + 1
+            known = {word for index in range(len(rows)) if index not in own for word in tokenize(texts[index])}
+            assert planner.lexicon.words.keys() == known
+        everything = patterns(model.config.modalities)[0]
+        planned = PlannedRows(model, rows, run.processor, planners)
+        mixed = [len(rows) - 1, 0, len(rows) // 2]  # not in the order of the parts
+        found = planned(mixed, [everything] * 3)
+        for row, index in enumerate(mixed):
+            observation = CompleteObservations(model, rows, run.processor)[index]
+            own = planners[part_of(index, len(rows), 3)].plan([observation])[0].plan_vector
+            assert torch.allclose(found["plan_vectors"][row], torch.from_numpy(own), atol=1e-3)
 
     def test_a_row_is_planned_for_once(self, run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
         model = loaded(run)
@@ -639,7 +667,11 @@ def test_a_language_model_learns_to_plan_and_its_adapter_goes_with_the_checkpoin
 
 
 def test_a_planner_on_a_server_plans_and_the_text_encoder_gives_its_vectors(
-    corpus: Path, few: dict[str, MsaRows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path,
+    few: dict[str, MsaRows],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("hf_msa.models.msa_mllm_endpoint._allowed", {})
     monkeypatch.setenv("PLANNER_KEY", "for_the_planner")
@@ -678,4 +710,20 @@ def test_a_planner_on_a_server_plans_and_the_text_encoder_gives_its_vectors(
     monkeypatch.setenv("HF_MSA_ENDPOINT_TOKEN", "for_the_planner")
     out = model.predict_rows(batch, members, run.processor)
     assert torch.isfinite(out.logits).all() and out.planned_score.squeeze(1).tolist() == [2.0, 2.0]
+    columns = {name: values.numpy() for name, values in model.per_sample_outputs(out).items()}
+    cost = OmgForSentimentAnalysis.cost_of(columns)
+    assert cost is not None and cost.pop("seconds") > 0
+    assert cost == {
+        **{"calls": 1.0, "prompt_tokens": None, "tokens": 1.0, "remembered": 0.0, "unreadable": 0.0, "routes": {}}
+    }
+    columns["fallback_plan"] = np.array([0, 1])
+    assert OmgForSentimentAnalysis.cost_of(columns)["unreadable"] == 0.5
+    del columns["planner_calls"]
+    assert OmgForSentimentAnalysis.cost_of(columns) is None, "a light planner asks nobody"
+    # Everything is a fallback plan, and the training says so.
+    server.reply = lambda number, body: completion("no plan", [token("no plan", 0.5, 0.5)])
+    broken = whole_run(corpus, tmp_path / "broken" / "run", few, *settings)
+    (made,) = (entry for entry in broken.log if "fallbacks" in entry)
+    assert made["fallbacks"] == sum(map(len, few.values())) * 2 - len(few.get("test", ()))
+    assert "answers of the planner could not be read (100 %)" in caplog.text
     server.close()

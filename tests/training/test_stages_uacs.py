@@ -23,7 +23,7 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.report import caption, results_markdown
 from hf_msa.evaluation.sweep import sweep
-from hf_msa.hub.cards import card_of
+from hf_msa.hub.cards import card_of, without_local_paths
 from hf_msa.models import msa_remembering
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import ExpertAnswer, UacsForSentimentAnalysis
@@ -460,16 +460,20 @@ class TestMedia:
 def test_an_adapter_is_trained_saved_and_asked(
     corpus: Path, tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny_thinker().save_pretrained(tmp_path / "thinker")
-    tiny_mllm_processor().save_pretrained(tmp_path / "thinker")
+    tiny_thinker().save_pretrained(tmp_path / "models" / "thinker")
+    tiny_mllm_processor().save_pretrained(tmp_path / "models" / "thinker")
+    monkeypatch.chdir(tmp_path)
     assignments = [
-        *("model.route=cascade", f"model.expert_model={tmp_path / 'thinker'}", "model.expert_adapter=true"),
+        *("model.route=cascade", "model.expert_model=models/thinker", "model.expert_adapter=true"),
         # Random weights write no numbers from which a threshold could be taken.
         *("model.tau_1=-1", "model.tau_2=0.5", "model.expert_max_new_tokens=4"),
         *("stages.lora.max_steps=1", "stages.lora.gradient_accumulation_steps=1", "stages.lora.learning_rate=0.01"),
     ]
     run = whole_run(corpus, tmp_path / "run", *assignments, media=media)
     assert [stage["name"] for stage in run.log] == ["ubm", "lora", "calibration"]
+    published = without_local_paths(json.loads((run.folder / "run.json").read_text(encoding="utf-8")))
+    assert published["settings"]["model"]["expert_model"] == published["config"]["expert_model"] == "thinker"
+    assert "models/thinker" not in json.dumps(published)
     weights = load_file(run.folder / "adapter" / "adapter_model.safetensors")
     assert any(value.abs().sum() > 0 for name, value in weights.items() if "lora_B" in name), "it has learned"
     described = json.loads((run.folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))

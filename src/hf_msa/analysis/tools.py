@@ -74,7 +74,7 @@ class Tool:
         name: As in `hf-msa analyze <name>`.
         title: What it shows, in one line.
         methods: The methods whose runs it takes; none: those of any method.
-        function: Takes the runs, a `Report` to fill, and the options by name.
+        function: Takes the runs, if any, a `Report` to fill, and the options by name.
         options: Its options, in the order of the signature.
     """
 
@@ -84,14 +84,21 @@ class Tool:
     function: Callable[..., None]
     options: tuple[Option, ...]
 
+    @property
+    def takes_runs(self) -> bool:
+        """Whether it looks into trained models; else into data alone."""
+        return "runs" in inspect.signature(self.function).parameters
+
     def parser(self) -> argparse.ArgumentParser:
         """The parser of its command line."""
         text, described = _documented(self.function)
         parser = _Parser(prog=f"hf-msa analyze {self.name}", description=text)
-        parser.add_argument("runs", nargs="*", help=described["runs"].replace("%", "%%"))
+        if self.takes_runs:
+            parser.add_argument("runs", nargs="*", help=described["runs"].replace("%", "%%"))
         for option in self.options:
             option.add_to(parser)
-        where = f"folder for tables and figures (default: analysis/{self.name} in the first run)"
+        place = f"analysis/{self.name}" + (" in the first run" if self.takes_runs else "")
+        where = f"folder for tables and figures (default: {place})"
         parser.add_argument("--output", default=argparse.SUPPRESS, help=where)
         return parser
 
@@ -102,7 +109,7 @@ class Tool:
             arguments: What follows `hf-msa analyze <name>`.
 
         Returns:
-            `runs`, and the options that were given, for `run_tool`.
+            `runs`, if the tool takes any, and the options that were given, for `run_tool`.
 
         Raises:
             MsaError: If there is an option that the tool does not have, or a value that an option does not take.
@@ -135,10 +142,11 @@ def tool(name: str, title: str, methods: Sequence[str] = ()) -> Callable[[_Funct
         methods: The methods whose runs it takes; none: those of any method.
 
     Returns:
-        A decorator, which gives the function back as it is. The function takes `runs` (folders, as the user names them)
-        and `report` (a `Report`, to be filled), then options by keyword alone. An option is annotated as int, float, str,
-        bool (a switch), `Path`, a sequence, list or tuple of one kind of them, or one of these `| None`, and is described
-        under `Args:` of the docstring. It raises MsaError for runs, data and options that it cannot use.
+        A decorator, which gives the function back as it is. The function takes `runs` (folders, as the user names them; a
+        tool that looks into data alone does without) and `report` (a `Report`, to be filled), then options by keyword
+        alone. An option is annotated as int, float, str, bool (a switch), `Path`, a sequence, list or tuple of one kind of
+        them, or one of these `| None`, and is described under `Args:` of the docstring. It raises MsaError for runs, data
+        and options that it cannot use.
 
     Raises:
         MsaError: If the name will not do or is taken, or the function is not of this form.
@@ -151,14 +159,14 @@ def tool(name: str, title: str, methods: Sequence[str] = ()) -> Callable[[_Funct
     return register
 
 
-def run_tool(name: str, runs: Sequence[str], *, output: str | None = None, **options: Any) -> list[Path]:
+def run_tool(name: str, runs: Sequence[str] = (), *, output: str | None = None, **options: Any) -> list[Path]:
     """Run one analysis.
 
     Args:
         name: A key of `TOOLS`.
         runs: Folders that `hf-msa train` wrote (one seed, or all of them), or, for tools that read results, folders with a
-            ``results.json``.
-        output: Where to write; default: ``analysis/<tool>`` in the first run.
+            ``results.json``; none for a tool that looks into data alone.
+        output: Where to write; default: ``analysis/<tool>`` in the first run, or in the current folder.
         **options: Options of the tool, see its function; None stands for the default.
 
     Returns:
@@ -172,15 +180,17 @@ def run_tool(name: str, runs: Sequence[str], *, output: str | None = None, **opt
     given = {option: value for option, value in options.items() if value is not None}
     for option in sorted(given.keys() - {known.name for known in chosen.options}):
         raise chosen.unknown_option("--" + option.replace("_", "-"))
-    if not runs:
+    if chosen.takes_runs != bool(runs):
+        if runs:
+            raise MsaError(f"The tool {name!r} looks into data alone; leave {runs[0]!r} out, and give --data.")
         raise MsaError(f"The tool {name!r} needs a run; give a folder that `hf-msa train` or `hf-msa evaluate` wrote.")
     for known in chosen.options:
         if known.is_required and known.name not in given:
             raise MsaError(f"The tool {name!r} needs {known.flag}: {known.help}.")
-    first = Path(runs[0])
+    first = Path(runs[0] if runs else ".")
     folder = first if first.is_dir() or first.suffix != ".json" else first.parent
     report = Report(folder / "analysis" / name if output is None else output)
-    chosen.function(list(runs), report, **given)
+    chosen.function(*([list(runs)] if runs else []), report, **given)
     return report.write()
 
 
@@ -188,9 +198,14 @@ def tool_list() -> str:
     """All tools with their titles, by the methods whose runs they take."""
     width = max(map(len, TOOLS))
     lines = ["usage: hf-msa analyze TOOL RUN... [OPTIONS]"]
-    ordered = sorted(TOOLS.values(), key=lambda known: (known.methods, known.name))
-    for methods, group in itertools.groupby(ordered, key=lambda known: known.methods):
-        lines += ["", f"For runs of {' and '.join(methods) or 'any method'}:"]
+
+    def place(known: Tool) -> tuple[bool, tuple[str, ...]]:
+        return known.takes_runs, known.methods
+
+    ordered = sorted(TOOLS.values(), key=lambda known: (*place(known), known.name))
+    for (takes_runs, methods), group in itertools.groupby(ordered, key=place):
+        heading = f"For runs of {' and '.join(methods) or 'any method'}:"
+        lines += ["", heading if takes_runs else "For data, before any training (without RUN):"]
         lines += [f"  {known.name:<{width}}  {known.title}" for known in group]
     return "\n".join([*lines, "", "`hf-msa analyze TOOL --help` shows the options of a tool."])
 
@@ -200,10 +215,15 @@ def _options(name: str, function: Callable[..., None]) -> tuple[Option, ...]:
     parameters = inspect.signature(function).parameters
     hints = typing.get_type_hints(function)
     _, described = _documented(function)
-    if list(parameters)[:2] != ["runs", "report"] or "runs" not in described:
+    first = [parameter for parameter in parameters if parameter in ("runs", "report")]
+    if (
+        "report" not in first
+        or list(parameters)[: len(first)] != sorted(first, reverse=True)
+        or ("runs" in first and "runs" not in described)
+    ):
         raise MsaError(f"The tool {name!r} has to take runs and report first; describe runs in the docstring's Args.")
     options = []
-    for parameter in list(parameters.values())[2:]:
+    for parameter in list(parameters.values())[len(first) :]:
         kind, many = _kind(hints.get(parameter.name))
         is_switch = kind is bool and not many
         if kind not in _VALUES and not (is_switch and parameter.default is False):

@@ -137,12 +137,37 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
             f"{min(loading['missing_keys'])!r}; copy or train it again."
         )
     settings = model.config.language_model
+    if settings is not None and settings.field in (changes or {}):
+        locate_language_model(model.config)
     if settings is not None and settings.kind == "endpoint" and settings.name and settings.field in (changes or {}):
         # A server that the caller names is one that the caller allows, and so is the key.
         allow_endpoint(settings.name, (changes or {}).get(f"{settings.role}_key_variable"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]  # the library wraps `to` in a way that type checkers misread
     return model.eval(), processor
+
+
+def whole_path(name: str) -> str:
+    """The whole path of a file or folder on this machine; of what is none, e.g. a Hub name, the name."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def locate_language_model(config: MsaConfig) -> None:
+    """Name a language model that lies on this machine by its whole path, so that it is found from any folder.
+
+    What is published of such a name is its last part.
+    """
+    settings = config.language_model
+    if settings is not None and settings.name and settings.kind == "local":
+        setattr(config, settings.field, whole_path(settings.name))
+
+
+def with_located_model(changes: Mapping[str, Any], config: MsaConfig) -> dict[str, Any]:
+    """Changes of a configuration, the language model among them as it is named there; see `locate_language_model`."""
+    settings = config.language_model
+    return {**changes} | (
+        {settings.field: settings.name} if settings is not None and settings.field in changes else {}
+    )
 
 
 def method_of(model: MsaPreTrainedModel) -> str:

@@ -31,6 +31,7 @@ from .checkpoints import (
     method_of,
     own_fields,
     rate_folder,
+    with_located_model,
 )
 from .results import (
     LANGUAGE_MODEL_INPUTS,
@@ -174,6 +175,7 @@ def evaluate_runs(
         facts.oracle = facts.oracle or network.config.is_oracle
         facts.language_model_input = network.language_model_input
         facts.config = own_fields(network.config)
+        facts.changes = with_located_model(facts.changes, network.config)
         del network
     fields = tested[0].protocol.to_dict()
     facts.protocol = {"name": protocol} | {

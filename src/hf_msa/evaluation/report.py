@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.evaluation.metrics import METRICS, is_class_metric
-from hf_msa.evaluation.results import COSTS, LANGUAGE_MODEL_INPUTS, MOST_UNREADABLE, Results, result_metrics
+from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, MOST_UNREADABLE, Results, result_metrics
 from hf_msa.evaluation.subsets import subset_text
 
 if TYPE_CHECKING:
@@ -235,9 +235,19 @@ def cost_texts(results: Results) -> dict[str, str]:
     cost = results.get("cost")
     if cost is None:
         return {}
-    unreadable = UNDEFINED if cost["unreadable"] is None else f"{100 * cost['unreadable']:.1f} %"
-    routes = ", ".join(f"{name} {100 * share:.1f} %" for name, share in cost["routes"].items())
-    return {**{name: f"{cost[name]:.3g}" for name in COSTS}, "unreadable": unreadable, "routes": routes}
+
+    def cell(name: str, factor: int = 1, form: str = ".3g", unit: str = "") -> str:
+        """A number that results of earlier versions may lack."""
+        return UNDEFINED if cost.get(name) is None else f"{factor * cost[name]:{form}}{unit}"
+
+    return {
+        "calls": cell("calls"),
+        "prompt tokens": cell("prompt_tokens"),
+        "tokens": cell("tokens"),
+        "seconds": cell("seconds"),
+        **{name: cell(name, 100, ".1f", " %") for name in ("remembered", "unreadable")},
+        "routes": ", ".join(f"{name} {100 * share:.1f} %" for name, share in cost["routes"].items()) or UNDEFINED,
+    }
 
 
 def cost_text(results: Results) -> str:
@@ -246,9 +256,12 @@ def cost_text(results: Results) -> str:
     if not cells:
         return ""
     much = (results["cost"]["unreadable"] or 0) > MOST_UNREADABLE
+    read = "" if cells["prompt tokens"] == UNDEFINED else f"of {cells['prompt tokens']} tokens "
+    routes = "" if cells["routes"] == UNDEFINED else f"answered by {cells['routes']}; "
+    known = "" if cells["remembered"] == UNDEFINED else f"known from before: {cells['remembered']}; "
     return (
-        f"Cost per sample: {cells['calls']} questions to the language model, {cells['tokens']} tokens written by it, "
-        f"{cells['seconds']} seconds; answered by {cells['routes']}; unreadable answers: {cells['unreadable']}"
+        f"Cost per sample: {cells['calls']} questions {read}to the language model, {cells['tokens']} tokens written by it, "
+        f"{cells['seconds']} seconds; {routes}{known}unreadable answers: {cells['unreadable']}"
         + (", which is too many to judge the language model by." if much else ".")
     )
 

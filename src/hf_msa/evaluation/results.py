@@ -704,7 +704,7 @@ def _facts(results: Mapping[str, Any]) -> Iterator[_Check]:
         yield from (
             (f"cost {key}", lambda value: is_number(value) and value is not None, cost.get(key)) for key in COSTS
         )
-        yield "cost unreadable", is_number, cost.get("unreadable")
+        yield from ((f"cost {key}", is_number, cost.get(key)) for key in ("prompt_tokens", "remembered", "unreadable"))
         yield "cost routes", lambda value: isinstance(value, Mapping), cost.get("routes")
         shares = cost["routes"].values()
         yield from (("cost routes", lambda value: is_number(value) and value is not None, share) for share in shares)

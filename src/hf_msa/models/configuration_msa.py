@@ -1,10 +1,11 @@
 """The configuration that every method shares: widths and lengths by modality name, text backbone, label range."""
 
+import dataclasses
 import math
 import operator
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -23,7 +24,7 @@ class ServerSettings:
     """How a language model on a server is asked.
 
     Args:
-        model: What the server calls it; None: the only one that it serves.
+        served_model: What the server calls it; None: the only one that it serves.
         key_variable: Name of the environment variable that holds the server's key; None: none is named.
         top_logprobs: Tokens to list at each position.
         timeout: Seconds in which one answer has to be there.
@@ -31,7 +32,7 @@ class ServerSettings:
         concurrency: Requests under way at once.
     """
 
-    model: str | None
+    served_model: str | None
     key_variable: str | None
     top_logprobs: int
     timeout: float
@@ -54,6 +55,9 @@ class LocalSettings:
     device_map: str | dict[str, Any] | None
     attention: str | None
     revision: str | None
+
+
+Settings = TypeVar("Settings", ServerSettings, LocalSettings)
 
 
 @dataclass(frozen=True)
@@ -239,25 +243,19 @@ class MsaConfig(PreTrainedConfig):
             )
 
 
-def server_settings(config: MsaConfig, role: str) -> ServerSettings:
-    """How a language model on a server is asked, out of the fields that begin with its role.
+def settings_of(config: MsaConfig, role: str, kind: type[Settings]) -> Settings:
+    """How a language model is asked or loaded, out of the fields that begin with its role.
 
     Args:
         config: A configuration that names one.
         role: `"expert"` or `"planner"`.
+        kind: `ServerSettings` or `LocalSettings`.
     """
-    return ServerSettings(
-        model=getattr(config, f"{role}_served_model"),
-        key_variable=getattr(config, f"{role}_key_variable"),
-        top_logprobs=getattr(config, f"{role}_top_logprobs"),
-        timeout=getattr(config, f"{role}_timeout"),
-        retries=getattr(config, f"{role}_retries"),
-        concurrency=getattr(config, f"{role}_concurrency"),
-    )
+    return kind(**{field.name: getattr(config, f"{role}_{field.name}") for field in dataclasses.fields(kind)})
 
 
 def check_server(config: MsaConfig, role: str) -> None:
-    """Check the fields of `server_settings`.
+    """Check the fields of `ServerSettings`.
 
     Raises:
         ValueError: If a number is outside its bounds, or a key stands where its variable should be named.
@@ -272,21 +270,6 @@ def check_server(config: MsaConfig, role: str) -> None:
             f"{role}_key_variable must be the name of an environment variable in capitals that holds the server's key, "
             "not the key itself, and not that of the Hub's token, which goes to the Hub only."
         )
-
-
-def local_settings(config: MsaConfig, role: str) -> LocalSettings:
-    """How a language model on this machine is loaded, out of the fields that begin with its role.
-
-    Args:
-        config: A configuration that names one.
-        role: `"expert"` or `"planner"`.
-    """
-    return LocalSettings(
-        dtype=getattr(config, f"{role}_dtype"),
-        device_map=getattr(config, f"{role}_device_map"),
-        attention=getattr(config, f"{role}_attention"),
-        revision=getattr(config, f"{role}_revision"),
-    )
 
 
 def language_model_modalities(config: MsaConfig, role: str) -> str | tuple[str, ...]:

@@ -6,11 +6,12 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_msa import (
     LanguageModelSettings,
+    LocalSettings,
     MsaConfig,
+    ServerSettings,
     check_server,
     language_model_modalities,
-    local_settings,
-    server_settings,
+    settings_of,
 )
 
 
@@ -46,6 +47,14 @@ class OmgConfig(MsaConfig):
             vision; the rest is left out, which its prompt says (ours).
         use_verbalizer (`bool`): Describe features in words to the planner where it is not given sound or pictures and the
             data names the features (ours).
+        planner_targets: What the adapter learns to plan beside the label's word: entity and action of its `"own"` best
+            plans of complete clips, or those that the light planner's `"rules"` find in the transcript, for models whose
+            own ones say nothing (ours).
+        planner_constrained (`bool`): Let the language model write nothing but plans that keep to the schema (ours); small
+            models do not keep to it by themselves.
+        planner_folds (`int`): Training rows are planned for by light planners that were fitted without them: to all but one
+            of so many parts of the training split. 1 lets the planner plan for the rows that it was fitted to (ours). A
+            language model's adapter is not fitted anew for each part.
         num_candidates (`int`): Plans drawn for each observation (appendix A: 5).
         semantic_weight (`float`): lambda_s of eq. 5 (section 4.1: 0.3). The penalty of a plan that breaks the schema is
             infinite there, so its weight gamma has no effect and no field: such plans are dropped.
@@ -55,6 +64,8 @@ class OmgConfig(MsaConfig):
         plan_source: Condition c_S: the `"planner"`'s, or Gaussian `"noise"` (w/o Planner, appendix A).
         plan_tokens: What the denoiser attends to: the `"pooled"` plan, a single vector (eq. 4), with which attention is the
             same for every position; or one vector `"per_constraint"` (ours).
+        observation_features (`bool`): Let mean and deviation of the observed features of sound and pictures follow the
+            vector of the words in u_X (ours). A text encoder's vector of features in words says next to nothing of them.
         condition_dim (`int`, *optional*): Width of plan and observation vectors. `None`: that of the text encoder, which
             embeds them for the light planner and for one on a server; where a local language model plans, training sets it
             to that model's.
@@ -84,6 +95,9 @@ class OmgConfig(MsaConfig):
         scheduler: Sampler of diffusers: `"ddpm"` (eq. 11), `"ddim"` or `"dpm_solver++"`.
         num_inference_steps (`int`): Its steps. One gives the mean of what may be missing under the conditions; more give one
             of the many things that it may be, take longer, and score no better (ours, measured: docs/results.md).
+        num_samples (`int`): Draws that are made of what is missing: features are their mean, probabilities of the classes
+            the mean of what the classifier makes of each. Of use with several steps, as one step gives a mean already
+            (ours).
         generation_seed (`int`): Of the noise that generation begins with; a sample's noise depends on it and on what is
             observed of the sample.
 
@@ -91,6 +105,7 @@ class OmgConfig(MsaConfig):
         fusion_dim (`int`), dropout (`float`): Of the classifier (ours).
         classifier_input: Latents that it reads in training where they are missing: the one-step `"estimate"` (eq. 16), or
             the `"noisy"` ones (ablation Direct Classification).
+        classifier_plan (`bool`): Let f_phi read c_S and the planner's score as well (ours).
         plan_loss_weight, evidence_loss_weight, task_loss_weight (`float`): Of L_plan, L_evi (eq. 15) and L_task (eq. 18;
             appendix A: 0.1 each).
         alignment_loss_weight (`float`): Of C_evi (eq. 9), which section 3.4 says is minimised, though eq. 15 leaves it out.
@@ -149,6 +164,9 @@ class OmgConfig(MsaConfig):
     planner_revision: str | None = None
     planner_modalities: str | list[str] | tuple[str, ...] = "auto"
     use_verbalizer: bool = True
+    planner_targets: Literal["own", "rules"] = "own"
+    planner_constrained: bool = False
+    planner_folds: int = 1
     num_candidates: int = 5
     semantic_weight: float | int = 0.3
     log_prob: Literal["sum", "mean"] = "sum"
@@ -158,6 +176,7 @@ class OmgConfig(MsaConfig):
     plan_max_new_tokens: int = 48
     plan_source: Literal["planner", "noise"] = "planner"
     plan_tokens: Literal["pooled", "per_constraint"] = "pooled"
+    observation_features: bool = False
     condition_dim: int | None = None
 
     query_dim: int = 256
@@ -182,11 +201,13 @@ class OmgConfig(MsaConfig):
     prediction_type: Literal["v_prediction", "epsilon"] = "v_prediction"
     scheduler: Literal["ddpm", "ddim", "dpm_solver++"] = "ddpm"
     num_inference_steps: int = 1
+    num_samples: int = 1
     generation_seed: int = 0
 
     fusion_dim: int = 128
     dropout: float | int = 0.1
     classifier_input: Literal["estimate", "noisy"] = "estimate"
+    classifier_plan: bool = False
     plan_loss_weight: float | int = 0.1
     evidence_loss_weight: float | int = 0.1
     task_loss_weight: float | int = 0.1
@@ -214,15 +235,21 @@ class OmgConfig(MsaConfig):
             quantization=self.planner_quantization,
             batch_size=self.planner_batch_size,
             without='planner="light"',
-            server=server_settings(self, "planner"),
+            server=settings_of(self, "planner", ServerSettings),
             modalities=language_model_modalities(self, "planner"),
-            local=local_settings(self, "planner"),
+            local=settings_of(self, "planner", LocalSettings),
         )
 
     @property
     def plan_width(self) -> int:
         """Width of plan and observation vectors."""
         return int(self.condition_dim or self.text_config.hidden_size)
+
+    @property
+    def observation_width(self) -> int:
+        """Width of u_X: that of vectors, and of pooled features where they follow."""
+        widths: list[int] = [getattr(self, f"{name}_dim") for name in self.modalities[1:] if self.observation_features]
+        return self.plan_width + 2 * sum(widths)
 
     def positions(self, modality: str) -> int:
         """Positions on which the executor works on a modality."""
@@ -232,10 +259,17 @@ class OmgConfig(MsaConfig):
     def validate_omg(self) -> None:
         """Check numbers, and what has to go together."""
         language_model_modalities(self, "planner")
-        counts = ("planner_batch_size", "num_candidates", "plan_max_new_tokens", "top_k", "sequence_length")
+        counts = (
+            "planner_batch_size",
+            "planner_folds",
+            "num_candidates",
+            "plan_max_new_tokens",
+            "top_k",
+            "sequence_length",
+        )
         denoiser = ("denoiser_layers", "denoiser_dim", "denoiser_heads")
         sizes = (*denoiser, "query_dim", "latent_dim", "vae_hidden", "fusion_dim")
-        self.check_numbers(*counts, *sizes, "num_train_timesteps", "num_inference_steps", at_least=1)
+        self.check_numbers(*counts, *sizes, "num_train_timesteps", "num_inference_steps", "num_samples", at_least=1)
         losses = (f"{name}_loss_weight" for name in ("plan", "evidence", "task", "alignment"))
         self.check_numbers("semantic_weight", *losses, at_least=0)
         check_server(self, "planner")

@@ -7,10 +7,11 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_msa import (
     LanguageModelSettings,
+    LocalSettings,
+    ServerSettings,
     check_server,
     language_model_modalities,
-    local_settings,
-    server_settings,
+    settings_of,
 )
 from .configuration_ubm import UbmConfig
 from .msa_mllm_numbers import check_room, writable_numbers
@@ -92,6 +93,9 @@ class UacsConfig(UbmConfig):
             them; set by calibration on the validation split. Given before training they stay as they are.
         calibration (`dict`, *optional*): The fits behind them, by `small` and `expert`; see
             `hf_msa.training.uacs.thresholds.AgreementFit`.
+        calibrated_with (`dict`, *optional*): Which expert gave the answers that `tau_2` was set by (`model`, `adapter`: hash
+            of its weights), and a hash of how it was asked (`wording`). With another one or other questions the model
+            refuses to use the threshold. `None`: it is not known, or the threshold was given.
 
     A checkpoint that is loaded with another lambda or beta has the thresholds that these give by its stored fits. What its
     thresholds do not hold for (another expert, another uncertainty) is refused, unless thresholds are given with it.
@@ -148,6 +152,7 @@ class UacsConfig(UbmConfig):
     tau_1: float | int | None = None
     tau_2: float | int | None = None
     calibration: dict[str, Any] | None = None
+    calibrated_with: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -157,6 +162,8 @@ class UacsConfig(UbmConfig):
             ValueError: If the stored thresholds do not hold for a change, or a change of lambda or beta has no effect.
         """
         _check_thresholds_hold(config_dict, kwargs)
+        if "tau_2" in kwargs:
+            kwargs = {"calibrated_with": None, **kwargs}
         return super().from_dict(config_dict, **kwargs, **_moved_thresholds(config_dict, kwargs))
 
     @property
@@ -177,9 +184,9 @@ class UacsConfig(UbmConfig):
             quantization=self.expert_quantization,
             batch_size=self.expert_batch_size,
             without='route="fast"',
-            server=server_settings(self, "expert"),
+            server=settings_of(self, "expert", ServerSettings),
             modalities=language_model_modalities(self, "expert"),
-            local=local_settings(self, "expert"),
+            local=settings_of(self, "expert", LocalSettings),
         )
 
     def validate_uacs(self) -> None:
@@ -229,9 +236,14 @@ def _invalidates(field: str, tau: str) -> bool:
 
 def _is_same(field: str, stored: Any, value: Any) -> bool:
     """Whether a change is none; of a model, wherever it lies, the last part of its name is what is published."""
-    if field == "expert_model" and isinstance(stored, str) and isinstance(value, str) and "://" not in stored + value:
-        return stored.rstrip("/").rpartition("/")[2] == value.rstrip("/").rpartition("/")[2]
+    if field == "expert_model" and isinstance(stored, str) and isinstance(value, str):
+        return published_name(stored) == published_name(value)
     return bool(stored == value)
+
+
+def published_name(model: str) -> str:
+    """What is published of a model's name: the last part of a path or Hub name, of a server all of it."""
+    return model if "://" in model else model.rstrip("/").rpartition("/")[2]
 
 
 def _moved_thresholds(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, float]:

@@ -707,8 +707,10 @@ class MsaPreTrainedModel(PreTrainedModel):
             columns: Numbers per sample, arrays `(samples,)`, by their names; see `per_sample_outputs`.
 
         Returns:
-            Means over the samples: `calls` to another model, `tokens` that it wrote, `seconds`; `unreadable`, the share of
-            its answers that could not be read (None without calls); `routes`, the shares of samples by who answered.
+            Means over the samples: `calls`, questions to another model, `prompt_tokens` of these (None where that is not
+            known), `tokens` that it wrote, `seconds`; shares of the questions (None without any): `remembered`, answered
+            before, and `unreadable`, with no answer that could be read; `routes`, the shares of samples by who answered,
+            empty where there is one way.
         """
         return None
 

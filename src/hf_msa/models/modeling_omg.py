@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,13 @@ class OmgOutput(MsaOutput):
         alignment_cost, path_cost (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): C_evi (eq. 9); and C_path of
             eq. 3, which the paper does not define: the mean squared change of the latents in a step.
         planned_score, fallback_plan (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): The plan's sentiment from -3 to
-            3, and 1 where no candidate kept to the schema; only of `predict_rows`.
+            3, and 1 where no candidate kept to the schema, or a language model gave none; only of `predict_rows`.
+        planner_calls, planner_prompt_tokens, planner_tokens, remembered (`torch.FloatTensor` of shape `(batch, 1)`,
+            *optional*): Questions to a language model that plans, their tokens (NaN where it does not say), the tokens that
+            it wrote in all candidates, and questions that were answered before.
+        seconds (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Where a language model plans, time spent on the
+            sample, its share of what went through the models together; loading the language model is not in it. Remembered
+            plans count with the time that they took, remembered vectors of them with none.
     """
 
     class_logits: torch.Tensor | None = None
@@ -62,6 +69,11 @@ class OmgOutput(MsaOutput):
     path_cost: torch.Tensor | None = None
     planned_score: torch.Tensor | None = None
     fallback_plan: torch.Tensor | None = None
+    planner_calls: torch.Tensor | None = None
+    planner_prompt_tokens: torch.Tensor | None = None
+    planner_tokens: torch.Tensor | None = None
+    remembered: torch.Tensor | None = None
+    seconds: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +116,17 @@ class Perception:
         return tuple(hashlib.blake2b(b"".join(digest(index)), digest_size=16).digest() for index in range(len(self)))
 
     @functools.cached_property
+    def pooled(self) -> dict[str, Tensor]:
+        """Mean and deviation of the observed features of sound and pictures `(batch, 2 * width)`, zeros without any."""
+        found = {}
+        for name in [name for name in self.values if name != "text"]:
+            values, mask = self.values[name], self.masks[name]
+            mean = masked_mean(values, mask)
+            deviation = masked_mean((values - mean.unsqueeze(1)).square(), mask).sqrt()
+            found[name] = torch.cat([mean, deviation], dim=-1)
+        return found
+
+    @functools.cached_property
     def lacking(self) -> Tensor:
         """Whether a sample misses any modality `(batch,)`."""
         return ~torch.stack(list(self.available.values())).all(dim=0)
@@ -120,14 +143,16 @@ class Conditioning(NamedTuple):
     Args:
         plan: c_S `(batch, plan_width)`.
         plan_tokens: What the denoiser attends to `(batch, tokens, plan_width)`.
-        observation: u_X `(batch, plan_width)`.
+        observation: u_X `(batch, observation_width)`.
         evidence: What was retrieved; None without a knowledge base.
+        score: The planner's `(batch, 1)`, from -1 to 1.
     """
 
     plan: Tensor
     plan_tokens: Tensor
     observation: Tensor
     evidence: Evidence | None
+    score: Tensor
 
 
 @dataclass(eq=False)
@@ -140,6 +165,8 @@ class GeneratedBatch:
         masks: Modality -> True = a generated position `(batch, positions)`.
         latents: Modality -> z_0* `(batch, latents, latent_dim)`.
         step_costs: Modality -> mean squared change of the latents in each step `(batch, steps)`, NaN in such rows.
+        spreads: Modality -> deviation of the features over several draws, of the shape and in the units of `values`; empty
+            where one was made.
         evidence: What was retrieved; None without a knowledge base.
         evidence_ids: Ids of the entries per sample, best first; their weights are in `evidence`.
         class_logits: The classifier's `(batch, classes)`.
@@ -150,6 +177,7 @@ class GeneratedBatch:
     masks: dict[str, Tensor]
     latents: dict[str, Tensor]
     step_costs: dict[str, Tensor]
+    spreads: dict[str, Tensor]
     evidence: Evidence | None
     evidence_ids: list[list[str]]
     class_logits: Tensor
@@ -159,21 +187,26 @@ class GeneratedBatch:
 class OmgFusion(nn.Module):
     """Fusion and f_phi of eq. 17: projections of the observation and of each modality's mean latent, and a classifier.
 
-    The paper leaves both open (concatenation or pooling).
+    The paper leaves both open (concatenation or pooling). Where the configuration says so, plan and the planner's score are
+    projected and read as well.
     """
 
     def __init__(self, config: OmgConfig) -> None:
         super().__init__()
         dim = config.fusion_dim
-        self.observation = nn.Linear(config.plan_width, dim)
+        self.observation = nn.Linear(config.observation_width, dim)
+        self.plan = nn.Linear(config.plan_width + 1, dim) if config.classifier_plan else None
         self.latents = nn.ModuleDict({name: nn.Linear(config.latent_dim, dim) for name in config.modalities})
-        self.hidden = nn.Linear(dim * (1 + len(config.modalities)), dim)
+        self.hidden = nn.Linear(dim * (1 + (self.plan is not None) + len(config.modalities)), dim)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(dim, len(config.class_names))
 
-    def forward(self, observation: Tensor, pooled: Mapping[str, Tensor]) -> Tensor:
-        """Class logits `(batch, classes)` of u_X `(batch, plan_width)` and the mean latents `(batch, latent_dim)`."""
-        parts = [self.observation(observation), *(layer(pooled[name]) for name, layer in self.latents.items())]
+    def forward(self, conditioning: Conditioning, pooled: Mapping[str, Tensor]) -> Tensor:
+        """Class logits `(batch, classes)` of u_X, c_S where it is read, and the mean latents `(batch, latent_dim)`."""
+        parts = [self.observation(conditioning.observation)]
+        if self.plan is not None:
+            parts.append(self.plan(torch.cat([conditioning.plan, conditioning.score], dim=-1)))
+        parts += [layer(pooled[name]) for name, layer in self.latents.items()]
         logits: Tensor = self.classifier(self.dropout(F.relu(self.hidden(torch.cat(parts, dim=-1)))))
         return logits
 
@@ -195,6 +228,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         SideFile(PLANNER_FILE, names_models=True),
         SideFile(f"{KNOWLEDGE_BASE_FOLDER}/*"),
     )
+    COST_COLUMNS = {
+        "calls": "planner_calls",
+        "prompt_tokens": "planner_prompt_tokens",
+        "tokens": "planner_tokens",
+        "seconds": "seconds",
+        "remembered": "remembered",
+        "unreadable": "fallback_plan",
+    }
     text_mean: Tensor
     text_std: Tensor
 
@@ -334,10 +375,12 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             config = self.config
             found = {name: tuple(value.shape[1:]) for name, value in base.values.items()}
             needed = {name: ((config.positions(name) + 1) // 2, config.latent_dim) for name in config.modalities}
-            if found != needed or base.plans.shape[1] != config.plan_width:
+            widths = base.plans.shape[1], base.observations.shape[1]
+            if found != needed or widths != (config.plan_width, config.observation_width):
                 raise ValueError(
-                    f"The knowledge base has plans of width {base.plans.shape[1]} and latents {found}, but this model needs "
-                    f"width {config.plan_width} and {needed}; build it with this model (hf-msa kb build)."
+                    f"The knowledge base has plans of width {widths[0]}, observations of {widths[1]} and latents {found}, "
+                    f"but this model needs {config.plan_width}, {config.observation_width} and {needed}; build it with this "
+                    "model (hf-msa kb build)."
                 )
         self._knowledge_base = base
 
@@ -434,7 +477,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         return self.plan_observations(self.observations(inputs, rows, processor), processor)
 
     def plan_observations(
-        self, observations: Sequence[Observation], processor: Any, always: bool = False
+        self, observations: Sequence[Observation], processor: Any, always: bool = False, planner: Planner | None = None
     ) -> tuple[list[PlanChoice] | None, dict[str, Tensor]]:
         """The plans, None where noise stands for them; and what `forward` takes of them, the arguments `..._vectors`.
 
@@ -442,8 +485,9 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             observations: What is observed of each sample.
             processor: See `planner`, also for errors.
             always: Also where noise stands for plans, as knowledge bases are made of plans.
+            planner: Plans in the place of the model's own.
         """
-        planner, plans = self.planner(processor), None
+        planner, plans = planner or self.planner(processor), None
         if not always and self.config.plan_source == "noise":
             vectors = {"observation_vectors": planner.embed_observations(observations)}
         else:
@@ -452,6 +496,8 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 "plan_vectors": np.stack([choice.plan_vector for choice in plans]),
                 "observation_vectors": np.stack([choice.observation_vector for choice in plans]),
             }
+            if self.config.classifier_plan:
+                vectors["plan_scores"] = np.array([[choice.score / 3] for choice in plans])
             if self.config.plan_tokens == "per_constraint":
                 three = [choice.constraint_vectors for choice in plans if choice.constraint_vectors is not None]
                 vectors["constraint_vectors"] = np.stack(three)
@@ -476,10 +522,13 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             own_entries: Entries that are left out, see the method of this name; None: nothing is.
         """
         config, base = self.config, self.knowledge_base
-        plan, observation = (
-            self.text_mean.new_zeros(len(perception), config.plan_width) if given is None else given.to(self.dtype)
-            for given in (vectors.get("plan_vectors"), vectors.get("observation_vectors"))
-        )
+
+        def given(name: str, width: int) -> Tensor:
+            there = vectors.get(name)
+            return self.text_mean.new_zeros(len(perception), width) if there is None else there.to(self.dtype)
+
+        plan, score = given("plan_vectors", config.plan_width), given("plan_scores", 1)
+        observation = self.observation_vectors(given("observation_vectors", config.plan_width), perception.pooled)
         tokens = plan.unsqueeze(1)
         if config.plan_tokens == "per_constraint":
             constraints = vectors.get("constraint_vectors")
@@ -491,9 +540,9 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             else:
                 noise = draw_noise(perception.seeds(config.generation_seed, "plan"), tokens.shape[1:])[0].to(tokens)
             tokens = F.normalize(noise, dim=-1)
-            plan = tokens[:, 0]
+            plan, score = tokens[:, 0], torch.zeros_like(score)
         if base is None or config.retrieval_aggregation == "none":
-            return Conditioning(plan, tokens, observation, None)
+            return Conditioning(plan, tokens, observation, None, score)
         if config.index_factory == "Flat":
             base = self._knowledge_base = base.to(plan.device)
         asked = None
@@ -501,7 +550,12 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             seeds = perception.seeds(config.generation_seed, "random_plan")
             own = [NO_ENTRY] * len(plan) if own_entries is None else own_entries.tolist()
             asked = base.plans[random_entries(seeds, own, len(base), config.generation_seed)].to(plan)
-        return Conditioning(plan, tokens, observation, self.retriever(observation, plan, base, own_entries, asked))
+        evidence = self.retriever(observation, plan, base, own_entries, asked)
+        return Conditioning(plan, tokens, observation, evidence, score)
+
+    def observation_vectors(self, words: Tensor, pooled: Mapping[str, Tensor]) -> Tensor:
+        """u_X `(batch, observation_width)`: the planner's vectors `(batch, plan_width)`, and pooled features if wanted."""
+        return torch.cat([words, *pooled.values()], dim=-1) if self.config.observation_features else words
 
     # --- Generating and classifying ---
 
@@ -520,9 +574,13 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
 
     @torch.no_grad()
     def execute(
-        self, perception: Perception, conditioning: Conditioning, latents: dict[str, Tensor]
+        self, perception: Perception, conditioning: Conditioning, latents: dict[str, Tensor], draw: int = 0
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Generate whatever is missing (section 3.5, eq. 11), beside the `latents` of what is observed (`encode_observed`).
+
+        Args:
+            perception, conditioning, latents: Of the batch.
+            draw: Number of the draw; each begins with noise of its own.
 
         Returns:
             By modality: latents with the missing ones generated; generated features `(batch, positions, width)`, zeros
@@ -537,7 +595,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             costs[name] = torch.full((len(perception), steps), math.nan, device=rows.device)
             if not len(rows):
                 continue
-            seeds = perception.seeds(config.generation_seed, name)
+            seeds = perception.seeds(config.generation_seed, f"{name}/{draw}" if draw else name)
             given = (*self._executor_inputs(name, conditioning, latents[name]), perception.wanted[name])
             features, made, cost = executor.generate(
                 [seeds[row] for row in rows.tolist()], scheduler, steps, *(part[rows] for part in given)
@@ -547,10 +605,10 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             costs[name] = costs[name].index_copy(0, rows, cost.to(costs[name]))
         return complete, values, costs
 
-    def classify(self, perception: Perception, observation: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
+    def classify(self, perception: Perception, conditioning: Conditioning, latents: Mapping[str, Tensor]) -> Tensor:
         """Classify each sample by its observation and the latents of all modalities (eq. 17); `(batch, classes)`."""
         pooled = {name: masked_mean(latents[name], LatentVae.latent_mask(perception.wanted[name])) for name in latents}
-        logits: Tensor = self.fusion(observation, pooled)
+        logits: Tensor = self.fusion(conditioning, pooled)
         return logits
 
     def score(self, class_logits: Tensor) -> Tensor:
@@ -559,10 +617,17 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         return (class_logits.float().softmax(dim=-1) * scores).sum(dim=-1, keepdim=True)
 
     def _generate(self, perception: Perception, conditioning: Conditioning) -> GeneratedBatch:
-        """Generate what is missing, and classify."""
-        latents, values, costs = self.execute(perception, conditioning, self.encode_observed(perception))
-        class_logits = self.classify(perception, conditioning.observation, latents)
+        """Generate what is missing, and classify; of several draws the means."""
+        observed, count = self.encode_observed(perception), self.config.num_samples
+        draws = [self.execute(perception, conditioning, observed, draw) for draw in range(count)]
+        logits = torch.stack([self.classify(perception, conditioning, latents) for latents, _, _ in draws])
+        class_logits = logits[0] if count == 1 else logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(count)
+        drawn = [{name: torch.stack([draw[part][name] for draw in draws]) for name in observed} for part in range(3)]
+        latents, values, costs = ({name: parts.mean(dim=0) for name, parts in part.items()} for part in drawn)
+        spreads = {name: parts.std(dim=0) for name, parts in drawn[1].items()} if count > 1 else {}
         values["text"] = values["text"] * self.text_std + self.text_mean
+        if spreads:
+            spreads["text"] = spreads["text"] * self.text_std
         missing = {name: ~available for name, available in perception.available.items()}
         masks = {name: wanted & missing[name].unsqueeze(1) for name, wanted in perception.wanted.items()}
         evidence, base = conditioning.evidence, self._knowledge_base
@@ -574,6 +639,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             masks=masks,
             latents={name: value * missing[name].view(-1, 1, 1) for name, value in latents.items()},
             step_costs=costs,
+            spreads={name: value.masked_fill(~masks[name].unsqueeze(-1), 0.0) for name, value in spreads.items()},
             evidence=evidence,
             evidence_ids=ids,
             class_logits=class_logits,
@@ -604,6 +670,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         labels: Tensor | None,
         *,
         plan_vectors: Tensor | None = None,
+        plan_scores: Tensor | None = None,
         constraint_vectors: Tensor | None = None,
         observation_vectors: Tensor | None = None,
         text_states: Tensor | None = None,
@@ -618,7 +685,10 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         Args:
             inputs: The batch; with complete inputs for the objective `"generate"`.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): Scores in label units; give the loss.
-            plan_vectors, observation_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): c_S and u_X.
+            plan_vectors, observation_vectors (`torch.FloatTensor` of shape `(batch, plan_width)`): c_S, and u_X without
+                pooled features.
+            plan_scores (`torch.FloatTensor` of shape `(batch, 1)`): The planner's scores from -1 to 1; read with
+                `classifier_plan`.
             constraint_vectors (`torch.FloatTensor` of shape `(batch, 3, plan_width)`): One for each constraint of the plan.
             text_states (`torch.FloatTensor` of shape `(batch, tokens, text width)`): States of the complete text, in place
                 of running the text encoder; for training, where text is dropped whole or not at all.
@@ -640,6 +710,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             return self._pretrain(perception, plan_vectors)
         vectors = {
             "plan_vectors": plan_vectors,
+            "plan_scores": plan_scores,
             "constraint_vectors": constraint_vectors,
             "observation_vectors": observation_vectors,
         }
@@ -673,11 +744,27 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         self, inputs: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], processor: Any
     ) -> OmgOutput:
         """Plan from the rows, then predict; see `MsaPreTrainedModel.predict_rows`, and `planner` for errors."""
-        plans, vectors = self.plan_inputs(inputs, rows, processor)
+        started = time.perf_counter()
+        observations = self.observations(inputs, rows, processor)
+        seconds = time.perf_counter() - started
+        plans, vectors = self.plan_observations(observations, processor)
+        started = time.perf_counter()
         outputs: OmgOutput = self(**{**inputs, **vectors, "own_entries": self.own_entries(rows)})
-        if plans is not None and outputs.logits is not None:
-            outputs.planned_score = outputs.logits.new_tensor([[float(plan.plan.score)] for plan in plans])
-            outputs.fallback_plan = outputs.logits.new_tensor([[float(plan.is_fallback)] for plan in plans])
+        seconds += time.perf_counter() - started
+        if plans is None or outputs.logits is None:
+            return outputs
+        columns: dict[str, list[float]] = {"planned_score": [plan.plan.score for plan in plans]}
+        columns["fallback_plan"] = [plan.is_fallback for plan in plans]
+        if self.config.planner == "mllm":
+            columns |= {
+                "planner_calls": [plan.proposed.calls for plan in plans],
+                "planner_prompt_tokens": [plan.proposed.prompt_tokens for plan in plans],
+                "planner_tokens": [plan.proposed.tokens for plan in plans],
+                "remembered": [plan.proposed.remembered for plan in plans],
+                "seconds": [plan.seconds + seconds / len(plans) for plan in plans],
+            }
+        for name, values in columns.items():
+            outputs[name] = outputs.logits.new_tensor(values, dtype=torch.float32).unsqueeze(1)
         return outputs
 
     # --- Training losses ---
@@ -756,7 +843,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             read = estimate if config.classifier_input == "estimate" else noisy
             chosen = torch.where(weights.view(-1, 1, 1) > 0, read, latents[name][rows])
             latents[name] = latents[name].index_copy(0, rows, chosen)
-        class_logits = self.classify(perception, conditioning.observation, latents)
+        class_logits = self.classify(perception, conditioning, latents)
         task = F.cross_entropy(class_logits, self.label_classes(labels), reduction="none")
         terms = {term: total / count.clamp(min=1.0) for term, total in sums.items()}
         terms["task"] = (task * torch.where(is_estimated, trust, torch.ones_like(trust))).mean()

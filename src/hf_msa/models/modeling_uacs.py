@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .configuration_uacs import UacsConfig
+from .configuration_uacs import UacsConfig, published_name
 from .modeling_msa import SideFile, read_labels, read_side_file, sound_side_file
 from .modeling_ubm import UbmForSentimentAnalysis, UbmOutput
-from .msa_answer_store import AnswerStore
+from .msa_answer_store import AnswerStore, content_hash
 from .msa_inputs import MsaInputs
 from .msa_language_model import AsksLanguageModel
 from .msa_mllm import Mllm, MllmRequest
 from .msa_mllm_answers import label_entropy, parse_score
 from .msa_observed import missing_positions, visible_media, visible_words
-from .msa_remembering import RememberingMllm
+from .msa_remembering import RememberingMllm, known_identity
 from .msa_schema import FEATURE_MODALITIES
 from .msa_verbalizer import MsaVerbalizer
 from .uacs_prompts import direct_prompt, second_part
@@ -36,6 +36,8 @@ from .uacs_rules import FAST, MLLM, ROUTES, VERIFY, WEIGHTED, Floats, answer_rou
 
 VERBALIZER_FILE = "verbalizer.json"
 _MEDIA_KEYS = dict(zip(FEATURE_MODALITIES, ("waveform", "frames"), strict=True))
+# Columns of the output in which the expert's answers to a sample are added up.
+_COUNTS = ("expert_calls", "expert_prompt_tokens", "expert_tokens", "remembered", "unparsed")
 # So many batches of the expert are filled before it is asked: at most the last of them is not full.
 _EXPERT_BATCHES = 32
 
@@ -57,7 +59,10 @@ class UacsOutput(UbmOutput):
             where that could not be read.
         route (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Whose answer it is, an index into `ROUTES`.
         expert_calls (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Questions to the expert.
+        expert_prompt_tokens (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Tokens of the questions; NaN where it
+            does not say.
         expert_tokens (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Tokens that it wrote.
+        remembered (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers that were known from before.
         unparsed (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Answers that could not be read, or none at all.
         seconds (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Time spent on the sample: its share of each model's
             on the samples that went through it together, what it takes to make the questions (recordings, words for
@@ -72,7 +77,9 @@ class UacsOutput(UbmOutput):
     second_score: torch.Tensor | None = None
     route: torch.Tensor | None = None
     expert_calls: torch.Tensor | None = None
+    expert_prompt_tokens: torch.Tensor | None = None
     expert_tokens: torch.Tensor | None = None
+    remembered: torch.Tensor | None = None
     unparsed: torch.Tensor | None = None
     seconds: torch.Tensor | None = None
 
@@ -85,15 +92,19 @@ class ExpertAnswer:
         text: Its words; None where there was no answer at all.
         score: In label units, within the label range; None where it cannot be read, see `parse_score`.
         uncertainty: Mean entropy of the score's tokens in nats (eq. 10); infinite without one.
+        prompt_tokens: How many the question has; NaN where the expert does not say.
         tokens: How many it wrote.
         seconds: How long it took.
+        is_remembered: Whether it was known from before.
     """
 
     text: str | None
     score: float | None
     uncertainty: float
+    prompt_tokens: float
     tokens: int
     seconds: float
+    is_remembered: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +138,14 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
 
     config: UacsConfig
     SIDE_FILES = (*AsksLanguageModel.SIDE_FILES, SideFile(VERBALIZER_FILE))
+    COST_COLUMNS = {
+        "calls": "expert_calls",
+        "prompt_tokens": "expert_prompt_tokens",
+        "tokens": "expert_tokens",
+        "seconds": "seconds",
+        "remembered": "remembered",
+        "unreadable": "unparsed",
+    }
     value_names = {"route": ROUTES}
 
     def __init__(self, config: UacsConfig) -> None:
@@ -141,17 +160,9 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         return super().output_columns if self.config.route == "fast" else {}
 
     @classmethod
-    def cost_of(cls, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """What the cascade has cost; see `MsaPreTrainedModel.cost_of`."""
-        calls = float(columns["expert_calls"].sum())
-        return {
-            **{
-                name: float(np.mean(columns[column], dtype=np.float64))
-                for name, column in (("calls", "expert_calls"), ("tokens", "expert_tokens"), ("seconds", "seconds"))
-            },
-            "unreadable": float(columns["unparsed"].sum()) / calls if calls else None,
-            "routes": {name: float(np.mean(columns["route"] == index)) for index, name in enumerate(ROUTES)},
-        }
+    def routes_of(cls, columns: Mapping[str, Any]) -> dict[str, float]:
+        """The shares of samples by who answered."""
+        return {name: float(np.mean(columns["route"] == index)) for index, name in enumerate(ROUTES)}
 
     # --- What lies beside the weights ---
 
@@ -198,11 +209,48 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
     def set_expert(self, expert: Mllm | None) -> None:
         """Ask this model in place of the one that the configuration names.
 
+        A threshold that was calibrated with another expert does not hold for it: the cascade then refuses to predict, unless
+        the checkpoint was loaded with a `tau_2` of one's own.
+
         Args:
             expert: Any; None goes back to the configuration's.
         """
         self._expert = expert
         self._remembering = None
+
+    def calibrated_with(self) -> dict[str, str | None]:
+        """Which expert is asked, and a hash of how: what its threshold depends on beside the configuration."""
+        described = {}
+        if self.describes_features:
+            widths = {name: getattr(self.config, f"{name}_dim") for name in self.config.modalities[1:]}
+            described = {name: np.linspace(-1, 1, 4 * width).reshape(4, width) for name, width in widths.items()}
+        prompts = [
+            self._request(row, words, {}).prompt for row in ({}, described) for words in ("WHAT A FILM, REALLY", None)
+        ]
+        known = known_identity(self.expert)
+        return {
+            "model": published_name(str(known["model"])),
+            "adapter": known.get("adapter"),
+            "wording": content_hash(prompts),
+        }
+
+    def _check_calibration(self) -> None:
+        """Check that the expert's threshold holds for who is asked, and how.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        fitted = self.config.calibrated_with
+        if fitted is None:
+            return
+        asked = self.calibrated_with()
+        other = next((name for name in asked if asked[name] != fitted.get(name)), None)
+        if other is not None:
+            what = "questions of another wording" if other == "wording" else f"the {other} {fitted.get(other)!r}"
+            raise ValueError(
+                f"tau_2 was calibrated with {what}, and does not hold for this expert; run `hf-msa calibrate RUN`, which "
+                "trains nothing, or load the checkpoint with a tau_2 of your own."
+            )
 
     def ask_expert(self, requests: Sequence[MllmRequest]) -> list[ExpertAnswer]:
         """Ask the expert once for each request, taking the most probable tokens, unless the answer is known.
@@ -224,12 +272,12 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         # An expert of one's own that writes what it likes need not know the argument.
         options: dict[str, Any] = {"only_number": config.label_range} if config.expert_constrained else {}
         for given in known.ask(requests, config.expert_max_new_tokens, config.expert_batch_size, **options):
-            answer = given.answer
-            if answer is None:
-                found.append(ExpertAnswer(None, None, math.inf, 0, given.seconds))
-                continue
-            score, uncertainty = parse_score(answer, config.label_range), label_entropy(answer, config.label_range)
-            found.append(ExpertAnswer(answer.text, score, uncertainty, len(answer.token_texts), given.seconds))
+            answer, text, score, uncertainty = given.answer, None, None, math.inf
+            if answer is not None:
+                text, score = answer.text, parse_score(answer, config.label_range)
+                uncertainty = label_entropy(answer, config.label_range)
+            costs = (given.prompt_tokens, given.tokens, given.seconds, given.is_remembered)
+            found.append(ExpertAnswer(text, score, uncertainty, *costs))
         return found
 
     def expert_requests(
@@ -281,9 +329,10 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         description = ""
         if described:
             if self.verbalizer is None:
+                raw = " and ".join(_MEDIA_KEYS[name] for name in described)
                 raise ValueError(
-                    "Features are to be described to the expert, but this checkpoint has no statistics of them "
-                    f"({VERBALIZER_FILE}); give sound and pictures with the rows, or load it with use_verbalizer=False."
+                    f"Features of {' and '.join(described)} are to be described to the expert, but this checkpoint has no "
+                    f"statistics of them ({VERBALIZER_FILE}); give {raw} with the rows, or load with use_verbalizer=False."
                 )
             described = {name: described[name] for name in self.verbalizer.modalities if name in described}
             # Frames behind the longest length are not read by the small model either.
@@ -339,7 +388,7 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         nothing, zero = torch.full_like(score, math.nan), torch.zeros_like(score)
         beside: dict[str, Any] = {
             **dict.fromkeys(("expert_score", "expert_uncertainty", "weight", "second_score", "seconds"), nothing),
-            **dict.fromkeys(("route", "expert_calls", "expert_tokens", "unparsed"), zero),
+            **dict.fromkeys(("route", *_COUNTS), zero),
         }
         return UacsOutput(**small, small_score=score, **beside)
 
@@ -425,10 +474,12 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         found: dict[str, Floats] = {
             name: np.full(count, math.nan) for name in ("expert_score", "expert_uncertainty", "weight", "second_score")
         }
-        found |= {name: np.zeros(count) for name in ("expert_calls", "expert_tokens", "unparsed")}
+        found |= {name: np.zeros(count) for name in _COUNTS}
         found["route"] = np.full(count, float(FAST))
         found |= {"logits": small.copy(), "seconds": np.concatenate([batch.seconds for batch in batches])}
         if len(chosen):
+            if self.config.route == "cascade":
+                self._check_calibration()
             # The small model has no part in what the expert says alone.
             alone = self.config.route == "mllm"
             last = np.full(len(chosen), float(self.config.family.neutral)) if alone else small[chosen]
@@ -522,7 +573,9 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
         answers = self.ask_expert(requests)
         found["expert_calls"][samples] += 1
         found["seconds"][samples] += [answer.seconds for answer in answers]
+        found["expert_prompt_tokens"][samples] += [answer.prompt_tokens for answer in answers]
         found["expert_tokens"][samples] += [answer.tokens for answer in answers]
+        found["remembered"][samples] += [answer.is_remembered for answer in answers]
         found["unparsed"][samples] += [answer.score is None for answer in answers]
         scores = [
             last if answer.score is None else answer.score for answer, last in zip(answers, fallback, strict=True)

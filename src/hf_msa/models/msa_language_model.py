@@ -1,8 +1,12 @@
 """Base of the methods that ask a language model: which one it is, its LoRA adapter, and what it is given of a sample."""
 
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from .configuration_msa import AUTO
 from .modeling_msa import MsaPreTrainedModel, SideFile
@@ -22,7 +26,26 @@ class AsksLanguageModel(MsaPreTrainedModel):
     SIDE_FILES: ClassVar[tuple[SideFile, ...]] = tuple(
         SideFile(f"{ADAPTER_FOLDER}/{name}", names_models=name.endswith(".json")) for name in ADAPTER_FILES
     )
+    # What a sample has cost, as results call it -> the column of the output that says it.
+    COST_COLUMNS: ClassVar[Mapping[str, str]] = {}
     _adapter: Path | None = None
+
+    @classmethod
+    def cost_of(cls, columns: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What the language model has cost, by `COST_COLUMNS` and `routes_of`; see `MsaPreTrainedModel.cost_of`."""
+        if cls.COST_COLUMNS.get("calls") not in columns:
+            return None
+        means = {name: float(np.mean(columns[of], dtype=np.float64)) for name, of in cls.COST_COLUMNS.items()}
+        shares = {
+            name: means[name] / means["calls"] if means["calls"] else None for name in ("remembered", "unreadable")
+        }
+        known = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
+        return {**known, **shares, "routes": cls.routes_of(columns)}
+
+    @classmethod
+    def routes_of(cls, columns: Mapping[str, Any]) -> dict[str, float]:
+        """The shares of samples by who answered; empty where all are answered in one way."""
+        return {}
 
     @property
     def language_model_input(self) -> str | None:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, cast
 
@@ -27,6 +27,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.video_utils import VideoMetadata
 
 from .msa_mllm_answers import MllmAnswer
+from .msa_mllm_forms import AnswerForm, FormConstraint, Vocabulary
 from .msa_mllm_loading import MllmSource
 from .msa_mllm_numbers import WIDEST_RANGE, NumberGrammar, check_room, writable_numbers
 from .msa_schema import FEATURE_MODALITIES, MODALITIES
@@ -120,6 +121,7 @@ class Mllm(Protocol):
         top_p: float | None = None,
         seed: int = 0,
         only_number: bool | tuple[float, float] = False,
+        form: AnswerForm | None = None,
     ) -> list[list[MllmAnswer]]:
         """Answer each request.
 
@@ -133,6 +135,7 @@ class Mllm(Protocol):
             only_number: Lets the model write nothing but one number of one decimal ("-0.4"), within a range where one is
                 given. Entropies and log-probabilities stay those of the full vocabulary: an answer that the model would
                 not have given by itself is uncertain.
+            form: Lets the model write nothing but answers of this form; entropies likewise. Not beside `only_number`.
 
         Returns:
             For each request its candidates.
@@ -318,6 +321,7 @@ class LocalMllm:
         top_p: float | None = None,
         seed: int = 0,
         only_number: bool | tuple[float, float] = False,
+        form: AnswerForm | None = None,
     ) -> list[list[MllmAnswer]]:
         """Answer each request; see `Mllm.generate`.
 
@@ -326,7 +330,7 @@ class LocalMllm:
 
         Raises:
             ValueError: If several candidates are asked for without a temperature, a modality is given that the model
-                does not take, or only a number may be written and the vocabulary or `max_new_tokens` leaves no room for it.
+                does not take, or the vocabulary or `max_new_tokens` leaves no room for the number or form that is wanted.
         """
         check_sampling(max_new_tokens, num_candidates, temperature, top_p)
         numbers: tuple[str, ...] = ()
@@ -339,7 +343,11 @@ class LocalMllm:
             chunk = [rows[index] for index in members]
             seeds = None if temperature is None else [_row_seed(seed, request, number) for request, number in chunk]
             inputs = self._on_device(self.encode([request for request, _ in chunk]))
-            decoder = _Decoder(seeds, temperature, top_p, self._constraint(numbers, inputs["input_ids"].shape[1]))
+            prompt_length = inputs["input_ids"].shape[1]
+            constraint = self._constraint(numbers, prompt_length)
+            if form is not None:
+                constraint = FormConstraint(form, self._vocabulary, prompt_length, max_new_tokens)
+            decoder = _Decoder(seeds, temperature, top_p, constraint)
             with torch.inference_mode():
                 inputs, beginning = self.share_beginning(inputs, self.model)
                 sequences = self.model.generate(
@@ -356,8 +364,9 @@ class LocalMllm:
                     top_k=None,
                 )
             tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-            for index, *row in zip(members, tokens, *decoder.records(), strict=True):
-                answers[index] = self._answer(*row)
+            lengths = inputs["attention_mask"].sum(1).tolist()
+            for index, length, *row in zip(members, lengths, tokens, *decoder.records(), strict=True):
+                answers[index] = replace(self._answer(*row), prompt_tokens=length)
         ordered = [answers[index] for index in range(len(rows))]
         return [list(chunk) for chunk in _chunks(ordered, num_candidates)]
 
@@ -654,6 +663,10 @@ class LocalMllm:
     @cached_property
     def _number_grammar(self) -> NumberGrammar:
         return NumberGrammar(self.tokenizer, self._end_ids)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer, self._end_ids)
 
     def _constraint(self, numbers: tuple[str, ...], prompt_length: int) -> LogitsProcessor | None:
         """Leaves the tokens that lead to one of some numbers; None where there are none."""

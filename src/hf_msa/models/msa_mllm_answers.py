@@ -26,6 +26,7 @@ class MllmAnswer:
         token_logprobs: Natural logarithm of each token's probability, before temperature and top-p.
         token_entropy_bounds: From an endpoint, lowest and highest entropy that the listed tokens allow; else None.
         finished: False where the answer was cut off at its longest length: a number at its end may lack digits.
+        prompt_tokens: Length of the question, as the model read it; None where it does not say.
 
     Raises:
         ValueError: If there is not one of each for every token, an entropy is below 0 or no number, or the logarithm of a
@@ -38,6 +39,7 @@ class MllmAnswer:
     token_logprobs: tuple[float, ...]
     token_entropy_bounds: tuple[tuple[float, float], ...] | None = None
     finished: bool = True
+    prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         bounds = self.token_entropy_bounds

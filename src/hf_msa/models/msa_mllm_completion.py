@@ -38,6 +38,7 @@ class Completion:
         bounds: Lowest and highest entropy of each position in nats; None where the server lists no other tokens.
         has_logprobs: Whether the server gave log-probabilities at all.
         is_cut: Whether the longest length ended the answer.
+        prompt_tokens: Length of the question, as the server counted it; None where it does not say.
     """
 
     text: str
@@ -46,12 +47,13 @@ class Completion:
     bounds: tuple[tuple[float, float] | None, ...]
     has_logprobs: bool
     is_cut: bool
+    prompt_tokens: int | None = None
 
     def answer(self) -> MllmAnswer:
         """The answer with the middles of its bounds, all of which have to be there."""
         known = tuple(bound for bound in self.bounds if bound is not None)
         middles = tuple((low + high) / 2 for low, high in known)
-        return MllmAnswer(self.text, self.pieces, middles, self.logprobs, known, not self.is_cut)
+        return MllmAnswer(self.text, self.pieces, middles, self.logprobs, known, not self.is_cut, self.prompt_tokens)
 
 
 def read_completion(content: bytes, vocabulary_size: int) -> Completion:
@@ -68,12 +70,14 @@ def read_completion(content: bytes, vocabulary_size: int) -> Completion:
         AttributeError, LookupError, RecursionError, TypeError, ValueError: If it is no chat completion, or a number in it
             cannot be what it should be.
     """
-    choice = _parsed(content)["choices"][0]
+    whole = _parsed(content)
+    choice, usage = whole["choices"][0], whole.get("usage")
     message = choice["message"]
     said, given = message.get("content") or "", choice.get("logprobs")
     listed = [] if given is None else given.get("content") or []
     if not isinstance(said, str) or not isinstance(listed, list):
         raise TypeError("text or tokens are none")
+    counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     tokens = [_token(one) for one in listed]
     bounds = [_bounds(one, vocabulary_size) for one in listed]
     text = _without_thoughts(said)
@@ -87,6 +91,7 @@ def read_completion(content: bytes, vocabulary_size: int) -> Completion:
         tuple(bounds),
         has_logprobs=given is not None and (bool(listed) or not said),
         is_cut=choice.get("finish_reason") == "length",
+        prompt_tokens=counted if type(counted) is int and counted >= 0 else None,
     )
 
 

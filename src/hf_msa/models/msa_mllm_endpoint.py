@@ -25,6 +25,7 @@ from .configuration_msa import ServerSettings
 from .msa_mllm import SAMPLING_RATE, MllmRequest, check_sampling
 from .msa_mllm_answers import MllmAnswer
 from .msa_mllm_completion import Completion, read_completion
+from .msa_mllm_forms import AnswerForm
 from .msa_mllm_numbers import WIDEST_RANGE, check_room, writable_numbers
 from .msa_mllm_server import Refused, Server, check_address
 
@@ -100,7 +101,7 @@ def allowed_endpoint(address: str, role: str, without: str, settings: ServerSett
     return EndpointMllm(
         address,
         token=key,
-        model=settings.model,
+        model=settings.served_model,
         timeout=settings.timeout,
         retries=settings.retries,
         top_logprobs=settings.top_logprobs,
@@ -162,7 +163,7 @@ class EndpointMllm:
         self._vocabulary_size = vocabulary_size
         self._concurrency = concurrency
         self._plain = dict(_PLAIN)
-        self._number_form = 0
+        self._form_way = 0
         self._lock = threading.Lock()
 
     @property
@@ -194,6 +195,7 @@ class EndpointMllm:
         top_p: float | None = None,
         seed: int = 0,
         only_number: bool | tuple[float, float] = False,
+        form: AnswerForm | None = None,
     ) -> list[list[MllmAnswer]]:
         """Answer each request; see `Mllm.generate`. Every candidate is a call of its own, with the seed plus its number.
 
@@ -201,7 +203,7 @@ class EndpointMllm:
             TimeoutError: If the server does not answer in time, however often it is asked.
             ConnectionError: If it cannot be reached, or refuses.
             ValueError: If it gives no log-probabilities, what it gives is no chat completion, it serves several models and
-                none was named, or it writes more than a number where only that is wanted.
+                none was named, or it does not keep to the number or form that is wanted.
         """
         check_sampling(max_new_tokens, num_candidates, temperature, top_p)
         call = {
@@ -209,14 +211,14 @@ class EndpointMllm:
             "temperature": 0.0 if temperature is None else temperature,
             "top_p": top_p,
         }
-        numbers: tuple[str, ...] = ()
         if only_number is not False:
             numbers = writable_numbers(*(WIDEST_RANGE if only_number is True else only_number))
             check_room(numbers, max_new_tokens)
+            form = AnswerForm((numbers,))
 
         def ask(messages: "Future[list[dict[str, Any]]]", number: int) -> MllmAnswer:
             asked = {**call, "messages": messages.result(), "seed": seed + number}
-            completion = self._ask_for_number(asked, numbers) if numbers else self._ask(asked)
+            completion = self._ask(asked) if form is None else self._ask_in_form(asked, form)
             return completion.answer()
 
         with ThreadPoolExecutor(self._concurrency) as pool:
@@ -283,22 +285,22 @@ class EndpointMllm:
             )
         return names[0] if names else None
 
-    def _ask_for_number(self, call: dict[str, Any], numbers: tuple[str, ...]) -> Completion:
-        """Ask for nothing but one of some numbers, in the first of all ways that the server follows."""
-        fields = _number_fields(numbers)
-        for form in range(self._number_form, len(fields)):
+    def _ask_in_form(self, call: dict[str, Any], form: AnswerForm) -> Completion:
+        """Ask for an answer of a form, in the first of all ways of saying so that the server follows."""
+        fields = _form_fields(form)
+        for way in range(self._form_way, len(fields)):
             try:
-                completion = self._ask({**call, **fields[form]})
+                completion = self._ask({**call, **fields[way]})
             except Refused as refused:
                 if refused.status not in (400, 422):
                     raise
                 continue
-            if completion.text.strip() in numbers or completion.is_cut:
-                self._number_form = form
+            if completion.is_cut or form.matches(completion.text):
+                self._form_way = way
                 return completion
         raise ValueError(
-            f"The server {self.name!r} cannot be held to answer with a number alone, by a regex or a grammar; leave the "
-            "answer free, or use a server that can (vLLM, llama.cpp, TGI)."
+            f"The server {self.name!r} cannot be held to the wanted form of answers, by a regex or a grammar; leave the "
+            "answers free, or use a server that can (vLLM, llama.cpp, TGI)."
         )
 
     def _ask(self, call: dict[str, Any]) -> Completion:
@@ -369,18 +371,16 @@ class EndpointMllm:
         return completion
 
 
-def _number_fields(numbers: Sequence[str]) -> list[dict[str, Any]]:
-    """Ways of telling servers that an answer has to be one of some numbers.
+def _form_fields(form: AnswerForm) -> list[dict[str, Any]]:
+    """Ways of telling servers the form of answers.
 
     The first is for vLLM and llama.cpp, which pass over what the other is told, the second for vLLM until 0.11, the third
     for TGI.
     """
-    regex = "|".join(map(re.escape, numbers)).replace("\\-", "-")
-    grammar = "root ::= " + " | ".join(f'"{number}"' for number in numbers)
     return [
-        {"structured_outputs": {"regex": f"({regex})"}, "grammar": grammar},
-        {"guided_regex": f"({regex})"},
-        {"response_format": {"type": "regex", "value": f"({regex})"}},
+        {"structured_outputs": {"regex": form.regex}, "grammar": form.grammar},
+        {"guided_regex": form.regex},
+        {"response_format": {"type": "regex", "value": form.regex}},
     ]
 
 

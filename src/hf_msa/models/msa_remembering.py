@@ -1,8 +1,9 @@
-"""Asking a language model for one answer to each question: what is known is looked up, and what it costs is counted."""
+"""Asking a language model: what is known is looked up, what it costs is counted, and what fails costs itself alone."""
 
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,70 +24,70 @@ _PROBE = MllmRequest("Reply with the number 0.0 and nothing else.")
 
 @dataclass(frozen=True)
 class GivenAnswer:
-    """An answer and what it cost when it was given, which may be long ago.
+    """The answer to a request and what it cost when it was given, which may be long ago.
 
     Args:
-        answer: None where the request failed: the model could not be given it, or a server refused it.
+        candidates: As many as were asked for; none where the request failed: the model could not be given it, or a server
+            refused it.
         seconds: Its share of the time of the requests that were answered together, reading and preparing them included,
             loading the model's weights not.
+        is_remembered: Whether it was looked up.
     """
 
-    answer: MllmAnswer | None
+    candidates: tuple[MllmAnswer, ...]
     seconds: float
+    is_remembered: bool = False
+
+    @property
+    def answer(self) -> MllmAnswer | None:
+        """The first candidate; None where the request failed."""
+        return next(iter(self.candidates), None)
+
+    @property
+    def tokens(self) -> int:
+        """How many were written, in all candidates."""
+        return sum(len(candidate.token_texts) for candidate in self.candidates)
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Length of the question, as the model read it, once for all candidates; NaN where the model does not say it."""
+        found = next((one.prompt_tokens for one in self.candidates), None)
+        return math.nan if found is None else found
 
 
-class RememberingMllm:
-    """Asks a language model for its most probable answers, and remembers them.
+class EnduringMllm:
+    """Asks a language model so that a request which fails while others are answered costs no more than itself.
 
-    A request that fails while others are answered costs no more than itself: it counts as unanswered, is not remembered, and
-    is named in a warning. Where the model answers nothing any more, not even a plain question, and where it has failed at
-    everything that it was asked, the error is raised.
+    It counts as unanswered, and is named in a warning. Where the model answers nothing any more, not even a plain question,
+    and where it has failed at everything that it was asked, the error is raised.
 
     Args:
-        mllm: The model. What tells it apart from others is its `identity`, or its `name` where it has none.
-        store: Where answers are kept.
+        mllm: The model.
     """
 
-    def __init__(self, mllm: Mllm, store: AnswerStore) -> None:
+    def __init__(self, mllm: Mllm) -> None:
         self.mllm = mllm
-        self.store = store
-        self._has_answered = False
+        self.has_answered = False
 
-    def ask(
-        self, requests: Sequence[MllmRequest], max_new_tokens: int, batch_size: int = 1, **options: Any
-    ) -> list[GivenAnswer]:
-        """Answer each request; equal ones are asked once.
+    def ask(self, requests: Sequence[MllmRequest], max_new_tokens: int, **options: Any) -> list[GivenAnswer]:
+        """Answer each request.
 
         Args:
             requests: What is asked.
             max_new_tokens: Longest answer.
-            batch_size: Requests that the model answers together; answers are written after a few such batches.
-            **options: Further settings of `Mllm.generate` that answers depend on.
+            **options: Further settings of `Mllm.generate`.
 
         Raises:
             OSError: If the model is not there, or not any more.
-            ValueError: If none of the requests can be answered.
+            ValueError: If it cannot answer any of the requests, and has not answered earlier ones.
         """
-        settings = {**known_identity(self.mllm), "max_new_tokens": max_new_tokens, **options}
-        keys = [content_hash(["answer", settings, request.digest]) for request in requests]
-        given = {key: answer for key, value in self.store.read(keys).items() if (answer := _restored(value))}
-        self._has_answered |= bool(given)
-        asked = {key: request for key, request in zip(keys, requests, strict=True) if key not in given}
-        size = -(-_KEPT_TOGETHER // batch_size) * batch_size
-        items, failures = list(asked.items()), list[Exception]()
-        if items:
-            # The clock runs for questions: the weights of a local model are read before.
-            getattr(self.mllm, "model", None)
-        for begin in range(0, len(items), size):
-            chunk = items[begin : begin + size]
-            found = self._answers([request for _, request in chunk], failures, max_new_tokens, **options)
-            given.update(zip((key for key, _ in chunk), found, strict=True))
-            self.store.write(
-                {key: self._kept(request, given[key]) for key, request in chunk if given[key].answer is not None}
-            )
-        if failures and not self._has_answered:
+        failures: list[Exception] = []
+        # The clock runs for questions: the weights of a local model are read before.
+        getattr(self.mllm, "model", None)
+        found = self._answers(requests, failures, max_new_tokens, **options)
+        if failures and not self.has_answered:
             raise failures[0]
-        return [given[key] for key in keys]
+        return found
 
     def _answers(
         self, requests: Sequence[MllmRequest], failures: list[Exception], max_new_tokens: int, **options: Any
@@ -106,10 +107,10 @@ class RememberingMllm:
             logging.getLogger(__name__).warning(
                 "The language model gave no answer to a question, which counts as unreadable: %s", error
             )
-            return [GivenAnswer(None, seconds)]
-        self._has_answered = True
+            return [GivenAnswer((), seconds)]
+        self.has_answered = True
         seconds = (time.perf_counter() - started) / len(requests)
-        return [GivenAnswer(candidates[0], seconds) for candidates in answers]
+        return [GivenAnswer(tuple(candidates), seconds) for candidates in answers]
 
     def _answers_at_all(self, max_new_tokens: int) -> bool:
         try:
@@ -117,6 +118,55 @@ class RememberingMllm:
         except _FAILURES:
             return False
         return True
+
+
+class RememberingMllm(EnduringMllm):
+    """Asks a language model for its most probable answers, and remembers them; of what fails see `EnduringMllm`.
+
+    Args:
+        mllm: The model. What tells it apart from others is its `identity`, or its `name` where it has none.
+        store: Where answers are kept.
+    """
+
+    def __init__(self, mllm: Mllm, store: AnswerStore) -> None:
+        super().__init__(mllm)
+        self.store = store
+
+    def ask(
+        self, requests: Sequence[MllmRequest], max_new_tokens: int, batch_size: int = 1, **options: Any
+    ) -> list[GivenAnswer]:
+        """Answer each request; equal ones are asked once.
+
+        Args:
+            requests: What is asked.
+            max_new_tokens: Longest answer.
+            batch_size: Requests that the model answers together; answers are written after a few such batches.
+            **options: Further settings of `Mllm.generate` that answers depend on.
+
+        Raises:
+            OSError: If the model is not there, or not any more.
+            ValueError: If none of the requests can be answered.
+        """
+        settings = {**known_identity(self.mllm), "max_new_tokens": max_new_tokens, **options}
+        keys = [content_hash(["answer", settings, request.digest]) for request in requests]
+        given = {key: answer for key, value in self.store.read(keys).items() if (answer := _restored(value))}
+        self.has_answered |= bool(given)
+        asked = {key: request for key, request in zip(keys, requests, strict=True) if key not in given}
+        size = -(-_KEPT_TOGETHER // batch_size) * batch_size
+        items, failures = list(asked.items()), list[Exception]()
+        if items:
+            # The clock runs for questions: the weights of a local model are read before.
+            getattr(self.mllm, "model", None)
+        for begin in range(0, len(items), size):
+            chunk = items[begin : begin + size]
+            found = self._answers([request for _, request in chunk], failures, max_new_tokens, **options)
+            given.update(zip((key for key, _ in chunk), found, strict=True))
+            self.store.write(
+                {key: self._kept(request, given[key]) for key, request in chunk if given[key].answer is not None}
+            )
+        if failures and not self.has_answered:
+            raise failures[0]
+        return [given[key] for key in keys]
 
     def _kept(self, request: MllmRequest, given: GivenAnswer) -> bytes:
         """An answer as it is kept: in a file with the words of the question, for reading."""
@@ -138,7 +188,7 @@ def _restored(value: bytes) -> GivenAnswer | None:
     try:
         fields = json.loads(value.decode("utf-8", "surrogatepass"))
         answer = MllmAnswer(**{name: _as_tuple(given) for name, given in fields.items() if name in names})
-        return GivenAnswer(answer, float(fields["seconds"]))
+        return GivenAnswer((answer,), float(fields["seconds"]), is_remembered=True)
     except (KeyError, TypeError, ValueError):
         return None
 

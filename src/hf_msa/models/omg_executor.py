@@ -6,7 +6,8 @@ losses read what was generated. The paper (sections 3.5, 3.6, eqs. 10 to 16) giv
 autoencoder, the denoiser's shape, the feature side of g and phi, and those are ours and say so.
 
 Shapes: features are `(batch, length, dim)`, latents, noise and evidence `(batch, latents, latent_dim)` with one latent for
-two positions, plans `(batch, tokens, plan_width)`, observations `(batch, plan_width)`. Masks are `(batch, length)` or
+two positions, plans `(batch, tokens, plan_width)`, observations
+`(batch, observation_width)`. Masks are `(batch, length)` or
 `(batch, latents)`, 1 or True = a real position; what stands at others has no influence, and results are zeros there. Latents
 are scaled: on the training split they have a standard deviation of one.
 """
@@ -184,7 +185,7 @@ class Denoiser(nn.Module):
         self.injection = config.injection
         self.project_in = nn.Linear(latent_dim, dim)
         self.time = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.project_observed = nn.Linear(config.plan_width, dim)
+        self.project_observed = nn.Linear(config.observation_width, dim)
         self.project_plan = None if config.injection == "single_stream" else nn.Linear(config.plan_width, dim)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(

@@ -35,7 +35,7 @@ class KnowledgeBase:
     Args:
         ids: Their ids, N different ones, by which a sample is kept from its own entry.
         plans (`torch.FloatTensor` of shape `(N, plan_width)`): Vectors c_S of their plans.
-        observations (`torch.FloatTensor` of shape `(N, plan_width)`): Vectors u_X.
+        observations (`torch.FloatTensor` of shape `(N, observation_width)`): Vectors u_X.
         values: Modality -> latents, `torch.FloatTensor` of shape `(N, latents, latent_dim)`.
 
     Raises:

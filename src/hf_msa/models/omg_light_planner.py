@@ -17,7 +17,7 @@ from .msa_schema import FEATURE_MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer, summarize
 from .omg_observation import Observation
 from .omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan
-from .omg_planner import Centering, Encode, Planner, Proposals, encoder_digest
+from .omg_planner import Candidate, Centering, Encode, Planner, Proposed, encoder_digest
 
 # Counts the changes of what is proposed for equal observations by an equal fit.
 _RULES = 1
@@ -242,9 +242,9 @@ class LightPlanner(Planner):
             raise ValueError("a number of the lexicon is none")
         return cls(encode, config, lexicon, probes, *cls._shared_parts(values), store)
 
-    def _propose(self, observations: Sequence[Observation]) -> list[Proposals]:
+    def _propose(self, observations: Sequence[Observation]) -> list[Proposed]:
         """The most probable words of the scale around the predicted score, most probable first."""
-        proposed: list[Proposals] = []
+        proposed: list[Proposed] = []
         family = self.config.family
         unit = (family.high - family.neutral) / 3
         for observation, (score, deviation) in zip(observations, self.predict(observations), strict=True):
@@ -255,9 +255,19 @@ class LightPlanner(Planner):
             log_probs -= np.logaddexp.reduce(log_probs)
             best = np.argsort(-log_probs, kind="stable")[: self.config.num_candidates]
             proposed.append(
-                tuple((Plan(entity, action, SENTIMENT_SCALE[word]).to_text(), float(log_probs[word])) for word in best)
+                Proposed(
+                    tuple(
+                        (Plan(entity, action, SENTIMENT_SCALE[word]).to_text(), float(log_probs[word]))
+                        for word in best
+                    )
+                )
             )
         return proposed
+
+    def _expected_score(self, candidates: Sequence[Candidate]) -> float:
+        """Mean sentiment of the most probable words, weighted by their probabilities."""
+        scores = [0 if candidate.plan is None else candidate.plan.score for candidate in candidates]
+        return float(np.average(scores, weights=np.exp([candidate.log_prob for candidate in candidates])))
 
     def _embed(self, contents: Sequence[str]) -> np.ndarray:
         return np.asarray(self.encode(contents), dtype=np.float32)

@@ -5,11 +5,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .msa_label_families import LabelFamily
+from .msa_mllm_forms import AnswerForm, Phrase
 from .msa_schema import SENTIMENT_SCALE
 
 PLAN_FIELDS = ("entity", "action", "sentiment")
 MAX_PHRASE = 60
 """Longest entity or action, in characters."""
+_FEW_WORDS = 32
+PLAN_FORM = AnswerForm(
+    (
+        "Entity:",
+        Phrase(_FEW_WORDS),
+        "; Action:",
+        Phrase(_FEW_WORDS),
+        "; Sentiment:",
+        tuple(f" {word}" for word in SENTIMENT_SCALE),
+    )
+)
+"""Plans as language models are held to write them."""
 
 
 def sentiment_word(label: float, family: LabelFamily) -> str:

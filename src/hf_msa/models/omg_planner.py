@@ -9,11 +9,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,16 +22,49 @@ from .configuration_omg import OmgConfig
 from .msa_answer_store import AnswerStore, content_hash
 from .msa_mllm import Mllm, MllmRequest, taken_modalities
 from .msa_mllm_answers import MllmAnswer
+from .msa_mllm_forms import AnswerForm
 from .msa_observed import in_usual_case
-from .msa_remembering import known_identity
+from .msa_remembering import EnduringMllm, known_identity
 from .msa_schema import MODALITIES, SENTIMENT_SCALE
 from .msa_verbalizer import MsaVerbalizer
 from .omg_observation import Observation
-from .omg_plan import FALLBACK_PLAN, Plan, read_plan
+from .omg_plan import FALLBACK_PLAN, PLAN_FORM, Plan, read_plan
 
 Proposals = tuple[tuple[str, float], ...]
 """What was written, and its log-probability, for each candidate."""
 
+
+class Proposed(NamedTuple):
+    """What was proposed for an observation, and what it cost when it was.
+
+    Args:
+        candidates: What was written, none where a language model failed to answer.
+        calls: Questions to a language model.
+        prompt_tokens: Of the question; NaN where the model does not say.
+        tokens: That it wrote, in all candidates.
+        seconds: See `GivenAnswer`.
+        remembered: Questions that were not asked again.
+    """
+
+    candidates: Proposals
+    calls: int = 0
+    prompt_tokens: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+    remembered: int = 0
+
+    def to_bytes(self) -> bytes | None:
+        """As it is kept; None where there is nothing to keep."""
+        return json.dumps(self).encode() if self.candidates else None
+
+    @classmethod
+    def from_bytes(cls, kept: bytes) -> "Proposed":
+        """The reverse of `to_bytes`."""
+        candidates, *costs = json.loads(kept)
+        return cls(tuple((text, number) for text, number in candidates), *costs)
+
+
+Found = TypeVar("Found")
 Encode = Callable[[Sequence[str]], np.ndarray]
 """A text encoder: texts -> their vectors `(texts, width)`, a function of each text alone."""
 
@@ -111,9 +145,13 @@ class PlanChoice:
     Args:
         plan: The winner.
         candidates: All that were proposed.
-        chosen: Index of the winner; None where every candidate broke the schema, and the plan is `FALLBACK_PLAN`.
+        chosen: Index of the winner; None where every candidate broke the schema or there is none, and the plan is
+            `FALLBACK_PLAN`.
         plan_vector: c_S `(width,)`: g(plan), centred, of length 1.
         observation_vector: u_X `(width,)`: psi(observation), centred, of length 1.
+        score: The sentiment that the candidates expect, from -3 to 3.
+        proposed: What the candidates have cost.
+        seconds: What it took to propose, judge and embed them; without vectors that are remembered.
         constraint_vectors: `(3, width)`: g of entity, action and sentiment by themselves, each centred, of length 1; None
             unless the configuration's `plan_tokens` are those.
     """
@@ -123,11 +161,14 @@ class PlanChoice:
     chosen: int | None
     plan_vector: np.ndarray
     observation_vector: np.ndarray
+    score: float = 0.0
+    proposed: Proposed = Proposed(())
+    seconds: float = 0.0
     constraint_vectors: np.ndarray | None = None
 
     @property
     def is_fallback(self) -> bool:
-        """Whether no candidate kept to the schema."""
+        """Whether no candidate kept to the schema, or there is none."""
         return self.chosen is None
 
 
@@ -155,6 +196,7 @@ class Planner(ABC):
         self.verbalizer = verbalizer
         self.centering = centering
         self.store = AnswerStore() if store is None else store
+        self._has_looked_up = False
 
     @property
     @abstractmethod
@@ -188,8 +230,8 @@ class Planner(ABC):
         """Vectors of texts or `content`, `(contents, width)`, not centred."""
 
     @abstractmethod
-    def _propose(self, observations: Sequence[Observation]) -> Sequence[Proposals]:
-        """For each observation the candidates: what was written, and its log-probability."""
+    def _propose(self, observations: Sequence[Observation]) -> Sequence[Proposed]:
+        """For each observation the candidates."""
 
     @abstractmethod
     def _question(self, observation: Observation) -> str:
@@ -199,21 +241,18 @@ class Planner(ABC):
     def _identity(self, proposing: bool) -> Mapping[str, Any]:
         """What vectors, or candidates, depend on beside the question, as plain JSON values."""
 
-    def propose(self, observations: Sequence[Observation]) -> list[Proposals]:
-        """As `_propose`, but looked up first."""
+    def propose(self, observations: Sequence[Observation]) -> list[Proposed]:
+        """As `_propose`, but looked up first; what failed is not kept."""
         questions = [self._question(seen) for seen in observations]
-        answers = self._answers(
-            True, questions, observations, lambda some: (json.dumps(row).encode() for row in self._propose(some))
-        )
-        return [tuple((text, number) for text, number in json.loads(answer)) for answer in answers]
+        return self._answers(True, questions, observations, self._propose, Proposed.to_bytes, _remembered)
 
     def vectors(self, contents: Sequence[Any]) -> np.ndarray:
         """Vectors of texts (g: plans, their constraints, transcripts) or of `content` (psi), not centred; float32."""
         questions = [one if isinstance(one, str) else one.digest for one in contents]
-        answers = self._answers(
-            False, questions, contents, lambda some: (row.tobytes() for row in to_half(self._embed(some)))
+        rows = self._answers(
+            False, questions, contents, lambda some: to_half(self._embed(some)), np.ndarray.tobytes, _half
         )
-        return np.stack([np.frombuffer(answer, "<f2") for answer in answers]).astype(np.float32)
+        return np.stack(rows).astype(np.float32)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts, centred and of length 1."""
@@ -229,7 +268,8 @@ class Planner(ABC):
         if not observations:
             return []
         proposals = self.propose(observations)
-        read = {text: read_plan(text) for row in proposals for text, _ in row}
+        started = time.perf_counter()
+        read = {text: read_plan(text) for one in proposals for text, _ in one.candidates}
         plans = [FALLBACK_PLAN, *(plan for plan, _ in read.values() if plan is not None)]
         texts = list(dict.fromkeys(plan.to_text() for plan in plans))
         vectors = dict(zip(texts, self.embed_texts(texts), strict=True))
@@ -242,32 +282,49 @@ class Planner(ABC):
             return Candidate(text, log_prob, plan, (), cost, log_prob - self.config.semantic_weight * cost)
 
         choices = []
-        for row, seen in zip(proposals, self.embed_observations(observations), strict=True):
-            candidates = tuple(judge(text, log_prob, seen) for text, log_prob in row)
+        for proposed, seen in zip(proposals, self.embed_observations(observations), strict=True):
+            candidates = tuple(judge(text, log_prob, seen) for text, log_prob in proposed.candidates)
             valid = [index for index, candidate in enumerate(candidates) if candidate.plan is not None]
             if self.config.reranking:
                 # A stable order: the first of equals wins.
                 valid.sort(key=lambda index: -candidates[index].utility)
             chosen = next(iter(valid), None)
             best = FALLBACK_PLAN if chosen is None else candidates[chosen].plan or FALLBACK_PLAN
-            choices.append(PlanChoice(best, candidates, chosen, vectors[best.to_text()], seen))
+            score = self._expected_score(candidates)
+            choices.append(PlanChoice(best, candidates, chosen, vectors[best.to_text()], seen, score, proposed))
         if self.config.plan_tokens == "per_constraint":
             parts = self.embed_texts([text for choice in choices for text in choice.plan.constraints])
             for choice, three in zip(choices, parts.reshape(len(choices), 3, -1), strict=True):
                 choice.constraint_vectors = three
+        each = (time.perf_counter() - started) / len(choices)
+        for choice in choices:
+            choice.seconds = choice.proposed.seconds + each
         return choices
 
+    def _expected_score(self, candidates: Sequence[Candidate]) -> float:
+        """Mean sentiment of candidates that were drawn; 0 where none keeps to the schema."""
+        scores = [candidate.plan.score for candidate in candidates if candidate.plan is not None]
+        return float(np.mean(scores)) if scores else 0.0
+
     def _answers(
-        self, proposing: bool, questions: Sequence[str], asked: Sequence[Any], find: Callable[[Any], Iterable[bytes]]
-    ) -> list[bytes]:
+        self,
+        proposing: bool,
+        questions: Sequence[str],
+        asked: Sequence[Any],
+        find: Callable[[Any], Iterable[Found]],
+        to_bytes: Callable[[Found], bytes | None],
+        from_bytes: Callable[[bytes], Found],
+    ) -> list[Found]:
         """Answers out of the store; what is not in it is found, equal questions once, and kept."""
         identity = content_hash(self._identity(proposing))
-        keys = [content_hash([proposing, identity, question]) for question in questions]
-        known = self.store.read(keys)
+        kind = "proposed" if proposing else False
+        keys = [content_hash([kind, identity, question]) for question in questions]
+        known = {key: from_bytes(kept) for key, kept in self.store.read(keys).items()}
+        self._has_looked_up |= proposing and bool(known)
         unknown = {key: one for key, one in zip(keys, asked, strict=True) if key not in known}
         if unknown:
             found = dict(zip(unknown, find(list(unknown.values())), strict=True))
-            self.store.write(found)
+            self.store.write({key: kept for key, one in found.items() if (kept := to_bytes(one)) is not None})
             known |= found
         return [known[key] for key in keys]
 
@@ -292,6 +349,15 @@ class Planner(ABC):
         return self._seen_text(dataclasses.replace(observation, audio=None, frames=None)) or NOTHING_OBSERVED
 
 
+def _remembered(kept: bytes) -> Proposed:
+    proposed = Proposed.from_bytes(kept)
+    return proposed._replace(remembered=proposed.calls)
+
+
+def _half(kept: bytes) -> np.ndarray:
+    return np.frombuffer(kept, "<f2")
+
+
 def encoder_digest(encode: Encode) -> str:
     """A hash of what a text encoder makes of two texts."""
     vectors = to_half(np.asarray(encode(_ENCODER_TEXTS), dtype=np.float32))
@@ -311,15 +377,16 @@ def plan_prompt(transcript: str | None, modalities: Collection[str], description
     state = f"Given of the clip: {', '.join(given) or 'nothing'}."
     if lost:
         state += f" Lost: {', '.join(lost)}; infer what was in them as well as the rest allows."
+    # What is the same for all clips comes first: it is computed once for a batch.
     lines = [
         "Parts of a video clip may have been lost. Sum up in three fields what happens in it: who or what it is about, "
         "what they do, and the sentiment that is expressed.",
-        state,
-        "" if transcript is None else f'Words: "{in_usual_case(transcript)}"',
-        description,
         f"The sentiment must be one of: {', '.join(SENTIMENT_SCALE)}. Entity and action are a few words each.",
         "Reply with one line and nothing else, in this form:",
         "Entity: ...; Action: ...; Sentiment: ...",
+        state,
+        description,
+        "" if transcript is None else f'Words: "{in_usual_case(transcript)}"',
     ]
     return "\n".join(line for line in lines if line)
 
@@ -349,9 +416,14 @@ class MllmPlanner(Planner):
         encode: Encode | None = None,
     ) -> None:
         super().__init__(config, verbalizer, centering, store)
-        self.mllm = mllm
+        self._asker = EnduringMllm(mllm)
         self.adapter = adapter
         self.encode = encode if config.planner_kind == "endpoint" else None
+
+    @property
+    def mllm(self) -> Mllm:
+        """The model."""
+        return self._asker.mllm
 
     @property
     def identity(self) -> dict[str, str | None]:
@@ -414,7 +486,8 @@ class MllmPlanner(Planner):
 
     def _identity(self, proposing: bool) -> Mapping[str, Any]:
         if proposing:
-            return {**self.identity, **self._draws(), "log_prob": self.config.log_prob}
+            form = {} if self._form is None else {"form": self._form.regex}
+            return {**self.identity, **self._draws(), **form, "log_prob": self.config.log_prob}
         return self.identity if self.encode is None else {"encoder": self._encoder}
 
     @cached_property
@@ -425,10 +498,29 @@ class MllmPlanner(Planner):
     def _question(self, observation: Observation) -> str:
         return self.request(observation).digest
 
-    def _propose(self, observations: Sequence[Observation]) -> list[Proposals]:
-        """Draw candidates: each one string, its fields in fixed order, so that each is drawn given those before it."""
-        answers = self.mllm.generate([self.request(observation) for observation in observations], **self._draws())
-        return [tuple((answer.text, self._log_prob(answer)) for answer in row) for row in answers]
+    def _propose(self, observations: Sequence[Observation]) -> list[Proposed]:
+        """Draw candidates: each one string, its fields in fixed order, so that each is drawn given those before it.
+
+        Raises:
+            OSError, ValueError: See `EnduringMllm.ask`.
+        """
+        self._asker.has_answered |= self._has_looked_up
+        requests = [self.request(observation) for observation in observations]
+        options = self._draws() if self._form is None else {**self._draws(), "form": self._form}
+        return [
+            Proposed(
+                tuple((answer.text, self._log_prob(answer)) for answer in given.candidates),
+                1,
+                given.prompt_tokens,
+                given.tokens,
+                given.seconds,
+            )
+            for given in self._asker.ask(requests, **options)
+        ]
+
+    @property
+    def _form(self) -> AnswerForm | None:
+        return PLAN_FORM if self.config.planner_constrained else None
 
     def _draws(self) -> dict[str, Any]:
         """How candidates are drawn, as `Mllm.generate` takes it."""

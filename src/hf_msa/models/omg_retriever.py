@@ -46,16 +46,16 @@ class EvidenceRetriever(nn.Module):
     def __init__(self, config: OmgConfig) -> None:
         super().__init__()
         self.config = config
-        parts = 1 if config.retrieval_query == "content" else 2
-        self.projection = nn.Linear(config.plan_width * parts, config.query_dim)
+        plan_width = 0 if config.retrieval_query == "content" else config.plan_width
+        self.projection = nn.Linear(config.observation_width + plan_width, config.query_dim)
         self.projection.requires_grad_(config.retrieval_aggregation != "none")
         self._keys: tuple[tuple[Any, ...], Tensor] | None = None
         self._index: FaissIndex | None = None
 
     def project(self, observations: Tensor, plans: Tensor) -> Tensor:
-        """Project observations u_X and plans c_S `(..., plan_width)` to queries `(..., query_dim)`, not normalised (eq. 7).
+        """Project u_X `(..., observation_width)` and c_S `(..., plan_width)` to queries `(..., query_dim)` (eq. 7).
 
-        Content-only retrieval reads no plans.
+        They are not normalised. Content-only retrieval reads no plans.
         """
         joined = observations if self.config.retrieval_query == "content" else torch.cat([observations, plans], dim=-1)
         return F.gelu(self.projection(joined))
@@ -97,7 +97,8 @@ class EvidenceRetriever(nn.Module):
         Gradients reach the queries and `plan`, never the entries.
 
         Args:
-            observation, plan (`torch.FloatTensor` of shape `(B, plan_width)`): u_X and c_S.
+            observation (`torch.FloatTensor` of shape `(B, observation_width)`): u_X.
+            plan (`torch.FloatTensor` of shape `(B, plan_width)`): c_S.
             base: Where to search.
             own_entries (`torch.LongTensor` of shape `(B,)`, *optional*): Rows of the samples themselves, which are left
                 out; `NO_ENTRY` for samples that are not in it.

@@ -288,7 +288,9 @@ def _make_of_file(file: Path, clip: Clip, settings: Settings) -> dict[str, np.nd
         if len(frames.values):
             made[name] = frames.values
     if not made.keys() & {*FEATURE_MODALITIES} and not text:
-        raise MsaError(f"{file} holds nothing of what is asked for: neither sound nor a face.")
+        asked = zip(("sound", "a face"), (settings.audio_set or settings.transcribe, settings.vision_set), strict=True)
+        wanted = [name for name, given in asked if given is not None]
+        raise MsaError(f"{file} holds nothing of what is asked for: no {' and no '.join(wanted or ['words'])}.")
     return made if text is None else {**made, TEXT: np.array(text)}
 
 

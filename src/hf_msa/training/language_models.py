@@ -1,8 +1,8 @@
 """Stages of methods that ask a language model: checks before training, statistics for words, arguments of an adapter."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from hf_msa.errors import MsaError, reason, require_package
-from hf_msa.models.configuration_msa import MsaConfig
+from hf_msa.evaluation.results import MOST_UNREADABLE
 from hf_msa.models.msa_language_model import AsksLanguageModel
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.msa_schema import FEATURE_MODALITIES
@@ -74,19 +74,17 @@ def check_language_model(
         target_layers(mllm.model, lora_arguments(context, lora_stage, LoraTrainingArguments).lora_target_modules)
 
 
-def locate_language_model(config: MsaConfig) -> None:
-    """Name a language model that lies on this machine by its whole path, so that it is found from any folder.
-
-    What is published of such a name is its last part.
-    """
-    settings = config.language_model
-    if (
-        settings is not None
-        and settings.name is not None
-        and settings.kind == "local"
-        and Path(settings.name).exists()
-    ):
-        setattr(config, settings.field, str(Path(settings.name).resolve()))
+def warn_of_unreadable(role: str, count: int, asked: int) -> None:
+    """Warn where more than 5 % of the answers of a language model, e.g. the `"expert"`, could not be read."""
+    if count > MOST_UNREADABLE * asked:
+        logging.getLogger(__name__).warning(
+            "%d of %d answers of the %s could not be read (%.0f %%); look at their wording in the answers folder, and take "
+            "another model, prompt or adapter.",
+            count,
+            asked,
+            role,
+            100 * count / asked,
+        )
 
 
 def fit_verbalizer(context: RunContext) -> MsaVerbalizer:

@@ -28,7 +28,13 @@ from hf_msa.data.missing import protocol_from_dict
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import DatasetFacts
 from hf_msa.errors import MsaError, reason, unknown_name
-from hf_msa.evaluation.checkpoints import RATE_FOLDER, check_media_use, own_fields
+from hf_msa.evaluation.checkpoints import (
+    RATE_FOLDER,
+    check_media_use,
+    locate_language_model,
+    own_fields,
+    with_located_model,
+)
 from hf_msa.evaluation.metrics import family_metrics
 from hf_msa.files import folder_lock, remove_leftovers, write_json
 from hf_msa.methods import METHODS, Method
@@ -652,6 +658,7 @@ def _train_run(context: RunContext, shared: str | Path | None, tidy: bool) -> No
         PartialState().wait_for_everyone()
     started = time.perf_counter()
     run = method.stages.run
+    locate_language_model(context.config)
     model = context.train_stage(method.stages.final, method.model_class, final=True) if run is None else run(context)
     if PartialState().is_main_process:
         model.save_pretrained(folder)
@@ -674,7 +681,11 @@ def _train_run(context: RunContext, shared: str | Path | None, tidy: bool) -> No
                 },
                 "selection": {"stage": final["name"], **final["selection"]},
                 "stages": context.log,
-                "settings": recipe.to_dict() | {"text_model": text_model_name(context.text_model)},
+                "settings": {
+                    **recipe.to_dict(),
+                    "model": with_located_model(recipe.model, model.config),
+                    "text_model": text_model_name(context.text_model),
+                },
                 "flags": {**context.flags["all"], **context.flags["final"]},
                 "config": own_fields(model.config),
                 "language_model_input": model.language_model_input,

@@ -2,8 +2,9 @@
 
 One modality of complete samples is hidden, the others stay, and what takes its place is compared with what was hidden:
 frame by frame in the features, as latents, and as the mean latent, which is all that the classifier reads of a modality.
-Beside what is generated stand the retrieved evidence itself, the training mean, and the training mean of the sample's own
-class, which is an oracle: it is told the label. The truth through the autoencoder is the best that any latents can give.
+Beside what is generated stand the retrieved evidence itself, the training mean per position (and length), and that of the
+sample's own class, which is an oracle: it is told the label. The truth through the autoencoder is the best that any latents
+can give.
 
 A ratio of 1 is the error of the training mean. Something that is *drawn* may be right and still have a ratio of 2: a draw
 from the true distribution that has nothing to do with the sample misses it by the spread of both. Read the ratio beside the
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_msa.analysis.common.position_means import PositionMeans
 from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.estimates import Estimate, Floats, bars
 from hf_msa.analysis.omg.execution import OmgOnRows, joined, stacked
@@ -49,44 +51,56 @@ for a score."""
 
 @dataclass(frozen=True)
 class Means:
-    """Training means of one modality, of all samples (first row) and of each class.
+    """Training means of one modality per position, of all samples (first) and of each class.
 
     Attributes:
-        features: `(1 + classes, width)`.
-        latents: `(1 + classes, latent_dim)`.
+        features: `1 + classes`, of width `width`.
+        latents: `1 + classes`, of width `latent_dim`.
     """
 
-    features: Tensor
-    latents: Tensor
+    features: Sequence[PositionMeans]
+    latents: Sequence[PositionMeans]
+
+    @staticmethod
+    def fill(means: Sequence[PositionMeans], groups: Tensor, mask: Tensor) -> Tensor:
+        """Means of some samples `(batch, length, width)`, zeros behind their ends; a class without any row has that of all.
+
+        Args:
+            means: `features` or `latents`.
+            groups (`torch.LongTensor` of shape `(batch,)`): 0 for all samples, else 1 + the class.
+            mask (`torch.BoolTensor` of shape `(batch, length)`): True = a real position.
+        """
+        lengths = mask.sum(dim=1).tolist()
+        rows = [
+            (means[0] if means[group].is_empty else means[group]).padded([length], mask.shape[1])[0]
+            for group, length in zip(groups.tolist(), lengths, strict=True)
+        ]
+        return torch.from_numpy(np.stack(rows)).float().to(mask.device)
 
 
 @torch.inference_mode()
 def training_means(omg: OmgOnRows) -> dict[str, Means]:
-    """Means over the real positions of training rows, by modality; a class without any row has that of all rows."""
-    sums: dict[tuple[str, str], tuple[Any, Any]] = {}
+    """Means over training rows, by modality."""
     model = omg.model
+    groups = 1 + len(model.config.class_names)
+    found = {
+        name: Means([PositionMeans() for _ in range(groups)], [PositionMeans() for _ in range(groups)])
+        for name in model.config.modalities
+    }
     for batch in omg.batches(None, "training means"):
         perception = model.perceive(batch.complete)
         latents = model.encode_observed(perception)
-        classes = model.label_classes(batch.complete["labels"])
-        # The first column counts every row.
-        groups = torch.nn.functional.one_hot(classes + 1, 1 + len(model.config.class_names)).double()
-        groups[:, 0] = 1
+        classes = model.label_classes(batch.complete["labels"]).tolist()
         for name, values in perception.values.items():
             mask = perception.masks[name]
-            kinds = {"features": (values, mask), "latents": (latents[name], LatentVae.latent_mask(mask))}
-            for kind, (numbers, real) in kinds.items():
-                weights = real.double().unsqueeze(-1)
-                added = (groups.T @ (numbers * weights).sum(dim=1), groups.T @ weights.sum(dim=1))
-                total, count = sums.get((name, kind), (0.0, 0.0))
-                sums[name, kind] = (total + added[0], count + added[1])
-
-    def mean(name: str, kind: str) -> Tensor:
-        total, count = sums[name, kind]
-        means = total / count.clamp(min=1)
-        return torch.where(count > 0, means, means[:1]).float()
-
-    return {name: Means(mean(name, "features"), mean(name, "latents")) for name in model.config.modalities}
+            for means, numbers, real in (
+                (found[name].features, values, mask),
+                (found[name].latents, latents[name], LatentVae.latent_mask(mask)),
+            ):
+                for row, counts, number in zip(numbers.cpu().numpy(), real.bool().cpu().numpy(), classes, strict=True):
+                    for group in (0, 1 + number):
+                        means[group].add(row[counts])
+    return found
 
 
 def squared_errors(made: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -118,20 +132,20 @@ def _impute_batch(omg: OmgOnRows, batch: MaskedBatch, name: str, means: Means) -
     classes = model.label_classes(batch.complete["labels"])
     latents, values, _ = model.execute(perception, conditioning, observed)
 
-    def constant(rows: Tensor) -> tuple[Tensor, Tensor]:
-        features, level = means.features[rows].unsqueeze(1), means.latents[rows].unsqueeze(1)
-        return features.expand(-1, mask.shape[1], -1), level.expand_as(truth)
+    coarse = LatentVae.latent_mask(mask)
+
+    def mean_of(groups: Tensor) -> tuple[Tensor, Tensor]:
+        return Means.fill(means.features, groups, mask), Means.fill(means.latents, groups, coarse)
 
     # What takes the place of the modality: features (batch, positions, width), and latents.
     options = {GENERATED: (values[name], latents[name])}
     if conditioning.evidence is not None:
         evidence = conditioning.evidence.values[name].to(truth)
         options[EVIDENCE] = (vae.decode(evidence, mask), evidence)
-    options[MEAN] = constant(torch.zeros_like(classes))
-    options[CLASS_MEAN] = constant(classes + 1)
+    options[MEAN] = mean_of(torch.zeros_like(classes))
+    options[CLASS_MEAN] = mean_of(classes + 1)
     options[TRUTH] = (vae.decode(truth, mask), truth)
 
-    coarse = LatentVae.latent_mask(mask)
     masks = (mask, coarse, coarse[:, :1])
 
     def in_spaces(features: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,7 +158,7 @@ def _impute_batch(omg: OmgOnRows, batch: MaskedBatch, name: str, means: Means) -
         for space, made, real, centre, counts in zip(SPACES, in_spaces(*option), hidden, mean, masks, strict=True):
             found["error", what, space] = squared_errors(made, real, counts)
             found["spread", what, space] = squared_errors(made, centre, counts)
-        logits = model.classify(perception, conditioning.observation, {**observed, name: option[1]})
+        logits = model.classify(perception, conditioning, {**observed, name: option[1]})
         found["score", what, ""] = model.score(logits)[:, 0]
     return found
 
@@ -196,10 +210,10 @@ def analyze_imputation(runs: Sequence[str], report: Report, *, data: str, split:
         "What is generated, beside what was hidden",
         f"{found[0].name}; {len(chosen)} complete samples of {len(rows)} ({split}), "
         f"{counted(len(found), 'training seed')}; one modality is hidden, all others are observed. Errors are squared, "
-        "mean over a sample's positions and width, then over samples. Ratio: to the error of the training mean; spread: "
-        "squared distance from the training mean, as a share of the truth's. What is drawn at random from the right "
-        "distribution has spread 1 and ratio 2; what says nothing has spread 0 and ratio 1. ± is the standard deviation "
-        "over training seeds, brackets are 95 % bootstrap intervals over samples.",
+        "mean over a sample's positions and width, then over samples. Ratio: to the error of the training mean per "
+        "position (and length); spread: squared distance from it, as a share of the truth's. What is drawn at random "
+        "from the right distribution has spread 1 and ratio 2; what says nothing has spread 0 and ratio 1. ± is the "
+        "standard deviation over training seeds, brackets are 95 % bootstrap intervals over samples.",
         "The class mean is an **oracle**: it is told the class of the label. As features, the truth has gone through "
         "the autoencoder: no latents can do better.",
     )

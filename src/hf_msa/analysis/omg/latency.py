@@ -87,7 +87,7 @@ def time_pattern(omg: OmgOnRows, chosen: Sequence[int], pattern: FixedPattern, b
             with watch.timing("execution"):
                 latents, _, _ = model.execute(perception, conditioning, latents)
             with watch.timing("classification"):
-                model.score(model.classify(perception, conditioning.observation, latents))
+                model.score(model.classify(perception, conditioning, latents))
     return {part: 1000 * seconds / len(chosen) for part, seconds in watch.seconds.items()}
 
 

@@ -1,14 +1,13 @@
 """Error of what PGLH's decoder rebuilds of what was dropped (equations 8 to 10).
 
 It is taken apart by modality, missing rate, and masked against visible positions, and set beside that of a reconstruction
-that needs no model: the same vector at every position. For features that vector is the mean of the training split, which is
-zero where features are standardised, and the mean of the evaluated rows where they are not; for text it is the mean state
-of the evaluated rows. A decoder that has learnt nothing beyond the mean has a ratio of 1, and only what lies below 1 at
-*masked* positions says that other frames or words were made use of.
+that needs no model: the training split's mean per position (and length), of features and of states of the model's text
+encoder. A decoder that has learnt nothing beyond it has a ratio of 1, and only what lies below 1 at *masked* positions says
+that other frames or words were made use of.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -16,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_msa.analysis.common.position_means import PositionMeans
 from hf_msa.analysis.common.trained_runs import MASK_SEED, find_runs
 from hf_msa.analysis.estimates import Rows, format_spread, seed_means
 from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
-from hf_msa.data.missing import FRAME_RATES, conditions
+from hf_msa.data.missing import FRAME_RATES, CompleteProtocol, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.report import counted
-from hf_msa.evaluation.sweep import masked_batches
+from hf_msa.evaluation.sweep import MaskedBatch, masked_batches
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
 from hf_msa.models.msa_schema import ATTENTION_MASK_KEYS, COMPLETE_ATTENTION_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
@@ -41,47 +41,78 @@ class ErrorSums:
     Attributes:
         positions: How many were added.
         error: Sum of squared errors of the reconstruction.
-        squares: Sum of squared targets.
-        total: Sum of the targets (d,).
+        trivial: Sum of squared errors of the trivial one.
+        width: Width of a position.
     """
 
     positions: int = 0
     error: float = 0.0
-    squares: float = 0.0
-    total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    trivial: float = 0.0
+    width: int = 0
 
-    def add(self, made: Tensor, target: Tensor, where: Tensor) -> None:
+    def add(self, made: Tensor, target: Tensor, where: Tensor, trivial: Tensor) -> None:
         """Add the positions of a batch.
 
         Args:
             made (`torch.FloatTensor` of shape `(batch, length, width)`): The reconstruction.
             target (`torch.FloatTensor` of shape `(batch, length, width)`): What it should be.
             where (`torch.BoolTensor` of shape `(batch, length)`): True = counts.
+            trivial (`torch.FloatTensor` of shape `(batch, length, width)`): The trivial reconstruction.
         """
         chosen = target[where].double()
-        total = chosen.sum(dim=0).cpu().numpy()
         self.positions += len(chosen)
+        self.width = chosen.shape[1]
         self.error += float((made[where].double() - chosen).square().sum())
-        self.squares += float(chosen.square().sum())
-        self.total = total if not self.total.size else self.total + total
+        self.trivial += float((trivial[where].double() - chosen).square().sum())
 
     def mean_squared_error(self) -> float:
         """The reconstruction's error per position and feature; NaN without positions."""
-        return self.error / (self.positions * self.total.size) if self.positions else float("nan")
+        return self.error / (self.positions * self.width) if self.positions else float("nan")
 
-    def error_of(self, constant: NDArray[np.float64]) -> float:
-        """The error per position and feature of giving the vector `constant` (d,) everywhere; NaN without positions."""
-        if not self.positions:
-            return float("nan")
-        error = self.squares - 2 * constant @ self.total + self.positions * constant @ constant
-        return float(error / (self.positions * self.total.size))
+    def trivial_error(self) -> float:
+        """That of the trivial reconstruction."""
+        return self.trivial / (self.positions * self.width) if self.positions else float("nan")
+
+
+@torch.inference_mode()
+def training_means(
+    model: PglhForSentimentAnalysis, processor: MsaProcessor, rows: MsaRows
+) -> dict[str, PositionMeans]:
+    """The trivial reconstruction of each modality: means of complete training rows."""
+    means: dict[str, PositionMeans] = {}
+    for batch in masked_batches(model, processor, rows, [CompleteProtocol()], "training means", batch_size=64):
+        targets, real = _truth(model, batch)
+        for modality, values in targets.items():
+            own = means.setdefault(modality, PositionMeans())
+            for sequence, mask in zip(values.cpu().numpy(), real[modality].cpu().numpy(), strict=True):
+                own.add(sequence[mask])
+    return means
+
+
+def _truth(model: PglhForSentimentAnalysis, batch: MaskedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is to be rebuilt of each modality `(batch, length, width)`, and True = a real position of it."""
+    complete = batch.complete
+    targets = {modality: complete[key] for modality, key in VALUE_KEYS.items() if key in complete}
+    targets["text"] = model.encode_text(complete["input_ids"], complete["attention_mask"])
+    return targets, {modality: complete[COMPLETE_ATTENTION_KEYS[modality]].bool() for modality in targets}
 
 
 @torch.inference_mode()
 def reconstruction_sums(
-    model: PglhForSentimentAnalysis, processor: MsaProcessor, rows: MsaRows, rates: Sequence[float]
+    model: PglhForSentimentAnalysis,
+    processor: MsaProcessor,
+    rows: MsaRows,
+    rates: Sequence[float],
+    means: Mapping[str, PositionMeans],
 ) -> dict[tuple[str, float, str], ErrorSums]:
     """Reconstruct all rows at all missing rates, the same rate for every modality.
+
+    Args:
+        model: With its decoder.
+        processor: The model's.
+        rows: What is dropped and rebuilt.
+        rates: Missing rates.
+        means: Of `training_means`.
 
     Returns:
         Sums by modality, rate, and one of `POSITIONS`, for the modalities that the model reconstructs.
@@ -90,12 +121,17 @@ def reconstruction_sums(
     sums: dict[tuple[str, float, str], ErrorSums] = {}
     targets: dict[str, Tensor] = {}
     real: dict[str, Tensor] = {}
+    trivial: dict[str, Tensor] = {}
     for batch in masked_batches(model, processor, rows, protocols, "reconstructions", batch_size=64):
         if batch.protocol == 0:
-            complete = batch.complete
-            targets = {modality: complete[key] for modality, key in VALUE_KEYS.items() if key in complete}
-            targets["text"] = model.encode_text(complete["input_ids"], complete["attention_mask"])
-            real = {modality: complete[COMPLETE_ATTENTION_KEYS[modality]].bool() for modality in targets}
+            targets, real = _truth(model, batch)
+            trivial = {
+                modality: torch.from_numpy(means[modality].padded(mask.sum(dim=1).tolist(), mask.shape[1])).to(
+                    mask.device
+                )
+                for modality, mask in real.items()
+                if not means[modality].is_empty
+            }
         for modality, values in model.reconstruct(batch.incomplete).items():
             # What is wholly missing has another length than the truth, and there is none of what a sample never had.
             length = real[modality].shape[1]
@@ -106,31 +142,18 @@ def reconstruction_sums(
             known = real[modality] & attended
             for kind, where in zip(POSITIONS, (known & missing, known & ~missing), strict=True):
                 key = (modality, float(rates[batch.protocol]), kind)
-                sums.setdefault(key, ErrorSums()).add(values[:, :length], targets[modality], where)
+                sums.setdefault(key, ErrorSums()).add(values[:, :length], targets[modality], where, trivial[modality])
     return sums
 
 
-def error_rows(
-    sums: Mapping[tuple[str, float, str], ErrorSums], constants: Mapping[str, NDArray[np.float64]]
-) -> list[dict[str, Any]]:
-    """One row per modality, rate and kind of positions.
+def error_rows(sums: Mapping[tuple[str, float, str], ErrorSums]) -> list[dict[str, Any]]:
+    """One row per modality, rate and kind of positions: ``mse`` and ``trivial mse`` per position and feature, ``ratio``.
 
-    Args:
-        sums: From `reconstruction_sums`.
-        constants: Per modality the vector (d,) of the trivial reconstruction; where there is none, the mean target.
-
-    Returns:
-        ``mse`` and ``trivial mse`` per position and feature, and their ``ratio``; NaN without positions.
+    They are NaN without positions.
     """
     rows = []
     for (modality, rate, kind), own in sums.items():
-        constant = constants.get(modality)
-        if constant is None:
-            # Masked and visible positions of any one rate are all positions.
-            parts = [sums[modality, rate, name] for name in POSITIONS]
-            positions = max(1, sum(part.positions for part in parts))
-            constant = np.sum([part.total for part in parts if part.positions], axis=0) / positions
-        mse, trivial = own.mean_squared_error(), own.error_of(constant)
+        mse, trivial = own.mean_squared_error(), own.trivial_error()
         rows.append(
             {
                 "modality": modality,
@@ -154,7 +177,7 @@ def analyze_reconstruction(
     Args:
         runs: PGLH run folders.
         report: Takes what is found.
-        data: Folder or Hub name of a prepared data set.
+        data: Folder or Hub name of a prepared data set; its training split gives the trivial reconstruction.
         split: The split to look at.
         rates: Missing rates.
 
@@ -162,29 +185,27 @@ def analyze_reconstruction(
         MsaError: If a run or the data will not do, or the model has no decoder.
     """
     found = find_runs(runs, "pglh")
-    rows = found[0].rows(data, split)
+    rows, train = found[0].rows(data, split), found[0].rows(data, "train")
     table: list[dict[str, Any]] = []
     for run in found:
         model, processor = run.load(rows)
-        extractor = processor.feature_extractor
-        standardised = [m for m in extractor.modalities if getattr(extractor, f"{m}_mean") is not None]
-        constants = {m: np.zeros(getattr(extractor, f"{m}_dim")) for m in standardised}
         decoding = cast(PglhForSentimentAnalysis, model)
         if not decoding.config.reconstructed:
             raise MsaError(
                 f"{run.folder} has no decoder and reconstructs nothing; give a run that was trained with reconstruction "
                 "losses and saved with its decoder."
             )
-        sums = reconstruction_sums(decoding, processor, rows, rates)
-        table += [{"training seed": run.seed, **row} for row in error_rows(sums, constants)]
+        means = training_means(decoding, processor, train)
+        sums = reconstruction_sums(decoding, processor, rows, rates, means)
+        table += [{"training seed": run.seed, **row} for row in error_rows(sums)]
     report.csv("reconstruction.csv", table)
     report.summary(
         "reconstruction.md",
         "Reconstruction of what was dropped",
         f"{found[0].name}; {len(rows)} texts ({split}), {counted(len(found), 'training seed')}, ± is the standard "
         "deviation over them. Mean squared error per position and feature; the text's target is the state that the "
-        "text encoder gives to the complete text. Trivial is the same vector everywhere: the training mean of "
-        "standardised features, else the mean of these rows.",
+        "text encoder gives to the complete text. Trivial is the training mean per position, of sequences of the same "
+        "length where there are enough.",
     )
     modalities = list(dict.fromkeys(row["modality"] for row in table))
     report.section("What these clips cannot show", single_frame_note(rows, modalities) or "")

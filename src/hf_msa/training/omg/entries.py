@@ -39,6 +39,9 @@ def encode_rows(model: OmgForSentimentAnalysis, processor: Any, rows: MsaRows, b
         ids += [str(member["id"]) for member in chosen]
         with as_msa_errors():
             _, vectors = model.plan_observations(model.observations({}, chosen, processor), processor, always=True)
+        vectors["observation_vectors"] = model.observation_vectors(
+            vectors["observation_vectors"], {name: values[complete] for name, values in perception.pooled.items()}
+        )
         found = {name: values.half() for name, values in vectors.items()}
         found |= {name: values[complete] for name, values in model.encode_observed(perception).items()}
         for name, values in found.items():

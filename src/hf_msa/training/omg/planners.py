@@ -2,8 +2,8 @@
 
 Fitted are the means of vectors and, for the light planner, lexicon and probes. A language model learns to plan from a part
 of a clip as it would from all of it: what it learns from are its own plans of complete training clips, the best by its own
-judgement, in which the sentiment is the word for the label; of all epochs the one counts that such plans of the validation
-split are most probable after. It is asked about the same clips with some modalities missing,
+judgement, or entity and action by rules; in which the sentiment is the word for the label. Of all epochs the one counts that
+such plans of the validation split are most probable after. It is asked about the same clips with some modalities missing,
 others in each epoch, and only the tokens of the plan count. The paper names no recipe; that there is an adapter, and all of
 this, is ours.
 """
@@ -30,7 +30,7 @@ from hf_msa.models.msa_answer_store import AnswerStore
 from hf_msa.models.msa_mllm import LocalMllm, adapter_digest
 from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
-from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, tokenize
+from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, rule_entity_action, tokenize
 from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_plan import FALLBACK_PLAN, Plan, read_plan, sentiment_word
 from hf_msa.models.omg_planner import Centering, MllmPlanner, Planner
@@ -75,7 +75,7 @@ def fit_centering(planner: Planner, observations: Iterable[Observation], seed: i
     )
     sums, counts = [np.zeros(()), np.zeros(())], [0, 0]
     while chunk := list(islice(clips, _AT_ONCE)):
-        read = [read_plan(text)[0] for proposed in planner.propose(chunk) for text, _ in proposed]
+        read = [read_plan(text)[0] for proposed in planner.propose(chunk) for text, _ in proposed.candidates]
         texts = [plan.to_text() for plan in read if plan is not None]
         for place, contents in enumerate((texts, [planner.content(seen) for seen in chunk])):
             if contents:
@@ -191,7 +191,15 @@ class PlanExamples(Sequence[MllmExample], TrainerCallback):
 
 
 def target_plans(planner: MllmPlanner, observations: Sequence[Observation], labels: Sequence[float]) -> list[Plan]:
-    """The planner's best plan of each complete training clip, with the word for its label as the sentiment."""
+    """A plan for each complete training clip, with the word for its label as the sentiment.
+
+    Entity and action are those of the planner's best plan, or of rules, as the configuration's `planner_targets` says.
+    """
+    if planner.config.planner_targets == "rules":
+        return [
+            Plan(*rule_entity_action(observations[index].transcript), sentiment_word(label, planner.config.family))
+            for index, label in enumerate(labels)
+        ]
     targets: list[Plan] = []
     for begin in tqdm(range(0, len(labels), _AT_ONCE), desc="plans to learn from", leave=False, disable=None):
         some = range(begin, min(begin + _AT_ONCE, len(labels)))
@@ -217,7 +225,8 @@ def train_planner_adapter(
     means are those of other vectors now, so `fit_centering` has to follow.
 
     Args:
-        planner: With a model on this machine that has no adapter yet; centred on the complete clips first, if it is not.
+        planner: With a model on this machine that has no adapter yet; centred first, if it is not and its own plans are
+            the targets.
         observations, labels: Of the training split alone, complete; observations may be made when they are asked for.
         arguments: Of the training, its seed among them.
         folder: Where the adapter goes; replaced as a whole.
@@ -244,8 +253,8 @@ def train_planner_adapter(
             raise MsaError(f"{len(clips)} clips and {len(scores)} labels were given; give one label for each clip.")
         file = Path(str(arguments.output_dir)) / name
         if PartialState().is_main_process and not file.is_file():
-            if planner.centering is None:
-                fit_centering(planner, observations)
+            if planner.centering is None and planner.config.planner_targets == "own":
+                fit_centering(planner, observations, arguments.seed)
             write_json(file, [plan.to_dict() for plan in target_plans(planner, clips, scores)])
         PartialState().wait_for_everyone()
         targets = [Plan(**values) for values in json.loads(file.read_text(encoding="utf-8"))]

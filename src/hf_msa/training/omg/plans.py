@@ -14,6 +14,7 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.msa_schema import MISSING_MASK_KEYS
 from hf_msa.models.omg_observation import Observation
+from hf_msa.models.omg_planner import Planner
 
 # Rows whose plans are asked for together.
 _ROWS_AT_ONCE = 16
@@ -42,12 +43,23 @@ class CompleteObservations(Sequence[Observation]):
 
 
 class PlannedRows:
-    """Plan vectors of a split's rows, made by the model's planner when they are first needed, kept in half precision."""
+    """Plan vectors of a split's rows, made by planners when they are first needed, kept in half precision.
 
-    def __init__(self, model: OmgForSentimentAnalysis, rows: MsaRows, processor: Any) -> None:
-        self._model, self._processor = model, processor
+    Args:
+        model, rows, processor: Plan for the rows, unless there are `planners`.
+        planners: Each plans for a part of the rows, in their order, to which it was not fitted.
+
+    Attributes:
+        fallbacks: How many plans stand for those of observations of which no candidate kept to the schema.
+    """
+
+    def __init__(
+        self, model: OmgForSentimentAnalysis, rows: MsaRows, processor: Any, planners: Sequence[Planner] = ()
+    ) -> None:
+        self._model, self._processor, self._planners = model, processor, planners
         self._observations = CompleteObservations(model, rows, processor)
         self._known: dict[tuple[int, Pattern], dict[str, NDArray[np.float16]]] = {}
+        self.fallbacks = 0
 
     def fill(self, wanted: Sequence[Pattern], what: str) -> None:
         """Plan for all rows under several patterns, with a progress bar; `what` names the split."""
@@ -61,10 +73,30 @@ class PlannedRows:
         if unknown:
             whole = {index: self._observations[index] for index in dict.fromkeys(index for index, _ in unknown)}
             observations = [whole[index].restricted(pattern) for index, pattern in unknown]
-            _, vectors = self._model.plan_observations(observations, self._processor, always=True)
+            vectors = self.vectors([index for index, _ in unknown], observations, always=True)
             halves = {name: values.cpu().numpy().astype(np.float16) for name, values in vectors.items()}
             for row, key in enumerate(unknown):
                 self._known[key] = {name: values[row] for name, values in halves.items()}
+
+    def vectors(
+        self, indices: Sequence[int], observations: Sequence[Observation], always: bool = False
+    ) -> dict[str, Tensor]:
+        """Plan for observations of some rows; see `OmgForSentimentAnalysis.plan_observations`."""
+        parts = [part_of(index, len(self._observations), max(len(self._planners), 1)) for index in indices]
+        order = np.argsort(parts, kind="stable")
+        found: list[dict[str, Tensor]] = []
+        for part in sorted({*parts}):
+            chosen = [observation for observation, own in zip(observations, parts, strict=True) if own == part]
+            planner = self._planners[part] if self._planners else None
+            plans, vectors = self._model.plan_observations(chosen, self._processor, always, planner)
+            self.fallbacks += sum(plan.is_fallback for plan in plans or ())
+            found.append(vectors)
+        places = torch.from_numpy(np.argsort(order)).to(found[0]["observation_vectors"].device)
+        return {name: torch.cat([one[name] for one in found])[places] for name in found[0]}
+
+    def __len__(self) -> int:
+        """Number of plans so far."""
+        return len(self._known)
 
     def __call__(self, indices: Sequence[int], observed: Sequence[Pattern]) -> dict[str, Tensor]:
         """What `forward` takes of the plans of some rows, of each of which these modalities are observed."""
@@ -72,6 +104,11 @@ class PlannedRows:
         self._plan(keys)
         found = [self._known[key] for key in keys]
         return {name: torch.from_numpy(np.stack([vectors[name] for vectors in found])).float() for name in found[0]}
+
+
+def part_of(index: int, rows: int, parts: int) -> int:
+    """Which of some parts of about equal size, each of neighbouring rows, a row is in."""
+    return index * parts // rows
 
 
 def observed_patterns(available: Mapping[str, Tensor]) -> list[Pattern]:

@@ -35,14 +35,19 @@ from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_planner import MllmPlanner, Planner
-from hf_msa.training.language_models import check_language_model, fit_verbalizer, locate_language_model, lora_arguments
+from hf_msa.training.language_models import (
+    check_language_model,
+    fit_verbalizer,
+    lora_arguments,
+    warn_of_unreadable,
+)
 from hf_msa.training.stages import RunContext
 from hf_msa.training.text_states import TextStates, compute_text_states
 from hf_msa.training.trainer import AdamTrainer
 
 from .entries import encode_rows
 from .planners import PlannerTrainingArguments, fit_centering, fit_light_planner, train_planner_adapter
-from .plans import CompleteObservations, PlannedRows, is_partial, observed_patterns, patterns
+from .plans import CompleteObservations, PlannedRows, is_partial, observed_patterns, part_of, patterns
 
 STAGES = ("planner", "plans", "vae", "knowledge_base", "classifier", "main", "classifier_after")
 FINAL_STAGE = "main"
@@ -85,7 +90,8 @@ class OmgTrainer(AdamTrainer):
         available = self.model.available(inputs)
         if is_partial(inputs, available):
             members = [source[index] for index in indices]
-            _, vectors = self.model.plan_inputs(inputs, members, self.train_collator.processor)
+            seen = self.model.observations(inputs, members, self.train_collator.processor)
+            vectors = self._planned[split].vectors(indices, seen)
         else:
             given["text_states"] = self._text_states[split](rows, inputs["input_ids"].shape[1])
             vectors = self._planned[split](indices, observed_patterns(available))
@@ -112,7 +118,6 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     require_package("diffusers", "omg")
     if config.index_factory != "Flat":
         require_package("faiss", "kb")
-    locate_language_model(config)
     if not (context.stage_folder("plans") / PLANNER_FILE).is_file():
         lora = "planner" if config.planner_lora else None
         check_language_model(context, OmgForSentimentAnalysis, lambda *given: first_question(context, *given), lora)
@@ -128,7 +133,8 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     model.answers_folder = context.runs_folder / ANSWERS_FOLDER
     states = prepare_texts(context, model)
     make_planner(context, model)
-    planned = {split: PlannedRows(model, context.rows[split], context.processor) for split in states}
+    planners = {"train": cross_fitted(context, model), "validation": ()}
+    planned = {split: PlannedRows(model, context.rows[split], context.processor, planners[split]) for split in states}
     context.made_stage("plans", lambda folder: make_plans(context, model, planned))
 
     def train(stage: str, objective: str | None, parts: Sequence[nn.Module], **options: Any) -> None:
@@ -208,20 +214,46 @@ def first_question(context: RunContext, model: OmgForSentimentAnalysis, mllm: Ml
     return MllmPlanner(mllm, model.config, verbalizer).request(observation)
 
 
-def fit_planner(context: RunContext, model: OmgForSentimentAnalysis, adapted: bool = True) -> Planner:
-    """Fit the planner that the configuration names to the training split; `adapted` as in `load_language_model`."""
+def fit_planner(context: RunContext, model: OmgForSentimentAnalysis) -> Planner:
+    """Fit the planner that the configuration names to the training split."""
+    planner = new_planner(context, model)
+    fit_centering(planner, CompleteObservations(model, context.rows["train"], context.processor), context.seed)
+    return planner
+
+
+def new_planner(context: RunContext, model: OmgForSentimentAnalysis, adapted: bool = True) -> Planner:
+    """Make the planner, its means to be fitted; `adapted` as in `load_language_model`."""
     observations = CompleteObservations(model, context.rows["train"], context.processor)
     config, store = model.config, AnswerStore(model.answers_folder)
     verbalizer = fit_verbalizer(context) if config.use_verbalizer and len(config.modalities) > 1 else None
     encode = functools.partial(model.embed_texts, context.processor.tokenizer)
-    planner: Planner
     if config.planner == "light":
         labels = context.rows["train"].labels.tolist()
-        planner = fit_light_planner(observations, labels, encode, config, verbalizer, store)
-    else:
-        planner = MllmPlanner(model.load_language_model(adapted), config, verbalizer, store=store, encode=encode)
-    fit_centering(planner, observations, context.seed)
-    return planner
+        return fit_light_planner(observations, labels, encode, config, verbalizer, store)
+    return MllmPlanner(model.load_language_model(adapted), config, verbalizer, store=store, encode=encode)
+
+
+def cross_fitted(context: RunContext, model: OmgForSentimentAnalysis) -> Sequence[Planner]:
+    """Light planners for parts of the training split, each fitted to all others; none where there is one part."""
+    config, rows = model.config, context.rows["train"]
+    if config.planner != "light" or config.planner_folds == 1:
+        return ()
+    whole, observations = model.planner(context.processor), list(CompleteObservations(model, rows, context.processor))
+    encode = functools.partial(model.embed_texts, context.processor.tokenizer)
+    found = []
+    for part in range(config.planner_folds):
+        others = [index for index in range(len(rows)) if part_of(index, len(rows), config.planner_folds) != part]
+        planner = fit_light_planner(
+            [observations[index] for index in others],
+            rows.labels[others].tolist(),
+            encode,
+            config,
+            whole.verbalizer,
+            whole.store,
+        )
+        planner.centering = whole.centering
+        found.append(planner)
+    return found
 
 
 def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
@@ -234,7 +266,7 @@ def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
             for rows in (context.rows["train"], context.rows["validation"])
         )
         return train_planner_adapter(
-            cast(MllmPlanner, fit_planner(context, model, adapted=False)),
+            cast(MllmPlanner, new_planner(context, model, adapted=False)),
             clips,
             labels,
             lora_arguments(context, "planner", PlannerTrainingArguments),
@@ -260,7 +292,9 @@ def make_plans(context: RunContext, model: OmgForSentimentAnalysis, planned: dic
         with as_msa_errors():
             rows.fill(wanted, split)
         found[split] = ["+".join(names) for names in wanted]
-    return {"planner": model.planner(context.processor).name, "patterns": found}
+    fallbacks, count = sum(rows.fallbacks for rows in planned.values()), sum(map(len, planned.values()))
+    warn_of_unreadable("planner", fallbacks, count)
+    return {"planner": model.planner(context.processor).name, "patterns": found, "fallbacks": fallbacks}
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import Condition, MissingProtocol
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, as_msa_errors
-from hf_msa.evaluation.results import MOST_UNREADABLE
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.label_families import AnyFamily
 from hf_msa.models.configuration_uacs import UacsConfig
@@ -25,6 +24,7 @@ from hf_msa.models.modeling_uacs import ExpertAnswer, UacsForSentimentAnalysis
 from hf_msa.models.msa_mllm import MllmRequest
 from hf_msa.models.processing_msa import MsaProcessor
 from hf_msa.models.uacs_rules import VERIFY, answer_routes, threshold_for
+from hf_msa.training.language_models import warn_of_unreadable
 
 from .thresholds import AgreementFit, fit_agreement, require_tau
 
@@ -91,9 +91,9 @@ def find_thresholds(
         protocol: What is dropped of them.
 
     Returns:
-        `tau_1`, `tau_2` and `calibration` as in the configuration; `unparsed`, the number of answers that could not be read;
-        `expected`, by these rows: the `share` of samples that the small model hands on and, with an expert, `calls` and
-        `seconds` per sample.
+        `tau_1`, `tau_2`, `calibration` and `calibrated_with` as in the configuration; `unparsed`, the number of answers that
+        could not be read; `expected`, by these rows: the `share` of samples that the small model hands on and, with an
+        expert, `calls` and `seconds` per sample.
 
     Raises:
         MsaError: If the expert cannot be loaded or reached, a group of samples is empty and no threshold is given, or the
@@ -113,7 +113,7 @@ def find_thresholds(
     if config.route != "fast":
         answers = validation_answers(model, processor, rows, protocol)
         fits["expert"] = fit_answers(answers, rows, config.family)
-        warn_of_unreadable(sum(answer.score is None for answer in answers), len(answers))
+        warn_of_unreadable("expert", sum(answer.score is None for answer in answers), len(answers))
         if taus["tau_2"] is None:
             taus["tau_2"] = threshold_of(fits["expert"], config, "tau_2")
     calls, seconds = np.zeros(len(rows)), np.zeros(len(rows))
@@ -132,6 +132,7 @@ def find_thresholds(
     return {
         **taus,
         "calibration": {name: fit.to_dict() for name, fit in fits.items()},
+        "calibrated_with": None if answers is None or config.tau_2 is not None else model.calibrated_with(),
         "unparsed": None if answers is None else sum(answer.score is None for answer in answers),
         "expected": expected,
     }
@@ -199,18 +200,6 @@ def budget_threshold(
         means = np.cumsum(expert_seconds[order]) / samples
         count = int(np.searchsorted(means, left, side="right"))
     return threshold_for(uncertainties.astype(np.float64), count)
-
-
-def warn_of_unreadable(count: int, asked: int) -> None:
-    """Warn where more than 5 % of the answers could not be read."""
-    if count > MOST_UNREADABLE * asked:
-        logging.getLogger(__name__).warning(
-            "%d of %d answers of the expert could not be read (%.0f %%); look at their wording in the answers folder, and "
-            "take another model, prompt or adapter.",
-            count,
-            asked,
-            100 * count / asked,
-        )
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from hf_msa.models.msa_language_model import ADAPTER_FOLDER
 from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
 from hf_msa.models.uacs_prompts import answer_text
 from hf_msa.training.calibration import fit_temperature
-from hf_msa.training.language_models import check_language_model, fit_verbalizer, locate_language_model, lora_arguments
+from hf_msa.training.language_models import check_language_model, fit_verbalizer, lora_arguments
 from hf_msa.training.stages import RunContext
 from hf_msa.training.ubm import UbmTrainer, validation_logits
 
@@ -31,7 +31,6 @@ LORA_STAGES = ("lora",)
 def run(context: RunContext) -> MsaPreTrainedModel:
     """Train the small model, the adapter where the recipe wants one, and calibrate."""
     config = cast(UacsConfig, context.config)
-    locate_language_model(config)
     if not (context.stage_folder("calibration") / "stage.json").is_file():
         lora = "lora" if config.expert_adapter else None
         check_language_model(context, UacsForSentimentAnalysis, lambda *given: first_question(context, *given), lora)
@@ -136,5 +135,6 @@ def calibrate(context: RunContext, model: UacsForSentimentAnalysis) -> None:
         return {"temperature": config.temperature, **found}
 
     facts = context.made_stage("calibration", find)
-    for name in ("temperature", "tau_1", "tau_2", "calibration"):
-        setattr(config, name, facts[name])
+    for name in ("temperature", "tau_1", "tau_2", "calibration", "calibrated_with"):
+        # Earlier versions did not note all of them.
+        setattr(config, name, facts.get(name))
