@@ -1,6 +1,7 @@
 """Router, pseudo labels and consistency gap: numbers by hand, then files from made predictions and a tiny run."""
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,17 +16,20 @@ from hf_msa.analysis.cmc.pseudo_labels import (
     agreement_row,
     confusion,
     drift_rows,
+    first_epoch_share,
     flip_limits,
     movable_mass,
     settling,
 )
-from hf_msa.analysis.cmc.router import lie_row, weight_rows
+from hf_msa.analysis.cmc.router import WEIGHINGS, lie_row, weighing_rows, weight_rows
 from hf_msa.analysis.common.consistency_gap import GAP_ALARM, difference_row, subset_scores
+from hf_msa.analysis.common.prediction_columns import SampleNumbers
 from hf_msa.analysis.common.split_labels import SplitLabels, planted_liars, read_labels
 from hf_msa.analysis.common.trained_runs import TrainedRun
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.evaluate import evaluate_runs
+from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.results import Predictions, predictions_table, write_results
 from hf_msa.evaluation.statistics import resample_counts
 from hf_msa.models.msa_label_families import BUILT_IN
@@ -55,9 +59,40 @@ def test_weights_where_a_modality_lies():
     assert row["sd over seeds"] == pytest.approx(0.4 / math.sqrt(2))
     # Of the seeds' mean weights (0.1, 0.3, 0.7, 0.7) a resample holds any of the lying ones.
     assert row["low"] == pytest.approx(0.1 - 0.7) and row["high"] == pytest.approx(0.3 - 0.7)
+    # No lying sample has the larger weight. Against a third weight of 0.4 (0.2) one of four pairs is a tie.
+    assert row["AUC"] == row["AUC low"] == row["AUC high"] == 1.0 and row["AUC sd"] == 0.0
+    tied = lie_row(np.array([[0.2, 0.4, 0.4, 0.1]]), lies)
+    assert tied["AUC"] == pytest.approx((1 + 0.5 + 0 + 0) / 4) and math.isnan(tied["AUC sd"])
+    assert lie_row(np.full((1, 4), 1 / 3), lies)["AUC"] == 0.5
     for side in (lies & False, lies | True):
         empty = lie_row(weights, side)
+        assert math.isnan(empty["AUC"])
         assert math.isnan(empty["difference"]) and empty["n lying"] + empty["n others"] == 4
+
+
+def test_the_same_experts_under_constant_weights():
+    """Text says + + - -, audio - + + -, and labels are those of whoever does not lie; the router knows who."""
+    has0, acc3 = METRICS["class_has0_acc2"].pretty, METRICS["class_acc3"].pretty
+    labels = np.array([1.0, 1.0, 1.0, -1.0])
+    signs = {"text": np.array([[1.0, 1.0, -1.0, -1.0]]), "audio": np.array([[-2.0, 2.0, 2.0, -2.0]])}
+    weights = {"text": np.array([[0.9, 0.5, 0.1, 0.5]]), "audio": np.array([[0.1, 0.5, 0.9, 0.5]])}
+    columns = {"prediction": np.zeros((1, 4))}
+    for modality, values in signs.items():
+        for name, sign in (("negative", -1.0), ("neutral", 0.0), ("positive", 1.0)):
+            columns[f"unimodal_logits_{modality}_{name}"] = sign * values
+    numbers = SampleNumbers("run", {"dataset": {"label_family": "mosi"}}, tuple("abcd"), labels, (1,), columns)
+    rows = {row["weights"]: row for row in weighing_rows(numbers, weights)}
+    # .9 - .2 and -.1 + 1.8 are right; at equal weights text, whose logits are half as large, loses in the first sample.
+    assert rows["router"][has0].mean == 1.0
+    for kind in WEIGHINGS[1:]:
+        assert rows[kind][has0].mean == rows[kind][acc3].mean == 0.75
+        assert rows[kind]["router minus it"].mean == 0.25
+    assert rows["router"]["router minus it"].bounds == (0.0, 0.0)
+    # Means of .8 and .2 give text the first sample and take the third from audio.
+    unequal = {"text": np.array([[0.9, 0.9, 0.5, 0.9]]), "audio": np.array([[0.1, 0.1, 0.5, 0.1]])}
+    mean = weighing_rows(numbers, unequal)[1]
+    assert mean[has0].mean == 0.75
+    assert weighing_rows(dataclasses.replace(numbers, columns={"prediction": np.zeros((1, 4))}), weights) == []
 
 
 def test_interval_of_the_difference_is_the_plain_bootstrap():
@@ -94,10 +129,21 @@ def test_how_much_of_a_label_can_leave():
     assert movable_mass(0.8, 0.5, 100) == pytest.approx(0.978, abs=5e-4)
 
 
+def test_how_much_of_a_teacher_is_that_of_the_first_epoch():
+    assert first_epoch_share(0.9, 5.0, 22, 1) == 1.0
+    # Epoch 2 keeps 1 - .1 / 32 at each of its two steps, epoch 3 keeps 1 - .1 / 243.
+    assert first_epoch_share(0.9, 5.0, 2, 3) == pytest.approx(0.996875**2 * (1 - 0.1 / 243) ** 2)
+    # The published values on CH-SIMS: 1368 rows in batches of 64, at most 100 epochs.
+    shares = {"text": (0.8, 2.5), "audio": (0.9, 5.0), "vision": (0.6, 2.0)}
+    found = {name: first_epoch_share(*values, 22, 100) for name, values in shares.items()}
+    assert found["audio"] == pytest.approx(0.92, abs=0.005)
+    assert found["text"] < 0.25 and found["vision"] < 0.01
+
+
 def history(changes, flips=None, start=1):
     flips = flips or [0.0] * len(changes)
     return [
-        {"epoch": float(epoch), "loss": 1.0, "flip_rate_text": flip, "label_change_text": change}
+        {"epoch": float(epoch), "step": 22 * epoch, "loss": 1.0, "flip_rate_text": flip, "label_change_text": change}
         for epoch, (change, flip) in enumerate(zip(changes, flips, strict=True), start)
     ]
 
@@ -112,7 +158,13 @@ def made_run(folder, changes, flips=None, **config):
         "method": "cmc",
         "ablation": None,
         "stages": [{"name": "unimodal", "history": entries}, {"name": "main", "history": []}],
-        "config": {"label_momentum": {"text": 0.8, "audio": 0.99}, "label_gamma": 0.5} | config,
+        "config": {
+            "label_momentum": {"text": 0.8, "audio": 0.99},
+            "label_gamma": 0.5,
+            "ema_momentum": {"text": 0.8, "audio": 0.9},
+            "ema_gamma": {"text": 2.5, "audio": 5.0},
+        }
+        | config,
     }
     return TrainedRun(Path(folder), facts)
 
@@ -265,6 +317,7 @@ def test_router_files(data, write_cmc, tmp_path):
     assert [(row["lies by"], row["modality"]) for row in rows] == [
         (kind, modality) for kind in ("own label", "planted") for modality in ("text", "audio")
     ]
+    assert float(rows[2]["AUC"]) == 1.0
     planted = planted_liars(data, "test")
     lying = sum(name == "text" for name in planted.values())
     assert 0 < lying == int(rows[2]["n lying"]) and int(rows[2]["n others"]) == 32 - lying
@@ -370,6 +423,8 @@ def test_pseudo_label_files(data, tmp_path):
     # Three epochs take at most 0.2, 0.14 and 0.12 of what is left of a text label.
     assert f"{movable_mass(0.8, 0.5, 3):.3f} of a label of text" in summary
     assert summary.count("**No flips possible:**") == 2
+    # 22 steps at 1 - .1 / 32 and 22 at 1 - .1 / 243.
+    assert "- 93% of the averaged teacher of audio at the last epoch is what it was after the first one" in summary
     save_file({"train": soft[1:]}, runs[0] / "stages" / "unimodal" / "pseudo_labels.safetensors")
     with pytest.raises(MsaError, match="95 samples, but"):
         run_tool("pseudo-labels", [str(tmp_path / "run")], data=data, output=str(tmp_path / "out"))
@@ -397,6 +452,14 @@ def test_tools_on_a_tiny_run(data, tmp_path):
     names = pq.read_schema(tmp_path / "run" / "predictions.parquet").names
     assert {f"router_weights_{modality}" for modality in MODALITIES} <= set(names)
     run_tool("router", [run], data=data, output=str(tmp_path / "router"))
+    kinds = {row["weights"]: row for row in read(tmp_path / "router" / "weighings.csv")}
+    assert tuple(kinds) == WEIGHINGS
+    facts = json.loads((tmp_path / "run" / "results.json").read_text())["mean_over_rates"]
+    for metric in ("class_has0_acc2", "class_acc3"):
+        routed = float(kinds["router"][METRICS[metric].pretty])
+        assert routed == pytest.approx(facts[metric]["mean"], abs=1e-5)
+    router = (tmp_path / "router" / "router.md").read_text()
+    assert "cmc: its router reads the sum of the modalities" in router and "No AUC can be above" in router
     means = [float(row["mean"]) for row in read(tmp_path / "router" / "router.csv")]
     assert len(means) == 3 and sum(means) == pytest.approx(1.0, abs=1e-4)
     run_tool("consistency-gap", [run], data=data, output=str(tmp_path / "gap"))

@@ -12,13 +12,14 @@ import torch
 
 from hf_msa.analysis import run_tool
 from hf_msa.analysis.common.trained_runs import find_runs
+from hf_msa.analysis.pglh.prompts import evenness, spread
 from hf_msa.analysis.pglh.reconstruction import ErrorSums, error_rows, reconstruction_sums, training_means
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FrameMissing
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
-from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
+from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis, PromptAttention, VisibleTokens
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
 from tiny import TINY_CONFIGS, tiny_processor, tiny_rows
@@ -90,6 +91,27 @@ def test_prompt_weights_of_a_log(tmp_path):
     # Chosen: 0.6 and 0.8; last: 0.7 and 0.8; moved: 0.1 and 0.3.
     assert "| alpha_text | 0.500 ± 0.000 | 0.700 ± 0.141 | 0.750 ± 0.071 | 0.200 ± 0.141 |" in summary
     assert "| beta_audio | 0.500 ± 0.000 | 0.300 ± 0.141 | 0.250 ± 0.071 | -0.200 ± 0.141 |" in summary
+
+
+def test_spread_of_prompts_by_hand():
+    prompts = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]], [[3.0, 4.0], [3.0, 4.0]]])
+    # Distances from the means 0 and (3, 4): 1, 1, 0, 0. Lengths: 1, 1, 5, 5.
+    assert spread(prompts) == (2.0, 52.0)
+    assert spread(prompts[1:]) == (0.0, 50.0)
+
+
+def test_evenness_of_attention_by_hand():
+    attention = PromptAttention(2)
+    for layer in (attention.query, attention.key):
+        torch.nn.init.eye_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    # Scores over the root of 2 are log(3) and 0, so weights 3/4 and 1/4; the second prompt asks for nothing.
+    prompts = torch.tensor([[math.sqrt(2) * math.log(3), 0.0], [0.0, 0.0]])
+    hidden = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]], [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    found = evenness(attention, prompts, VisibleTokens(hidden, mask, torch.zeros(2, 3).long()))
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
+    assert found.tolist() == pytest.approx([(entropy + 1) / 2])
 
 
 def test_runs_without_prompts(tmp_path):
@@ -164,10 +186,48 @@ def test_there_is_no_truth_of_what_a_sample_never_had():
 
 def test_prompt_weights_of_a_run(trained, tmp_path):
     run_tool("prompts", [trained], output=str(tmp_path))
+    assert "give a data set with --data" in (tmp_path / "prompts.md").read_text()
     rows = read(tmp_path / "prompts.csv")
     names = {"alpha_text", "alpha_audio", "alpha_vision", "beta_audio", "beta_vision"}
     assert [row["epoch"] for row in rows] == ["1", "2"] and names == set(rows[0]) - {"training seed", "epoch"}
     assert all(float(row[name]) == pytest.approx(0.5, abs=0.1) for row in rows for name in names)
+
+
+def test_use_of_the_prompts_of_a_run(data, trained, tmp_path):
+    run_tool("prompts", [trained], data=data, output=str(tmp_path))
+    rows = {(row["prompts"], row["modality"]): row for row in read(tmp_path / "use.csv")}
+    fusion, language = (
+        [("fusion", m) for m in ("audio", "text", "vision")],
+        [("language", m) for m in ("audio", "vision")],
+    )
+    assert list(rows) == [*fusion, *language]
+    (run,) = find_runs([trained], "pglh")
+    validation = run.rows(data, "validation")
+    model, processor = run.load(validation)
+    inputs = processor.from_rows([validation[index] for index in range(len(validation))])
+    with torch.no_grad():
+        tokens = model.encode(inputs)
+        refined = model.refiners["audio"](tokens["audio"], tokens["text"])
+    deviation = (refined - refined.mean(dim=1, keepdim=True)).square().sum() / refined.square().sum()
+    assert float(rows["fusion", "audio"]["spread"]) == pytest.approx(deviation.sqrt().item(), rel=1e-4)
+    assert all(0 < float(rows[key]["evenness"]) < 1 for key in rows)
+    assert all(0 < float(rows[key]["spread"]) < 1 for key in fusion)
+    assert all(rows[key]["spread"] == "" for key in language)
+
+
+def test_tools_say_what_single_frames_cannot_show(trained, tmp_path):
+    """Clips of one frame of audio and two of vision."""
+    (run,) = find_runs([trained], "pglh")
+    widths = {name: run.facts["config"][f"{name}_dim"] for name in ("audio", "vision")}
+    features = {"audio": np.ones((1, widths["audio"])).tolist(), "vision": np.ones((2, widths["vision"])).tolist()}
+    clips = [{"id": f"s{number}", "text": "a good film", "label": 1.0, **features} for number in range(3)]
+    splits = {name: datasets.Dataset.from_list(clips) for name in ("train", "validation")}
+    for tool in ("prompts", "reconstruction"):
+        report = tmp_path / tool
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hf_msa.analysis.common.trained_runs.load_split", lambda data, split: splits[split])
+            run_tool(tool, [trained], data="made", output=str(report))
+        assert "No clip has more than one frame of audio, so" in (report / f"{tool}.md").read_text()
 
 
 def test_without_a_decoder_nothing_is_reconstructed(data, trained, tmp_path):

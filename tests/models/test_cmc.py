@@ -172,6 +172,62 @@ class TestRouter:
         rows[0, :, 0] = torch.tensor([0.5, 0.5, math.log(2) - 1])
         assert torch.allclose(model.route(rows), torch.tensor([[0.25, 0.25, 0.5]]))
 
+    def test_one_that_reads_rows_can_lower_a_modality_that_contradicts_another(self) -> None:
+        """Hidden |text - audio|, in two ReLUs, is taken from audio's logit: log 4 less where the two contradict."""
+        model = build(router_input="rows")
+        with torch.no_grad():
+            for parameter in model.router.parameters():
+                parameter.zero_()
+            for unit, sign in ((0, 1.0), (1, -1.0)):
+                model.router.hidden.weight[unit, 0], model.router.hidden.weight[unit, 16] = sign, -sign
+                model.router.output.weight[1, unit] = -math.log(4) / 2
+        rows = torch.zeros(4, 3, 16)
+        rows[:, 0, 0] = torch.tensor([1.0, 1.0, -1.0, -1.0])
+        rows[:, 1, 0] = torch.tensor([1.0, -1.0, 1.0, -1.0])
+        agree, contradict = torch.tensor([1 / 3, 1 / 3, 1 / 3]), torch.tensor([4 / 9, 1 / 9, 4 / 9])
+        assert torch.allclose(model.route(rows), torch.stack([agree, contradict, contradict, agree]), atol=1e-6)
+
+    @pytest.mark.parametrize(("router_input", "is_additive"), [("sum", True), ("rows", False)])
+    def test_the_published_one_is_additive_in_the_modalities(self, router_input: str, is_additive: bool) -> None:
+        """Changing text changes its logits by the same, whatever audio is; cosine fusion does not alter that."""
+        model = build(router_input=router_input, fusion_temperature=0.07)
+        vectors = F.normalize(torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(4)), dim=-1)
+        text, audio = vectors[:, 0], vectors[:, 1]
+        rows = torch.stack([torch.stack([t, a, vectors[0, 2]]) for t in text for a in audio])
+        both = model.router(rows)
+        interaction = both[0] - both[1] - both[2] + both[3]
+        assert bool((interaction.abs() < 1e-6).all()) == is_additive
+        mixed = model.router(model.fuse(rows))
+        assert bool(((mixed[0] - mixed[1] - mixed[2] + mixed[3]).abs() < 1e-3).all()) == is_additive
+
+    @pytest.mark.parametrize("router_input", ["sum", "rows"])
+    def test_gradients_reach_every_vector(self, router_input: str) -> None:
+        model = build(router_input=router_input)
+        rows = torch.randn(2, 3, 16, requires_grad=True)
+        model.route(rows)[:, 0].sum().backward()
+        assert rows.grad is not None and rows.grad.flatten(2).any(dim=-1).all()
+        # A sum gives its terms the same gradient; side by side each has its own.
+        assert torch.equal(rows.grad[:, 0], rows.grad[:, 1]) == (router_input == "sum")
+
+    def test_only_one_that_reads_rows_learns_who_lies(self) -> None:
+        """Audio lies where its sign is not text's: of a sum the best guess stays that of chance."""
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (256, 3, 1), generator=generator) * 2.0 - 1.0
+        rows = torch.zeros(256, 3, 16)
+        rows[..., :1] = signs
+        lies = signs[:, 0, 0] != signs[:, 1, 0]
+        losses = {}
+        for router_input in ("sum", "rows"):
+            router = build(router_input=router_input).router
+            optimizer = torch.optim.Adam(router.parameters(), lr=0.05)
+            for _ in range(100):
+                loss = F.binary_cross_entropy_with_logits(router(rows)[:, 1], lies.float())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            losses[router_input] = loss.item()
+        assert losses["sum"] > 0.6 and losses["rows"] < 0.1
+
 
 class TestSupervisedContrast:
     def test_three_vectors_by_hand(self) -> None:
@@ -376,7 +432,7 @@ class TestModel:
         mixed = parameter_free_fusion(out.embeddings, 0.07)
         for index, name in enumerate(("text", "audio", "vision")):
             assert torch.allclose(out.unimodal_logits[:, index], model.experts[name](mixed[:, index]), atol=1e-6)
-        weights = model.router(mixed.sum(dim=1)).softmax(dim=-1)
+        weights = model.router(mixed).softmax(dim=-1)
         assert torch.allclose(out.router_weights, weights, atol=1e-6)
         assert torch.allclose(out.class_logits, torch.einsum("bm,bmc->bc", weights, out.unimodal_logits), atol=1e-6)
 
@@ -452,8 +508,15 @@ class TestModel:
             *(f"class_logits_{name}" for name in ("negative", "neutral", "positive")),
             "router_weights_text",
             "router_weights_audio",
+            *(
+                f"unimodal_logits_{m}_{name}"
+                for m in ("text", "audio")
+                for name in ("negative", "neutral", "positive")
+            ),
         }
-        assert torch.equal(model.per_sample_outputs(out)["class_logits_positive"], out.class_logits[:, 2])
+        found = model.per_sample_outputs(out)
+        assert torch.equal(found["class_logits_positive"], out.class_logits[:, 2])
+        assert torch.equal(found["unimodal_logits_audio_neutral"], out.unimodal_logits[:, 1, 1])
 
     def test_lower_precision_stays_close(self) -> None:
         model = build()

@@ -76,6 +76,18 @@ def weighs_all_evenly() -> None:
     assert torch.allclose(out.class_logits, out.unimodal_logits.mean(dim=1), atol=1e-6)
 
 
+def routes_by_all_vectors_side_by_side() -> None:
+    model = build("router_rows")
+    added = parameter_names(model) - parameter_names(build())
+    assert added == {f"router.{part}.{kind}" for part in ("hidden", "output") for kind in ("weight", "bias")}
+    assert model.router.hidden.weight.shape == (16, 48)
+    rows = torch.randn(2, 3, 16)
+    hidden = torch.cat([rows[:, 0], rows[:, 1], rows[:, 2]], dim=-1) @ model.router.hidden.weight.T
+    hidden = (hidden + model.router.hidden.bias).clamp(min=0)
+    expected = (hidden @ model.router.output.weight.T + model.router.output.bias).softmax(dim=-1)
+    assert torch.allclose(model.route(rows), expected, atol=1e-6)
+
+
 def weighs_all_samples_alike() -> None:
     model = build("mcr_static")
     assert parameter_names(model) - parameter_names(build()) == {"router.logits"}
@@ -121,6 +133,7 @@ EFFECTS: dict[str, Callable[[], None]] = {
     "pfm_attention": mixes_by_learned_attention,
     "pfm_concat": maps_all_vectors_to_all,
     "wo_mcr": weighs_all_evenly,
+    "router_rows": routes_by_all_vectors_side_by_side,
     "mcr_static": weighs_all_samples_alike,
     "mean_fusion": is_the_mean_of_separate_classifiers,
     "wo_pretrain": lambda: leaves_the_model_alone("wo_pretrain"),

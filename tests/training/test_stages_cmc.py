@@ -322,6 +322,28 @@ def test_validation_loss_is_the_teachers_before_their_labels_move(corpus: Path, 
         assert trainer.seen[0]["metrics"][f"eval_loss_{name}"] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("quirks", [False, True])
+def test_teachers_are_chosen_by_labels_that_stay_unless_the_public_code_is_asked_for(
+    corpus: Path, tmp_path: Path, quirks: bool
+) -> None:
+    """The pseudo labels of the validation rows begin away from their classes."""
+    context = prepared(corpus, tmp_path, "stages.unimodal.num_train_epochs=1", ablation="quirks" if quirks else None)
+    trainer = unimodal_trainer(context, tmp_path / "stage")
+    table = trainer._labels["validation"]
+    table.soft = table.soft.roll(1, dims=-1)
+    classes, moved = table.classes, table.hard()
+    trainer.fit()
+    trainer.teachers.eval()
+    rows = [context.rows["validation"][index] for index in range(32)]
+    with torch.no_grad():
+        logits = trainer.teachers(**context.processor.from_rows(rows)).unimodal_logits
+    for index, name in some(enumerate(MODALITIES)):
+        losses = [F.cross_entropy(logits[:, index], targets[:, index]).item() for targets in (classes, moved)]
+        assert abs(losses[0] - losses[1]) > 0.01
+        measured = trainer.seen[0]["metrics"][f"eval_loss_{name}"]
+        assert measured == pytest.approx(losses[1 if quirks else 0], abs=1e-3)
+
+
 def test_teachers_have_the_batch_statistics_of_the_trained_models(corpus: Path, tmp_path: Path) -> None:
     for ablation, copied in ((None, True), ("quirks", False)):
         context = prepared(corpus, tmp_path / str(ablation), "stages.unimodal.num_train_epochs=1", ablation=ablation)

@@ -1,5 +1,6 @@
 """PGLH on the tiny corpus: what is trained, what the checkpoint is chosen by, what the log holds."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_msa.models.configuration_pglh import PglhConfig
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
-from hf_msa.training.pglh import PglhTrainer
+from hf_msa.training.pglh import PglhTrainer, run, single_frame_note
 from hf_msa.training.recipes import load_recipe, recipe_names
 from hf_msa.training.stages import RunContext, run_recipe
 
@@ -101,6 +102,39 @@ def test_validation_ignores_complete_inputs_that_a_batch_may_hold(trained: RunCo
     assert set(outputs.losses) == {"task", "global", "mask"}
 
 
+def test_alphas_and_betas_have_a_rate_of_their_own(trained: RunContext, tmp_path: Path) -> None:
+    trainer = trainer_of(trained, tmp_path)
+    groups = trainer.create_optimizer().param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    found = {name: rates[id(parameter)] for name, parameter in trainer.model.named_parameters()}
+    assert {name for name, rate in found.items() if rate == 1e-2} == {n for n in found if n.endswith("balance.logit")}
+    assert set(found.values()) == {1e-2, 1e-3}
+
+
+def test_a_configuration_without_alphas_and_betas_takes_the_recipes_rates(trained: RunContext, tmp_path: Path) -> None:
+    trainer = trainer_of(trained, tmp_path)
+    config = PglhConfig.from_pretrained(trained.folder, ubpf=False, language_prompt=False)
+    trainer.model = PglhForSentimentAnalysis(config)
+    groups = trainer.build_optimizer(list(trainer.model.named_parameters())).param_groups
+    assert {group["lr"] for group in groups} == {1e-3}
+
+
+def test_clips_of_a_single_frame_are_warned_of(
+    trained: RunContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = copy.copy(trained.rows["train"])
+    assert single_frame_note(rows, rows.lengths) is None
+    rows.lengths = {**rows.lengths, "vision": np.ones(len(rows), dtype=np.int64)}
+    note = single_frame_note(rows, ("text", "audio", "vision"))
+    assert note is not None and note.startswith("No clip has more than one frame of vision, so")
+    assert single_frame_note(rows, ("text", "audio")) is None
+    context = copy.copy(trained)
+    context.rows = {**trained.rows, "train": rows}
+    with caplog.at_level("WARNING"):
+        run(context)
+    assert note in caplog.messages
+
+
 def test_nothing_is_frozen(trained: RunContext) -> None:
     start = trained.new_model(PglhForSentimentAnalysis).state_dict()
     end = load_file(trained.folder / "model.safetensors")
@@ -125,6 +159,9 @@ def test_recipes_hold_the_papers_protocol() -> None:
         assert recipe.missing.train == {"name": "frame", "rate_range": [0.0, 0.9]}
         assert recipe.missing.validation == {"name": "frame", "rate": 0.5, "seed": 1111}
         assert recipe.feature_norm == "standard"
+        stage = recipe.stages["main"]
+        assert stage["warmup_steps"] * stage["num_train_epochs"] < stage["early_stopping_patience"]
+        assert stage["component_learning_rates"] == {"balances": 1e-2}
     main = load_recipe("pglh/mosi").stages["main"]
     assert (main["num_train_epochs"], main["per_device_train_batch_size"]) == (200, 64)
     assert PglhConfig(**load_recipe("pglh/mosi").model, audio_dim=5, vision_dim=20).w_mask == 0.05

@@ -27,6 +27,9 @@ class PglhConfig(MsaConfig):
         decoder_feedforward_dim (`int`): Width inside the feed-forwards of the decoders (ours: 256).
         dropout (`float`): Dropout of the encoders and decoders (ours: 0.1).
         num_prompts (`int`): Learned prompts per modality in the fusion (ours: 8).
+        prompt_init_std (`float`): Standard deviation that all learned prompts are drawn with, those of eq. 5 and of eq. 11
+            (ours: 1; the paper does not say). At 0.02, as tokens of Transformers usually are, the prompts of a modality ask
+            alike, attend evenly, and gather the same to within 0.2 %.
 
     Variants:
         text_mask_level: Where text loses its dropped tokens. `"input"`: the text encoder reads the unknown token in
@@ -35,7 +38,8 @@ class PglhConfig(MsaConfig):
             so this needs the complete text to predict and is not to be compared with the rest.
         decoder_type: `"transformer"`: one layer over the restored sequence (section 3.1). `"linear"`: one linear map per
             token, that is without the decoder (T3; the paper does not say what is left).
-        language_prompt (`bool`): Whether text guides the reconstruction of audio and vision (eq. 5 to 8; T3).
+        language_prompt (`bool`): Whether text guides the reconstruction of audio and vision (eq. 5 to 8; T3). The masked
+            loss reaches prompt and beta through visible positions alone: of clips with a single frame they learn nothing.
         ubpf (`bool`): Whether prompts refine the modalities before fusion (eq. 11 to 15; T3); without, a modality is
             the average of its visible tokens.
         pooling: `"joint"`: average over prompts and tokens together (eq. 15); the fewer tokens are visible, the more
@@ -76,6 +80,7 @@ class PglhConfig(MsaConfig):
     decoder_feedforward_dim: int = 256
     dropout: float | int = 0.1
     num_prompts: int = 8
+    prompt_init_std: float | int = 1.0
 
     text_mask_level: Literal["input", "feature"] = "input"
     decoder_type: Literal["transformer", "linear"] = "transformer"
@@ -118,6 +123,7 @@ class PglhConfig(MsaConfig):
                 f"{self.hidden_size}."
             )
         self.check_numbers("dropout", at_least=0, below=1)
+        self.check_numbers("prompt_init_std", above=0)
         self.check_numbers("w_task", "w_mask", "w_global", at_least=0)
         if not self.reconstruct_modalities or not set(self.reconstruct_modalities) <= set(MODALITIES):
             raise ValueError(

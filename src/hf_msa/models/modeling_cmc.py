@@ -330,17 +330,52 @@ class StaticRouter(nn.Module):
         """Weigh all evenly."""
         nn.init.zeros_(self.logits)
 
-    def forward(self, mixed: Tensor) -> Tensor:
-        """Logits `(batch, modalities)`, whatever the vectors `(batch, embed_dim)` are."""
-        return self.logits.expand(len(mixed), -1)
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits `(batch, modalities)`, whatever the vectors `(batch, modalities, embed_dim)` are."""
+        return self.logits.expand(len(rows), -1)
+
+
+class SumRouter(nn.Linear):
+    """Logits as a linear map of the sum of all vectors (public code): each modality adds its part, whatever the others say.
+
+    Args:
+        config: The model's configuration.
+    """
+
+    def __init__(self, config: CmcConfig) -> None:
+        super().__init__(config.embed_dim, len(config.modalities))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits `(batch, modalities)` of vectors `(batch, modalities, embed_dim)`."""
+        return super().forward(input.sum(dim=1))
+
+
+class RowsRouter(nn.Module):
+    """Logits of all vectors side by side, through a hidden layer of ReLUs: it can compare modalities (ours).
+
+    Args:
+        config: The model's configuration.
+    """
+
+    def __init__(self, config: CmcConfig) -> None:
+        super().__init__()
+        count = len(config.modalities)
+        self.hidden = nn.Linear(count * config.embed_dim, config.feedforward_dim)
+        self.output = nn.Linear(config.feedforward_dim, count)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits `(batch, modalities)` of vectors `(batch, modalities, embed_dim)`."""
+        logits: Tensor = self.output(F.relu(self.hidden(rows.flatten(1))))
+        return logits
 
 
 def build_router(config: CmcConfig) -> nn.Module | None:
     """Build what gives a logit for each modality from the mixed vectors; nothing where all are weighed evenly."""
     if config.mcr == "mean":
         return None
-    count = len(config.modalities)
-    return StaticRouter(count) if config.mcr == "static" else nn.Linear(config.embed_dim, count)
+    if config.mcr == "static":
+        return StaticRouter(len(config.modalities))
+    return RowsRouter(config) if config.router_input == "rows" else SumRouter(config)
 
 
 class CmcPreTrainedModel(MsaPreTrainedModel):
@@ -496,6 +531,16 @@ class CmcForSentimentAnalysis(CmcPreTrainedModel):
         """Classes of the class logits and modalities of the router's weights."""
         return {"class_logits": SENTIMENT_CLASSES, "router_weights": self.config.modalities}
 
+    def per_sample_outputs(self, outputs: MsaOutput) -> dict[str, Tensor]:
+        """What `MsaPreTrainedModel` takes of an output, and each expert's logits, e.g. ``unimodal_logits_text_negative``."""
+        found = super().per_sample_outputs(outputs)
+        logits = cast(CmcOutput, outputs).unimodal_logits
+        if logits is not None:
+            for index, modality in enumerate(self.config.modalities):
+                for place, name in enumerate(SENTIMENT_CLASSES):
+                    found[f"unimodal_logits_{modality}_{name}"] = logits[:, index, place]
+        return found
+
     def fuse(self, rows: Tensor) -> Tensor:
         """Mix the modalities of a sample as `pfm` says.
 
@@ -513,15 +558,14 @@ class CmcForSentimentAnalysis(CmcPreTrainedModel):
         """Weights of the experts (MCR).
 
         Args:
-            rows (`torch.FloatTensor` of shape `(batch, modalities, embed_dim)`): The mixed vectors; the router reads
-                their sum.
+            rows (`torch.FloatTensor` of shape `(batch, modalities, embed_dim)`): The mixed vectors.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, modalities)`; each row sums to 1.
         """
         if self.router is None:
             return rows.new_full(rows.shape[:2], 1 / rows.shape[1])
-        return topk_softmax(self.router(rows.sum(dim=1)), self.config.top_k)
+        return topk_softmax(self.router(rows), self.config.top_k)
 
     def compute(self, inputs: MsaInputs, labels: Tensor | None, *, pseudo_labels: Tensor | None = None) -> CmcOutput:
         """Predict sentiment class and score.

@@ -198,6 +198,8 @@ class MsaPreTrainedModel(PreTrainedModel):
     Attributes:
         SIDE_FILES: What a checkpoint may hold beside weights, configuration, processor and code. Saving writes them, pushing
             and its check go by this list.
+        COMPONENTS: Parts of the model that can be given a learning rate, beside those that begin a parameter's name: name ->
+            a later part of the names of its parameters. A configuration may leave a model without one of them.
         value_names: Of outputs that are a choice per sample, an index among some, the names that the indices stand for.
         reads: The modalities that the model reads, as far as the data has them; None: those of the configuration.
         media: Gives the sound and pictures of a row: `waveform`, `frames` and `frames_per_second`, as far as there are any.
@@ -210,6 +212,7 @@ class MsaPreTrainedModel(PreTrainedModel):
     config: MsaConfig
     text_encoder: PreTrainedModel
     SIDE_FILES: ClassVar[tuple[SideFile, ...]] = ()
+    COMPONENTS: ClassVar[Mapping[str, str]] = {}
     value_names: ClassVar[dict[str, tuple[str, ...]]] = {}
     reads: ClassVar[tuple[str, ...] | None] = None
     base_model_prefix = "model"
@@ -723,6 +726,15 @@ class MsaPreTrainedModel(PreTrainedModel):
             `torch.LongTensor` of the same shape.
         """
         return self.config.family.polarity(labels)
+
+    def component_of(self, parameter: str) -> str:
+        """The component that a parameter belongs to, for learning rates and weight decays of its own.
+
+        Args:
+            parameter: The parameter's name.
+        """
+        first, *inner = parameter.split(".")
+        return next((name for name, part in self.COMPONENTS.items() if part in inner), first)
 
     def logged_values(self) -> dict[str, float]:
         """Learned numbers that are worth following while training; they go into the log beside the losses."""

@@ -8,6 +8,7 @@ alike; that text guides them shows only in what the reconstruction taught the en
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -211,13 +212,14 @@ class Reconstructor(nn.Module):
         layer = build_layer(config, config.decoder_feedforward_dim) if config.decoder_type == "transformer" else None
         self.decoder = None if layer is None else nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.output = nn.Linear(config.hidden_size, output_dim)
+        self.prompt_init_std = config.prompt_init_std
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw mask token and prompt from N(0, 0.02)."""
+        """Draw the mask token with a standard deviation of 0.02, and the prompt with that of the configuration."""
         nn.init.normal_(self.mask_token, std=0.02)
         if self.prompt is not None:
-            nn.init.normal_(self.prompt, std=0.02)
+            nn.init.normal_(self.prompt, std=self.prompt_init_std)
 
     def guide(self, tokens: VisibleTokens, text: VisibleTokens) -> Tensor:
         """Mix what a prompt has gathered from the text into every visible token (eq. 5 to 7).
@@ -285,11 +287,12 @@ class PromptRefiner(nn.Module):
         self.self_guided = PromptAttention(config.hidden_size)
         self.language_guided = PromptAttention(config.hidden_size)
         self.balance = Balance()
+        self.prompt_init_std = config.prompt_init_std
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the prompts from N(0, 0.02)."""
-        nn.init.normal_(self.prompts, std=0.02)
+        """Draw the prompts with the standard deviation of the configuration."""
+        nn.init.normal_(self.prompts, std=self.prompt_init_std)
 
     def forward(self, tokens: VisibleTokens, text: VisibleTokens | None) -> Tensor:
         """Refine.
@@ -313,6 +316,8 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
     """Sentiment score from the visible parts of text, audio and vision."""
 
     config: PglhConfig
+    # Every alpha and beta.
+    COMPONENTS: ClassVar[Mapping[str, str]] = {"balances": "balance"}
     # Weights that a model with drop_decoder has no place for.
     _keys_to_ignore_on_load_unexpected = [r"^reconstructors\."]
 
@@ -432,6 +437,9 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
     def reconstruction_targets(self, batch: Batch) -> dict[str, Tensor]:
         """What the reconstructions should be: complete audio and vision, and the text encoder on the complete text.
 
+        The text encoder runs without dropout, in training too: a target that is drawn anew each time has noise that
+        nothing can reconstruct.
+
         Args:
             batch: Inputs as of `forward`.
 
@@ -443,7 +451,10 @@ class PglhForSentimentAnalysis(MsaPreTrainedModel):
         complete = {name: inputs.complete(name) for name in self.config.reconstructed}
         targets = {name: value for name, value in complete.items() if value is not None}
         if "text" in targets:
+            is_training = self.text_encoder.training
+            self.text_encoder.eval()
             targets["text"] = self.encode_text(targets["text"], inputs.complete_attention("text"))
+            self.text_encoder.train(is_training)
         return targets
 
     def reconstruction_losses(self, tokens: Mapping[str, VisibleTokens], batch: Batch) -> dict[str, Tensor]:

@@ -135,7 +135,8 @@ class MsaTrainingArguments(TrainingArguments):
     component_learning_rates: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": 'Learning rates by component, the first part of a parameter\'s name, e.g. {"audio_encoder": 1e-3}; '
+            "help": "Learning rates by component, the first part of a parameter's name or one that the method names, e.g. "
+            '{"audio_encoder": 1e-3}; '
             "default: that of everything else.",
         },
     )

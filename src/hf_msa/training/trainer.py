@@ -535,7 +535,7 @@ class MsaTrainer(CompleteCheckpoints):
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in parameters:
             if parameter.requires_grad:
-                component = name.partition(".")[0]
+                component = self.model.component_of(name)
                 rate = rates.get(component, self.args.learning_rate)
                 decay = decays.get(component, self.args.weight_decay) if name in decayed else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
@@ -553,7 +553,8 @@ class MsaTrainer(CompleteCheckpoints):
     def _component_numbers(self, given: dict[str, Any] | str | None) -> dict[str, float]:
         """Numbers by component, of which the model has each unless the data lacks its modality."""
         numbers = dict(cast("dict[str, float]", given or {}))
-        components = {name.partition(".")[0] for name, _ in self.model.named_parameters()}
+        components = {self.model.component_of(name) for name, _ in self.model.named_parameters()}
+        components |= set(self.model.COMPONENTS)
         lacking = set(MODALITIES) - set(self.model.config.modalities)
         for component in numbers:
             if component not in components and component.partition("_")[0] not in lacking:

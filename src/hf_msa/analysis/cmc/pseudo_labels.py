@@ -103,6 +103,21 @@ def movable_mass(momentum: float, gamma: float, epochs: int) -> float:
     return 1 - math.prod(momentum_at(momentum, gamma, epoch) for epoch in range(1, epochs + 1))
 
 
+def first_epoch_share(momentum: float, gamma: float, steps: float, epochs: int) -> float:
+    """How much of an averaged teacher is still what it was when the first epoch ended.
+
+    That is the product of the momenta of all later steps, those of an epoch being equal (see `momentum_at`).
+
+    Args:
+        momentum: Of the first epoch.
+        gamma: How fast it grows.
+        steps: Optimizer steps per epoch.
+        epochs: How many epochs there were.
+    """
+    share: float = math.prod(momentum_at(momentum, gamma, epoch) ** steps for epoch in range(2, epochs + 1))
+    return share
+
+
 def flip_limits(run: TrainedRun, rows: Rows) -> dict[str, float]:
     """`movable_mass` of each modality over the epochs that a run trained."""
     config = run.facts["config"]
@@ -187,6 +202,7 @@ def analyze_pseudo_labels(runs: Sequence[str], report: Report, *, data: str | No
         [_summary(tables, modality) for modality in modalities],
         "\n".join(_alarm(run, rows, modalities) for run, rows in zip(found, tables, strict=True)),
         "\n".join(_limit(found, tables, modality) for modality in modalities),
+        "\n".join(_teacher(found[0], modality) for modality in modalities),
     )
     if data is not None:
         _compare_with_annotations(report, found, data, modalities)
@@ -275,6 +291,21 @@ def _limit(found: Sequence[TrainedRun], tables: Sequence[Rows], modality: str) -
             "whatever the model predicted."
         )
     return f"- At this momentum and number of epochs {share}, so its hard labels could change."
+
+
+def _teacher(run: TrainedRun, modality: str) -> str:
+    stage = next(stage for stage in run.facts["stages"] if stage["name"] == STAGE)
+    last, config = stage["history"][-1], run.facts["config"]
+    share = first_epoch_share(
+        config["ema_momentum"][modality],
+        config["ema_gamma"][modality],
+        last["step"] / last["epoch"],
+        math.ceil(last["epoch"]),
+    )
+    return (
+        f"- {share:.0%} of the averaged teacher of {modality} at the last epoch is what it was after the first one, by its "
+        "momentum alone."
+    )
 
 
 def _confusion_rows(labels: SplitLabels, hard: Sequence[Mapping[str, NDArray[np.int64]]]) -> list[dict[str, Any]]:

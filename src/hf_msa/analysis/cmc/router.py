@@ -4,6 +4,13 @@ The alarm is the paper's failure signature: a mean text weight above 0.7 is unim
 behind the router is stronger, and can be tested where every modality was annotated by itself: its weight should be
 lower in samples where its own class is not that of the whole. In a sample corpus that disagreement is partly the
 annotators' noise on weak sentiment, so there the planted lies themselves are looked at, too.
+
+A difference of means says little of how well a weight tells a lie, so the AUC for "this modality lies" stands beside it. The
+published router can hardly have a high one: it is a linear map of the sum of the vectors, so that each modality adds its
+part to the logits whatever the others say, while a contradiction lies between them (`router_input="rows"` can see it).
+
+What routing is worth is told by the same experts under constant weights: the run's own mean weights, which keep what the
+router has learned of the modalities and drop what it says of the sample, and even ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +25,10 @@ from hf_msa.analysis.estimates import Estimate, Floats, format_number, format_sp
 from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError
+from hf_msa.evaluation.metrics import METRICS, resampled_metrics
 from hf_msa.evaluation.statistics import all_and_resampled, mean_and_std, resampled_means
+from hf_msa.evaluation.uncertainty import auroc
+from hf_msa.models.msa_schema import SENTIMENT_CLASSES
 
 TEXT_ALARM = 0.7
 """A mean text weight above this is an alarm."""
@@ -28,8 +38,12 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 Weights = Mapping[str, Floats]
 """Per modality the router's weights on complete data, (S, N) for S training seeds and N samples."""
 
+WEIGHINGS = ("router", "own mean (mcr_static)", "even (mean)")
+"""How the experts' logits are weighed: as the run did, by its weights' means over the samples, and by equal shares."""
+
 _PREFIX = "router_weights_"
 _BINS = 20
+_METRICS = ("class_has0_acc2", "class_acc3")
 
 
 def router_weights(numbers: SampleNumbers) -> Weights:
@@ -60,10 +74,12 @@ def lie_row(weights: Floats, lies: NDArray[np.bool_]) -> dict[str, Any]:
 
     Returns:
         Numbers of samples, both means, and their difference (lying minus others), which is negative where the router
-        does what it is for, with its 95 % bootstrap interval over samples and its standard deviation over seeds; NaN where
-        a side is empty.
+        does what it is for, with its 95 % bootstrap interval over samples and its standard deviation over seeds; and the
+        same of the AUC, how likely a lying sample has less weight than another (a tie counts half; 0.5 is chance). NaN
+        where a side is empty.
     """
     counts = all_and_resampled(len(lies))
+    area = Estimate.of([auroc(-own, lies, counts) for own in weights])
     lying, others = (
         Estimate.of([resampled_means(own, counts, inside) for own in weights]) for inside in (lies, ~lies)
     )
@@ -78,7 +94,43 @@ def lie_row(weights: Floats, lies: NDArray[np.bool_]) -> dict[str, Any]:
         "low": low,
         "high": high,
         "sd over seeds": difference.std,
+        **area.cells("AUC"),
     }
+
+
+def weighing_rows(numbers: SampleNumbers, weights: Weights) -> list[dict[str, Any]]:
+    """Score the experts' logits of a run under each of `WEIGHINGS`.
+
+    Returns:
+        Per weighing its class metrics, and by how much the router's first metric exceeds its own, paired over samples and
+        seeds; nothing where the predictions do not hold the experts' logits, as those of earlier versions.
+    """
+    try:
+        experts = np.stack(
+            [
+                np.stack([numbers.columns[f"unimodal_logits_{m}_{name}"] for name in SENTIMENT_CLASSES], axis=-1)
+                for m in weights
+            ],
+            axis=2,
+        )
+    except KeyError:
+        return []
+    routed = np.stack(list(weights.values()), axis=2)
+    own_mean = np.broadcast_to(routed.mean(axis=1, keepdims=True), routed.shape)
+    counts = all_and_resampled(len(numbers.ids))
+    rows: list[dict[str, Any]] = []
+    for kind, shares in zip(WEIGHINGS, (routed, own_mean, np.full_like(routed, 1 / len(weights))), strict=True):
+        scored = [
+            resampled_metrics(scores, numbers.labels, numbers.family, counts, logits)
+            for scores, logits in zip(
+                numbers.columns["prediction"], (shares[..., None] * experts).sum(axis=2), strict=True
+            )
+        ]
+        row: dict[str, Any] = {"weights": kind}
+        row |= {METRICS[name].pretty: Estimate.of([own[name] for own in scored]) for name in _METRICS}
+        first = METRICS[_METRICS[0]].pretty
+        rows.append(row | {"router minus it": (rows[0] if rows else row)[first] - row[first]})
+    return rows
 
 
 @tool("router", "weight of each modality, and whether it falls where the modality lies", methods=("cmc",))
@@ -108,6 +160,18 @@ def analyze_router(runs: Sequence[str], report: Report, *, data: str | None = No
         [row for name, own in weights.items() for row in _summary(name, own)],
         "\n".join(_alarm(name, own) for name, own in weights.items()),
     )
+    worth = [{"run": name, **row} for name, own in weights.items() for row in weighing_rows(found[name], own)]
+    report.csv("weighings.csv", worth)
+    report.section(
+        "What routing sample by sample is worth",
+        "The same experts under constant weights: the run's own mean weights keep what the router has learned of the "
+        "modalities and drop what it says of the sample. ± is the standard deviation over training seeds, brackets hold "
+        f"95 % bootstrap intervals over samples; the difference is in {METRICS[_METRICS[0]].pretty}. An ablation that was "
+        "trained without a router has other experts."
+        if worth
+        else "Not known: the predictions do not hold the experts' logits; evaluate the run again.",
+        [row | {"router minus it": row["router minus it"].difference_text()} for row in worth],
+    )
     lies = [
         {"run": name, **row}
         for name, numbers in found.items()
@@ -127,10 +191,24 @@ def analyze_router(runs: Sequence[str], report: Report, *, data: str | None = No
             "By own label: the class of the modality's own label is not that of the multimodal label."
             f"{' Planted: the modality that the generator made lie.' if planted else ''} The difference is lying minus "
             "others, with its 95 % bootstrap interval over samples (weights averaged over training seeds) and its standard "
-            "deviation over seeds; below zero, the router trusts a lying modality less.",
+            "deviation over seeds; below zero, the router trusts a lying modality less. AUC: how likely a sample in which "
+            "the modality lies gives it less weight than one in which it does not; 0.5 is chance. No AUC can be above that "
+            "of the best possible guess, so compare it with the corpus' own ceiling where there is one.",
             lies,
+            "\n".join(f"- {name}: {_SUM_NOTE}" for name, numbers in found.items() if _reads_sum(numbers)),
         )
     report.figure("router", _draw, weights)
+
+
+_SUM_NOTE = (
+    "its router reads the sum of the modalities (`router_input=sum`, as published), so each of them adds its part to the "
+    "logits whatever the others say, and it can hardly see that they contradict each other."
+)
+
+
+def _reads_sum(numbers: SampleNumbers) -> bool:
+    config = numbers.config
+    return bool(config.get("mcr", "router") == "router" and config.get("router_input", "sum") == "sum")
 
 
 def _distribution(values: Floats) -> dict[str, float]:

@@ -28,6 +28,7 @@ from hf_msa.evaluation.sweep import MaskedBatch, masked_batches
 from hf_msa.models.modeling_pglh import PglhForSentimentAnalysis
 from hf_msa.models.msa_schema import ATTENTION_MASK_KEYS, COMPLETE_ATTENTION_KEYS, MISSING_MASK_KEYS, VALUE_KEYS
 from hf_msa.models.processing_msa import MsaProcessor
+from hf_msa.training.pglh import single_frame_note
 
 POSITIONS = ("masked", "visible")
 """The two kinds of positions; padding is neither."""
@@ -207,6 +208,7 @@ def analyze_reconstruction(
         "length where there are enough.",
     )
     modalities = list(dict.fromkeys(row["modality"] for row in table))
+    report.section("What these clips cannot show", single_frame_note(rows, modalities) or "")
     report.section(
         "Mean over the missing rates",
         [

@@ -75,9 +75,11 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
     """Trains the unimodal models on pseudo labels that move along, and keeps the best teacher of each modality.
 
     Teachers are exponential averages of the branches. Per modality the weights are kept at the lowest cross entropy of
-    the teacher against the hard pseudo labels of the validation rows; `eval_loss`, the sum of these lowest values,
-    improves exactly when a modality does. Where the text encoder learns too (`labels_source="gt"`) there are no
-    teachers, and what is kept are the models themselves, that of the text with its encoder.
+    the teacher against the labels that the validation rows began with. (The public code takes their pseudo labels as they
+    stand, which follow the models, so that these are measured by their own opinion: `reference_quirks`.) `eval_loss`, the
+    sum of these lowest values, improves exactly when a modality does. Where the text encoder learns too
+    (`labels_source="gt"`) there are no teachers, and what is kept are the models themselves, that of the text with its
+    encoder.
 
     Args:
         train_labels: Pseudo labels of the training rows.
@@ -199,7 +201,8 @@ class CmcUnimodalTrainer(_TextDecayTrainer):
                 given["text_hidden"] = self.model.encode_text(inputs["input_ids"], inputs["attention_mask"])
             logits = model(**given).unimodal_logits.float()
             judged = logits if self._teachers is None else self._teachers(**given).unimodal_logits.float()
-        targets = self._labels["validation"].hard(inputs["sample_index"])
+        table, rows = self._labels["validation"], inputs["sample_index"]
+        targets = table.hard(rows) if self.model.config.reference_quirks else table.classes[rows]
         losses = F.cross_entropy(judged.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
         self._validated.append((inputs["sample_index"].cpu(), losses.cpu(), logits.softmax(dim=-1).cpu()))
         return losses.sum(dim=1).mean(), None, inputs["labels"]
