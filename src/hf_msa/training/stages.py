@@ -375,8 +375,8 @@ def warn_of_scales(modality: str, mean: list[float], std: list[float]) -> None:
     if sizes[largest] > _LARGEST_SCALE * typical:
         warnings.warn(
             f"The {modality} features differ in scale and are read as they are (feature_norm=none): feature {largest} has "
-            f"mean {mean[largest]:.3g} and standard deviation {std[largest]:.3g}, the typical one deviates by {typical:.3g}; "
-            "without --set feature_norm=standard the model may hardly see the others.",
+            f"mean {mean[largest]:.3g} and standard deviation {std[largest]:.3g}, the typical one deviates by {typical:.3g};"
+            " without --set feature_norm=standard the model may hardly see the others.",
             stacklevel=3,
         )
 
