@@ -146,6 +146,37 @@ def test_counted_by_hand(tokenizer):
     assert counts.ranking() == [("good", 1, 1)]
 
 
+def test_any_wrong_prediction_counts_by_section_5(tokenizer):
+    texts = ["good bad film", "so the film", "the film", "so bad", "bad"]
+    labels = np.array([1.4, 2.0, 0.0, 0.0, 1.0], dtype=np.float32)
+    words = split_words(Rows(texts, tokenizer), tokenizer)
+    # "good bad film": right; without good negative: a flip by both readings.
+    # "so the film": right; without so neutral: wrong, but not the opposite.
+    # "the film": neutral and right, and stays so. "so bad": -0.5 is negative: wrong before, left out.
+    # "bad": wrong before, left out.
+    made = mask_each_word(
+        Stub({"good": 2.0, "bad": -1.0, "so": 0.5}),
+        tokenizer,
+        words,
+        BUILT_IN["mosi"].polarity(labels),
+        0.0,
+        "wrong",
+    )
+    counts = ClueCounts()
+    count_clues(made, 0.0, counts, "wrong")
+    assert counts.flips == Counter(good=1, so=1)
+    assert counts.texts == 3 and counts.masked == Counter(good=1, bad=1, film=3, so=1, the=2)
+    assert counts.to_neutral == 1
+
+
+def test_a_neutral_text_can_go_wrong():
+    texts = MaskedOnce(np.array([1]), np.array([[0.1, 0.8, 0.1]]), [["fine", "so"]], [np.array([2, 1])])
+    counts = ClueCounts()
+    count_clues(texts, 0.5, counts, "wrong")
+    assert (counts.texts, counts.flips, counts.to_neutral) == (1, Counter(fine=1), 0)
+    assert counted(texts, 0.5) == ClueCounts()
+
+
 @pytest.mark.parametrize(
     ("text", "label", "weights", "flips"),
     [

@@ -17,6 +17,7 @@ from hf_msa.analysis.tcmr.confidence import (
 )
 from hf_msa.analysis.tcmr.gradients import conflict_rows, gradient_angle
 from hf_msa.analysis.tcmr.masked_words import Words
+from hf_msa.analysis.tcmr.proxy import FEATURES, SCORES, RateSums
 from hf_msa.analysis.tcmr.quadrants import cell_rows, cue_fates
 from hf_msa.analysis.tcmr.upper_bound import difference_rows
 from hf_msa.errors import MsaError
@@ -114,15 +115,45 @@ def test_cosine_of_known_gradients():
     assert math.isnan(gradient_angle([None], [torch.ones(2)])[0])
 
 
+LENGTHS = ("confidence", "task", "reconstruction")
+
+
+def test_errors_and_spreads_of_features_by_hand():
+    target = torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]])
+    made = torch.tensor([[[1.0, 2.0]], [[1.0, 4.0]]])
+    sums = RateSums()
+    sums.target.add(target[:1], target[:1])
+    sums.target.add(target[1:], target[1:])
+    for name, values in zip(FEATURES, (target, torch.full_like(target, 2.0), made), strict=True):
+        sums.features[name].add(values, target)
+    sums.numbers["confidence"] += [0.2, 0.6]
+    for name, errors in zip(SCORES, ([1.0, 2.0], [1.0, 1.0], [2.0, 2.0], [0.0, 0.5]), strict=True):
+        sums.errors[name] += errors
+    row = sums.row()
+    # Mean text (2, 2): squares 1, 4, 1, 4.
+    assert row["error of the mean"] == pytest.approx(2.5)
+    assert row["text: error"] == 0.0 and row["text: spread"] == pytest.approx(1.0)
+    # The mean itself, for all.
+    assert row["proxy: error"] == pytest.approx(1.0) and row["proxy: spread"] == pytest.approx(0.0)
+    # Errors 0, 4, 4, 0; only the second width varies, by 1.
+    assert row["rebuilt: error"] == pytest.approx(2.0 / 2.5) and row["rebuilt: spread"] == pytest.approx(0.5 / 2.5)
+    assert row["confidence"] == pytest.approx(0.4) and row["confidence sd"] == pytest.approx(math.sqrt(0.08))
+    assert math.isnan(row["gate"])
+    assert [row[f"mae {name}"] for name in SCORES] == [1.5, 1.0, 2.0, 0.25]
+
+
 def test_share_of_conflicts():
+    others = ("cosine on the text encoder", "without the path", *(f"{name} gradient" for name in LENGTHS))
+
     def row(step, chosen, cosine):
-        return {"step": step, "chosen": chosen, "cosine": cosine}
+        return {"step": step, "chosen": chosen, "cosine": cosine, **dict.fromkeys(others, 10 * cosine)}
 
     table = [row(20, True, -0.5), row(20, True, 0.5), row(20, True, float("nan")), row(10, False, -0.1)]
     first, second, chosen = conflict_rows(table)
     assert (first["checkpoint"], first["batches"], first["negative"]) == ("step 10", 1, 1.0)
     assert (second["batches"], second["cosine"], second["negative"]) == (2, 0.0, 0.5)
     assert chosen["checkpoint"] == "chosen" and chosen["batches"] == 2
+    assert all(first[name] == -1.0 and second[name] == 0.0 for name in others)
 
 
 def test_selection_audit_by_hand():

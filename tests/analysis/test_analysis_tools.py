@@ -13,7 +13,8 @@ import torch
 from hf_msa.analysis import run_tool
 from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.tcmr.gradients import loss_gradients, training_batches
-from hf_msa.analysis.tcmr.judged_model import judge, polarity_classifier
+from hf_msa.analysis.tcmr.judged_model import judge, polarity_classifier, text_regressor
+from hf_msa.data.collator import MsaCollator
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.training.recipes import load_recipe
@@ -56,6 +57,12 @@ def test_clues(data, output, tmp_path):
     for row in table:
         assert 0 < int(row["flips"]) <= int(row["masked"])
         assert float(row["rate"]) == pytest.approx(int(row["flips"]) / int(row["masked"]), rel=1e-5)
+    with pytest.raises(MsaError, match="reading 'opposit'.*'opposite'"):
+        run_tool("clues", [output], data=data, output=str(tmp_path / "one"), reading="opposit")
+    run_tool(
+        "clues", [output], data=data, output=str(tmp_path / "one"), split="test", reading="wrong", thresholds=[0.2]
+    )
+    assert "A flip is a turn from right to wrong" in (tmp_path / "one" / "clues.md").read_text()
     run_tool("clues", [output], data=data, output=str(tmp_path / "one"), split="test", pieces=True)
     assert "32 texts (test)" in (tmp_path / "one" / "clues.md").read_text()
 
@@ -81,7 +88,6 @@ def test_judged_numbers_are_the_models_own(data, output):
     rows = run.rows(data, "validation")
     (part,) = judge(run, rows, [0.6], [9])
     model, processor = run.load(rows)
-    from hf_msa.data.collator import MsaCollator
     from hf_msa.data.missing import FrameMissing
 
     batch = MsaCollator(processor, FrameMissing(rate=0.6, seed=9), split="validation")([rows[i] for i in range(5)])
@@ -140,6 +146,10 @@ def test_gradients(data, output, tmp_path):
     table = read(tmp_path / "gradients.csv")
     assert len(table) == 2 * 3 and len({row["step"] for row in table}) == 2
     assert all(-1 <= float(row["cosine"]) <= 1 for row in table)
+    assert all(
+        float(row[f"{name} gradient"]) > 0 for row in table for name in ("confidence", "task", "reconstruction")
+    )
+    assert any(row["cosine on the text encoder"] != row["without the path"] for row in table)
     assert [row["checkpoint"] for row in read(tmp_path / "gradients_by_checkpoint.csv")][-1] == "chosen"
 
 
@@ -151,17 +161,18 @@ def test_gradients_are_those_of_the_losses(data, output):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch, other = training_batches(run, rows, processor, 4)[::3]
     assert not torch.equal(batch["sample_index"], other["sample_index"])
-    classifier = polarity_classifier(run)
-    for which in (0, 1):
+    classifier, regressor = polarity_classifier(run), text_regressor(run)
+    inputs = {key: batch[key] for key in model.inputs_from(batch, predicting=True)}
+    kept = model(**inputs).confidence.detach()
+    for which in ("confidence", "task", "detached task"):
         model.load_state_dict(before)
-        gradient = loss_gradients(model, classifier, batch)[which]
+        gradient = loss_gradients(model, classifier, regressor, batch)[which]
 
         def loss(which=which):
             targets = classifier.true_class_probability(batch["input_ids"], batch["attention_mask"], batch["labels"])
-            inputs = {k: v for k, v in batch.items() if "values" in k or "attention" in k or k == "input_ids"}
             with torch.no_grad():
-                out = model(**inputs)
-            if which == 0:
+                out = model(**inputs, confidence=kept if which == "detached task" else None)
+            if which == "confidence":
                 return torch.nn.functional.mse_loss(out.confidence[:, 0], targets)
             return torch.nn.functional.mse_loss(out.logits[:, 0], batch["labels"])
 
@@ -170,11 +181,50 @@ def test_gradients_are_those_of_the_losses(data, output):
         length = sum(float(part.square().sum()) for part in gradient if part is not None)
         step = 1e-3 * float(start) / length
         with torch.no_grad():
-            for parameter, part in zip(model.text_encoder.parameters(), gradient, strict=True):
+            for parameter, part in zip(model.confidence_parameters(), gradient, strict=True):
                 if part is not None:
                     parameter -= step * part
         # First order: the loss falls by step * |gradient|^2, a thousandth of itself.
         assert float(start - loss()) == pytest.approx(1e-3 * float(start), rel=0.3)
+
+
+def test_the_task_reaches_the_estimator_by_the_predicted_confidence_alone(data, output):
+    (run,) = find_runs([output], "tcmr")
+    rows = run.rows(data, "train")
+    model, processor = run.load(rows)
+    (batch,) = training_batches(run, rows, processor, 1)
+    found = loss_gradients(model, polarity_classifier(run), text_regressor(run), batch)
+    estimator = len(list(model.confnet.parameters()))
+    assert any(part is not None and part.abs().sum() > 0 for part in found["task"][-estimator:])
+    assert all(part is None for part in found["detached task"][-estimator:])
+
+
+def test_proxy(data, output, tmp_path):
+    paths = run_tool("proxy", [output], data=data, output=str(tmp_path), rates=[0.0, 0.5])
+    assert {path.name for path in paths} == {f"proxy.{kind}" for kind in ("csv", "md", "png", "svg")}
+    none, half = read(tmp_path / "proxy.csv")
+    assert float(none["error of the mean"]) == pytest.approx(float(half["error of the mean"]))
+    assert float(none["text: error"]) < float(half["text: error"])
+    # The score as trained is the model's own, the error of text the training term's of a full confidence.
+    (run,) = find_runs([output], "tcmr")
+    rows = run.rows(data, "validation")
+    (part,) = judge(run, rows, [0.5], [1111])
+    assert float(half["mae as trained"]) == pytest.approx(np.abs(part["prediction"] - part["label"]).mean(), rel=1e-4)
+    assert float(half["confidence"]) == pytest.approx(part["confidence"].mean(), rel=1e-4)
+    model, processor = run.load(rows)
+    regressor = text_regressor(run)
+    batch = MsaCollator(processor, None, split="validation")([rows[i] for i in range(len(rows))])
+    inputs = model.inputs_from(batch, predicting=True)
+    with torch.no_grad():
+        wanted = regressor(batch["input_ids"], batch["attention_mask"]).features
+        own = wanted.var(0, correction=0).mean()
+        out = model(**inputs, confidence=torch.ones(len(rows)), text_targets=wanted)
+    assert float(none["error of the mean"]) == pytest.approx(float(own), rel=1e-4)
+    expected = float(out.losses["reconstruct_text"] * model.text_variance / own)
+    assert float(none["text: error"]) == pytest.approx(expected, rel=1e-4)
+    assert float(none["mae text alone"]) == pytest.approx(
+        float((out.logits[:, 0] - batch["labels"]).abs().mean()), rel=1e-4
+    )
 
 
 def test_selection(data, output, tmp_path):
@@ -205,6 +255,8 @@ def test_runs_that_a_tool_cannot_use(data, output, tmp_path):
     shutil.copytree(seed, copy, ignore=shutil.ignore_patterns("stages"))
     with pytest.raises(MsaError, match="no longer has its polarity classifier"):
         run_tool("clues", [str(copy)], data=data)
+    with pytest.raises(MsaError, match="no longer has its text regressor .* an earlier version did not keep it"):
+        run_tool("proxy", [str(copy)], data=data)
     facts = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(facts | {"ablation": "wo_tce"}))
     with pytest.raises(MsaError, match=r"seeds of one kind"):

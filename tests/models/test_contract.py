@@ -1,6 +1,7 @@
 """What transformers promises of a model for sequence classification, kept by every method; what a method has to bring."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,48 @@ def test_a_tuple_on_request(method: str) -> None:
     assert torch.equal(loss, expected.loss) and torch.equal(logits, expected.logits)
     model.config.return_dict = False
     assert torch.equal(model(**batch)[0], expected.logits)
+
+
+def stage_models() -> list[type[MsaPreTrainedModel]]:
+    """All classes of the package that learn from labels, those of single stages and of no method's table included."""
+    found, waiting = [], [MsaPreTrainedModel]
+    while waiting:
+        below = [each for each in waiting.pop().__subclasses__() if each.__module__.startswith("hf_msa.")]
+        found += [each for each in below if "compute" in each.__dict__]
+        waiting += below
+    return found
+
+
+@QUIET
+@pytest.mark.parametrize("model_class", stage_models(), ids=lambda each: each.__name__)
+def test_no_model_pairs_every_score_with_every_label(model_class: type[MsaPreTrainedModel]) -> None:
+    """Squared errors of (4,) against (4, 1) are sixteen; what is done of labels goes for every class and every loss term."""
+    torch.manual_seed(0)
+    model = model_class(TINY_CONFIGS[model_class.config_class.model_type.removeprefix("hf_msa_")]()).eval()
+    assert len(stage_models()) > len(METHODS)
+    batch, labels = tiny_batch(model.config), tiny_labels(model.config)
+    with warnings.catch_warnings():
+        # Of torch: "Using a target size that is different to the input size".
+        warnings.filterwarnings("error", message="Using a target size")
+        rows, column = (model(**batch, labels=given) for given in (labels, labels.unsqueeze(1)))
+    assert (rows.loss is None and column.loss is None) or torch.equal(rows.loss, column.loss)
+    assert all(torch.equal(term, column.losses[name]) for name, term in (rows.losses or {}).items())
+    with pytest.raises(ValueError, match=r"labels have shape \(1, 4\) for 4 samples"):
+        model(**batch, labels=labels.unsqueeze(0))
+
+
+@QUIET
+# OMG-Agent plans before it predicts rows, and then hands its labels to forward.
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "omg"])
+def test_raw_rows_are_predicted_with_labels_of_either_shape(method: str) -> None:
+    model = build(method, **({"route": "fast"} if method == "uacs" else {}))
+    rows = [{"id": str(index), **row} for index, row in enumerate(tiny_rows(model.config))]
+    batch, labels = tiny_batch(model.config), tiny_labels(model.config)
+    processor = tiny_processor(model.config)
+    losses = [
+        model.predict_rows({**batch, "labels": given}, rows, processor).loss for given in (labels, labels.unsqueeze(1))
+    ]
+    assert torch.equal(*losses)
 
 
 @QUIET

@@ -140,6 +140,17 @@ class TestConfiguration:
         with pytest.raises(StrictDataclassError, match=field):
             tiny_tcmr_config(**{field: value})
 
+    def test_what_was_saved_without_today_s_fields_stays_what_it_was(self) -> None:
+        new = {"center_text": True, "start_from_regressor": True, "reconstruction_reduction": "variance"}
+        old = {"center_text": False, "start_from_regressor": False, "reconstruction_reduction": "mean"}
+        config = tiny_tcmr_config()
+        saved = {name: value for name, value in config.to_dict().items() if name not in new}
+        written = {name: value for name, value in saved.items() if name != "transformers_version"}
+        for values, fields in ((config.to_dict(), new), (saved, old), (written, new)):
+            read = TcmrConfig.from_dict(values)
+            assert {name: getattr(read, name) for name in fields} == fields
+        assert TcmrConfig.from_dict(saved, center_text=True).center_text
+
     def test_oracle_of_completeness_is_refused(self) -> None:
         with pytest.raises(StrictDataclassError, match="needs confidence_target='tcp', got 'completeness'"):
             tiny_tcmr_config(confidence_source="oracle", confidence_target="completeness")
@@ -195,6 +206,79 @@ class TestReconstruction:
         batch = tiny_batch(model.config)
         sentence = model.encode_text(batch["input_ids"], batch["attention_mask"])[:, 0]
         assert torch.equal(model(**batch).confidence, model.estimate_confidence(sentence))
+
+
+class TestCentredText:
+    """Text features and their target as deviations from the training mean per position."""
+
+    TARGETS = torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]])
+
+    def centred(self, **overrides: Any) -> TcmrForSentimentAnalysis:
+        """H_t is (6, 0) and H_p (2, 6) before the mean of the targets, (2, 2), is taken off."""
+        model = build(hidden_size=2, num_tokens=1, **overrides)
+        model.encoders["text"] = Constant(torch.tensor([[6.0, 0.0]]))
+        if model.proxy_generator is not None:
+            model.proxy_generator = ConstantProxy(torch.tensor([[2.0, 6.0]]))
+        model.measure_targets(self.TARGETS)
+        return model
+
+    def test_numbers(self) -> None:
+        model = self.centred()
+        assert torch.equal(model.text_mean, torch.tensor([[2.0, 2.0]]))
+        # Deviations (-1, -2) and (1, 2): (1 + 4 + 1 + 4) / 4.
+        assert model.text_variance.item() == 2.5
+        out = model(**tiny_batch(model.config, 2), confidence=torch.full((2,), 0.25))
+        assert torch.equal(out.text_features[0], torch.tensor([[4.0, -2.0]]))
+        assert torch.equal(out.proxy_features[0], torch.tensor([[0.0, 4.0]]))
+        assert torch.equal(out.reconstructed_features[0], torch.tensor([[1.0, 2.5]]))
+
+    @pytest.mark.parametrize(("reduction", "expected"), [("mean", 6.125), ("sum", 12.25), ("variance", 2.45)])
+    def test_reductions(self, reduction: str, expected: float) -> None:
+        model = self.centred(reconstruction_reduction=reduction)
+        inputs = {**tiny_batch(model.config, 2), "confidence": torch.full((2,), 0.25), "text_targets": self.TARGETS}
+        # (1, 2.5) against (-1, -2) and (1, 2): squares 4, 20.25, 0, 0.25; their mean is 6.125.
+        assert model(**inputs).losses["reconstruct_text"].item() == pytest.approx(expected)
+
+    def test_the_mean_costs_one(self) -> None:
+        model = self.centred(proxy="none")
+        inputs = {**tiny_batch(model.config, 2), "confidence": torch.zeros(2), "text_targets": self.TARGETS}
+        out = model(**inputs)
+        assert not out.reconstructed_features.any()
+        assert out.losses["reconstruct_text"].item() == pytest.approx(1.0)
+
+    def test_normalised_targets_are_measured_as_they_are_compared(self) -> None:
+        model = self.centred(target_norm="layernorm")
+        # (1, -1) and (-1, 1).
+        assert torch.allclose(model.text_mean, torch.zeros(1, 2), atol=1e-5)
+        assert model.text_variance.item() == pytest.approx(1.0, abs=1e-4)
+
+    def test_targets_that_are_all_alike_are_refused(self) -> None:
+        targets = torch.ones(3, 1, 2)
+        with pytest.raises(ValueError, match="same features, so there is nothing to rebuild"):
+            build(hidden_size=2, num_tokens=1).measure_targets(targets)
+        model = build(hidden_size=2, num_tokens=1, reconstruction_reduction="mean")
+        model.measure_targets(targets)
+        assert torch.equal(model.text_mean, torch.ones(1, 2))
+
+    def test_they_are_saved_with_the_model(self, tmp_path: Path) -> None:
+        model = self.centred()
+        model.save_pretrained(tmp_path)
+        loaded = TcmrForSentimentAnalysis.from_pretrained(tmp_path)
+        assert torch.equal(loaded.text_mean, model.text_mean) and loaded.text_variance.item() == 2.5
+
+    def test_the_term_reaches_the_text_encoder_by_the_inverse_of_the_variance(self) -> None:
+        targets = 0.01 * torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(1))
+        found = {}
+        for reduction in ("mean", "variance"):
+            model = build(reconstruction_reduction=reduction)
+            model.measure_targets(targets)
+            inputs = {**tiny_batch(model.config), "confidence": torch.ones(4), "text_targets": targets}
+            model(**inputs, objective="other").loss.backward()
+            found[reduction] = torch.cat(
+                [p.grad.flatten() for p in model.text_encoder.parameters() if p.grad is not None]
+            )
+        variance = (targets - targets.mean(0)).square().mean()
+        assert torch.allclose(found["variance"], found["mean"] / variance, rtol=1e-3, atol=1e-4)
 
 
 class TestProxy:
@@ -280,6 +364,10 @@ class TestLosses:
         probability = classifier.true_class_probability(batch["input_ids"], batch["attention_mask"], labels)
         assert torch.allclose(probability, torch.tensor([0.5, 0.2, 0.3, 0.5]))
         assert not probability.requires_grad
+        column = classifier.true_class_probability(batch["input_ids"], batch["attention_mask"], labels.unsqueeze(1))
+        assert torch.equal(column, probability)
+        with pytest.raises(ValueError, match="labels have shape"):
+            classifier.true_class_probability(batch["input_ids"], batch["attention_mask"], labels.unsqueeze(0))
         loss = classifier(**batch, labels=labels).loss
         assert loss.item() == pytest.approx(-(2 * math.log(0.5) + math.log(0.2) + math.log(0.3)) / 4, rel=1e-5)
 
@@ -291,6 +379,19 @@ class TestLosses:
         assert out.loss.item() == pytest.approx(0.16)
         assert out.losses["confidence"].item() == pytest.approx(0.16)
         assert out.logits is None
+
+    def test_confidences_are_one_per_sample_and_never_paired_with_all(self) -> None:
+        model = build()
+        batch, confidences = tiny_batch(model.config), torch.tensor([0.1, 0.4, 0.6, 0.9])
+        for name in ("confidence_targets", "confidence"):
+            rows, column = (
+                model(**batch, labels=tiny_labels(model.config), **{name: given})
+                for given in (confidences, confidences.unsqueeze(1))
+            )
+            assert torch.equal(rows.loss, column.loss)
+            for wrong in (confidences.unsqueeze(0), torch.zeros(4, 4), confidences[:1]):
+                with pytest.raises(ValueError, match="confidence.*have shape .* for 4 samples"):
+                    model(**batch, **{name: wrong})
 
     def test_task_and_text_losses_are_means_over_all_elements(self) -> None:
         model = build(hidden_size=2, num_tokens=1)
@@ -323,6 +424,17 @@ class TestLosses:
         out = model(**batch, complete_vision_values=zeros["vision"], objective="other")
         assert out.losses["reconstruct_aux"].item() == pytest.approx((4.0 + 1.0) / 2)
         assert out.loss.item() == pytest.approx(0.1 * 2.5)
+
+    def test_auxiliary_loss_as_printed_is_the_sum_of_both_norms(self) -> None:
+        model = build(hidden_size=2, num_tokens=1, reconstruction_reduction="sum")
+        for name, rebuilt, target in (("audio", 1.0, 3.0), ("vision", 5.0, 6.0)):
+            model.reconstructors[name] = Constant(torch.full((1, 2), rebuilt))
+            model.encoders[name] = Constant(torch.full((1, 2), target))
+        batch = tiny_batch(model.config)
+        complete = {f"complete_{name}_values": batch[f"{name}_values"] for name in ("audio", "vision")}
+        out = model(**batch, **complete, objective="other")
+        # Per sample 2 * 2^2 for audio and 2 * 1^2 for vision.
+        assert out.losses["reconstruct_aux"].item() == pytest.approx(10.0)
 
     def test_end_to_end_loss_is_the_weighted_sum(self) -> None:
         model = build()

@@ -116,6 +116,55 @@ def learns_another_confidence() -> None:
     assert losses[0] != pytest.approx(losses[1])
 
 
+TARGETS = torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]])
+
+
+def rebuilding(row: str | None) -> tuple[TcmrForSentimentAnalysis, dict[str, Tensor]]:
+    """A model of one token of width two that has measured `TARGETS`, and two samples with them."""
+    model = build(row, hidden_size=2, num_tokens=1)
+    model.measure_targets(TARGETS)
+    return model, {name: value[:2] for name, value in inputs().items()} | {"text_targets": TARGETS}
+
+
+def leaves_the_mean_in() -> None:
+    (with_mean, batch), (centred, _) = rebuilding("uncentred"), rebuilding(None)
+    shift = torch.tensor([2.0, 2.0])
+    raw, deviation = with_mean(**batch), centred(**batch)
+    for name in ("text_features", "proxy_features", "reconstructed_features"):
+        assert torch.allclose(raw[name] - shift, deviation[name], atol=1e-6), name
+    # The error is the same; what is fused is not.
+    assert torch.allclose(raw.losses["reconstruct_text"], deviation.losses["reconstruct_text"], atol=1e-5)
+    assert not torch.allclose(raw.logits, deviation.logits)
+
+
+def starts_anew() -> None:
+    """What it does is tested with `start_model`; the model itself is that of the full method."""
+    assert parameter_names(build("random_start")) == parameter_names(build())
+
+
+def takes_the_plain_mean() -> None:
+    (plain, batch), (measured, _) = rebuilding("rec_mean"), rebuilding(None)
+    # Mean (2, 2); deviations (1, 2) and (1, 2) in absolute value: variance (1 + 4 + 1 + 4) / 4.
+    assert measured.text_variance.item() == 2.5
+    ratio = plain(**batch).losses["reconstruct_text"] / measured(**batch).losses["reconstruct_text"]
+    assert ratio.item() == pytest.approx(2.5)
+
+
+def takes_the_sum() -> None:
+    (summed, batch), (plain, _) = rebuilding("rec_sum"), rebuilding("rec_mean")
+    batch |= {f"complete_{name}_values": batch[f"{name}_values"] for name in ("audio", "vision")}
+    ours, mean = summed(**batch).losses, plain(**batch).losses
+    # Two numbers per sample for text, and two for each of audio and vision.
+    assert ours["reconstruct_text"].item() == pytest.approx(2 * mean["reconstruct_text"].item())
+    assert ours["reconstruct_aux"].item() == pytest.approx(4 * mean["reconstruct_aux"].item())
+
+
+def measures_nothing() -> None:
+    model, _ = rebuilding("literal")
+    assert not hasattr(model, "text_mean") and not hasattr(model, "text_variance")
+    assert not model.config.start_from_regressor
+
+
 EFFECTS: dict[str, Callable[[], None]] = {
     "confnet_first": trains_the_rest_on_a_frozen_text_encoder,
     "end2end": lets_the_task_reach_the_estimator,
@@ -125,6 +174,11 @@ EFFECTS: dict[str, Callable[[], None]] = {
     "ub": takes_a_frozen_classifier_for_the_estimator,
     "proxy_mean": drops_only_the_gate,
     "proxy_none": drops_the_proxy,
+    "uncentred": leaves_the_mean_in,
+    "random_start": starts_anew,
+    "rec_mean": takes_the_plain_mean,
+    "rec_sum": takes_the_sum,
+    "literal": measures_nothing,
 }
 
 

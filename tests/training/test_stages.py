@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from hf_msa.training.stages import (
     run_recipe,
     split_flags,
     text_positions,
+    warn_of_scales,
 )
 from hf_msa.training.tcmr import AlternatingTcmrTrainer, complete_text_features
 from hf_msa.training.trainer import MsaTrainer
@@ -216,6 +219,42 @@ def test_a_constant_feature_has_no_deviation() -> None:
     frames = np.stack([np.full(1000, 0.1), np.arange(1000) * 1e-3], axis=1).astype(np.float32)
     mean, std = feature_statistics([{"audio": frames}], "audio")  # type: ignore[arg-type]
     assert mean[0] == pytest.approx(0.1) and std[0] == 0.0 and std[1] == pytest.approx(0.2887, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        (
+            [188.0, 0.1, 0.0],
+            [55.0, 0.14, 0.1],
+            "feature 0 has mean 188 and standard deviation 55, .* deviates by 0.14;",
+        ),
+        ([0.0, 0.0, 0.0], [1.0, 2.0, 30.0], "feature 2 has mean 0 and standard deviation 30, .* deviates by 2;"),
+        ([0.0, 3.0, 0.0], [1.0, 1.2, 0.0], None),  # standardised by another split; a dead feature
+        ([5.0, 7.0], [0.0, 0.0], None),
+    ],
+)
+def test_scales_that_hide_each_other_are_warned_of(mean: list[float], std: list[float], said: str | None) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_scales("audio", mean, std)
+    found = [str(warning.message) for warning in caught]
+    assert len(found) == (said is not None)
+    assert said is None or re.search(said, found[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "warned"), [("tcmr", "none", 2), ("tcmr", "standard", 0), ("cmc", "none", 0)]
+)
+def test_raw_features_are_warned_of_unless_the_model_normalises_them(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, norm: str, warned: int
+) -> None:
+    monkeypatch.setattr("hf_msa.training.stages._LARGEST_SCALE", 0.5)
+    recipe = load_recipe(f"{name}/sample", assignments=[f"feature_norm={norm}"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepare_run(recipe, str(tiny_corpus), tmp_path, 1, QUIET)
+    assert sum("feature_norm=standard" in str(warning.message) for warning in caught) == warned
 
 
 def test_flags_on_the_optimiser_concern_the_final_stage() -> None:

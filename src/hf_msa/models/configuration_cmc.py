@@ -66,6 +66,7 @@ class CmcConfig(MsaConfig):
     model_type = "hf_msa_cmc"
 
     NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ("audio", "vision")
+    NORMALISES_FEATURES: ClassVar[bool] = True
     ABLATIONS: ClassVar[dict[str, dict[str, Any]]] = {
         "wo_plgm": {"plgm": False},
         "wo_pfm": {"pfm": "none"},

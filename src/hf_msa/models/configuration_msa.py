@@ -125,6 +125,8 @@ class MsaConfig(PreTrainedConfig):
     READS: ClassVar[tuple[str, ...]] = MODALITIES
     # Modalities (beside text) of which at least one must exist; empty: text alone will do.
     NEEDS_ONE_OF: ClassVar[tuple[str, ...]] = ()
+    # Whether the model itself brings features of any scale to one, so that raw ones will do.
+    NORMALISES_FEATURES: ClassVar[bool] = False
 
     # A dict or a configuration of transformers; the library's own annotation is not precise enough for a type checker.
     text_config: Any = None

@@ -7,6 +7,9 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_msa import MsaConfig
 
+# Section 3.4 as written, with the reduction of LNLN: what configurations stand for that were saved without these fields.
+_LITERAL = {"center_text": False, "start_from_regressor": False, "reconstruction_reduction": "mean"}
+
 
 @strict
 class TcmrConfig(MsaConfig):
@@ -48,6 +51,16 @@ class TcmrConfig(MsaConfig):
             it, alone (ours; section 3.7 speaks of decoupling).
         fusion_style: `"tcmr"`: section 3.5. `"lnln"`: see `HyperFusion` (LNLN).
         target_norm: `"layernorm"` normalises the complete-text features before they serve as a target (ours, off).
+        center_text (`bool`): Whether H_t, H_p and the target of eq. 11 are taken as deviations from the mean of the target
+            over the training rows, position by position (`text_mean`; ours). Nearly all of H_t^c is the same for every
+            text, so without it eq. 11 is about a constant. False: as printed.
+        start_from_regressor (`bool`): Whether the text encoder (T4) starts from that of the text regressor, and the
+            learned tokens of the generators with their positions from its own (ours): positions are drawn from N(0, 1),
+            and the target comes with the regressor's. False: everything is drawn anew.
+        reconstruction_reduction: How eq. 11 is reduced. `"variance"`: mean over all elements in units of the variance that
+            the target has over the training rows around its mean per position, so that giving that mean costs 1 whatever
+            the width is (ours: the plain mean hardly reaches the text encoder). `"mean"`: mean over all elements (LNLN).
+            `"sum"`: the squared norm of each sample, as eq. 11 and 13 are printed. Eq. 13 is a mean unless it is `"sum"`.
 
     Loss weights (T1; eq. 14):
         w_conf, w_rec_text, w_rec_aux, w_task (`float`): Of confidence, text reconstruction, audio and vision
@@ -66,6 +79,11 @@ class TcmrConfig(MsaConfig):
         "ub": {"confidence_source": "oracle"},
         "proxy_mean": {"proxy": "mean"},
         "proxy_none": {"proxy": "none"},
+        "uncentred": {"center_text": False},
+        "random_start": {"start_from_regressor": False},
+        "rec_mean": {"reconstruction_reduction": "mean"},
+        "rec_sum": {"reconstruction_reduction": "sum"},
+        "literal": _LITERAL,
     }
 
     hidden_size: int = 128
@@ -90,11 +108,21 @@ class TcmrConfig(MsaConfig):
     detach_confidence: bool = True
     fusion_style: Literal["tcmr", "lnln"] = "tcmr"
     target_norm: Literal["none", "layernorm"] = "none"
+    center_text: bool = True
+    start_from_regressor: bool = True
+    reconstruction_reduction: Literal["variance", "mean", "sum"] = "variance"
 
     w_conf: float | int = 0.1
     w_rec_text: float | int = 0.8
     w_rec_aux: float | int = 0.1
     w_task: float | int = 1.0
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a configuration of stored values; those that an earlier version saved stay what they were."""
+        # Which says that they were saved: what a caller writes has today's defaults.
+        earlier = _LITERAL if "transformers_version" in config_dict else {}
+        return super().from_dict({**earlier, **config_dict}, **kwargs)
 
     @property
     def oracle_inputs(self) -> tuple[str, ...]:

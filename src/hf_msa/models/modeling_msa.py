@@ -71,12 +71,13 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
-def read_labels(labels: Tensor, samples: int) -> Tensor:
-    """Bring labels into one shape.
+def read_labels(labels: Tensor, samples: int, name: str = "labels") -> Tensor:
+    """Bring labels, or other numbers of which each sample has one, into one shape: losses would pair all with all.
 
     Args:
         labels (`torch.Tensor` of shape `(batch,)` or `(batch, 1)`, or a scalar for one sample): True scores.
         samples: Number of samples in the batch.
+        name: What messages call them.
 
     Returns:
         `torch.FloatTensor` of shape `(batch,)`.
@@ -86,7 +87,7 @@ def read_labels(labels: Tensor, samples: int) -> Tensor:
     """
     if tuple(labels.shape) not in ((samples,), (samples, 1)) and (labels.ndim or samples != 1):
         raise ValueError(
-            f"labels have shape {tuple(labels.shape)} for {samples} samples; give one score per sample, of shape "
+            f"{name} have shape {tuple(labels.shape)} for {samples} samples; give one score per sample, of shape "
             f"({samples},) or ({samples}, 1)."
         )
     labels = labels.reshape(samples)

@@ -7,7 +7,7 @@ target of the reconstruction.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_tcmr import TcmrConfig
-from .modeling_msa import MsaPreTrainedModel, MsaStageModel, build_text_encoder
+from .modeling_msa import MsaPreTrainedModel, MsaStageModel, build_text_encoder, read_labels
 from .msa_attention import HyperFusion
 from .msa_encoders import CrossTransformer, SequenceEncoder, TokenTransformer, perceptron
 from .msa_inputs import MsaInputs
@@ -42,7 +42,8 @@ class TcmrOutput(MsaOutput):
             in eq. 10: predicted, or what was given in its place.
         gate (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Weight of audio against vision in the proxy
             (alpha of eq. 9); `None` where there is no gate.
-        text_features (`torch.FloatTensor`, *optional*): H_t, the incomplete text.
+        text_features (`torch.FloatTensor`, *optional*): H_t, the incomplete text; with `center_text` this and the next two
+            are deviations from the model's `text_mean`.
         proxy_features (`torch.FloatTensor`, *optional*): H_p, text as guessed from audio and vision (eq. 9).
         reconstructed_features (`torch.FloatTensor`, *optional*): The mix of both by confidence (eq. 10).
     """
@@ -185,13 +186,17 @@ class TcmrPolarityClassifier(MsaStageModel):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Token ids, dropped tokens already replaced.
             attention_mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 = real token.
-            labels (`torch.FloatTensor` of shape `(batch,)`): True scores.
+            labels (`torch.FloatTensor` of shape `(batch,)` or `(batch, 1)`): True scores.
 
         Returns:
             `torch.FloatTensor` of shape `(batch,)` in [0, 1].
+
+        Raises:
+            ValueError: If there is not one label per sample.
         """
         probabilities = self(input_ids, attention_mask).logits.softmax(dim=-1)
-        chosen: Tensor = probabilities.gather(1, self.label_classes(labels).unsqueeze(1)).squeeze(1)
+        classes = self.label_classes(read_labels(labels, len(probabilities)))
+        chosen: Tensor = probabilities.gather(1, classes.unsqueeze(1)).squeeze(1)
         return chosen
 
 
@@ -224,9 +229,15 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
 
     The reconstructors serve training only. With `confidence_source="oracle"` there is no ConfNet; the frozen
     `polarity_classifier`, into which training copies the weights of that stage, takes its place and needs true labels.
+
+    With `center_text` the buffer `text_mean`, of shape `(num_tokens, hidden_size)`, is the mean of the complete-text
+    features over the training rows; with `reconstruction_reduction="variance"` the scalar `text_variance` is their variance
+    around it. `measure_targets` sets them; before, they are 0 and 1.
     """
 
     config: TcmrConfig
+    text_mean: Tensor
+    text_variance: Tensor
 
     def __init__(self, config: TcmrConfig) -> None:
         super().__init__(config)
@@ -245,6 +256,10 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             self.confnet = perceptron([text_width, *config.confnet_hidden, 1])
             self.polarity_classifier = None
         self.proxy_generator = None if config.proxy == "none" else ProxyGenerator(config)
+        if config.center_text:
+            self.register_buffer("text_mean", torch.zeros(config.num_tokens, config.hidden_size))
+        if config.reconstruction_reduction == "variance":
+            self.register_buffer("text_variance", torch.ones(()))
         self.refinement = build_token_transformer(config, config.num_tokens, config.refinement_layers)
         self.fusion = HyperFusion(
             dim=config.hidden_size,
@@ -294,6 +309,37 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         for name, child in self.named_children():
             if name not in ("confnet", "polarity_classifier"):
                 yield from child.parameters()
+
+    @torch.no_grad()
+    def measure_targets(self, targets: Tensor) -> None:
+        """Note mean and variance of the complete-text features, as far as the configuration makes use of them.
+
+        Args:
+            targets (`torch.FloatTensor` of shape `(rows, num_tokens, hidden_size)`): H_t^c of the training rows.
+
+        Raises:
+            ValueError: If they are the same for all rows, so that there is no variance to measure errors in.
+        """
+        wanted = self.shape_targets(targets.float())
+        mean = wanted.mean(dim=0)
+        if self.config.center_text:
+            self.text_mean.copy_(mean)
+        if self.config.reconstruction_reduction == "variance":
+            variance = (wanted - mean).square().mean()
+            if not variance > 0:
+                raise ValueError(
+                    "The text regressor gives all training texts the same features, so there is nothing to rebuild; train "
+                    "it longer or at a lower rate, or set reconstruction_reduction to 'mean'."
+                )
+            self.text_variance.copy_(variance)
+
+    def shape_targets(self, targets: Tensor) -> Tensor:
+        """Complete-text features in the form that they serve as a target in, before centring; see `target_norm`."""
+        return F.layer_norm(targets, targets.shape[-1:]) if self.config.target_norm == "layernorm" else targets
+
+    def center(self, features: Tensor) -> Tensor:
+        """Deviation of text features `(batch, num_tokens, hidden_size)` from `text_mean`, where the model has one."""
+        return features - self.text_mean if self.config.center_text else features
 
     def encode(self, modality: str, values: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Summarise one modality in tokens (eq. 4).
@@ -375,7 +421,23 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             with torch.no_grad():
                 targets.append(self.encode(name, values, attention_masks[name]))
             rebuilt.append(self.reconstructors[name](features[name]))
-        return F.mse_loss(torch.cat(rebuilt), torch.cat(targets))
+        return self.reduce(F.mse_loss(torch.cat(rebuilt), torch.cat(targets)), rebuilt)
+
+    def text_reconstruction_loss(self, reconstructed: Tensor, targets: Tensor) -> Tensor:
+        """Squared error of the reconstructed text features (eq. 11), reduced as `reconstruction_reduction` says.
+
+        Args:
+            reconstructed (`torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`): As the model gives them.
+            targets (`torch.FloatTensor` of the same shape): Complete-text features as the text regressor gives them.
+        """
+        wanted = self.center(self.shape_targets(targets.to(reconstructed.dtype)))
+        error = self.reduce(F.mse_loss(reconstructed, wanted), [reconstructed])
+        return error / self.text_variance if self.config.reconstruction_reduction == "variance" else error
+
+    def reduce(self, mean: Tensor, compared: Sequence[Tensor]) -> Tensor:
+        """A mean squared error over all elements of what was compared, or the sum per sample where that is asked for."""
+        elements = sum(part[0].numel() for part in compared)
+        return mean * elements if self.config.reconstruction_reduction == "sum" else mean
 
     def compute(
         self,
@@ -396,10 +458,12 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         Args:
             inputs: The batch.
             labels (`torch.FloatTensor` of shape `(batch,)`, *optional*): True scores.
-            confidence_targets (`torch.FloatTensor` of shape `(batch,)`, *optional*): What ConfNet should give.
+            confidence_targets (`torch.FloatTensor` of shape `(batch,)` or `(batch, 1)`, *optional*): What ConfNet should
+                give.
             text_targets (`torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`, *optional*): Complete-text
                 features of `TcmrTextRegressor`.
-            confidence (`torch.FloatTensor` of shape `(batch,)`, *optional*): For eq. 10, in place of the prediction.
+            confidence (`torch.FloatTensor` of shape `(batch,)` or `(batch, 1)`, *optional*): For eq. 10, in place of the
+                prediction.
             objective: Which loss terms to compute, as far as their targets are given. `"all"`: eq. 14, with gradient
                 through the predicted confidence. `"confidence"`: eq. 6; only text encoder and ConfNet run, and there
                 are no logits. `"other"`: all but eq. 6, without gradient through the predicted confidence unless
@@ -409,8 +473,8 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             `TcmrOutput`; without any target `loss` is `None`.
 
         Raises:
-            ValueError: If a sequence is longer than the checkpoint allows, the objective is not known, or the upper
-                bound gets neither labels nor confidence.
+            ValueError: If a sequence is longer than the checkpoint allows, the objective is not known, there is not one
+                confidence per sample, or the upper bound gets neither labels nor confidence.
         """
         if objective not in OBJECTIVES:
             raise ValueError(f"Unknown objective {objective!r}; known are {', '.join(OBJECTIVES)}.")
@@ -421,24 +485,26 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
 
         terms: dict[str, Tensor] = {}
         if confidence_targets is not None and predicted is not None:
-            terms["confidence"] = F.mse_loss(predicted.squeeze(-1), confidence_targets.to(predicted.dtype))
+            wanted = read_labels(confidence_targets, len(inputs), "confidence_targets")
+            terms["confidence"] = F.mse_loss(predicted.squeeze(-1), wanted.to(predicted.dtype))
         if objective == "confidence":
             return TcmrOutput(**self.weigh(terms, objective), confidence=predicted)
 
         if confidence is not None:
-            used = confidence.to(hidden.dtype).reshape(-1, 1)
+            used = read_labels(confidence, len(inputs), "confidence values").to(hidden.dtype).unsqueeze(1)
         elif predicted is None:
             used = self.true_confidence(inputs, labels).to(hidden.dtype)
         else:
             used = predicted.detach() if self.config.detach_confidence and objective != "all" else predicted
 
-        text = self.encode("text", hidden[:, 1:], inputs.attention_mask[:, 1:])
+        text = self.center(self.encode("text", hidden[:, 1:], inputs.attention_mask[:, 1:]))
         features = {
             name: self.encode(name, inputs.values(name), inputs.attention(name)) for name in self.modalities[1:]
         }
-        proxy, gate = (
-            (torch.zeros_like(text), None) if self.proxy_generator is None else self.proxy_generator(features)
-        )
+        proxy, gate = torch.zeros_like(text), None
+        if self.proxy_generator is not None:
+            generated, gate = self.proxy_generator(features)
+            proxy = self.center(generated)
         weight = used.unsqueeze(-1)
         reconstructed = weight * text + (1 - weight) * proxy
         logits = self.fuse(reconstructed, features)
@@ -446,10 +512,7 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
         if labels is not None:
             terms["task"] = F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
         if text_targets is not None:
-            targets = text_targets.to(reconstructed.dtype)
-            if self.config.target_norm == "layernorm":
-                targets = F.layer_norm(targets, targets.shape[-1:])
-            terms["reconstruct_text"] = F.mse_loss(reconstructed, targets)
+            terms["reconstruct_text"] = self.text_reconstruction_loss(reconstructed, text_targets)
         complete = {name: value for name in features if (value := inputs.complete(name)) is not None}
         if complete and "reconstruct_aux" in OBJECTIVES[objective]:
             attention = {name: inputs.complete_attention(name) for name in complete}

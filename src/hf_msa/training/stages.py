@@ -64,6 +64,8 @@ from .run_folder import (
 from .trainer import MsaTrainer
 
 RUN_SCHEMA_VERSION = 2
+# Standardised features have 1, though the deviations of a split's own statistics from another's may make it 2 or 3.
+_LARGEST_SCALE = 10
 
 Model = TypeVar("Model", bound=MsaPreTrainedModel)
 
@@ -361,6 +363,30 @@ def feature_statistics(rows: MsaRows, modality: str) -> tuple[list[float], list[
     return mean.tolist(), std.tolist()
 
 
+def warn_of_scales(modality: str, mean: list[float], std: list[float]) -> None:
+    """Warn where features differ so much in scale that a model reads little but the largest one.
+
+    Every token is a sum over features that a norm then brings to one length: beside a feature of `_LARGEST_SCALE` times the
+    typical deviation the others all but vanish.
+
+    Args:
+        modality: Which one.
+        mean, std: Of each feature over the training frames, see `feature_statistics`.
+    """
+    varying = [deviation for deviation in std if deviation > 0]
+    if not varying:
+        return
+    sizes, typical = np.hypot(mean, std), float(np.median(varying))
+    largest = int(sizes.argmax())
+    if sizes[largest] > _LARGEST_SCALE * typical:
+        warnings.warn(
+            f"The {modality} features differ in scale and are read as they are (feature_norm=none): feature {largest} has "
+            f"mean {mean[largest]:.3g} and standard deviation {std[largest]:.3g}, the typical one deviates by {typical:.3g};"
+            " without --set feature_norm=standard the model may hardly see the others.",
+            stacklevel=3,
+        )
+
+
 def model_shapes(rows: Mapping[str, MsaRows]) -> dict[str, int | None]:
     """Widths and longest lengths of the feature modalities, from the training and validation rows; no width without any."""
     shapes: dict[str, int | None] = {}
@@ -448,10 +474,13 @@ def prepare_run(
         name: getattr(config, name) for m in config.modalities[1:] for name in (f"{m}_dim", f"{m}_max_length")
     }
     fields |= {f"{modality}_set": getattr(facts, f"{modality}_set") for modality in config.modalities[1:]}
-    if recipe.feature_norm == "standard":
-        for modality in config.modalities[1:]:
-            mean, std = feature_statistics(rows["train"], modality)
+    standardised = recipe.feature_norm == "standard"
+    for modality in () if config.NORMALISES_FEATURES and not standardised else config.modalities[1:]:
+        mean, std = feature_statistics(rows["train"], modality)
+        if standardised:
             fields |= {f"{modality}_mean": mean, f"{modality}_std": std}
+        else:
+            warn_of_scales(modality, mean, std)
     processor = MsaProcessor(
         MsaFeatureExtractor(**fields),
         tokenizer,

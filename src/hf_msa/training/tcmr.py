@@ -6,7 +6,7 @@ Stages by the value of `TcmrConfig.optimization` (paper Table 3, section 5):
     confnet_later: polarity, regressor, main (with the target confidence), confidence (ConfNet alone)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hf_msa.data.rows import DrawnRows
+from hf_msa.errors import MsaError
 from hf_msa.files import atomic_write
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
+from hf_msa.models.msa_encoders import TokenTransformer
 from hf_msa.models.msa_schema import MODALITIES
 
 from .optimizers import AlternatingOptimizer
@@ -28,8 +30,8 @@ from .trainer import MsaTrainer
 STAGES = ("polarity", "regressor", "confidence", "main")
 FINAL_STAGE = "main"
 RATE_FREE_STAGES = ("polarity", "regressor")
-# The true-class probability is what the analysis tools judge confidences by.
-KEPT = ("polarity/model/*",)
+# What the analysis tools judge by: confidences by the true-class probability, rebuilt text by complete-text features.
+KEPT = ("polarity/model/*", "regressor/model/*")
 
 
 class TcmrTrainer(MsaTrainer):
@@ -140,6 +142,31 @@ def complete_text_features(context: RunContext, regressor: TcmrTextRegressor, pa
     return load_file(path)["features"]
 
 
+def start_model(model: TcmrForSentimentAnalysis, regressor: TcmrTextRegressor, targets: Tensor) -> None:
+    """Start a new model from what the text regressor has learned, as far as its configuration says so.
+
+    Args:
+        model: Changed in place.
+        regressor: The trained text regressor.
+        targets: Its features of all complete training texts `(rows, num_tokens, hidden_size)`.
+
+    Raises:
+        MsaError: If these are all alike.
+    """
+    if model.config.start_from_regressor:
+        model.encoders["text"].load_state_dict(regressor.encoder.state_dict())
+        learned, count = regressor.encoder.transformer, model.config.num_tokens
+        generators = () if model.proxy_generator is None else model.proxy_generator.generators.values()
+        with torch.no_grad():
+            for generator in cast("Iterable[TokenTransformer]", generators):
+                cast(Tensor, generator.tokens).copy_(cast(Tensor, learned.tokens))
+                generator.positions[:count].copy_(learned.positions[:count])
+    try:
+        model.measure_targets(targets)
+    except ValueError as error:
+        raise MsaError(str(error)) from error
+
+
 def run(context: RunContext) -> MsaPreTrainedModel:
     """Run all stages of TCMR; see the module's docstring for which there are."""
     config = context.config
@@ -148,7 +175,12 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     targets = complete_text_features(context, regressor, context.stage_folder("regressor") / "features.safetensors")
     teachers: dict[str, Any] = {"classifier": classifier, "text_targets": targets}
 
-    def main(build: Callable[[], TcmrForSentimentAnalysis] | None = None, **options: Any) -> TcmrForSentimentAnalysis:
+    def started() -> TcmrForSentimentAnalysis:
+        model = context.new_model(TcmrForSentimentAnalysis)
+        start_model(model, regressor, targets)
+        return model
+
+    def main(build: Callable[[], TcmrForSentimentAnalysis] = started, **options: Any) -> TcmrForSentimentAnalysis:
         return context.train_stage(
             "main", TcmrForSentimentAnalysis, build, final=True, return_complete=True, **teachers, **options
         )
@@ -156,7 +188,7 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     if config.is_oracle:
 
         def with_classifier() -> TcmrForSentimentAnalysis:
-            model = context.new_model(TcmrForSentimentAnalysis)
+            model = started()
             model.polarity_classifier.load_state_dict(classifier.state_dict())
             return model
 
@@ -168,7 +200,7 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     if config.optimization == "confnet_first":
 
         def confidence_only() -> TcmrForSentimentAnalysis:
-            model = context.new_model(TcmrForSentimentAnalysis).requires_grad_(False)
+            model = started().requires_grad_(False)
             for parameter in model.confidence_parameters():
                 parameter.requires_grad_(True)
             return model

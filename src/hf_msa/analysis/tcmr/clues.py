@@ -1,9 +1,10 @@
 """Sentiment-clue sensitivity: the words that decide what the polarity classifier says (TCMR, section 5 and appendix C).
 
 Of the complete texts those are taken that the classifier gets right with a true-class probability above a threshold.
-Each word in turn is replaced by the unknown token; it is counted when the prediction turns to the opposite polarity.
-A turn to neutral is not counted. The paper prints counts alone, which favour words that are said often; beside each
-count stands how often the word was masked.
+Each word in turn is replaced by the unknown token. What counts as a flip the paper says in two ways: by appendix C a turn
+to the opposite polarity (`"opposite"`), so that a turn to neutral is none and neutral texts have nothing to flip to; by
+section 5 any turn from a right prediction to a wrong one (`"wrong"`). The paper prints counts alone, which favour words
+that are said often; beside each count stands how often the word was masked.
 """
 
 from collections import Counter
@@ -21,7 +22,7 @@ from hf_msa.analysis.tcmr.masked_words import Words, planted_roles, run_text, sp
 from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import load_msa
-from hf_msa.errors import MsaError
+from hf_msa.errors import MsaError, unknown_name
 from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
 
 ALL_SPLITS = "all"
@@ -30,9 +31,13 @@ ALL_SPLITS = "all"
 THRESHOLDS = (0.5, 0.7, 0.9)
 """The paper shows three thresholds without printing them."""
 
+READINGS = ("opposite", "wrong")
+"""What counts as a flip: appendix C, section 5."""
+
 CLUES_FILE = "clues.csv"
 
 _NEGATIVE, _NEUTRAL, _POSITIVE = range(3)
+_TURNS = {"opposite": "to the opposite polarity", "wrong": "from right to wrong"}
 _IN_SUMMARY, _IN_FIGURE, _TOP = 15, 15, 10
 
 
@@ -58,10 +63,10 @@ class ClueCounts:
     """What was counted at one threshold.
 
     Attributes:
-        texts: Texts that are right, above the threshold, and not neutral (a neutral text has no opposite).
-        flips: Per word, how often masking it turned the prediction to the opposite polarity.
+        texts: Texts that are right, above the threshold, and can flip.
+        flips: Per word, how often masking it flipped the prediction.
         masked: Per word, how often it was masked.
-        to_neutral: How often the prediction turned to neutral, which does not count.
+        to_neutral: How often the prediction turned to neutral, which by the reading `"opposite"` is no flip.
     """
 
     texts: int = 0
@@ -75,28 +80,32 @@ class ClueCounts:
         return sorted(found, key=lambda entry: (-entry[1], -entry[1] / entry[2], entry[0]))
 
 
-def usable_texts(true: NDArray[np.int64], probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
-    """Which texts are analysed (N,): predicted right, with more than `threshold`, and not neutral."""
+def usable_texts(
+    true: NDArray[np.int64], probabilities: NDArray[np.float32], threshold: float, reading: str = "opposite"
+) -> NDArray[np.bool_]:
+    """Which texts are analysed (N,): predicted right, with more than `threshold`, and not neutral, which has no opposite."""
     certain = probabilities[np.arange(len(true)), true] > threshold
-    usable: NDArray[np.bool_] = (probabilities.argmax(axis=1) == true) & certain & (true != _NEUTRAL)
+    can_flip = (true != _NEUTRAL) | (reading == "wrong")
+    usable: NDArray[np.bool_] = (probabilities.argmax(axis=1) == true) & certain & can_flip
     return usable
 
 
-def count_clues(texts: MaskedOnce, threshold: float, counts: ClueCounts) -> None:
-    """Count the words whose masking flips the prediction to the opposite polarity.
+def count_clues(texts: MaskedOnce, threshold: float, counts: ClueCounts, reading: str = "opposite") -> None:
+    """Count the words whose masking flips the prediction.
 
     Args:
-        texts: From `mask_each_word`, computed for this threshold or a lower one.
+        texts: From `mask_each_word`, computed for this threshold or a lower one, and this reading.
         threshold: The true-class probability that a text must exceed.
         counts: Added to.
+        reading: One of `READINGS`.
     """
-    for index in np.flatnonzero(usable_texts(texts.true, texts.probabilities, threshold)).tolist():
-        names, masked = texts.names[index], texts.masked[index]
-        opposite = _NEGATIVE if texts.true[index] == _POSITIVE else _POSITIVE
+    for index in np.flatnonzero(usable_texts(texts.true, texts.probabilities, threshold, reading)).tolist():
+        names, masked, true = texts.names[index], texts.masked[index], texts.true[index]
+        flipped = masked != true if reading == "wrong" else masked == _NEGATIVE + _POSITIVE - true
         counts.texts += 1
         counts.masked.update(names)
-        counts.flips.update(name for name, made in zip(names, masked, strict=True) if made == opposite)
-        counts.to_neutral += int((masked == _NEUTRAL).sum())
+        counts.flips.update(name for name, flips in zip(names, flipped, strict=True) if flips)
+        counts.to_neutral += int(((masked == _NEUTRAL) & (masked != true)).sum())
 
 
 def mask_each_word(
@@ -105,6 +114,7 @@ def mask_each_word(
     words: Words,
     true: NDArray[np.int64],
     threshold: float,
+    reading: str = "opposite",
 ) -> MaskedOnce:
     """Run the classifier on complete texts, then on the usable ones with one word masked at a time.
 
@@ -114,6 +124,7 @@ def mask_each_word(
         words: The texts.
         true: Their true classes (N,).
         threshold: The lowest that will be asked for.
+        reading: One of `READINGS`.
     """
 
     def logits(ids: Any, mask: Any) -> Any:
@@ -126,7 +137,7 @@ def mask_each_word(
     raw = np.exp(raw - raw.max(axis=1, keepdims=True))
     probabilities = (raw / raw.sum(axis=1, keepdims=True)).astype(np.float32)
     counts = np.array([len(names) for names in words.names], dtype=np.int64)
-    counts[~usable_texts(true, probabilities, threshold)] = 0
+    counts[~usable_texts(true, probabilities, threshold, reading)] = 0
     rows = np.repeat(np.arange(len(true)), counts)
     ends = np.cumsum(counts)
     which = np.arange(len(rows)) - np.repeat(ends - counts, counts)
@@ -137,7 +148,7 @@ def mask_each_word(
     return MaskedOnce(true, probabilities, words.names, np.split(predicted, ends[:-1]))
 
 
-@tool("clues", "words whose masking alone flips the polarity classifier to the opposite", methods=("tcmr",))
+@tool("clues", "words whose masking alone flips the polarity classifier", methods=("tcmr",))
 def analyze_clues(
     runs: Sequence[str],
     report: Report,
@@ -146,6 +157,7 @@ def analyze_clues(
     split: str = ALL_SPLITS,
     thresholds: Sequence[float] = THRESHOLDS,
     pieces: bool = False,
+    reading: str = "opposite",
 ) -> None:
     """Show which words flip the polarity classifier, per threshold.
 
@@ -158,7 +170,11 @@ def analyze_clues(
         split: A split, or ``all``; the paper does not say which it used.
         thresholds: True-class probabilities that a text must exceed.
         pieces: Mask word pieces one at a time, as the paper does, instead of whole words.
+        reading: What counts as a flip: a turn to the ``opposite`` polarity (appendix C), or any turn from right to
+            ``wrong`` (section 5), for which neutral texts are masked as well.
     """
+    if reading not in READINGS:
+        raise unknown_name("reading", reading, READINGS)
     for threshold in thresholds:
         if not 0 <= threshold < 1:
             raise MsaError(f"A threshold is {threshold:g}; give probabilities from 0 to below 1, e.g. 0.5 0.7 0.9.")
@@ -173,9 +189,9 @@ def analyze_clues(
     for run in found:
         classifier = polarity_classifier(run)
         true = classifier.config.family.polarity(labels)
-        texts = mask_each_word(classifier, tokenizer, words, true, levels[0])
+        texts = mask_each_word(classifier, tokenizer, words, true, levels[0], reading)
         for level in levels:
-            count_clues(texts, level, totals[level])
+            count_clues(texts, level, totals[level], reading)
     roles = planted_roles(data)
     table = clue_rows(totals, roles)
     report.csv(CLUES_FILE, table)
@@ -184,14 +200,14 @@ def analyze_clues(
         "Sentiment-clue sensitivity",
         f"{len(labels)} texts ({'all splits' if split == ALL_SPLITS else split}), {len(found)} trained classifier"
         f"{'' if len(found) == 1 else 's, counts added up'}; one {'word piece' if pieces else 'word'} masked at a "
-        "time. A flip is a turn to the opposite polarity; rate is flips per masking of that word.",
+        f"time. A flip is a turn {_TURNS[reading]}; rate is flips per masking of that word.",
         [_summary(level, counts, roles) for level, counts in totals.items()],
     )
     for level in levels:
         shown = [row for row in table if row["threshold"] == level]
         report.section(f"True-class probability above {level:g}", shown[:_IN_SUMMARY])
     if table:
-        report.figure("clues", _draw, totals, roles)
+        report.figure("clues", _draw, totals, roles, reading)
 
 
 def clue_rows(totals: Mapping[float, ClueCounts], roles: Mapping[str, str] | None) -> list[dict[str, Any]]:
@@ -220,7 +236,7 @@ def _summary(level: float, counts: ClueCounts, roles: Mapping[str, str] | None) 
     return row
 
 
-def _draw(figure: Figure, totals: Mapping[float, ClueCounts], roles: Mapping[str, str] | None) -> None:
+def _draw(figure: Figure, totals: Mapping[float, ClueCounts], roles: Mapping[str, str] | None, reading: str) -> None:
     drawn = {level: counts for level, counts in totals.items() if counts.flips}
     tallest = max(min(len(counts.flips), _IN_FIGURE) for counts in drawn.values())
     figure.set_size_inches(max(3.6, 2.8 * len(drawn)), 1.0 + 0.2 * tallest)
@@ -231,7 +247,7 @@ def _draw(figure: Figure, totals: Mapping[float, ClueCounts], roles: Mapping[str
         axis.bar_label(axis.barh(words, flips, color=colours), [f" of {number}" for number in masked], fontsize=6)
         axis.margins(x=0.2)
         axis.set_title(f"probability above {level:g}: {counts.texts} texts", fontsize=8)
-        axis.set_xlabel("flips to the opposite polarity")
+        axis.set_xlabel(f"flips {_TURNS[reading]}")
         axis.xaxis.get_major_locator().set_params(integer=True)
     if roles is not None:
         figure.suptitle("blue: planted cue words; grey: other words", fontsize=8)

@@ -1,8 +1,13 @@
-"""Angle between the gradients of TCMR's confidence loss and of its task loss on the shared text encoder (section 3.7).
+"""Angle between the gradients of TCMR's confidence loss and of its task loss on what both train (section 3.7).
 
-The paper holds that the two pull apart within a step, and alternates between the losses for that reason. Here the cosine
-between their gradients is measured, batch by batch, on training batches under training masks; nothing is trained.
-Dropout is off, so that the angle is that of the losses and not of two dropout draws.
+The paper holds that the two pull apart within a step, and alternates between the losses for that reason. It means the
+gradients on text encoder and ConfNet together, so the task's is taken along every path, that through the predicted
+confidence of eq. 10 included. Beside that cosine stand the one on the text encoder alone, and that of the task without the
+path through the confidence, which is what the alternating optimisation leaves of it.
+
+All is measured batch by batch on training batches under training masks; nothing is trained. Dropout is off, so that the
+angle is that of the losses and not of two dropout draws. The lengths of the gradients on the text encoder say which loss
+moves it; those of task and text reconstruction are weighted as in training.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +20,7 @@ from tqdm.auto import tqdm
 
 from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs, load_stage_checkpoint
 from hf_msa.analysis.estimates import Rows
-from hf_msa.analysis.tcmr.judged_model import load_judged
+from hf_msa.analysis.tcmr.judged_model import load_judged, text_regressor
 from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.collator import MsaCollator
@@ -25,7 +30,7 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import mean_and_std
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
-from hf_msa.models.modeling_tcmr import TcmrPolarityClassifier
+from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
 from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
 
@@ -33,6 +38,9 @@ STEPS = 40
 """Batches per checkpoint."""
 
 BATCH_SIZE = 32
+
+_LENGTHS = ("confidence", "task", "reconstruction")
+_OTHERS = ("cosine on the text encoder", "without the path", *(f"{name} gradient" for name in _LENGTHS))
 
 
 def gradient_angle(first: Iterable[Tensor | None], second: Iterable[Tensor | None]) -> tuple[float, float, float]:
@@ -55,31 +63,38 @@ def gradient_angle(first: Iterable[Tensor | None], second: Iterable[Tensor | Non
 
 
 def conflict_rows(table: Rows) -> list[dict[str, Any]]:
-    """Summarise cosines per training step, and over the models that validation chose.
+    """Summarise cosines and lengths per training step, and over the models that validation chose.
 
     Args:
-        table: One row per batch: step, chosen (whether it is the run's final model), cosine.
+        table: One row per batch: step, chosen (whether it is the run's final model), and the columns of `batch_row`.
 
     Returns:
-        Per step in ascending order, then for the chosen models: batches, mean and standard deviation, and the share of
-        negative cosines; batches without a defined cosine are left out.
+        Per step in ascending order, then for the chosen models: batches, mean and standard deviation of the cosine, the
+        share of negative ones, and the means of the other columns; what is not defined is left out.
     """
     groups = {f"step {step}": [row for row in table if row["step"] == step] for step in _steps(table)}
     groups["chosen"] = [row for row in table if row["chosen"]]
     rows = []
     for name, group in groups.items():
-        values = [row["cosine"] for row in group if np.isfinite(row["cosine"])]
+        values = _finite(group, "cosine")
         mean, std = mean_and_std(values) if values else (float("nan"), float("nan"))
         share = float(np.mean([value < 0 for value in values])) if values else float("nan")
-        rows.append({"checkpoint": name, "batches": len(values), "cosine": mean, "sd": std, "negative": share})
+        rows.append(
+            {"checkpoint": name, "batches": len(values), "cosine": mean, "sd": std, "negative": share}
+            | {other: float(np.mean(_finite(group, other) or [float("nan")])) for other in _OTHERS}
+        )
     return rows
 
 
-@tool("gradients", "whether the confidence and the task pull the text encoder apart", methods=("tcmr",))
+def _finite(rows: Rows, column: str) -> list[float]:
+    return [row[column] for row in rows if np.isfinite(row[column])]
+
+
+@tool("gradients", "whether confidence and task pull text encoder and ConfNet apart", methods=("tcmr",))
 def analyze_gradients(
     runs: Sequence[str], report: Report, *, data: str, split: str = "train", steps: int = STEPS
 ) -> None:
-    """Show the angle between the gradients of confidence and task on the text encoder, per batch and checkpoint.
+    """Show the angle between the gradients of confidence and task on text encoder and ConfNet, per batch and checkpoint.
 
     The checkpoints are the final model, which validation chose, and those that training kept beside it
     (``--save_total_limit``). Each sees the same batches.
@@ -98,6 +113,7 @@ def analyze_gradients(
     table: list[dict[str, Any]] = []
     for run in found:
         final, processor, classifier = load_judged(run, rows)
+        regressor = text_regressor(run)
         batches = training_batches(run, rows, processor, steps)
         chosen = int(run.facts["selection"]["step"] or 0)
         others = [(step, folder) for step, folder in run.checkpoints() if step != chosen]
@@ -107,18 +123,18 @@ def analyze_gradients(
             bar = tqdm(batches, desc=f"gradients at step {step}", leave=False, disable=None)
             for number, batch in enumerate(bar):
                 moved = {name: value.to(model.device) for name, value in batch.items()}
-                angle = gradient_angle(*loss_gradients(model, classifier, moved))
-                columns = ("cosine", "confidence gradient", "task gradient")
-                table.append({**key, "batch": number, **dict(zip(columns, angle, strict=True))})
+                table.append({**key, "batch": number, **batch_row(model, classifier, regressor, moved)})
     summary = conflict_rows(table)
     report.csv("gradients.csv", table)
     report.csv("gradients_by_checkpoint.csv", summary)
     report.summary(
         "gradients.md",
-        "Gradient conflict on the text encoder",
+        "Gradient conflict on text encoder and ConfNet",
         f"{steps} batches of {min(BATCH_SIZE, len(rows))} ({split}) under training masks, "
         f"{counted(len(found), 'training seed')}, dropout off. Cosine between the gradients "
-        "of the confidence loss and of the task loss; negative: the share of batches in which they pull apart.",
+        "of the confidence loss and of the task loss, the path through the predicted confidence included; negative: the "
+        "share of batches in which they pull apart. Without that path: on the text encoder, as the second phase sees it. "
+        "The lengths are those on the text encoder.",
         summary,
     )
     report.figure("gradients", _draw, table, summary)
@@ -130,7 +146,7 @@ def training_batches(run: TrainedRun, rows: MsaRows, processor: MsaProcessor, st
     protocol = protocol_from_dict(values)
     if hasattr(protocol, "seed") and "seed" not in values:
         protocol = protocol_from_dict(values | {"seed": run.seed})
-    collator = MsaCollator(processor, protocol.bind(rows.ids), split=rows.split)
+    collator = MsaCollator(processor, protocol.bind(rows.ids), split=rows.split, return_complete=True)
     generator = np.random.default_rng(run.seed)
     size = min(BATCH_SIZE, len(rows))
     batches: list[dict[str, Tensor]] = []
@@ -143,22 +159,53 @@ def training_batches(run: TrainedRun, rows: MsaRows, processor: MsaProcessor, st
 
 
 def loss_gradients(
-    model: MsaPreTrainedModel, classifier: TcmrPolarityClassifier, batch: dict[str, Tensor]
-) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    """Gradients of the confidence loss and of the task loss on the parameters of the text encoder, for one batch."""
-    given = model.inputs_from(batch, predicting=False)
+    model: MsaPreTrainedModel,
+    classifier: TcmrPolarityClassifier,
+    regressor: TcmrTextRegressor,
+    batch: dict[str, Tensor],
+) -> dict[str, tuple[Tensor | None, ...]]:
+    """Gradients of the losses on one batch, on the parameters of the text encoder and, behind them, of ConfNet.
+
+    Returns:
+        `confidence` (eq. 6); `task` (eq. 12) along every path; `detached task`, without that through the predicted
+        confidence; `reconstruction` (eq. 11), as training takes it. None where a loss does not depend on a parameter.
+    """
+    model = cast(TcmrForSentimentAnalysis, model)
+    given, labels = model.inputs_from(batch, predicting=True), batch["labels"]
     if model.config.confidence_target == "completeness":
         targets = 1.0 - batch["missing_rates"][:, MODALITIES.index("text")].nan_to_num(0.0)
     else:
-        targets = classifier.true_class_probability(batch["input_ids"], batch["attention_mask"], batch["labels"])
-    text_encoder = cast(nn.Module, model.text_encoder)
-    shared = [parameter.requires_grad_(True) for parameter in text_encoder.parameters()]
-    losses = (
-        model(**given, confidence_targets=targets, objective="confidence").loss,
-        model(**given, objective="task").loss,
-    )
-    confidence, task = (torch.autograd.grad(loss, shared, allow_unused=True) for loss in losses)
-    return confidence, task
+        targets = classifier.true_class_probability(batch["input_ids"], batch["attention_mask"], labels)
+    with torch.no_grad():
+        wanted = regressor(batch["complete_input_ids"], batch["complete_attention_mask"]).features
+    shared = [parameter.requires_grad_(True) for parameter in model.confidence_parameters()]
+    whole = model(**given, labels=labels, objective="all")
+    losses = {
+        "confidence": model(**given, confidence_targets=targets, objective="confidence").loss,
+        "task": whole.loss,
+        "detached task": model(**given, labels=labels, confidence=whole.confidence.detach(), objective="task").loss,
+        "reconstruction": model(**given, text_targets=wanted, objective="other").loss,
+    }
+    return {name: torch.autograd.grad(loss, shared, allow_unused=True) for name, loss in losses.items()}
+
+
+def batch_row(
+    model: MsaPreTrainedModel,
+    classifier: TcmrPolarityClassifier,
+    regressor: TcmrTextRegressor,
+    batch: dict[str, Tensor],
+) -> dict[str, float]:
+    """Cosines of one batch, and the lengths of the gradients on the text encoder."""
+    found = loss_gradients(model, classifier, regressor, batch)
+    count = len(list(cast(nn.Module, model.text_encoder).parameters()))
+    on_text = {name: parts[:count] for name, parts in found.items()}
+    confidence = on_text["confidence"]
+    return {
+        "cosine": gradient_angle(found["confidence"], found["task"])[0],
+        "cosine on the text encoder": gradient_angle(confidence, on_text["task"])[0],
+        "without the path": gradient_angle(confidence, on_text["detached task"])[0],
+        **{f"{name} gradient": gradient_angle(confidence, on_text[name])[2] for name in _LENGTHS},
+    }
 
 
 def _steps(table: Rows) -> list[int]:

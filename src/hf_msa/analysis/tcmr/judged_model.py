@@ -1,7 +1,7 @@
 """TCMR's prediction, its confidence and the true-class probability of the same texts under the same masks."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -11,8 +11,11 @@ from hf_msa.data.missing import conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.sweep import masked_batches
-from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier
+from hf_msa.models.modeling_msa import MsaStageModel
+from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
 from hf_msa.models.processing_msa import MsaProcessor
+
+Stage = TypeVar("Stage", bound=MsaStageModel)
 
 
 def load_judged(
@@ -37,15 +40,27 @@ def polarity_classifier(run: TrainedRun) -> TcmrPolarityClassifier:
     Raises:
         MsaError: If its stage was deleted.
     """
-    folder = run.folder / "stages" / "polarity" / "model"
+    return _stage_model(run, "polarity", "polarity classifier", TcmrPolarityClassifier)
+
+
+def text_regressor(run: TrainedRun) -> TcmrTextRegressor:
+    """Load the text regressor of a run, frozen and in eval mode; on complete text it gives what is to be rebuilt.
+
+    Raises:
+        MsaError: If its stage was deleted, as earlier versions did.
+    """
+    return _stage_model(run, "regressor", "text regressor", TcmrTextRegressor)
+
+
+def _stage_model(run: TrainedRun, stage: str, what: str, model_class: type[Stage]) -> Stage:
+    folder = run.folder / "stages" / stage / "model"
     if not folder.is_dir():
         raise MsaError(
-            f"{run.folder} no longer has its polarity classifier ({folder.relative_to(run.folder)}); give the folder that "
-            "`hf-msa train` wrote, its stages included."
+            f"{run.folder} no longer has its {what} ({folder.relative_to(run.folder)}); give the folder that "
+            "`hf-msa train` wrote, its stages included, or train it again if an earlier version did not keep it."
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = TcmrPolarityClassifier.from_pretrained(folder).to(device).eval()
-    return cast(TcmrPolarityClassifier, model.requires_grad_(False))
+    return cast(Stage, model_class.from_pretrained(folder).to(device).eval().requires_grad_(False))
 
 
 @torch.inference_mode()
