@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from hf_msa.evaluation.report import format_estimate, metric_heading, results_markdown
+from hf_msa.evaluation.report import UNDEFINED, format_estimate, metric_heading, results_markdown
 from hf_msa.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent / "docs"
@@ -93,7 +93,7 @@ def costs(names: dict[str, str]) -> str:
         shares = " | ".join(f"{100 * cost['routes'][name]:.1f}" for name in routes)
         lines.append(
             f"| {label} | {cost['calls']:.2f} | {cost['tokens']:.2f} | {cost['seconds']:.3f} | {shares} | "
-            f"{100 * cost['unreadable']:.1f} |"
+            f"{UNDEFINED if cost['unreadable'] is None else f'{100 * cost["unreadable"]:.1f}'} |"
         )
     return "\n".join(lines)
 
