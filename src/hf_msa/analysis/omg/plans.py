@@ -6,6 +6,7 @@ does, how often the sentiment that was chosen is the word for the label, and has
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ def analyze_plans(runs: Sequence[str], report: Report, *, data: str, split: str 
         "plans.md",
         "Plans and labels",
         f"{found[0].name}; {len(rows)} samples ({split}), {counted(len(found), 'training seed')}; planner: "
-        f"{omg.model.planner(omg.processor).name}. Constant: the training split's mean label ({mean:.2f}) and its word "
+        f"{Path(omg.model.planner(omg.processor).name).name}. Constant: the training split's mean label ({mean:.2f}) and its word "
         f"({word}). C_sem: 1 - cosine of plan and observation, of plans that keep to the schema. ± is the standard "
         "deviation over training seeds, brackets are 95 % bootstrap intervals over samples.",
         summary,
