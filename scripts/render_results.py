@@ -90,10 +90,11 @@ def costs(names: dict[str, str]) -> str:
         "|---|---|---|---|" + "---|" * len(routes) + "---|",
     ]
     for label, cost in found.items():
+        unreadable = UNDEFINED if cost["unreadable"] is None else f"{100 * cost['unreadable']:.1f}"
         shares = " | ".join(f"{100 * cost['routes'][name]:.1f}" for name in routes)
         lines.append(
             f"| {label} | {cost['calls']:.2f} | {cost['tokens']:.2f} | {cost['seconds']:.3f} | {shares} | "
-            f"{UNDEFINED if cost['unreadable'] is None else f'{100 * cost["unreadable"]:.1f}'} |"
+            f"{unreadable} |"
         )
     return "\n".join(lines)
 

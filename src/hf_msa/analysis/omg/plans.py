@@ -141,8 +141,8 @@ def analyze_plans(runs: Sequence[str], report: Report, *, data: str, split: str 
         "plans.md",
         "Plans and labels",
         f"{found[0].name}; {len(rows)} samples ({split}), {counted(len(found), 'training seed')}; planner: "
-        f"{Path(omg.model.planner(omg.processor).name).name}. Constant: the training split's mean label ({mean:.2f}) and its word "
-        f"({word}). C_sem: 1 - cosine of plan and observation, of plans that keep to the schema. ± is the standard "
+        f"{Path(omg.model.planner(omg.processor).name).name}. Constant: the training split's mean label ({mean:.2f}) and "
+        f"its word ({word}). C_sem: 1 - cosine of plan and observation, of plans that keep to the schema. ± is the standard "
         "deviation over training seeds, brackets are 95 % bootstrap intervals over samples.",
         summary,
     )
