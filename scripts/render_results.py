@@ -3,11 +3,13 @@
 No number of the page is typed by hand: tables come from results.json, facts of training from run.json, the rest from
 files that the analysis tools and benchmarks wrote. `python scripts/render_results.py add RUN NAME` copies a run's
 numbers (never its predictions, which hold rows of the data) to docs/results/NAME/, `keep FILE NAME` a table that an
-analysis tool wrote as Markdown; without arguments the page is rendered.
+analysis tool wrote as Markdown, `compare NAME FIRST OTHER...` the differences of runs from the first with their p-values, as
+`hf-msa compare` finds them; without arguments the page is rendered.
 """
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,8 +17,10 @@ from typing import Any
 
 import jinja2
 
+from hf_msa.evaluation.compare import compare_runs
+from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import UNDEFINED, format_estimate, metric_heading, results_markdown
-from hf_msa.files import atomic_write
+from hf_msa.files import atomic_write, write_json
 
 ROOT = Path(__file__).resolve().parent.parent / "docs"
 NUMBERS = ROOT / "results"
@@ -99,6 +103,13 @@ def costs(names: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def difference(name: str, run: str, metric: str) -> str:
+    """How a run differs from the first one of a comparison, with its p-value, both of `hf-msa compare`."""
+    found = read(f"{name}.json")[run][metric]
+    scale, digits = (100, 1) if METRICS[metric].percent else (1, 3)
+    return f"{scale * found['value']:+.{digits}f} (p = {found['p']:.3f})"
+
+
 def training(name: str) -> str:
     """Stages, epochs and seconds of every seed of one result."""
     lines = ["| seed | stage | epochs | chosen epoch | validation loss | seconds |", "|---|---|---|---|---|---|"]
@@ -114,12 +125,24 @@ def training(name: str) -> str:
 
 
 def add(run: Path, name: str) -> None:
-    """Copy a run's numbers to docs/results/."""
+    """Copy a run's numbers to docs/results/, folders of this machine by their names alone."""
     target = NUMBERS / name
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run / "results.json", target / "results.json")
-    for file in run.glob("seed-*/run.json"):
-        shutil.copyfile(file, target / f"run-{file.parent.name.removeprefix('seed-')}.json")
+    files = {run / "results.json": "results.json"}
+    files |= {file: f"run-{file.parent.name.removeprefix('seed-')}.json" for file in run.glob("seed-*/run.json")}
+    for file, own in files.items():
+        shown = re.sub(r'"/[^"]*/([^"/]+)"', r'"\1"', file.read_text(encoding="utf-8"))
+        (target / own).write_text(shown, encoding="utf-8")
+
+
+def compare(name: str, folders: list[Path]) -> None:
+    """Write how runs differ from the first of them to docs/results/, by the names of their folders."""
+    found = compare_runs(folders)
+    rows = {
+        folder.name: {metric: {"value": one.value, "p": one.p_value} for metric, one in own.items()}
+        for folder, own in zip(folders[1:], found.differences, strict=True)
+    }
+    write_json(NUMBERS / f"{name}.json", rows)
 
 
 def keep(file: Path, name: str) -> None:
@@ -142,6 +165,7 @@ def render() -> str:
         rows=rows,
         value=value,
         costs=costs,
+        difference=difference,
         training=training,
         read=read,
         text=text,
@@ -155,14 +179,24 @@ def render() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Add a run's numbers, or render the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", nargs="?", choices=["add", "keep", "render"], default="render")
-    parser.add_argument("run", nargs="?", type=Path, help="folder with results.json and seed-* folders, or a file")
-    parser.add_argument("name", nargs="?", help="name under docs/results/")
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("render", help="render the page")
+    for command, what in (("add", "folder with results.json and seed-* folders"), ("keep", "file")):
+        part = commands.add_parser(command, help=f"copy a {what}")
+        part.add_argument("run", type=Path, help=what)
+        part.add_argument("name", help="name under docs/results/")
+    part = commands.add_parser("compare", help="differences of runs from the first, with their p-values")
+    part.add_argument("name", help="name under docs/results/")
+    part.add_argument(
+        "runs", type=Path, nargs="+", help="folders with results.json and predictions; the first is compared with"
+    )
     arguments = parser.parse_args(argv)
     if arguments.command == "add":
         add(arguments.run, arguments.name)
     elif arguments.command == "keep":
         keep(arguments.run, arguments.name)
+    elif arguments.command == "compare":
+        compare(arguments.name, arguments.runs)
     else:
         with atomic_write(ROOT / "results.md") as temporary:
             temporary.write_text(render(), encoding="utf-8")
