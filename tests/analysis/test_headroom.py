@@ -61,7 +61,7 @@ def test_ridge_is_ridge_and_what_a_part_is_missed_by_is_that_of_a_fit_without_it
     )
 
 
-def test_a_wide_block_weighs_as_much_as_a_narrow_one_and_noise_nothing() -> None:
+def test_wide_and_narrow_blocks_count_alike_and_noise_does_not() -> None:
     generator = np.random.default_rng(0)
     narrow, wide = generator.normal(size=(50, 2)) * 7 + 3, generator.normal(size=(50, 34))
     wide[:, 30:], wide[0, 0] = 1, 1000
