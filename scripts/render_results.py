@@ -1,16 +1,16 @@
 """Render docs/results.md from docs/results.md.jinja and the numbers under docs/results/.
 
-No number of the page is typed by hand: tables come from results.json, facts of training from run.json, the rest from
-files that the analysis tools and benchmarks wrote. `python scripts/render_results.py add RUN NAME` copies a run's
-numbers (never its predictions, which hold rows of the data) to docs/results/NAME/, `keep FILE NAME` a table that an
-analysis tool wrote as Markdown, `compare NAME FIRST OTHER...` the differences of runs from the first with their p-values, as
-`hf-msa compare` finds them; without arguments the page is rendered.
+No measured number is typed into the template (tests/test_results_page.py fails on one): tables come from results.json,
+facts of training from run.json, the rest from files that the analysis tools and benchmarks wrote.
+`python scripts/render_results.py add RUN NAME` keeps a run's numbers in docs/results/NAME/results.json, `keep FILE NAME` a
+file that an analysis tool wrote, `compare NAME FIRST OTHER...` the differences of runs from the first with their p-values,
+as `hf-msa compare` finds them; without arguments the page is rendered. What is kept is small: no predictions (they hold
+rows of the data), no training history, a line per entry in JSON, a line per group in drawings.
 """
 
 import argparse
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import jinja2
 from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import UNDEFINED, format_estimate, metric_heading, results_markdown
-from hf_msa.files import atomic_write, write_json
+from hf_msa.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent / "docs"
 NUMBERS = ROOT / "results"
@@ -113,8 +113,7 @@ def difference(name: str, run: str, metric: str) -> str:
 def training(name: str) -> str:
     """Stages, epochs and seconds of every seed of one result."""
     lines = ["| seed | stage | epochs | chosen epoch | validation loss | seconds |", "|---|---|---|---|---|---|"]
-    for file in sorted((NUMBERS / name).glob("run-*.json")):
-        run = json.loads(file.read_text(encoding="utf-8"))
+    for run in read(f"{name}/results.json")["training"]:
         for stage in run["stages"]:
             chosen = stage["selection"]
             lines.append(
@@ -124,15 +123,51 @@ def training(name: str) -> str:
     return "\n".join(lines)
 
 
+def compact(value: Any) -> str:
+    """JSON with one line per entry of the outermost object or list; of folders of this machine the names alone."""
+    if isinstance(value, dict):
+        entries, ends = [f"{json.dumps(key)}: {_line(entry)}" for key, entry in value.items()], "{}"
+    else:
+        entries, ends = list(map(_line, value)), "[]"
+    lines = ",\n".join(re.sub(r'"/[^"]*/([^"/]+)"', r'"\1"', entry) for entry in entries)
+    return f"{ends[0]}\n{lines}\n{ends[1]}\n"
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def without_history(run: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a run.json: no history, but the steps it went on for, and the validation MAE beside the lowest one.
+
+    Configuration and data set are left out, too: the result of the run has them.
+    """
+    stages = []
+    for stage in run["stages"]:
+        history = stage.get("history", [])
+        kept = {key: value for key, value in stage.items() if key != "history"}
+        if history:
+            kept["steps"] = max(entry["step"] for entry in history)
+        errors = {entry["step"]: entry["eval_mae"] for entry in history if "eval_mae" in entry}
+        if (stage.get("selection") or {}).get("step") in errors:
+            kept["validation_mae"] = {"chosen": errors[stage["selection"]["step"]], "lowest": min(errors.values())}
+        stages.append(kept)
+    return {key: value for key, value in run.items() if key not in ("config", "dataset")} | {"stages": stages}
+
+
+def small(svg: str) -> str:
+    """A drawing of matplotlib to a tenth of a point, with a line per group in place of several per point."""
+    svg = re.sub(r"(?<!: )-?\d+\.\d{2,}(?=[ ,\"\n)])", lambda number: f"{float(number[0]):.1f}", svg)
+    return re.sub(r"\s*\n\s*(?!\s|<g id=|$)", " ", svg)
+
+
 def add(run: Path, name: str) -> None:
-    """Copy a run's numbers to docs/results/, folders of this machine by their names alone."""
-    target = NUMBERS / name
-    target.mkdir(parents=True, exist_ok=True)
-    files = {run / "results.json": "results.json"}
-    files |= {file: f"run-{file.parent.name.removeprefix('seed-')}.json" for file in run.glob("seed-*/run.json")}
-    for file, own in files.items():
-        shown = re.sub(r'"/[^"]*/([^"/]+)"', r'"\1"', file.read_text(encoding="utf-8"))
-        (target / own).write_text(shown, encoding="utf-8")
+    """Keep a run's numbers: its results, and what `without_history` leaves of each seed's training."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    files = sorted(run.glob("seed-*/run.json"))
+    if files:
+        results["training"] = [without_history(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    _write(f"{name}/results.json", compact(results))
 
 
 def compare(name: str, folders: list[Path]) -> None:
@@ -142,14 +177,24 @@ def compare(name: str, folders: list[Path]) -> None:
         folder.name: {metric: {"value": one.value, "p": one.p_value} for metric, one in own.items()}
         for folder, own in zip(folders[1:], found.differences, strict=True)
     }
-    write_json(NUMBERS / f"{name}.json", rows)
+    _write(f"{name}.json", compact(rows))
 
 
 def keep(file: Path, name: str) -> None:
-    """Copy one file of an analysis to docs/results/."""
+    """Keep one file of an analysis: JSON without indentation, drawings with short paths, everything else as it is."""
+    kept = file.read_text(encoding="utf-8")
+    if file.suffix == ".json":
+        kept = compact(json.loads(kept))
+    elif file.suffix == ".svg":
+        kept = small(kept)
+    _write(name, kept)
+
+
+def _write(name: str, kept: str) -> None:
     target = NUMBERS / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, target)
+    with atomic_write(target) as temporary:
+        temporary.write_text(kept, encoding="utf-8")
 
 
 def render() -> str:
