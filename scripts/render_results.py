@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ import jinja2
 
 from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.metrics import METRICS
-from hf_msa.evaluation.report import UNDEFINED, format_estimate, metric_heading, results_markdown
+from hf_msa.evaluation.paper_results import load_paper_results
+from hf_msa.evaluation.report import UNDEFINED, format_estimate, format_value, metric_heading, results_markdown
 from hf_msa.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent / "docs"
 NUMBERS = ROOT / "results"
+TEMPLATE = "results.md.jinja"
+GENERATED = "*Generated sample corpus, not a benchmark.*"
 
 
 def read(name: str) -> Any:
@@ -33,7 +37,13 @@ def read(name: str) -> Any:
 
 def table(name: str) -> str:
     """The table over missing rates of one result."""
-    return results_markdown(read(f"{name}/results.json"))
+    results = read(f"{name}/results.json")
+    return _noted(results_markdown(results).rstrip("\n"), [results])
+
+
+def _noted(markdown: str, results: list[Any]) -> str:
+    """A table, with the note that those on the sample corpus have."""
+    return generated(markdown) if any(one["dataset"]["name"] == "sample" for one in results) else markdown
 
 
 def text(name: str) -> str:
@@ -69,18 +79,82 @@ def rows(names: dict[str, str], metrics: list[str]) -> str:
         "| run | seeds | " + " | ".join(metric_heading(metric) for metric in metrics) + " |",
         "|---|---|" + "---|" * len(metrics),
     ]
-    for label, name in names.items():
-        results = read(f"{name}/results.json")
+    found = {label: read(f"{name}/results.json") for label, name in names.items()}
+    for label, results in found.items():
         seeds = sorted({run["training_seed"] for run in results["runs"]})
         label += " (oracle)" if results["oracle"] else ""
         cells = [format_estimate(metric, results["mean_over_rates"][metric]) for metric in metrics]
         lines.append(f"| {label} | {len(seeds)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return _noted("\n".join(lines), list(found.values()))
 
 
-def value(name: str, metric: str, digits: int = 3) -> str:
-    """One metric of a result, mean over its missing rates and seeds."""
-    return f"{read(f'{name}/results.json')['mean_over_rates'][metric]['mean']:.{digits}f}"
+def value(name: str, metric: str, digits: int = 3, seed: int | None = None) -> str:
+    """One metric of a result, mean over its missing rates and seeds, or over those of one training seed."""
+    return f"{_mean(name, metric, seed):.{digits}f}"
+
+
+def minus(name: str, other: str, metric: str) -> str:
+    """How far two results lie apart in one metric: points for percentages."""
+    scale, digits = (100, 2) if METRICS[metric].percent else (1, 3)
+    return f"{scale * (_mean(name, metric) - _mean(other, metric)):+.{digits}f}"
+
+
+def _mean(name: str, metric: str, seed: int | None = None) -> float:
+    results = read(f"{name}/results.json")
+    if seed is None:
+        return float(results["mean_over_rates"][metric]["mean"])
+    values = [run["metrics"][metric] for run in results["runs"] if run["training_seed"] == seed]
+    return float(sum(values) / len(values))
+
+
+def cell(name: str, column: str, row: str | dict[str, str], table: int = 0) -> str:
+    """A cell of a table in a Markdown file: of the one row with this first cell, or with these cells by their columns.
+
+    Raises:
+        ValueError: If there is no such row or column, or several.
+    """
+    heading, _, *body = (
+        [part.strip().replace("\\|", "|") for part in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in tables(text(name))[table].splitlines()
+    )
+    wanted = {heading[0]: row} if isinstance(row, str) else row
+    fitting = [cells for cells in body if wanted.items() <= dict(zip(heading, cells, strict=True)).items()]
+    if len(fitting) != 1 or column not in heading:
+        raise ValueError(f"{name}, table {table}: {len(fitting)} rows with {wanted}; columns: {', '.join(heading)}.")
+    return fitting[0][heading.index(column)]
+
+
+def number(cell_text: str, part: int = 0) -> float:
+    """A number of a cell: the first one, or another one, e.g. an end of its interval (numbers behind ± count)."""
+    return float(re.findall(r"[-+]?\d+(?:\.\d+)?", cell_text)[part])
+
+
+def digits(value: float, after_point: int = 2) -> str:
+    """A number with so many decimals."""
+    return f"{value:.{after_point}f}"
+
+
+def first_p_value(run: str, other: str, metric: str) -> str:
+    """The p-value of two runs of the first version, as it was printed when their predictions were there."""
+    wanted = {"run": run, "minus": other, "metric": metric}
+    (found,) = (row for row in read("first-p-values.json")["p_values"] if wanted.items() <= row.items())
+    return f"p = {found['p']}"
+
+
+def paper(name: str, table: str, method: str, metric: str) -> str:
+    """A number on MOSI that a paper prints in a table, of `hf_msa.evaluation.paper_results`."""
+    found = {
+        entry.metrics[metric]
+        for entry in load_paper_results(name).entries
+        if (entry.table, entry.method, entry.dataset, entry.variant, entry.at) == (table, method, "mosi", None, None)
+    }
+    (printed,) = found
+    return format_value(metric, printed)
+
+
+def generated(table: str) -> str:
+    """A table with the note that all tables on the sample corpus have."""
+    return f"{table}\n\n{GENERATED}"
 
 
 def costs(names: dict[str, str]) -> str:
@@ -205,20 +279,11 @@ def render() -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(
-        table=table,
-        rows=rows,
-        value=value,
-        costs=costs,
-        difference=difference,
-        training=training,
-        read=read,
-        text=text,
-        tables=tables,
-        has=has,
-        mean_of=mean_of,
-    )
-    return environment.get_template("results.md.jinja").render()
+    environment.filters.update(number=number, digits=digits, generated=generated)
+    functions: list[Callable[..., Any]] = [table, rows, value, minus, cell, costs, difference, first_p_value, paper]
+    functions += [training, read, text, tables, has, mean_of]
+    environment.globals.update({function.__name__: function for function in functions})
+    return environment.get_template(TEMPLATE).render()
 
 
 def main(argv: list[str] | None = None) -> int:
