@@ -282,7 +282,7 @@ def render() -> str:
     environment.filters.update(number=number, digits=digits, generated=generated)
     functions: list[Callable[..., Any]] = [table, rows, value, minus, cell, costs, difference, first_p_value, paper]
     functions += [training, read, text, tables, has, mean_of]
-    environment.globals.update({function.__name__: function for function in functions})
+    environment.globals.update({function.__name__: function for function in functions}, GENERATED=GENERATED)
     return environment.get_template(TEMPLATE).render()
 
 
