@@ -1,0 +1,568 @@
+"""Study of every method's own mechanism on the generated sample corpus: does it help where its fuel is planted, only there?
+
+    python scripts/study.py run WORK                 # everything that study.yaml plans; what is there already stays
+    python scripts/study.py run WORK --only tcmr --seeds 1 2
+    python scripts/study.py report WORK              # docs/results/study.json, figures, and the tools' tables
+
+A job is one process with one thread: a corpus, a training with its evaluation, a ceiling, an analysis tool. Jobs go through
+the seeds one after the other, so that a study that is stopped has whole seeds; started again, it goes on where it was.
+`--jobs 2` runs two at a time. Each job writes `WORK/logs/NAME.log` and, once it is done, `WORK/jobs/NAME.json` with its
+seconds. A job that fails is named at the end, and the others go on.
+
+The report needs no training: it reads the predictions that are there and says of how many seeds they are.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hf_msa.data.loading import dataset_facts
+from hf_msa.data.sample_corpus import read_planted
+from hf_msa.errors import MsaError
+from hf_msa.evaluation.ceiling import evaluate_ceiling
+from hf_msa.evaluation.metrics import regression_metrics
+from hf_msa.evaluation.results import Predictions, plain, read_predictions
+from hf_msa.figures import write_figure
+from hf_msa.files import write_json
+from hf_msa.label_families import find_label_family
+
+PLAN = Path(__file__).with_name("study.yaml")
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "study"
+CEILING = "ceiling"
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process with one thread, or several after one another.
+
+    Attributes:
+        name: What it is called in logs and messages.
+        commands: The commands, each a list of arguments of this Python.
+        phase: Jobs of a phase begin once those of the earlier phases have ended.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    phase: int
+
+    @property
+    def slug(self) -> str:
+        """Its name as a file name."""
+        return _slug(self.name)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9=.]+", "-", name).strip("-")
+
+
+def _cli(*arguments: object) -> tuple[str, ...]:
+    return ("-m", "hf_msa_cli", *(str(argument) for argument in arguments))
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    """Options of a mapping as `--name value ...`."""
+    parts: list[str] = []
+    for name, value in options.items():
+        parts += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return parts
+
+
+def _set(assignments: Sequence[str]) -> list[str]:
+    return ["--set", *assignments] if assignments else []
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a study on one corpus.
+
+    Attributes:
+        study: The study.
+        corpus: The corpus.
+        name: The arm, or a row beside the methods.
+        recipe: Recipe that it is trained by; None for an arm that evaluates the runs of another one.
+        options: Of the training.
+        runs: The arm whose runs are evaluated.
+        changes: What the evaluation changes.
+        test: Options of the evaluation.
+    """
+
+    study: str
+    corpus: str
+    name: str
+    recipe: str | None
+    options: tuple[str, ...]
+    runs: str
+    changes: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def folder(self, work: Path, kind: str, name: str | None = None) -> Path:
+        """Its folder among runs or results."""
+        return work / kind / _slug(self.study) / _slug(self.corpus) / _slug(name or self.name)
+
+    def result(self, work: Path, seed: int) -> Path:
+        """The folder of one seed's results."""
+        return self.folder(work, "results") / f"seed-{seed}"
+
+
+def load_plan(path: Path = PLAN) -> dict[str, Any]:
+    """Read a plan, and check that what it names is there.
+
+    Raises:
+        MsaError: If a study names a corpus, a test or an arm that the plan does not have.
+    """
+    plan: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, study in plan["studies"].items():
+        effects = study["effects"].values()
+        for known, named in (
+            ("corpora", [study["fuel"], study["without"]]),
+            ("tests", [study["test"]]),
+            ("arms", [effect[side] for effect in effects for side in ("arm", "beside")]),
+            ("arms", [arm for arms in study["tools"].values() for arm in arms]),
+            ("arms", [arm["runs"] for arm in study["arms"].values() if "runs" in arm]),
+        ):
+            among = study["arms"] if known == "arms" else plan[known]
+            unknown = next((each for each in named if each not in among), None)
+            if unknown is not None:
+                raise MsaError(
+                    f"The study {name!r} names {unknown!r}, which is not among the plan's {known}: {', '.join(among)}."
+                )
+    return plan
+
+
+def arms_of(plan: Mapping[str, Any], study: str, corpus: str) -> list[Arm]:
+    """The arms of a study on a corpus; the rows that stand beside all studies of the same test are not among them."""
+    own = plan["studies"][study]
+    test = tuple(_flags(plan["tests"][own["test"]]["evaluate"]))
+    return [
+        Arm(
+            study,
+            corpus,
+            name,
+            None if "runs" in arm else f"{study}/sample",
+            _training_options(arm, own["set"]),
+            arm.get("runs", name),
+            tuple(_set(arm.get("evaluate", []))),
+            test,
+        )
+        for name, arm in own["arms"].items()
+    ]
+
+
+def rows_of(plan: Mapping[str, Any], test: str, corpus: str) -> list[Arm]:
+    """The rows beside the methods, trained and evaluated for one test."""
+    settings = plan["tests"][test]
+    return [
+        Arm(
+            f"rows, {test}",
+            corpus,
+            name,
+            f"{row['method']}/sample",
+            _training_options(row, settings["training"]),
+            name,
+            (),
+            tuple(_flags(settings["evaluate"])),
+        )
+        for name, row in plan["baselines"].items()
+    ]
+
+
+def _training_options(arm: Mapping[str, Any], changes: Sequence[str]) -> tuple[str, ...]:
+    ablation = _flags({"ablation": arm["ablation"]}) if "ablation" in arm else []
+    return (*ablation, *_set([*changes, *arm.get("set", [])]))
+
+
+def _corpora(study: Mapping[str, Any]) -> list[str]:
+    return [study["fuel"], study["without"]]
+
+
+def plan_jobs(plan: Mapping[str, Any], work: Path, seeds: Sequence[int], only: Sequence[str]) -> Iterator[Job]:
+    """All jobs in the order in which they begin.
+
+    Args:
+        plan: See study.yaml.
+        work: The folder of everything that is made.
+        seeds: Training seeds.
+        only: The studies.
+    """
+    studies = {name: plan["studies"][name] for name in only}
+    for corpus in dict.fromkeys(corpus for study in studies.values() for corpus in _corpora(study)):
+        yield Job(
+            f"corpus {corpus}",
+            (_cli("sample-corpus", *_flags(plan["corpora"][corpus]), "--output", _data(work, corpus), "--overwrite"),),
+            0,
+        )
+    tested = dict.fromkeys((study["test"], corpus) for study in studies.values() for corpus in _corpora(study))
+    for seed in seeds:
+        for name, study in studies.items():
+            for corpus in _corpora(study):
+                for arm in arms_of(plan, name, corpus):
+                    yield _training(work, arm, seed)
+        for test, corpus in tested:
+            for arm in rows_of(plan, test, corpus):
+                yield _training(work, arm, seed)
+    for test, corpus in tested:
+        output = rows_of(plan, test, corpus)[0].folder(work, "results", CEILING)
+        options = json.dumps(plan["tests"][test]["evaluate"])
+        command = (str(Path(__file__).resolve()), CEILING, str(_data(work, corpus)), str(output), options)
+        yield Job(f"{CEILING} {test} {corpus}", (command,), 2)
+    for name, study in studies.items():
+        for corpus in _corpora(study):
+            named = {arm.name: arm for arm in arms_of(plan, name, corpus)}
+            for tool, analysed in study["tools"].items():
+                for each in analysed:
+                    found = named[each]
+                    given = [found.folder(work, "results")] if tool == "router" else [found.folder(work, "runs")]
+                    output = work / "tools" / name / _slug(corpus) / f"{tool}-{_slug(each)}"
+                    yield Job(
+                        f"{tool} {name} {corpus} {each} of {len(seeds)}",
+                        (_cli("analyze", tool, *given, "--data", _data(work, corpus), "--output", output),),
+                        3,
+                    )
+
+
+def _data(work: Path, corpus: str) -> Path:
+    return work / "data" / _slug(corpus)
+
+
+def _training(work: Path, arm: Arm, seed: int) -> Job:
+    data, runs = _data(work, arm.corpus), arm.folder(work, "runs", arm.runs)
+    train = _cli(
+        "train", arm.recipe, *arm.options, "--data", data, "--output", runs, "--seeds", seed, "--disable_tqdm", "true"
+    )
+    evaluate = _cli(
+        "evaluate", runs / f"seed-{seed}", *arm.test, *arm.changes, "--data", data, "--output", arm.result(work, seed)
+    )
+    commands = (evaluate,) if arm.recipe is None else (train, evaluate)
+    # An arm that evaluates the runs of another one waits for all of them.
+    return Job(f"{arm.study} {arm.corpus} {arm.name} seed={seed}", commands, 2 if arm.recipe is None else 1)
+
+
+def run_job(job: Job, work: Path) -> float | None:
+    """Run one job and note its seconds.
+
+    Args:
+        job: The job.
+        work: The folder of everything that is made.
+
+    Returns:
+        Its seconds, or None if it failed.
+    """
+    log, done = work / "logs" / f"{job.slug}.log", work / "jobs" / f"{job.slug}.json"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {"TOKENIZERS_PARALLELISM": "false"}
+    started = time.perf_counter()
+    with log.open("w", encoding="utf-8") as file:
+        for command in job.commands:
+            ended = subprocess.run(
+                [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **threads}
+            )
+            if ended.returncode:
+                return None
+    seconds = time.perf_counter() - started
+    write_json(done, {"name": job.name, "seconds": round(seconds, 1)})
+    return seconds
+
+
+def run(jobs: Sequence[Job], work: Path, at_once: int) -> list[Job]:
+    """Run all jobs that have not been run.
+
+    Args:
+        jobs: The jobs.
+        work: The folder of everything that is made.
+        at_once: How many run at a time.
+
+    Returns:
+        Those that failed.
+    """
+    failed: list[Job] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress, ThreadPoolExecutor(at_once) as pool:
+        shown = progress.add_task("", total=len(jobs))
+
+        def do(job: Job) -> None:
+            if not (work / "jobs" / f"{job.slug}.json").is_file():
+                progress.update(shown, description=job.name)
+                if run_job(job, work) is None:
+                    failed.append(job)
+            progress.advance(shown)
+
+        for phase in sorted({job.phase for job in jobs}):
+            list(pool.map(do, [job for job in jobs if job.phase == phase]))
+            if phase == 0 and failed:  # without its corpus nothing can run
+                break
+    return failed
+
+
+# --- The report ---
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the seeds of one arm predicted.
+
+    Attributes:
+        ids: The N clips.
+        labels: Their labels (N,).
+        settings: R missing rates or patterns.
+        seeds: S training seeds.
+        scores: Predictions (S, R, N).
+    """
+
+    ids: tuple[str, ...]
+    labels: Floats
+    settings: tuple[Any, ...]
+    seeds: tuple[int, ...]
+    scores: Floats
+
+    @property
+    def errors(self) -> Floats:
+        """Absolute errors (S, R, N)."""
+        return np.asarray(np.abs(self.scores - self.labels), dtype=np.float64)
+
+
+def read_row(folders: Mapping[int, Path]) -> Row | None:
+    """Read the predictions of an arm; None where there are none.
+
+    Args:
+        folders: A folder for each training seed.
+
+    Raises:
+        MsaError: If two seeds were not tested on the same clips and settings.
+    """
+    there = {seed: folder for seed, folder in folders.items() if (folder / "results.json").is_file()}
+    found = {seed: read_predictions(folder) for seed, folder in there.items()}
+    if not found:
+        return None
+    first = next(iter(found.values()))
+    for seed, other in found.items():
+        if other.fingerprint != first.fingerprint or other.rates != first.rates:
+            raise MsaError(f"{there[seed]} was not tested as the other seeds were; remove it and run the study again.")
+    scores = np.stack([_one_seed(each) for each in found.values()])
+    return Row(first.ids, first.labels.astype(np.float64), first.rates, tuple(found), scores)
+
+
+def _one_seed(predictions: Predictions) -> Floats:
+    return np.asarray(predictions.scores.mean(axis=(0, 1), dtype=np.float64))
+
+
+def effect(arm: Row, beside: Row, clips: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+    """How much lower the absolute error of one arm is than another's, over the seeds that both have.
+
+    The interval covers chance of training and of test clips at once: the variance of the mean is that over seeds of a seed's
+    mean difference, divided by the seeds, plus that over clips of a clip's mean difference, divided by the clips; the
+    quantile is Student's for the seeds. What seeds and clips share is counted twice, so it is a little too wide.
+
+    Args:
+        arm: The arm.
+        beside: What it is compared with, on the same clips and settings.
+        clips: The clips that count (N,); default: all.
+
+    Returns:
+        `difference` (positive: the arm is better), `low`, `high` (None for a single seed), `seeds` and `clips`.
+
+    Raises:
+        MsaError: If they have no seed in common, or were not tested on the same clips and settings.
+    """
+    from scipy.stats import t
+
+    both = [seed for seed in arm.seeds if seed in beside.seeds]
+    seeds = len(both)
+    if arm.ids != beside.ids or arm.settings != beside.settings:
+        raise MsaError("The two arms were not tested alike; remove the results of one and run the study again.")
+    if not both:
+        raise MsaError("The two arms have no training seed in common; run the study with the same seeds for both.")
+    gained = (
+        beside.errors[[beside.seeds.index(seed) for seed in both]]
+        - arm.errors[[arm.seeds.index(seed) for seed in both]]
+    ).mean(axis=1)
+    if clips is not None:
+        gained = gained[:, clips]
+    difference = float(gained.mean())
+    found: dict[str, Any] = {"difference": difference, "low": None, "high": None}
+    if seeds > 1:
+        variance = gained.mean(axis=1).var(ddof=1) / seeds + gained.mean(axis=0).var(ddof=1) / gained.shape[1]
+        reach = float(t.ppf(0.975, seeds - 1)) * math.sqrt(float(variance))
+        found |= {"low": difference - reach, "high": difference + reach}
+    return found | {"seeds": seeds, "clips": gained.shape[1]}
+
+
+def share_of_way(mae: float, text: float, ceiling: float) -> float:
+    """How much of the way from the text baseline to the ceiling a method goes: 0 = the baseline, 1 = the ceiling."""
+    return (text - mae) / (text - ceiling)
+
+
+def _means(values: Sequence[float]) -> dict[str, float | None]:
+    array = np.asarray(values, dtype=np.float64)
+    return {"mean": float(array.mean()), "sd": float(array.std(ddof=1)) if len(array) > 1 else None}
+
+
+def _table_row(row: Row, family: Any, ways: Mapping[str, float]) -> dict[str, Any]:
+    seeds = [[regression_metrics(scores, row.labels, family) for scores in each] for each in row.scores]
+    found: dict[str, Any] = {"seeds": len(row.scores)}
+    for metric in ("mae", "corr", "non0_acc2"):
+        found[metric] = _means([float(np.mean([cell[metric] for cell in each])) for each in seeds])
+    found["settings"] = {
+        str(setting): _means([each[place]["mae"] for each in seeds]) for place, setting in enumerate(row.settings)
+    }
+    if ways:
+        found["way"] = share_of_way(found["mae"]["mean"], ways["text"], ways[CEILING])
+    return found
+
+
+def report(plan: Mapping[str, Any], work: Path, output: Path) -> dict[str, Any]:
+    """Compute tables and effects of what has been run, and write them with figures.
+
+    Args:
+        plan: See study.yaml.
+        work: The folder that `run` filled.
+        output: Where `study.json`, a figure for each study and the tools' tables shall be.
+
+    Returns:
+        The content of `study.json`.
+    """
+    found: dict[str, Any] = {"core hours": _core_hours(work), "studies": {}}
+    for name, study in plan["studies"].items():
+        own = {corpus: _corpus_report(plan, work, name, corpus) for corpus in _corpora(study)}
+        own = {corpus: part for corpus, part in own.items() if part["arms"]}
+        if not own:
+            continue
+        found["studies"][name] = {"question": study["question"], "fuel": study["fuel"], "corpora": own}
+        write_figure(output / name, partial(_draw, corpora=own))
+        (output / f"{name}.svg").unlink()
+        for summary in sorted((work / "tools" / name).glob("*/*/*.md")):
+            target = output / f"{name}-{summary.parent.parent.name}-{summary.parent.name}.md"
+            shutil.copyfile(summary, target)
+    write_json(output / "study.json", plain(found))
+    return found
+
+
+def _core_hours(work: Path) -> float:
+    files = sorted((work / "jobs").glob("*.json"))
+    seconds = [float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in files]
+    return round(sum(seconds) / 3600, 1)
+
+
+def _corpus_report(plan: Mapping[str, Any], work: Path, name: str, corpus: str) -> dict[str, Any]:
+    study = plan["studies"][name]
+    beside = rows_of(plan, study["test"], corpus)
+    rows = {
+        arm.name: row
+        for arm in [*beside, *arms_of(plan, name, corpus)]
+        if (row := read_row({seed: arm.result(work, seed) for seed in plan["seeds"]})) is not None
+    }
+    ceiling = read_row({0: beside[0].folder(work, "results", CEILING)})
+    if ceiling is not None:
+        rows[CEILING] = ceiling
+    if len({row.settings for row in rows.values()}) > 1:
+        raise MsaError(
+            f"The rows of {name!r} on {corpus!r} were not tested alike; remove their results and run it again."
+        )
+    arms = [arm for arm in study["arms"] if arm in rows]
+    if not arms:
+        return {"arms": {}, "effects": {}}
+    family = find_label_family(dataset_facts(str(_data(work, corpus))).label_family)
+    ways = {}
+    if "text" in rows and ceiling is not None:
+        ways = {each: float(rows[each].errors.mean()) for each in ("text", CEILING)}
+    planted = {row["id"]: row["kind"] for row in read_planted(_data(work, corpus), "test").rows}
+    effects = {}
+    for label, wanted in study["effects"].items():
+        if wanted["arm"] in rows and wanted["beside"] in rows:
+            arm = rows[wanted["arm"]]
+            clips = np.array([planted[each] == wanted["clips"] for each in arm.ids]) if "clips" in wanted else None
+            if clips is None or clips.any():
+                effects[label] = effect(arm, rows[wanted["beside"]], clips)
+    table = {
+        each: _table_row(rows[each], family, ways) for each in [*plan["baselines"], CEILING, *arms] if each in rows
+    }
+    return {"arms": table, "effects": effects}
+
+
+def _draw(figure: Any, corpora: Mapping[str, Mapping[str, Any]]) -> None:
+    labels = list(dict.fromkeys(label for part in corpora.values() for label in part["effects"]))
+    figure.set_size_inches(5.5, 0.9 + 0.45 * len(labels))
+    axes = figure.add_subplot()
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    for number, (corpus, part) in enumerate(corpora.items()):
+        for label, found in part["effects"].items():
+            height = len(labels) - 1 - labels.index(label) + 0.13 - 0.26 * number
+            known = found["low"] is not None
+            reach = [[found["difference"] - found["low"]], [found["high"] - found["difference"]]] if known else None
+            axes.errorbar(
+                found["difference"],
+                height,
+                xerr=reach,
+                fmt="o",
+                markersize=4,
+                color=f"C{number}",
+                capsize=2,
+                label=corpus if label == next(iter(part["effects"])) else None,
+            )
+    axes.set_yticks(range(len(labels)), labels[::-1])
+    axes.set_ylim(-0.6, len(labels) - 0.4)
+    axes.set_xlabel("lower mean absolute error (95 % interval over seeds and clips)")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(corpora))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study, or report it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", type=Path, default=PLAN, help="the plan (default: study.yaml beside this script)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    part = commands.add_parser("run", help="run what has not been run")
+    part.add_argument("work", type=Path, help="folder of everything that is made")
+    part.add_argument("--only", nargs="+", metavar="STUDY", help="these studies alone")
+    part.add_argument("--seeds", type=int, nargs="+", help="training seeds (default: the plan's)")
+    part.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="how many at a time, one thread each")
+    part = commands.add_parser("report", help="tables, effects and figures of what has been run")
+    part.add_argument("work", type=Path, help="folder that `run` filled")
+    part.add_argument("--output", type=Path, default=RESULTS, help="where to write (default: docs/results/study)")
+    part = commands.add_parser(CEILING, help="the ceiling of one corpus, a job of `run`")
+    part.add_argument("data", help="the corpus")
+    part.add_argument("output", help="folder of the results")
+    part.add_argument("options", help="protocol of the evaluation, as JSON")
+    arguments = parser.parse_args(argv)
+    try:
+        plan = load_plan(arguments.plan)
+        if arguments.command == "report":
+            report(plan, arguments.work, arguments.output)
+            return 0
+        if arguments.command == CEILING:
+            evaluate_ceiling(arguments.data, arguments.output, **json.loads(arguments.options))
+            return 0
+        only = arguments.only or list(plan["studies"])
+        unknown = next((name for name in only if name not in plan["studies"]), None)
+        if unknown is not None:
+            raise MsaError(f"There is no study {unknown!r}; there are {', '.join(plan['studies'])}.")
+    except MsaError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    work = arguments.work.resolve()
+    failed = run(list(plan_jobs(plan, work, arguments.seeds or plan["seeds"], only)), work, arguments.jobs)
+    for job in failed:
+        sys.stderr.write(f"failed: {job.name}; see {work / 'logs' / job.slug}.log\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
