@@ -3,9 +3,10 @@
 No measured number is typed into the template (tests/test_results_page.py fails on one): tables come from results.json,
 facts of training from run.json, the rest from files that the analysis tools and benchmarks wrote.
 `python scripts/render_results.py add RUN NAME` keeps a run's numbers in docs/results/NAME/results.json, `keep FILE NAME` a
-file that an analysis tool wrote, `compare NAME FIRST OTHER...` the differences of runs from the first with their p-values,
-as `hf-msa compare` finds them; without arguments the page is rendered. What is kept is small: no predictions (they hold
-rows of the data), no training history, a line per entry in JSON, a line per group in drawings.
+file that an analysis tool wrote or all tables and drawings of a folder, `compare NAME FIRST OTHER...` the differences of
+runs from the first with their p-values, as `hf-msa compare` finds them; without arguments the page is rendered. What is
+kept is small: no predictions (they hold rows of the data), no training history, a line per entry in JSON, a line per group
+in drawings.
 """
 
 import argparse
@@ -152,6 +153,46 @@ def paper(name: str, table: str, method: str, metric: str) -> str:
     return format_value(metric, printed)
 
 
+def study_rows(study: str, corpus: str) -> str:
+    """The rows of one study of mechanisms on one corpus: errors per setting, and the way from the text to the ceiling."""
+    rows = read("study/study.json")["studies"][study]["corpora"][corpus]["arms"]
+    settings = list(next(iter(rows.values()))["settings"])
+    several = settings if len(settings) in range(2, 5) else []
+    heading = ["row", "seeds", *(f"MAE at {setting}" for setting in several), "MAE ↓", "Corr ↑", "Non0 Acc-2 ↑", "way"]
+    lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
+    for name, row in rows.items():
+        cells = [name, str(row["seeds"])]
+        cells += [_spread(row["settings"][setting]) for setting in several]
+        cells += [_spread(row["mae"]), _spread(row["corr"]), _spread(row["non0_acc2"], 100, 1)]
+        lines.append("| " + " | ".join([*cells, f"{100 * row['way']:.0f} %" if "way" in row else UNDEFINED]) + " |")
+    return generated("\n".join(lines))
+
+
+def _spread(estimate: dict[str, float | None], scale: int = 1, digits: int = 3) -> str:
+    if estimate["mean"] is None:
+        return UNDEFINED
+    spread = "" if estimate["sd"] is None else f" ± {scale * estimate['sd']:.{digits}f}"
+    return f"{scale * estimate['mean']:.{digits}f}{spread}"
+
+
+def study_effects(study: str) -> str:
+    """How much each part of a method lowers the mean absolute error, with its fuel and without."""
+    corpora = read("study/study.json")["studies"][study]["corpora"]
+    labels = dict.fromkeys(label for part in corpora.values() for label in part["effects"])
+    lines = ["| part | " + " | ".join(corpora) + " |", "|---|" + "---|" * len(corpora)]
+    for label in labels:
+        cells = [_effect(part["effects"].get(label)) for part in corpora.values()]
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+    return generated("\n".join(lines))
+
+
+def _effect(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return UNDEFINED
+    bounds = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{found['difference']:+.3f}{bounds}"
+
+
 def generated(table: str) -> str:
     """A table with the note that all tables on the sample corpus have."""
     return f"{table}\n\n{GENERATED}"
@@ -255,7 +296,15 @@ def compare(name: str, folders: list[Path]) -> None:
 
 
 def keep(file: Path, name: str) -> None:
-    """Keep one file of an analysis: JSON without indentation, drawings with short paths, everything else as it is."""
+    """Keep one file of an analysis: JSON without indentation, drawings with short paths, everything else as it is.
+
+    Of a folder, its JSON and Markdown files and its drawings are kept.
+    """
+    if file.is_dir():
+        for part in sorted(file.iterdir()):
+            if part.suffix in (".json", ".md", ".svg"):
+                keep(part, f"{name}/{part.name}")
+        return
     kept = file.read_text(encoding="utf-8")
     if file.suffix == ".json":
         kept = compact(json.loads(kept))
@@ -281,7 +330,7 @@ def render() -> str:
     )
     environment.filters.update(number=number, digits=digits, generated=generated)
     functions: list[Callable[..., Any]] = [table, rows, value, minus, cell, costs, difference, first_p_value, paper]
-    functions += [training, read, text, tables, has, mean_of]
+    functions += [study_rows, study_effects, training, read, text, tables, has, mean_of]
     environment.globals.update({function.__name__: function for function in functions}, GENERATED=GENERATED)
     return environment.get_template(TEMPLATE).render()
 
@@ -292,7 +341,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("render", help="render the page")
     for command, what in (("add", "folder with results.json and seed-* folders"), ("keep", "file")):
-        part = commands.add_parser(command, help=f"copy a {what}")
+        part = commands.add_parser(command, help=f"keep the numbers of a {what}")
         part.add_argument("run", type=Path, help=what)
         part.add_argument("name", help="name under docs/results/")
     part = commands.add_parser("compare", help="differences of runs from the first, with their p-values")

@@ -2,7 +2,8 @@
 
     python scripts/study.py run WORK                 # everything that study.yaml plans; what is there already stays
     python scripts/study.py run WORK --only tcmr --seeds 1 2
-    python scripts/study.py report WORK              # docs/results/study.json, figures, and the tools' tables
+    python scripts/study.py report WORK              # WORK/report: study.json, figures, and the tools' tables
+    python scripts/render_results.py keep WORK/report study
 
 A job is one process with one thread: a corpus, a training with its evaluation, a ceiling, an analysis tool. Jobs go through
 the seeds one after the other, so that a study that is stopped has whole seeds; started again, it goes on where it was.
@@ -44,7 +45,6 @@ from hf_msa.files import write_json
 from hf_msa.label_families import find_label_family
 
 PLAN = Path(__file__).with_name("study.yaml")
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "study"
 CEILING = "ceiling"
 
 Floats = NDArray[np.float64]
@@ -448,7 +448,6 @@ def report(plan: Mapping[str, Any], work: Path, output: Path) -> dict[str, Any]:
             continue
         found["studies"][name] = {"question": study["question"], "fuel": study["fuel"], "corpora": own}
         write_figure(output / name, partial(_draw, corpora=own))
-        (output / f"{name}.svg").unlink()
         for summary in sorted((work / "tools" / name).glob("*/*/*.md")):
             target = output / f"{name}-{summary.parent.parent.name}-{summary.parent.name}.md"
             shutil.copyfile(summary, target)
@@ -536,7 +535,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     part.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="how many at a time, one thread each")
     part = commands.add_parser("report", help="tables, effects and figures of what has been run")
     part.add_argument("work", type=Path, help="folder that `run` filled")
-    part.add_argument("--output", type=Path, default=RESULTS, help="where to write (default: docs/results/study)")
+    part.add_argument("--output", type=Path, help="where to write (default: report in that folder)")
     part = commands.add_parser(CEILING, help="the ceiling of one corpus, a job of `run`")
     part.add_argument("data", help="the corpus")
     part.add_argument("output", help="folder of the results")
@@ -545,7 +544,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         plan = load_plan(arguments.plan)
         if arguments.command == "report":
-            report(plan, arguments.work, arguments.output)
+            report(plan, arguments.work, arguments.output or arguments.work / "report")
             return 0
         if arguments.command == CEILING:
             evaluate_ceiling(arguments.data, arguments.output, **json.loads(arguments.options))
