@@ -201,10 +201,12 @@ def plan_jobs(plan: Mapping[str, Any], work: Path, seeds: Sequence[int], only: S
         plan: See study.yaml.
         work: The folder of everything that is made.
         seeds: Training seeds.
-        only: The studies.
+        only: The studies and scripts.
     """
-    studies = {name: plan["studies"][name] for name in only}
-    for corpus in dict.fromkeys(corpus for study in studies.values() for corpus in _corpora(study)):
+    studies = {name: study for name, study in plan["studies"].items() if name in only}
+    scripts = {name: script for name, script in plan.get("scripts", {}).items() if name in only}
+    corpora = [corpus for study in studies.values() for corpus in _corpora(study)]
+    for corpus in dict.fromkeys([*corpora, *(script["corpus"] for script in scripts.values())]):
         yield Job(
             f"corpus {corpus}",
             (_cli("sample-corpus", *_flags(plan["corpora"][corpus]), "--output", _data(work, corpus), "--overwrite"),),
@@ -224,17 +226,22 @@ def plan_jobs(plan: Mapping[str, Any], work: Path, seeds: Sequence[int], only: S
         options = json.dumps(plan["tests"][test]["evaluate"])
         command = (str(Path(__file__).resolve()), CEILING, str(_data(work, corpus)), str(output), options)
         yield Job(f"{CEILING} {test} {corpus}", (command,), 2)
+    for name, script in scripts.items():
+        given = (
+            *(str(PLAN.with_name(script["script"])), "--data", str(_data(work, script["corpus"]))),
+            *("--output", str(work / "tools" / name), "--seeds", *map(str, seeds), *_set(script["set"])),
+        )
+        yield Job(f"{name} of {len(seeds)}", (given,), 2)
     for name, study in studies.items():
         for corpus in _corpora(study):
             named = {arm.name: arm for arm in arms_of(plan, name, corpus)}
             for tool, analysed in study["tools"].items():
                 for each in analysed:
-                    found = named[each]
-                    given = [found.folder(work, "results")] if tool == "router" else [found.folder(work, "runs")]
+                    folder = named[each].folder(work, "results" if tool == "router" else "runs")
                     output = work / "tools" / name / _slug(corpus) / f"{tool}-{_slug(each)}"
                     yield Job(
                         f"{tool} {name} {corpus} {each} of {len(seeds)}",
-                        (_cli("analyze", tool, *given, "--data", _data(work, corpus), "--output", output),),
+                        (_cli("analyze", tool, folder, "--data", _data(work, corpus), "--output", output),),
                         3,
                     )
 
@@ -451,6 +458,9 @@ def report(plan: Mapping[str, Any], work: Path, output: Path) -> dict[str, Any]:
         for summary in sorted((work / "tools" / name).glob("*/*/*.md")):
             target = output / f"{name}-{summary.parent.parent.name}-{summary.parent.name}.md"
             shutil.copyfile(summary, target)
+    for name in plan.get("scripts", {}):
+        for file in (*(work / "tools" / name).glob("*.md"), *(work / "tools" / name).glob("*.json")):
+            shutil.copyfile(file, output / f"{name}{file.suffix}")
     write_json(output / "study.json", plain(found))
     return found
 
@@ -549,10 +559,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == CEILING:
             evaluate_ceiling(arguments.data, arguments.output, **json.loads(arguments.options))
             return 0
-        only = arguments.only or list(plan["studies"])
-        unknown = next((name for name in only if name not in plan["studies"]), None)
+        known = [*plan["studies"], *plan.get("scripts", {})]
+        only = arguments.only or known
+        unknown = next((name for name in only if name not in known), None)
         if unknown is not None:
-            raise MsaError(f"There is no study {unknown!r}; there are {', '.join(plan['studies'])}.")
+            raise MsaError(f"There is no study {unknown!r}; there are {', '.join(known)}.")
     except MsaError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

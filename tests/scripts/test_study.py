@@ -118,6 +118,9 @@ def test_the_plan_of_the_repository_holds_and_its_recipes_load() -> None:
     for test in plan["tests"].values():
         for row in plan["baselines"].values():
             load_recipe(f"{row['method']}/sample", ablation=row.get("ablation"), assignments=test["training"])
+    for script in plan["scripts"].values():
+        assert _PATH.with_name(script["script"]).is_file() and script["corpus"] in plan["corpora"]
+        load_recipe("ubm/sample", assignments=script["set"])
     for name, own in plan["studies"].items():
         assert own["fuel"] != own["without"]
         for arm in own["arms"].values():
@@ -130,6 +133,10 @@ def test_jobs_are_planned_seed_by_seed_and_each_once(tmp_path: Path) -> None:
     seeds = [job.name[-1] for job in jobs if "seed=" in job.name]
     assert seeds == ["1"] * 10 + ["2"] * 10
     assert [job.phase for job in jobs if " again " in job.name] == [2] * 4
+    script = {"x": {"script": "uacs_stub_study.py", "corpus": "with", "set": []}}
+    corpus, job = study.plan_jobs({**TINY, "scripts": script}, tmp_path, [1, 2], ["x"])
+    assert (corpus.name, corpus.phase, job.phase) == ("corpus with", 0, 2)
+    assert job.commands[0][-3:] == ("--seeds", "1", "2")
 
 
 def _fake(monkeypatch: pytest.MonkeyPatch, failing: str) -> list[list[str]]:
@@ -166,7 +173,7 @@ def test_a_job_that_fails_is_named_and_run_again_and_others_are_not(
 
 def test_a_study_that_there_is_not_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert study.main(["run", str(tmp_path), "--only", "ridge"]) == 2
-    assert capsys.readouterr().err == "error: There is no study 'ridge'; there are tcmr, pglh, cmc, omg.\n"
+    assert capsys.readouterr().err == "error: There is no study 'ridge'; there are tcmr, pglh, cmc, omg, uacs.\n"
 
 
 @pytest.mark.slow
