@@ -74,6 +74,7 @@ def test_a_training_rate_takes_the_place_of_both_protocols() -> None:
     expected = {"name": "modality", "rate": 0.3}
     assert recipe.missing.train == recipe.missing.validation == expected
     assert recipe.missing.selection_repeats == 2 and recipe.to_dict()["train_rate"] == 0.3
+    assert repr(load_recipe("tcmr/sample", train_rate=0).train_rate) == "0.0", "as a run that was given 0.0"
     plain = load_recipe("tcmr/sample")
     # Settings of runs that were begun before there were training rates stay what they were.
     assert plain.missing.train["name"] == "frame" and "train_rate" not in plain.to_dict()
