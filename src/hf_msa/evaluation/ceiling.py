@@ -16,7 +16,7 @@ from hf_msa.data.loading import dataset_facts, load_split
 from hf_msa.data.missing import RealisedRates, conditions
 from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import PlantedSplit, ceiling_predictions, kept_masks, read_planted
-from hf_msa.data.sample_corpus.corpus_files import CONFIG_FILE, PLANTED_FOLDER, TEXT_MODEL_FOLDER
+from hf_msa.data.sample_corpus.corpus_files import TEXT_MODEL_FOLDER
 from hf_msa.errors import MsaError
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
@@ -27,11 +27,6 @@ from .results import EvaluationFacts, predictions_table
 METHOD = "ceiling"
 
 _BATCH = 256
-
-
-def has_ceiling(data: str) -> bool:
-    """Whether a data set is a sample corpus that lies on this machine."""
-    return (Path(data) / PLANTED_FOLDER / CONFIG_FILE).is_file()
 
 
 def evaluate_ceiling(
