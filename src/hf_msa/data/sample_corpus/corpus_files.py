@@ -33,7 +33,7 @@ PLANTED_RECORDINGS_FILE = "recordings.parquet"
 
 _ROWS_AT_ONCE = 500
 #: Rows of a row group of planted facts. The writer keeps a description of each group until its file is closed.
-_ROWS_PER_GROUP = 10_000
+_ROWS_PER_GROUP = 5_000
 
 
 @dataclass(frozen=True)
