@@ -118,12 +118,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 @pytest.mark.slow
 def test_memory_does_not_grow_with_what_is_written_and_checked(tmp_path):
     peaks = []
-    for size in (12_000, 48_000):
+    for size in (10_000, 60_000):
         command = [sys.executable, "-c", _PEAK, str(tmp_path / str(size)), str(size)]
         made = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks.append(int(made.stdout.split()[-1]))
-    # MiB. What remembered its rows took 1 KiB of each: 35 more.
-    assert peaks[1] < peaks[0] + 15, peaks
+    # MiB, of which allocators keep some more or less. What remembered its rows took 1 KiB of each.
+    assert peaks[1] < peaks[0] + 35, peaks
 
 
 def test_some_planted_facts_are_streamed_over_row_groups(tmp_path, monkeypatch):
