@@ -582,8 +582,8 @@ def unknown(clips: Clips, data: str) -> list[str]:
         )
     else:
         lines.append(
-            "The most that any mechanism can reach: probes bound it from below alone, and a single label does not say how far "
-            "annotators differ. A mechanism that gains nothing here has not failed by that."
+            "The most that any mechanism can reach: probes bound it from below alone, and a single label does not say how "
+            "far annotators differ. A mechanism that gains nothing here has not failed by that."
         )
     if without := [name for name in clips.vectors if name not in clips.own_labels]:
         lines.append(
