@@ -36,7 +36,6 @@ from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import dataset_facts, load_split
 from hf_msa.data.rows import MsaRows
-from hf_msa.data.sample_corpus.corpus_files import CHECKS_FILE, PLANTED_FOLDER, is_sample_corpus, read_checks
 from hf_msa.data.schema import PRESENCE, TEXT, VIDEO_ID, WORDS
 from hf_msa.errors import MsaError, require_package
 from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
@@ -571,6 +570,8 @@ def unknown(clips: Clips, data: str) -> list[str]:
         clips: The rows.
         data: Folder or Hub name of the data set.
     """
+    from hf_msa.data.sample_corpus.corpus_files import CHECKS_FILE, PLANTED_FOLDER, is_sample_corpus, read_checks
+
     lines = []
     if is_sample_corpus(data):
         checked = (read_checks(data) or {}).get("mechanisms")
