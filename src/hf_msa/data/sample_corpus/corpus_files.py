@@ -150,20 +150,22 @@ def read_planted(folder: str | os.PathLike[str], split: str) -> PlantedSplit:
     return PlantedSplit(config, rows)
 
 
-def stream_planted(folder: str | os.PathLike[str], split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield some planted facts of the clips of a split one by one; memory does not grow with the split.
+def stream_planted(
+    folder: str | os.PathLike[str], split: str, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield planted facts of the clips of a split one by one; memory does not grow with the split.
 
     Args:
         folder: A sample corpus.
         split: ``"train"``, ``"validation"`` or ``"test"``.
-        columns: Keys as in `SampleRow.planted`.
+        columns: Keys as in `SampleRow.planted`; by default all.
 
     Raises:
         MsaError: If there is no such split.
     """
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(planted_file(folder, split)).iter_batches(_ROWS_AT_ONCE, columns=list(columns)):
+    for batch in pq.ParquetFile(planted_file(folder, split)).iter_batches(_ROWS_AT_ONCE, columns=columns):
         yield from batch.to_pylist()
 
 
