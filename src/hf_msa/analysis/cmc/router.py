@@ -303,7 +303,8 @@ def _draw_lies(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
             index = names.index(row["run"])
             x = place + 0.6 * ((index + 0.5) / len(names) - 0.5)
             area = row["AUC"]
-            reach = [[area - row["AUC low"]], [row["AUC high"] - area]]
+            # The bootstrap interval of few samples need not hold the area itself.
+            reach = [[max(0.0, area - row["AUC low"])], [max(0.0, row["AUC high"] - area)]]
             label = row["run"] if place == 0 else None
             axis.errorbar([x], [area], yerr=reach, fmt="o", markersize=3, linewidth=1, color=f"C{index}", label=label)
         best = next(row.get(_BEST) for row in rows if row["modality"] == modality)
