@@ -54,8 +54,10 @@ def test_every_row_is_a_result_under_the_same_masks(
 
 
 def test_recipes_that_there_are_not(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(MsaError, match="no recipes 'sims' of the baselines; give --recipe mosi or sample"):
-        baselines.make_baselines(str(corpus), str(tmp_path), recipe="sims")
+    with pytest.raises(
+        MsaError, match="no recipes 'street' .*; give --recipe mosei or mosi or sample or sims or simsv2"
+    ):
+        baselines.make_baselines(str(corpus), str(tmp_path), recipe="street")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from typing import Any
 
 from .data.loading import dataset_facts, load_split
 from .data.missing import conditions
+from .data.sample_corpus.corpus_files import is_sample_corpus
 from .errors import MsaError
 from .evaluation.ceiling import METHOD as CEILING
-from .evaluation.ceiling import evaluate_ceiling, has_ceiling
+from .evaluation.ceiling import evaluate_ceiling
 from .evaluation.evaluate import evaluate_runs
 from .hub.cards import write_card
 from .methods import METHODS
@@ -96,7 +97,7 @@ def make_baselines(
         for run in evaluate_runs(str(folder), data, **tested).runs:
             write_card(run)
         folders.append(folder)
-    if has_ceiling(data):
+    if is_sample_corpus(data):
         folders.append(Path(output) / CEILING)
         evaluate_ceiling(data, str(folders[-1]), **tested)
     return folders

@@ -125,14 +125,13 @@ def prepare(*, dataset: str, source: str, output: str, **options: Any) -> None:
 def sample_corpus(*, output: str, **options: Any) -> None:
     """Write a sample corpus; see `write_sample_corpus` for the options, of which None are left out."""
     from .data.sample_corpus import check_corpus, write_sample_corpus
-    from .data.sample_corpus.corpus_files import PLANTED_FOLDER
-    from .files import write_json
+    from .data.sample_corpus.corpus_files import write_checks
 
     begun = time.monotonic()
     path = write_sample_corpus(output, **{name: value for name, value in options.items() if value is not None})
     seconds = time.monotonic() - begun
     measured = check_corpus(path)
-    write_json(path / PLANTED_FOLDER / "checks.json", measured)
+    write_checks(path, measured)
     clips, spoken = sum(measured["clips"].values()), measured["recordings"]
     print(f"{clips} clips in {seconds:.1f} s ({clips / seconds:.0f} per second)")
     print(f"Sample corpus: {path} (its tiny text encoder: {path / 'text_model'})")

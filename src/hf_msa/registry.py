@@ -7,17 +7,25 @@ its `pyproject.toml`, with an entry point that names the module which registers:
     mymethod = "hf_msa_mymethod"
 """
 
+import functools
 import importlib.metadata
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from .errors import MsaError, reason, unknown_name
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 Entry = TypeVar("Entry")
+
+
+@functools.cache
+def installed() -> importlib.metadata.EntryPoints:
+    """The entry points of all installed packages, looked for once per process: it takes some milliseconds."""
+    # Before Python 3.12 the type is another one, which selects in the same way.
+    return cast("importlib.metadata.EntryPoints", importlib.metadata.entry_points())
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
@@ -86,7 +94,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def _load_packages(self) -> None:
         """Import the packages that add to this registry, each once; one that fails is named and left out."""
-        for point in importlib.metadata.entry_points(group=self.group):
+        for point in installed().select(group=self.group):
             module = sys.modules.get(point.module)
             is_being_imported = getattr(getattr(module, "__spec__", None), "_initializing", False)
             # A package that imports hf_msa comes by here in the middle of its own import, and registers when it goes on.

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ from hf_msa.analysis.cmc.pseudo_labels import (
 from hf_msa.analysis.cmc.router import WEIGHINGS, lie_row, weighing_rows, weight_rows
 from hf_msa.analysis.common.consistency_gap import GAP_ALARM, difference_row, subset_scores
 from hf_msa.analysis.common.prediction_columns import SampleNumbers
-from hf_msa.analysis.common.split_labels import SplitLabels, planted_liars, read_labels
+from hf_msa.analysis.common.split_labels import SplitLabels, best_lie_areas, planted_liars, read_labels
 from hf_msa.analysis.common.trained_runs import TrainedRun
 from hf_msa.data.sample_corpus import write_sample_corpus
+from hf_msa.data.sample_corpus.corpus_files import write_checks
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.metrics import METRICS
@@ -327,6 +329,26 @@ def test_router_files(data, write_cmc, tmp_path):
     summary = (tmp_path / "out" / "router.md").read_text()
     mean = (0.1 * lying + 0.9 * (32 - lying)) / 32
     assert f"**Alarm, cmc:** the mean text weight is {mean:.3f}" in summary and mean > 0.7
+
+
+def test_router_beside_the_best_guess(data, write_cmc, tmp_path):
+    copied = shutil.copytree(data, tmp_path / "corpus")
+    write_checks(copied, {"mechanisms": {"clips": 300, "lies": {"text": 0.875, "audio": 0.75, "vision": None}}})
+    assert best_lie_areas(str(copied)) == ({"text": 0.875, "audio": 0.75}, 300)
+    run_tool("router", [write_cmc("cmc")], data=str(copied), output=str(tmp_path / "out"))
+    rows = read(tmp_path / "out" / "lies.csv")
+    assert [(row["lies by"], row["modality"], row["AUC of the best guess"]) for row in rows] == [
+        ("own label", "text", ""), ("own label", "audio", ""), ("planted", "text", "0.875"), ("planted", "audio", "0.75")
+    ]  # fmt: skip
+    assert "over its first 300 test clips" in (tmp_path / "out" / "router.md").read_text()
+    assert (tmp_path / "out" / "lies.png").is_file()
+    # Nothing was measured of other data, and of corpora of few clips or of version 1.
+    for measured in ({}, {"mechanisms": None}):
+        write_checks(copied, measured)
+        assert best_lie_areas(str(copied)) == ({}, 0)
+    run_tool("router", [str(tmp_path / "cmc")], data=str(copied), output=str(tmp_path / "other"))
+    assert "AUC of the best guess" not in read(tmp_path / "other" / "lies.csv")[0]
+    assert "which is not known of this data" in (tmp_path / "other" / "router.md").read_text()
 
 
 def test_router_takes_complete_data_of_the_same_samples(data, write_cmc, tmp_path):

@@ -124,19 +124,20 @@ def test_errors_and_spreads_of_features_by_hand():
     sums = RateSums()
     sums.target.add(target[:1], target[:1])
     sums.target.add(target[1:], target[1:])
+    # The mean of other texts, (2, 1): squares 1, 1, 1, 9.
+    sums.mean.add(torch.tensor([2.0, 1.0]).expand_as(target), target)
     for name, values in zip(FEATURES, (target, torch.full_like(target, 2.0), made), strict=True):
         sums.features[name].add(values, target)
     sums.numbers["confidence"] += [0.2, 0.6]
     for name, errors in zip(SCORES, ([1.0, 2.0], [1.0, 1.0], [2.0, 2.0], [0.0, 0.5]), strict=True):
         sums.errors[name] += errors
     row = sums.row()
-    # Mean text (2, 2): squares 1, 4, 1, 4.
-    assert row["error of the mean"] == pytest.approx(2.5)
+    assert row["error of the mean"] == pytest.approx(3.0)
     assert row["text: error"] == 0.0 and row["text: spread"] == pytest.approx(1.0)
-    # The mean itself, for all.
-    assert row["proxy: error"] == pytest.approx(1.0) and row["proxy: spread"] == pytest.approx(0.0)
-    # Errors 0, 4, 4, 0; only the second width varies, by 1.
-    assert row["rebuilt: error"] == pytest.approx(2.0 / 2.5) and row["rebuilt: spread"] == pytest.approx(0.5 / 2.5)
+    # The mean of these texts, (2, 2): squares 1, 4, 1, 4.
+    assert row["proxy: error"] == pytest.approx(2.5 / 3.0) and row["proxy: spread"] == pytest.approx(0.0)
+    # Errors 0, 4, 4, 0; only the second width varies, by 1; those of the complete texts vary by 1 and 4.
+    assert row["rebuilt: error"] == pytest.approx(2.0 / 3.0) and row["rebuilt: spread"] == pytest.approx(0.5 / 2.5)
     assert row["confidence"] == pytest.approx(0.4) and row["confidence sd"] == pytest.approx(math.sqrt(0.08))
     assert math.isnan(row["gate"])
     assert [row[f"mae {name}"] for name in SCORES] == [1.5, 1.0, 2.0, 0.25]

@@ -280,12 +280,7 @@ def analyze(runs: Sequence[str], report: Report, *, top: int = 2) -> None:
         )
         monkeypatch.syspath_prepend(tmp_path)
         point = importlib.metadata.EntryPoint("their-tool", "their_tools", "hf_msa.tools")
-        found = importlib.metadata.entry_points
-
-        def entry_points(**wanted: str) -> Any:
-            return [point] if wanted.get("group") == "hf_msa.tools" else found(**wanted)
-
-        monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+        monkeypatch.setattr("hf_msa.registry.installed", lambda: importlib.metadata.EntryPoints([point]))
         try:
             command = ["analyze", "their-tool", "x", "--top", "5", "--output", str(tmp_path / "out")]
             assert main(command) == 0

@@ -215,9 +215,12 @@ def test_proxy(data, output, tmp_path):
     regressor = text_regressor(run)
     batch = MsaCollator(processor, None, split="validation")([rows[i] for i in range(len(rows))])
     inputs = model.inputs_from(batch, predicting=True)
+    others = run.rows(data, "train")
+    trained = MsaCollator(processor, None, split="train")([others[i] for i in range(len(others))])
     with torch.no_grad():
         wanted = regressor(batch["input_ids"], batch["attention_mask"]).features
-        own = wanted.var(0, correction=0).mean()
+        mean = regressor(trained["input_ids"], trained["attention_mask"]).features.mean(0)
+        own = (wanted - mean).square().mean()
         out = model(**inputs, confidence=torch.ones(len(rows)), text_targets=wanted)
     assert float(none["error of the mean"]) == pytest.approx(float(own), rel=1e-4)
     expected = float(out.losses["reconstruct_text"] * model.text_variance / own)

@@ -1,10 +1,14 @@
 """Probes against other ways of computing them, headroom on made clips whose truth is known, and the tool as a command."""
 
 import csv
+import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import Ridge as TheirRidge
 
@@ -16,8 +20,11 @@ from hf_msa.analysis.common.headroom import (
     feature_rows,
     frame_rows,
     label_rows,
+    read_clips,
     reading,
     sign_rows,
+    timed_words,
+    unknown,
     words_of,
 )
 from hf_msa.analysis.common.probes import (
@@ -31,7 +38,8 @@ from hf_msa.analysis.common.probes import (
     folds,
 )
 from hf_msa.data.prepare import prepare_dataset
-from hf_msa.data.sample_corpus import write_sample_corpus
+from hf_msa.data.sample_corpus import read_planted, write_sample_corpus
+from hf_msa.data.sample_corpus.corpus_files import write_checks
 from hf_msa.errors import MsaError
 from hf_msa_cli import main
 
@@ -138,6 +146,8 @@ def clips() -> Clips:
     return Clips(
         groups=[f"video {index // 3}" for index in range(count)],
         texts=texts,
+        spoken=texts,
+        times=[np.zeros((0, 2))] * count,
         labels=labels,
         own_labels={"vision": np.where(lies, -labels, labels)},
         sequences=sequences,
@@ -197,10 +207,78 @@ def test_texts_without_blanks_are_read_by_characters() -> None:
 
 
 def test_words_around_a_place() -> None:
-    windows = WordWindows([["a", "b", "c", "b"], ["b"]])
+    windows = WordWindows([["a", "b", "c", "b"], ["b"]], [np.zeros((0, 2))] * 2)
     # By frequency: b, a, c.
     assert windows(0, 0.0).tolist() == [0.5, 1.0, 0.0] and windows(0, 0.6).tolist() == [1.0, 0.0, 1.0]
     assert windows(1, 0.99).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_words_around_a_time() -> None:
+    column = [[{"text": " A", "start": 0.0, "end": 0.2}, {"text": "b", "start": 0.2, "end": 1.0}], []]
+    spoken, times = timed_words(column, [["x", "y"], ["c", "b"]])
+    assert spoken == [["a", "b"], ["c", "b"]] and times[0].tolist() == [[0.0, 0.2], [0.2, 1.0]] and len(times[1]) == 0
+    windows = WordWindows(spoken, times)
+    # Columns: b, a, c. Half of the clip is .5 s, which is nearer to .6 than to .1; .3 s is nearer to .1.
+    assert windows(0, 0.5).tolist() == [1.0, 0.5, 0.0] and windows(0, 0.3).tolist() == [0.5, 1.0, 0.0]
+    # Without times the second word begins in the middle.
+    assert windows(1, 0.4).tolist() == [0.5, 0.0, 1.0]
+
+
+def with_words(corpus: Path, folder: Path) -> Path:
+    """A copy of a sample corpus with a column of words, whose times are those of their frames."""
+    file = next((shutil.copytree(corpus, folder) / "data").glob("train-*.parquet"))
+    table = pq.read_table(file)
+    words = []
+    for facts in read_planted(corpus, "train").rows:
+        place = np.array(facts["vision_word"])
+        # Ten frames a second; a word too short for a frame begins where the one before ends.
+        own, last = [], 0.0
+        for index, text in enumerate(facts["tokens"]):
+            there = np.flatnonzero(place == index) / 10
+            start, end = (float(there[0]), float(there[-1]) + 0.1) if len(there) else (last, last)
+            own.append({"text": text, "start": start, "end": end})
+            last = end
+        words.append(own)
+    kind = pa.list_(pa.struct({"text": pa.string(), "start": pa.float32(), "end": pa.float32()}))
+    table = table.replace_schema_metadata(None).append_column("words", pa.array(words, kind))
+    pq.write_table(table, file)
+    return folder
+
+
+def test_a_column_of_words_tells_which_word_a_frame_is_of(tmp_path: Path) -> None:
+    corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=3, vision_dim=4)
+    timed = with_words(corpus, tmp_path / "timed")
+    planted = read_planted(corpus, "train").rows
+    right = {}
+    for name, folder in (("equal", corpus), ("timed", timed)):
+        clips, _ = read_clips(str(folder), 40)
+        rows = [planted[place] for place in np.sort(np.random.default_rng(0).choice(96, 40, replace=False))]
+        assert [facts["tokens"] for facts in rows] == clips.texts == clips.spoken
+        windows = WordWindows(clips.spoken, clips.times)
+        hits = []
+        for text, facts in enumerate(rows):
+            for frame, word in enumerate(facts["vision_word"]):
+                if word >= 0:
+                    found = windows(text, (frame + 0.5) / len(facts["vision_word"]))
+                    column = windows._columns.get(facts["tokens"][word])
+                    hits.append(column is not None and found[column] >= 1)
+        right[name] = np.mean(hits)
+    assert right["timed"] > right["equal"] + 0.1
+
+
+def test_what_cannot_be_known(clips: Clips, tmp_path: Path) -> None:
+    lines = unknown(clips, str(tmp_path))
+    assert lines[0].startswith("The most that any mechanism can reach: probes bound it from below alone")
+    assert lines[1].startswith("Whether text or audio lies") and "no label of them alone" in lines[1]
+    assert any(line.startswith("When each word is said") for line in lines)
+    one_frame = dataclasses.replace(clips, sequences={"vision": clips.sequences["vision"]})
+    assert not any(line.startswith("When each word") for line in unknown(one_frame, str(tmp_path)))
+    timed = dataclasses.replace(clips, times=[np.ones((1, 2))] * len(clips.labels), own_labels=clips.vectors)
+    assert [line.partition(":")[0] for line in unknown(timed, str(tmp_path))][1:] == ["Who speaks"]
+    corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=3)
+    assert "was not measured of this corpus" in unknown(clips, str(corpus))[0]
+    write_checks(corpus, {"mechanisms": {"clips": 300}})
+    assert "is known here, as it was planted: `planted/checks.json`" in unknown(clips, str(corpus))[0]
 
 
 def test_facts_of_columns() -> None:

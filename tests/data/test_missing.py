@@ -21,6 +21,7 @@ from hf_msa.data.missing import (
     RealisedRates,
     UserMasks,
     apply_missing,
+    conditions,
     protocol_from_dict,
 )
 from hf_msa.data.missing_base import _mix
@@ -533,3 +534,13 @@ def test_missing_modality_cuts_texts_as_the_processor_does():
     rows = {"id": ["a"], "text": ["this film is very very bad"]}
     added = MissingModality(FrameMissing(rate=1.0), tiny_tokenizer(), "test", max_length=4)(rows)
     assert added["text_missing_mask"][0].tolist() == [False, True, True, False]
+
+
+def test_whole_numbers_among_tested_rates_become_floats():
+    found = conditions("frame", ("text",), [0, 0.5, 1], (7,))
+    assert [repr(condition.rate) for condition in found] == ["0.0", "0.5", "1.0"]
+    assert [repr(condition.protocol.rate) for condition in found] == ["0.0", "0.5", "1.0"]
+    assert [condition.rate for condition in conditions("modality", ("text",), np.array([0.0, 0.5]))] == [0.0, 0.5]
+    for rate in (True, "0.5", 2):
+        with pytest.raises(MsaError, match="give a number from 0 to 1"):
+            conditions("frame", ("text",), [rate])

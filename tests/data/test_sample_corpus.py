@@ -496,9 +496,31 @@ def test_a_changed_corpus_fails(corpus, tmp_path, file, column, value, message):
 
 def test_a_speaker_in_two_splits_fails(corpus, tmp_path):
     folder = copy_of(corpus, tmp_path / "copy")
-    change(folder / "planted/train.parquet", "speaker", 0, read_planted(corpus, "test").rows[0]["speaker"])
-    with pytest.raises(MsaError, match="is in train and in test"):
+    # Train is the longest split, so that its last speaker has the highest number.
+    change(folder / "planted/test.parquet", "speaker", -1, read_planted(corpus, "train").rows[-1]["speaker"])
+    with pytest.raises(MsaError, match="is in (train and in test|test and in train)"):
         check_corpus(folder)
+    change(folder / "planted/train.parquet", "speaker", 0, "speaker000099")
+    with pytest.raises(MsaError, match="comes after speaker000099 in the train split"):
+        check_corpus(folder)
+
+
+def test_ids_out_of_place_fail(corpus, tmp_path):
+    data, facts = "data/train-00000-of-00001.parquet", "planted/train.parquet"
+    first, second = (row["id"] for row in read_planted(corpus, "train").rows[:2])
+    folder = copy_of(corpus, tmp_path / "one")
+    change(folder / facts, "id", 0, second)
+    with pytest.raises(MsaError, match="are not in the order of its rows"):
+        check_corpus(folder)
+    change(folder / data, "id", 0, second)
+    with pytest.raises(MsaError, match="two clips of the train split have the same id"):
+        check_corpus(folder)
+    folder = copy_of(corpus, tmp_path / "other")
+    last = read_planted(corpus, "train").rows[-1]["id"].partition("$_$")[0]
+    change(folder / "data/test-00000-of-00001.parquet", "video_id", -1, last)
+    with pytest.raises(MsaError, match=f"{last} is in (train and in test|test and in train)"):
+        check_corpus(folder)
+    assert first != second
 
 
 @pytest.mark.slow

@@ -177,3 +177,22 @@ def test_a_text_only_report_has_one_table():
     validator, _ = check([row()])
     assert len(validator.report().modality_rows()) == 1
     assert validator.report().markdown().count("| split |") == 1
+
+
+def test_sums_of_labels_by_hand():
+    labels = [1.0, -2.0, 0.0, 3.0]
+    validator, _ = check([row(f"v{i // 2}$_${i}", label=label) for i, label in enumerate(labels)])
+    found = validator.report().splits["train"]
+    # Distances from the mean of .5 are .5, -2.5, -.5 and 2.5.
+    assert (found.count, found.mean, found.squares, found.polarity()) == (4, 0.5, pytest.approx(13), (1, 1, 2))
+    assert validator.report().split_rows()[1] == ["train", "4", "2", "0.500", "2.082", "-2 to 3", "1/1/2", "0"]
+
+
+def test_what_a_source_promises_is_not_remembered():
+    rows = [row(f"v{i // 2}$_${i}") for i in range(6)]
+    validator = Validator(facts_for("custom", "mosi"), "x", {}, remember=False)
+    for split in ("train", "test"):
+        check(rows, split=split, validator=validator)
+        found = validator.report().splits[split]
+        assert (found.count, found.video_count, len(found.videos)) == (6, 3, 0)
+    assert not validator._split_of_id

@@ -8,8 +8,9 @@ import pytest
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FrameMissing
 from hf_msa.data.sample_corpus import ceiling_predictions, kept_masks, read_planted, write_sample_corpus
+from hf_msa.data.sample_corpus.corpus_files import is_sample_corpus
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.ceiling import evaluate_ceiling, has_ceiling
+from hf_msa.evaluation.ceiling import evaluate_ceiling
 from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.results import read_predictions
 from hf_msa.training.recipes import load_recipe
@@ -47,6 +48,6 @@ def test_it_is_marked_as_an_oracle(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_other_data_has_none(tmp_path: Path) -> None:
-    assert not has_ceiling(str(tmp_path))
+    assert not is_sample_corpus(str(tmp_path))
     with pytest.raises(MsaError, match="not a sample corpus"):
         evaluate_ceiling(str(tmp_path), str(tmp_path / "out"))

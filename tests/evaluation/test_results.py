@@ -136,6 +136,14 @@ def test_undefined_numbers_are_null(tmp_path):
     assert result_rows(results, ["corr"])[1][0] == ["0", "-"]
 
 
+def test_whole_numbers_among_rates_are_rates():
+    for rates in ((0, 0.5), (0, 1)):
+        table = predictions_table([part(1, 1, rate, (1.0, -1.0)) for rate in rates])
+        assert str(table.schema.field("rate").type) == "double"
+        content = json.dumps(make_results(table)["protocol"]["rates"])
+        assert content == json.dumps([float(rate) for rate in rates])
+
+
 def test_patterns_keep_their_order_and_seeds_may_be_unknown():
     rates = ("text", "audio", "text+audio")
     table = predictions_table(part(None, None, rate, (1.0, -1.0)) for rate in rates)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_msa.data.schema import DATASETS
 from hf_msa.errors import MsaError
 from hf_msa.methods import METHODS
-from hf_msa.training.recipes import load_recipe, recipe_names, train_rates
+from hf_msa.training.recipes import as_known, load_recipe, recipe_names, train_rates
 from nonempty import some
 
 
@@ -26,6 +27,39 @@ def test_every_value_has_a_source(name: str) -> None:
     lines = [line for line in text.splitlines() if ":" in line and not line.startswith("#")]
     values = [line for line in lines if line.partition("#")[0].strip()[-1] != ":" and not line.startswith("method:")]
     assert not [line for line in values if "#" not in line]
+
+
+def stages_that_stop_early() -> list[tuple[str, str]]:
+    """Names of recipes and stages that warm up and stop early."""
+    found = []
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        for stage in METHODS[recipe.method].stages.names:
+            if {"warmup_steps", "early_stopping_patience"} <= recipe.stage_arguments(stage).keys():
+                found.append((name, stage))
+    return found
+
+
+@pytest.mark.parametrize(("name", "stage"), stages_that_stop_early())
+def test_no_warm_up_is_longer_than_the_patience(name: str, stage: str) -> None:
+    values = as_known(load_recipe(name).stage_arguments(stage))
+    assert values["warmup_steps"] < 1, "a share of all steps: how many an epoch has depends on the data"
+    assert values["warmup_steps"] * values["num_train_epochs"] <= values["early_stopping_patience"]
+
+
+def test_the_warm_ups_of_all_methods_are_judged() -> None:
+    assert {name.partition("/")[0] for name, _ in stages_that_stop_early()} == {"late_fusion", "pglh", "tcmr", "text"}
+
+
+def test_each_benchmark_has_its_baselines() -> None:
+    names = {row: {name.partition("/")[2] for name in METHODS[row].recipe_names()} for row in METHODS}
+    for row in ("ridge", "late_fusion", "text"):
+        assert names[row] >= {"sample", *(name for name in DATASETS if any(name in known for known in names.values()))}
+        for dataset in names[row] - {"sample"}:
+            # The same words for all that is compared.
+            ours, text = (load_recipe(f"{method}/{dataset}") for method in (row, "text"))
+            assert (ours.text_model, ours.model["text_max_length"]) == (text.text_model, text.model["text_max_length"])
+            assert ours.missing == text.missing
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].config_class.ABLATIONS])
@@ -74,6 +108,7 @@ def test_a_training_rate_takes_the_place_of_both_protocols() -> None:
     expected = {"name": "modality", "rate": 0.3}
     assert recipe.missing.train == recipe.missing.validation == expected
     assert recipe.missing.selection_repeats == 2 and recipe.to_dict()["train_rate"] == 0.3
+    assert repr(load_recipe("tcmr/sample", train_rate=0).train_rate) == "0.0", "as a run that was given 0.0"
     plain = load_recipe("tcmr/sample")
     # Settings of runs that were begun before there were training rates stay what they were.
     assert plain.missing.train["name"] == "frame" and "train_rate" not in plain.to_dict()

@@ -105,7 +105,8 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
         row_bytes = 4 * _TYPICAL_FRAMES * sum(source.widths.values()) + 1000
         self._writer_batch_size = min(max(_BATCH_BYTES // row_bytes, 16), 1000)
         self.facts = self._complete_facts(source)
-        self._validator = Validator(self.facts, self._source_name(), source.widths, self._known)
+        remember = not getattr(source, "unique_ids", False)
+        self._validator = Validator(self.facts, self._source_name(), source.widths, self._known, remember=remember)
         generators = [datasets.SplitGenerator(split, {"split": split}) for split in source.splits]
         for generator in generators:
             generator.split_info.num_examples = source.count(str(generator.name))

@@ -557,9 +557,11 @@ def conditions(
         MsaError: For an unknown protocol, rates where the protocol has none, or a rate or seed that is given twice.
     """
     for option, values in (("--mask-seeds", mask_seeds), ("--rates", rates)):
-        if values is not None and (not values or len(set(values)) != len(values)):
+        if values is not None and (not len(values) or len(set(values)) != len(values)):
             raise MsaError(f"{option} is {' '.join(map(str, values)) or 'empty'}; give at least one, and each once.")
-    return PROTOCOLS.find(protocol).conditions(modalities, rates, mask_seeds, **fields)
+    # Whole numbers among others: a rate is a float in every table.
+    known_rates = None if rates is None else tuple(check_rate(rate) for rate in rates)
+    return PROTOCOLS.find(protocol).conditions(modalities, known_rates, mask_seeds, **fields)
 
 
 def protocol_from_dict(values: Mapping[str, Any]) -> MissingProtocol:

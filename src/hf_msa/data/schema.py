@@ -84,6 +84,9 @@ def msa_features(
 class RowSource(Protocol):
     """Where rows come from. Splits are asked for in order, each once, and may be let go afterwards.
 
+    A source with an attribute `unique_ids` that is true promises that no id occurs twice, that no video is in two splits and
+    that a video's rows come one after the other: they are then not remembered, and memory does not grow with the rows.
+
     Attributes:
         description: What kind of source it is, for the facts and the report.
         splits: Its splits, in the order train, validation, test.

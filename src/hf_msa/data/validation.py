@@ -1,5 +1,6 @@
 """Checks on the way in: every row of a source passes here before it is written, and the findings become a report."""
 
+import math
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -75,8 +76,15 @@ class SplitCheck:
 
     Attributes:
         neutral: The label that is neither negative nor positive.
-        labels: The sentiment label of every sample, in order.
-        videos: Number of samples per video.
+        count: Number of samples.
+        lowest: Lowest sentiment label.
+        highest: Highest sentiment label.
+        mean: Mean of the sentiment labels.
+        squares: Sum of their squared distances from the mean.
+        negative: Labels below the neutral one.
+        positive: Labels above it.
+        videos: Number of samples per video; not kept where a source's ids need not be remembered.
+        video_count: Number of videos.
         annotations: Number of samples per annotation word; those without one are not counted.
         empty_texts: Samples whose transcript is empty or missing; it is stored as "".
         texts_for_nothing: Samples whose transcript is a word such as "nan", which may stand for a missing one.
@@ -87,8 +95,15 @@ class SplitCheck:
     """
 
     neutral: float = 0.0
-    labels: list[float] = field(default_factory=list)
+    count: int = 0
+    lowest: float = math.inf
+    highest: float = -math.inf
+    mean: float = 0.0
+    squares: float = 0.0
+    negative: int = 0
+    positive: int = 0
     videos: Counter[str] = field(default_factory=Counter)
+    video_count: int = 0
     annotations: Counter[str] = field(default_factory=Counter)
     empty_texts: int = 0
     texts_for_nothing: int = 0
@@ -97,15 +112,19 @@ class SplitCheck:
     numbered: str = ""
     modalities: dict[str, ModalityCheck] = field(default_factory=dict)
 
-    @property
-    def count(self) -> int:
-        """Number of samples."""
-        return len(self.labels)
+    def add_label(self, label: float) -> None:
+        """Count one sample's sentiment label (Welford's sums)."""
+        self.count += 1
+        distance = label - self.mean
+        self.mean += distance / self.count
+        self.squares += distance * (label - self.mean)
+        self.lowest, self.highest = min(self.lowest, label), max(self.highest, label)
+        self.negative += label < self.neutral
+        self.positive += label > self.neutral
 
     def polarity(self) -> tuple[int, int, int]:
         """Return how many labels are below, at and above the neutral one."""
-        labels = np.asarray(self.labels) - self.neutral
-        return int((labels < 0).sum()), int((labels == 0).sum()), int((labels > 0).sum())
+        return self.negative, self.count - self.negative - self.positive, self.positive
 
 
 @dataclass
@@ -130,11 +149,10 @@ class ValidationReport:
         """Return the cells of the table of splits, header first."""
         rows = [["split", "samples", "videos", "mean", "std", "range", "neg/neutral/pos", "no text"]]
         for name, split in self.splits.items():
-            labels = np.asarray(split.labels)
-            std = labels.std(ddof=1) if len(labels) > 1 else 0.0
-            label = [f"{labels.mean():.3f}", f"{std:.3f}", f"{labels.min():g} to {labels.max():g}"]
+            std = math.sqrt(split.squares / (split.count - 1)) if split.count > 1 else 0.0
+            label = [f"{split.mean:.3f}", f"{std:.3f}", f"{split.lowest:g} to {split.highest:g}"]
             polarity = "/".join(map(str, split.polarity()))
-            rows.append([name, str(split.count), str(len(split.videos)), *label, polarity, str(split.empty_texts)])
+            rows.append([name, str(split.count), str(split.video_count), *label, polarity, str(split.empty_texts)])
         return rows
 
     def modality_rows(self) -> list[list[str]]:
@@ -197,12 +215,21 @@ class Validator:
         source: What the rows are read from, for messages and the report.
         widths: Modality name -> features per frame, for the modalities that the data set has.
         known: The benchmark to compare sizes with, if it is one.
+        remember: Whether ids and videos are remembered, to find those that occur twice; see `RowSource`.
     """
 
     def __init__(
-        self, facts: DatasetFacts, source: str, widths: Mapping[str, int], known: KnownDataset | None = None
+        self,
+        facts: DatasetFacts,
+        source: str,
+        widths: Mapping[str, int],
+        known: KnownDataset | None = None,
+        *,
+        remember: bool = True,
     ) -> None:
         self._facts = facts
+        self._remember = remember
+        self._last_video: str | None = None
         self._widths = dict(widths)
         self._known = known
         self._split_of_id: dict[str, str] = {}
@@ -220,6 +247,7 @@ class Validator:
                 number, or an array of the wrong width or without a frame. The message names the sample.
         """
         found = self._report.splits[split] = SplitCheck(neutral=self._facts.family.neutral)
+        self._last_video = None
         for row in rows:
             yield self._check_row(split, found, row)
         if not found.count:
@@ -232,14 +260,8 @@ class Validator:
                 f"Sample {found.count} of {split!r} has no {absent or ID}; every sample needs one of its own."
             )
         identifier = str(row[ID])
-        earlier = self._split_of_id.get(identifier)
-        if earlier == split:
-            raise MsaError(f"The id {identifier!r} occurs twice in {split!r}; every sample needs an id of its own.")
-        if earlier is not None:
-            raise MsaError(
-                f"Sample {identifier!r} is in both {earlier!r} and {split!r}; a sample may be in one split only."
-            )
-        self._split_of_id[identifier] = split
+        if self._remember:
+            self._see(split, identifier)
         clean: dict[str, Any] = {
             ID: identifier,
             VIDEO_ID: str(row[VIDEO_ID]),
@@ -259,14 +281,32 @@ class Validator:
         for modality in FEATURE_MODALITIES:
             if modality in self._widths:
                 clean |= self._modality(identifier, found, modality, row)
-        found.labels.append(clean[LABEL])
-        found.videos[clean[VIDEO_ID]] += 1
+        found.add_label(clean[LABEL])
+        self._count_video(found, clean[VIDEO_ID])
         found.empty_texts += not clean[TEXT].strip()
         found.texts_for_nothing += clean[TEXT].strip() in _WORDS_FOR_NOTHING
         found.without_video += names_no_video(clean)
         if identifier == f"{clean[VIDEO_ID]}_{clean[CLIP_ID]}":
             found.numbered = found.numbered or identifier
         return clean | {column: value for column, value in row.items() if column not in clean}
+
+    def _see(self, split: str, identifier: str) -> None:
+        earlier = self._split_of_id.get(identifier)
+        if earlier == split:
+            raise MsaError(f"The id {identifier!r} occurs twice in {split!r}; every sample needs an id of its own.")
+        if earlier is not None:
+            raise MsaError(
+                f"Sample {identifier!r} is in both {earlier!r} and {split!r}; a sample may be in one split only."
+            )
+        self._split_of_id[identifier] = split
+
+    def _count_video(self, found: SplitCheck, video: str) -> None:
+        if self._remember:
+            found.videos[video] += 1
+            found.video_count = len(found.videos)
+        else:
+            found.video_count += video != self._last_video
+            self._last_video = video
 
     def _label(self, identifier: str, column: str, value: Any) -> float:
         low, high = self._facts.label_low, self._facts.label_high
@@ -354,10 +394,11 @@ class Validator:
 
     def _unlike_range(self) -> Iterator[str]:
         """Say so if the labels look as if they were on another scale than the label family."""
-        labels = np.array([label for split in self._report.splits.values() for label in split.labels])
-        if len(labels) < _FEW_LABELS:
+        splits = self._report.splits.values()
+        if sum(split.count for split in splits) < _FEW_LABELS:
             return
-        family, low, high = self._facts.family, labels.min(), labels.max()
+        family = self._facts.family
+        low, high = min(split.lowest for split in splits), max(split.highest for split in splits)
         one_side = "below" if low >= family.neutral else "above" if high <= family.neutral else None
         if one_side is not None or high - low < (family.high - family.low) / 2:
             fault = (

@@ -3,6 +3,7 @@
 It knows what was planted, which nothing that is trained can, so it is marked as an oracle.
 """
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from hf_msa.data.collator import MsaCollator
 from hf_msa.data.loading import dataset_facts, load_split
 from hf_msa.data.missing import RealisedRates, conditions
 from hf_msa.data.rows import MsaRows
-from hf_msa.data.sample_corpus import PlantedSplit, ceiling_predictions, kept_masks, read_planted
-from hf_msa.data.sample_corpus.corpus_files import CONFIG_FILE, PLANTED_FOLDER, TEXT_MODEL_FOLDER
+from hf_msa.data.sample_corpus import PlantedSplit, ceiling_predictions, kept_masks
+from hf_msa.data.sample_corpus.corpus_files import TEXT_MODEL_FOLDER, read_config, stream_planted
 from hf_msa.errors import MsaError
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
@@ -27,11 +28,6 @@ from .results import EvaluationFacts, predictions_table
 METHOD = "ceiling"
 
 _BATCH = 256
-
-
-def has_ceiling(data: str) -> bool:
-    """Whether a data set is a sample corpus that lies on this machine."""
-    return (Path(data) / PLANTED_FOLDER / CONFIG_FILE).is_file()
 
 
 def evaluate_ceiling(
@@ -59,10 +55,10 @@ def evaluate_ceiling(
         MsaError: If the data is no sample corpus, its rows are not those that were planted, or the protocol will not do.
     """
     started = time.perf_counter()
-    planted = read_planted(data, split)
+    config = read_config(data)
     tokenizer = AutoTokenizer.from_pretrained(Path(data) / TEXT_MODEL_FOLDER)
     rows = MsaRows(load_split(data, split), split, tokenizer)
-    if [facts["id"] for facts in planted.rows] != rows.ids:
+    if [facts["id"] for facts in stream_planted(data, split, ["id"])] != rows.ids:
         raise MsaError(f"The rows of {split!r} in {data!r} are not those that were planted; generate the corpus anew.")
     processor = MsaProcessor(MsaFeatureExtractor(None, None), tokenizer, text_max_length=tokenizer.model_max_length)
     tested = conditions(protocol, tuple(rows.lengths), rates, mask_seeds, **(protocol_fields or {}))
@@ -78,11 +74,12 @@ def evaluate_ceiling(
     parts = []
     for seed, rate, drops in tested:
         collator, realised, predicted = MsaCollator(processor, drops.bind(rows.ids), split), RealisedRates(), []
+        planted = stream_planted(data, split)
         for begin in range(0, len(rows), _BATCH):
             members = [rows[index] for index in range(begin, min(begin + _BATCH, len(rows)))]
             masks = collator.masks(members)
             realised.add(masks)
-            some = PlantedSplit(planted.config, planted.rows[begin : begin + _BATCH])
+            some = PlantedSplit(config, list(itertools.islice(planted, len(members))))
             predicted.append(ceiling_predictions(some, kept_masks(some, masks.masks)))
         parts.append(
             {

@@ -291,6 +291,9 @@ def predictions_table(parts: Iterable[Mapping[str, Any]]) -> "pa.Table":
         "label": pa.float32(),
     }
     tables = []
+    parts = list(parts)
+    if not any(isinstance(part.get("rate"), str) for part in parts):
+        types["rate"] = pa.float64()
     for part in parts:
         rows = len(part["id"])
         columns = {}

@@ -10,6 +10,7 @@ import yaml
 from transformers import PreTrainedConfig
 
 from hf_msa.data.missing import MODALITY_RATES, protocol_from_dict
+from hf_msa.data.missing_base import check_rate
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.methods import METHODS
 from hf_msa.models.configuration_msa import MsaConfig
@@ -250,6 +251,7 @@ def load_recipe(
     _check_keys(f"configuration field of {method}", model, config_fields(config_class))
     groups = _group("'missing'", content.get("missing"))
     if train_rate is not None:
+        train_rate = check_rate(train_rate)
         groups = {**groups, **{key: {"name": "modality", "rate": train_rate} for key in ("train", "validation")}}
     missing = _missing_recipe(groups)
     known = (*METHODS[method].stages.names, "all")

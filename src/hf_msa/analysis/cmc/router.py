@@ -7,7 +7,8 @@ annotators' noise on weak sentiment, so there the planted lies themselves are lo
 
 A difference of means says little of how well a weight tells a lie, so the AUC for "this modality lies" stands beside it. The
 published router can hardly have a high one: it is a linear map of the sum of the vectors, so that each modality adds its
-part to the logits whatever the others say, while a contradiction lies between them (`router_input="rows"` can see it).
+part to the logits whatever the others say, while a contradiction lies between them (`router_input="rows"` can see it). In a
+sample corpus that was checked when it was made, the AUC of the best possible guess stands beside it.
 
 What routing is worth is told by the same experts under constant weights: the run's own mean weights, which keep what the
 router has learned of the modalities and drop what it says of the sample, and even ones.
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_msa.analysis.common.prediction_columns import SampleNumbers, read_named_numbers
-from hf_msa.analysis.common.split_labels import planted_liars, read_labels
+from hf_msa.analysis.common.split_labels import best_lie_areas, planted_liars, read_labels
 from hf_msa.analysis.estimates import Estimate, Floats, format_number, format_spread
 from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
@@ -41,6 +42,7 @@ Weights = Mapping[str, Floats]
 WEIGHINGS = ("router", "own mean (mcr_static)", "even (mean)")
 """How the experts' logits are weighed: as the run did, by its weights' means over the samples, and by equal shares."""
 
+_BEST = "AUC of the best guess"
 _PREFIX = "router_weights_"
 _BINS = 20
 _METRICS = ("class_has0_acc2", "class_acc3")
@@ -178,6 +180,9 @@ def analyze_router(runs: Sequence[str], report: Report, *, data: str | None = No
         if data is not None
         for row in _lie_rows(numbers, weights[name], data, name)
     ]
+    best, clips = ({}, 0) if data is None else best_lie_areas(data)
+    for row in lies if best else ():
+        row[_BEST] = best.get(row["modality"]) if row["lies by"] == "planted" else None
     report.csv("lies.csv", lies)
     title = "Weight of a modality where it lies"
     if data is None:
@@ -192,12 +197,20 @@ def analyze_router(runs: Sequence[str], report: Report, *, data: str | None = No
             f"{' Planted: the modality that the generator made lie.' if planted else ''} The difference is lying minus "
             "others, with its 95 % bootstrap interval over samples (weights averaged over training seeds) and its standard "
             "deviation over seeds; below zero, the router trusts a lying modality less. AUC: how likely a sample in which "
-            "the modality lies gives it less weight than one in which it does not; 0.5 is chance. No AUC can be above that "
-            "of the best possible guess, so compare it with the corpus' own ceiling where there is one.",
+            "the modality lies gives it less weight than one in which it does not; 0.5 is chance. "
+            + (
+                f"{_BEST}: of the probability that the corpus' own story gives to the lie, over its first {clips} test "
+                "clips; no router can exceed it but by chance."
+                if best
+                else "No AUC can be above that of the best possible guess, which is not known of this data."
+            ),
             lies,
             "\n".join(f"- {name}: {_SUM_NOTE}" for name, numbers in found.items() if _reads_sum(numbers)),
         )
     report.figure("router", _draw, weights)
+    drawn = [row for row in lies if row["lies by"] == "planted"]
+    if drawn:
+        report.figure("lies", _draw_lies, drawn)
 
 
 _SUM_NOTE = (
@@ -276,3 +289,29 @@ def _draw(figure: Figure, found: Mapping[str, Weights]) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("weight")
     figure.suptitle("all training seeds; orange: mean; dotted: a mean text weight above it is an alarm", fontsize=8)
+
+
+def _draw_lies(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(row["run"] for row in rows))
+    modalities = list(dict.fromkeys(row["modality"] for row in rows))
+    figure.set_size_inches(1.2 + 1.6 * len(modalities), 2.8)
+    axis = figure.subplots()
+    for place, modality in enumerate(modalities):
+        for row in rows:
+            if row["modality"] != modality:
+                continue
+            index = names.index(row["run"])
+            x = place + 0.6 * ((index + 0.5) / len(names) - 0.5)
+            area = row["AUC"]
+            # The bootstrap interval of few samples need not hold the area itself.
+            reach = [[max(0.0, area - row["AUC low"])], [max(0.0, row["AUC high"] - area)]]
+            label = row["run"] if place == 0 else None
+            axis.errorbar([x], [area], yerr=reach, fmt="o", markersize=3, linewidth=1, color=f"C{index}", label=label)
+        best = next(row.get(_BEST) for row in rows if row["modality"] == modality)
+        if best is not None:
+            label = "best guess" if place == 0 else None
+            axis.plot([place - 0.4, place + 0.4], [best, best], color="black", linewidth=1, label=label)
+    axis.axhline(0.5, color=GREY, linestyle=":")
+    axis.set_xticks(range(len(modalities)), modalities)
+    axis.set_ylabel("AUC for a planted lie")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)

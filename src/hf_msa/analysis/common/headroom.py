@@ -6,7 +6,9 @@ beyond the mean, or areas under the ROC curve, .5 = chance. What a probe finds, 
 still be there, but a method that gains nothing from it has not failed by that.
 
 A text is the counts of its words (of its characters, where there are no blanks) or, with `--text-model`, the mean state of
-that encoder. A modality is the mean of its frames over time and, where there are several, their deviation.
+that encoder. A modality is the mean of its frames over time and, where there are several, their deviation. The word of a
+frame follows from the times in the column `words`, where there is one; otherwise words are taken to be equally long, which
+is exact where frames are aligned to words.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,7 @@ from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import dataset_facts, load_split
 from hf_msa.data.rows import MsaRows
-from hf_msa.data.schema import PRESENCE, TEXT, VIDEO_ID
+from hf_msa.data.schema import PRESENCE, TEXT, VIDEO_ID, WORDS
 from hf_msa.errors import MsaError, require_package
 from hf_msa.models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
 
@@ -43,6 +45,7 @@ _FRAMES_PER_CLIP, _FEWEST_OF_A_LENGTH = 6, 20
 # A column whose deviation is a smaller part of what columns differ by among themselves is lost in a normalisation over them.
 _LOST = 0.01
 _LITTLE = 0.01
+_NO_TIMES: Floats = np.zeros((0, 2))
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Clips:
     Attributes:
         groups: The video of each of the N rows.
         texts: The words of each.
+        spoken: The words of each that are looked for around a frame: those with times where there are such.
+        times: When each of these is said, `(words, 2)` seconds; of length 0 where nothing tells.
         labels: (N,).
         own_labels: Of each annotated modality (N,).
         sequences: Of each feature modality its frames, row by row (length, width); of length 0 where a row lacks it.
@@ -61,6 +66,8 @@ class Clips:
 
     groups: list[str]
     texts: list[list[str]]
+    spoken: list[list[str]]
+    times: list[Floats]
     labels: Floats
     own_labels: dict[str, Floats]
     sequences: dict[str, list[Floats]]
@@ -79,7 +86,8 @@ def read_clips(data: str, most: int, text_model: str | None = None) -> tuple[Cli
     Returns:
         The clips, and facts of each feature modality for a table.
     """
-    rows = MsaRows(load_split(data, "train"), "train")
+    dataset = load_split(data, "train")
+    rows = MsaRows(dataset, "train")
     chosen = np.arange(len(rows))
     if len(rows) > most:
         chosen = np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))
@@ -102,9 +110,16 @@ def read_clips(data: str, most: int, text_model: str | None = None) -> tuple[Cli
         for name, key in UNIMODAL_LABEL_KEYS.items()
         if key in members[0]
     }
+    # Aligned frames have the places of their words.
+    timed = WORDS in dataset.column_names and not dataset_facts(data).aligned
+    spoken, times = (
+        timed_words(dataset.select(chosen)[WORDS][:], words) if timed else (words, [_NO_TIMES] * len(words))
+    )
     clips = Clips(
         groups=[str(row.get(VIDEO_ID) or row["id"]) for row in members],
         texts=words,
+        spoken=spoken,
+        times=times,
         labels=rows.labels[chosen].astype(np.float64),
         own_labels={name: own for name, own in own_labels.items() if np.isfinite(own).all()},
         sequences=sequences,
@@ -120,6 +135,22 @@ def words_of(texts: Sequence[str]) -> list[list[str]]:
     words = [text.lower().split() for text in texts]
     has_blanks = np.median([len(own) for own in words]) > 1
     return words if has_blanks else [[character for character in text if not character.isspace()] for text in texts]
+
+
+def timed_words(
+    column: Sequence[Sequence[Mapping[str, Any]]], words: Sequence[list[str]]
+) -> tuple[list[list[str]], list[Floats]]:
+    """Words of the column `words` in small letters and their times `(words, 2)`; those of the text where it is empty.
+
+    Args:
+        column: Of each row its words, with `text`, `start` and `end` in seconds.
+        words: Of each text.
+    """
+    spoken, times = [], []
+    for own, others in zip(column, words, strict=True):
+        spoken.append([str(word["text"]).strip().lower() for word in own] or others)
+        times.append(np.array([(word["start"], word["end"]) for word in own], dtype=np.float64).reshape(-1, 2))
+    return spoken, times
 
 
 def column_facts(name: str, sequences: Sequence[Floats]) -> dict[str, Any]:
@@ -331,7 +362,7 @@ def frame_rows(clips: Clips, most: int, seed: int = 1111) -> list[Row]:
         frames = _standardised(np.concatenate([sequences[place] for place in places]))
         ends = np.cumsum([len(sequences[place]) for place in places])
         clip_frames = np.split(frames, ends[:-1])
-        words = WordWindows([clips.texts[place] for place in places])
+        words = WordWindows([clips.spoken[place] for place in places], [clips.times[place] for place in places])
         sources = {"visible frames": (0,), "words": (1,), "visible frames+words": (0, 1)}
         errors = {source: {probe: np.zeros(len(places)) for probe in PROBES} for source in sources}
         trivial = np.zeros(len(places))
@@ -363,13 +394,14 @@ def frame_rows(clips: Clips, most: int, seed: int = 1111) -> list[Row]:
 
 
 class WordWindows:
-    """Words around a relative place of a text, as counts; the neighbours count half.
+    """Words around a relative place of a clip, as counts; the neighbours count half.
 
     Args:
         texts: Words of each text.
+        times: When each is said, `(words, 2)` seconds; of length 0 where nothing tells, and words are equally long.
     """
 
-    def __init__(self, texts: Sequence[Sequence[str]]) -> None:
+    def __init__(self, texts: Sequence[Sequence[str]], times: Sequence[Floats]) -> None:
         counts: dict[str, int] = {}
         for words in texts:
             for word in words:
@@ -377,12 +409,17 @@ class WordWindows:
         common = sorted(counts, key=lambda word: (-counts[word], word))[:_WORDS_NEARBY]
         self._columns = {word: column for column, word in enumerate(common)}
         self._texts = texts
+        self._middles = [own.mean(axis=1) for own in times]
+        self._ends = [own[:, 1].max(initial=0.0) for own in times]
 
     def __call__(self, text: int, share: float) -> Floats:
-        """Counts around the place that lies at a share of the text."""
+        """Counts around the place that lies at a share of the clip, which is taken to end with its last word."""
         found = np.zeros(max(1, len(self._columns)))
-        words = self._texts[text]
-        centre = min(int(share * len(words)), len(words) - 1)
+        words, middles = self._texts[text], self._middles[text]
+        if len(middles):
+            centre = int(np.abs(middles - share * self._ends[text]).argmin())
+        else:
+            centre = min(int(share * len(words)), len(words) - 1)
         for place in range(max(0, centre - 1), min(len(words), centre + 2)):
             column = self._columns.get(words[place])
             if column is not None:
@@ -461,6 +498,7 @@ def analyze_headroom(
         "prove that it is not there.",
         "\n".join(f"- {line}" for line in reading(every, columns)),
     )
+    report.section("What cannot be known of it", "\n".join(f"- {line}" for line in unknown(found, data)))
     report.section("Features", columns)
     for title, table in tables.items():
         report.section(title, table)
@@ -523,6 +561,46 @@ def reading(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, An
         for row in better
     ]
     return [line[0].upper() + line[1:] for line in lines]
+
+
+def unknown(clips: Clips, data: str) -> list[str]:
+    """What nothing says of a mechanism on this data, in sentences.
+
+    Args:
+        clips: The rows.
+        data: Folder or Hub name of the data set.
+    """
+    from hf_msa.data.sample_corpus.corpus_files import CHECKS_FILE, PLANTED_FOLDER, is_sample_corpus, read_checks
+
+    lines = []
+    if is_sample_corpus(data):
+        checked = (read_checks(data) or {}).get("mechanisms")
+        lines.append(
+            f"The most that each mechanism can reach is known here, as it was planted: `{PLANTED_FOLDER}/{CHECKS_FILE}`."
+            if checked
+            else "The most that each mechanism can reach was not measured of this corpus; `hf-msa sample-corpus` does for "
+            "version 2, of 500 training and 150 test clips on."
+        )
+    else:
+        lines.append(
+            "The most that any mechanism can reach: probes bound it from below alone, and a single label does not say how "
+            "far annotators differ. A mechanism that gains nothing here has not failed by that."
+        )
+    if without := [name for name in clips.vectors if name not in clips.own_labels]:
+        lines.append(
+            f"Whether {' or '.join(without)} lies, what a router has to see: the data has no label of "
+            f"{'it' if len(without) == 1 else 'them'} alone."
+        )
+    if any(len(one) > 1 for own in clips.sequences.values() for one in own) and not any(map(len, clips.times)):
+        lines.append(
+            "When each word is said: there is no column `words`, or frames are aligned to words. Unless they are, words are "
+            "taken to be equally long, and what they tell of frames is the least that they can tell."
+        )
+    lines.append(
+        "Who speaks: no column names speakers. What memory of them gains shows in nearest neighbours alone, and only of "
+        "those who are in several videos."
+    )
+    return lines
 
 
 def _is_area(row: Mapping[str, Any]) -> bool:

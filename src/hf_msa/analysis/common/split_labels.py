@@ -1,8 +1,7 @@
 """Labels of a split: the multimodal ones, each modality's own where it was annotated, and what a sample corpus planted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,16 +80,25 @@ def read_labels(data: str, split: str) -> SplitLabels:
     return SplitLabels(tuple(dataset[ID][:]), labels[LABEL], unimodal, dataset_facts(data).family)
 
 
-def planted_rows(data: str, split: str) -> list[dict[str, Any]] | None:
-    """What is planted in each sample of a split of a sample corpus; None for other data."""
-    from hf_msa.data.sample_corpus.corpus_files import CONFIG_FILE, PLANTED_FOLDER, read_planted
+def planted_rows(data: str, split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield some of what is planted in each sample of a split of a sample corpus; nothing of other data."""
+    from hf_msa.data.sample_corpus.corpus_files import is_sample_corpus, stream_planted
 
-    if not (Path(data) / PLANTED_FOLDER / CONFIG_FILE).is_file():
-        return None
-    return list(read_planted(data, split).rows)
+    if is_sample_corpus(data):
+        yield from stream_planted(data, split, columns)
 
 
 def planted_liars(data: str, split: str) -> dict[str, str] | None:
     """Which modality lies in each sample of a sample corpus (``"none"`` or its name), by id; None for other data."""
-    rows = planted_rows(data, split)
-    return None if rows is None else {row["id"]: row["lying_modality"] for row in rows}
+    return {row["id"]: row["lying_modality"] for row in planted_rows(data, split, ("id", "lying_modality"))} or None
+
+
+def best_lie_areas(data: str) -> tuple[dict[str, float], int]:
+    """The AUC of the best possible guess that a modality lies, and of how many clips, of a sample corpus that was checked.
+
+    Empty and 0 for other data, for version 1, and for corpora of too few clips.
+    """
+    from hf_msa.data.sample_corpus.corpus_files import read_checks
+
+    found = (read_checks(data) or {}).get("mechanisms") or {}
+    return {name: area for name, area in found.get("lies", {}).items() if area is not None}, found.get("clips", 0)

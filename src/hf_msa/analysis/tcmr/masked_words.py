@@ -132,15 +132,12 @@ def run_text(
 
 def planted_roles(data: str) -> dict[str, str] | None:
     """The role of every word of a sample corpus (cue, negator, filler ...); None for other data."""
-    splits = [planted_rows(data, split) for split in SPLITS]
-    if splits[0] is None:
-        return None
     return {
         token: role
-        for rows in splits
-        for row in rows or ()
+        for split in SPLITS
+        for row in planted_rows(data, split, ("tokens", "roles"))
         for token, role in zip(row["tokens"], row["roles"], strict=True)
-    }
+    } or None
 
 
 def read_word_list(path: Path) -> list[str]:

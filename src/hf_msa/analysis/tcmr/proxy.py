@@ -2,7 +2,7 @@
 
 The features of the incomplete text (H_t), the proxy made of audio and vision (H_p) and their mix (eq. 10) are set beside
 those that the text regressor gives to the complete text, at every missing rate. An error is a mean over positions and
-widths, in units of that of giving the same features to every text: the mean of the complete texts of these rows, position by
+widths, in units of that of giving the same features to every text: the mean of the complete training texts, position by
 position. Above 1 a feature is worse than no knowledge of the sample. The spread is the variance over samples, in units of
 that of the complete texts: near 0 a feature is the same for all samples, whatever its error.
 
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_msa.analysis.common.position_means import PositionMeans
 from hf_msa.analysis.common.trained_runs import MASK_SEED, find_runs
 from hf_msa.analysis.estimates import Rows, format_spread, seed_means
 from hf_msa.analysis.tcmr.judged_model import text_regressor
@@ -80,22 +81,24 @@ class RateSums:
 
     Attributes:
         target: Of the complete text's features, whose error is 0.
+        mean: Of the mean complete training text, whose error is the unit of the others.
         features: Of each of `FEATURES`.
         errors: Absolute errors of the score for each of `SCORES`.
         numbers: Gate (empty without one) and confidence of each sample.
     """
 
     target: FeatureSums = field(default_factory=FeatureSums)
+    mean: FeatureSums = field(default_factory=FeatureSums)
     features: dict[str, FeatureSums] = field(default_factory=lambda: {name: FeatureSums() for name in FEATURES})
     errors: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SCORES})
     numbers: dict[str, list[float]] = field(default_factory=lambda: {"gate": [], "confidence": []})
 
     def row(self) -> dict[str, float]:
         """Errors and spreads as ratios, mean and standard deviation of gate and confidence, and MAE; NaN if undefined."""
-        variance = self.target.variance()
-        found = {"error of the mean": variance}
+        variance, unit = self.target.variance(), self.mean.mean_squared_error()
+        found = {"error of the mean": unit}
         for name, sums in self.features.items():
-            found[f"{name}: error"] = sums.mean_squared_error() / variance if variance else float("nan")
+            found[f"{name}: error"] = sums.mean_squared_error() / unit if unit else float("nan")
             found[f"{name}: spread"] = sums.variance() / variance if variance else float("nan")
         for name, values in self.numbers.items():
             mean, std = mean_and_std(values) if values else (float("nan"), float("nan"))
@@ -104,15 +107,16 @@ class RateSums:
 
 
 @torch.inference_mode()
-def mean_text(model: TcmrForSentimentAnalysis, regressor: TcmrTextRegressor, rows: MsaRows, collate: Any) -> Tensor:
-    """Mean of the complete texts' features over the rows, in the model's own terms `(num_tokens, hidden_size)`."""
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
+def mean_text(
+    model: TcmrForSentimentAnalysis, regressor: TcmrTextRegressor, processor: MsaProcessor, rows: MsaRows
+) -> Tensor:
+    """Mean of the complete texts' features over training rows, in the model's own terms `(num_tokens, hidden_size)`."""
+    means, collate = PositionMeans(), MsaCollator(processor, None, split=rows.split)
     for members in rows.batches(order=rows.by_length()):
         batch = collate(members)
-        total = total + complete_features(model, regressor, batch["input_ids"], batch["attention_mask"]).double().sum(
-            0
-        )
-    return (total / len(rows)).float()
+        for features in complete_features(model, regressor, batch["input_ids"], batch["attention_mask"]):
+            means.add(features.double().cpu().numpy())
+    return torch.from_numpy(means(model.config.num_tokens)).float().to(model.device)
 
 
 def complete_features(
@@ -130,9 +134,9 @@ def gather(
     processor: MsaProcessor,
     rows: MsaRows,
     rates: Sequence[float],
+    mean: Tensor,
 ) -> dict[float, RateSums]:
-    """Run the model on all rows at all missing rates, the same for every modality."""
-    mean = mean_text(model, regressor, rows, MsaCollator(processor, None, split=rows.split))
+    """Run the model on all rows at all missing rates, the same for every modality; for the mean see `mean_text`."""
     protocols = [protocol for _, _, protocol in conditions("frame", ("text",), rates, (MASK_SEED,))]
     found = {float(rate): RateSums() for rate in rates}
     target = torch.empty(0)
@@ -143,6 +147,7 @@ def gather(
         outputs = model(**batch.inputs)
         text, weight = outputs.text_features, outputs.confidence.unsqueeze(-1)
         sums.target.add(target, target)
+        sums.mean.add(mean.expand_as(target), target)
         parts = (text, outputs.proxy_features, outputs.reconstructed_features)
         for name, made in zip(FEATURES, parts, strict=True):
             sums.features[name].add(made, target)
@@ -177,18 +182,20 @@ def analyze_proxy(
         MsaError: If a run or the data will not do, or a run no longer has its text regressor.
     """
     found = find_runs(runs, "tcmr")
-    rows = found[0].rows(data, split)
+    rows, training_rows = found[0].rows(data, split), found[0].rows(data, "train")
     table: list[dict[str, Any]] = []
     for run in found:
         model, processor = run.load(rows)
-        sums = gather(cast(TcmrForSentimentAnalysis, model), text_regressor(run), processor, rows, rates)
+        tcmr, regressor = cast(TcmrForSentimentAnalysis, model), text_regressor(run)
+        mean = mean_text(tcmr, regressor, processor, training_rows)
+        sums = gather(tcmr, regressor, processor, rows, rates, mean)
         table += [{"training seed": run.seed, "rate": rate, **each.row()} for rate, each in sums.items()]
     report.csv("proxy.csv", table)
     report.summary(
         "proxy.md",
         "Rebuilt text, proxy and gate",
         f"{found[0].name}; {len(rows)} texts ({split}), {counted(len(found), 'training seed')}, ± is the standard deviation "
-        "over them. Errors are in units of that of the mean complete text of these rows per position: 1 is no knowledge of "
+        "over them. Errors are in units of that of the mean complete training text per position: 1 is no knowledge of "
         "the sample. Spreads are variances over samples in units of that of the complete texts: 0 is the same for all.",
         [
             {"features": name} | {part: _over_seeds(table, f"{name}: {part}") for part in ("error", "spread")}

@@ -1,5 +1,6 @@
 """Checks that a sample corpus on disk is what it claims to be."""
 
+import heapq
 import itertools
 import math
 import os
@@ -36,6 +37,8 @@ from hf_msa.models.msa_schema import FEATURE_MODALITIES, MODALITIES
 
 #: Rows per split that are compared one by one; of a larger split only this many are read whole.
 _ROWS = 2000
+#: Values of a column that are read at once.
+_VALUES_AT_ONCE = 10_000
 #: Test clips whose ceilings are computed in version 2, which takes some milliseconds each.
 _ROWS_TO_INFER = 300
 #: Below these sizes a correlation says too little to check.
@@ -74,7 +77,7 @@ def check_corpus(folder: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(folder)
     config = read_config(folder)
     planted = {split: PlantedSplit(config, _first(parquet_rows([planted_file(folder, split)]))) for split in SPLITS}
-    rows = {split: _first(_rows(folder, split)) for split in SPLITS}
+    rows = {split: _first(parquet_rows(_files(folder, split))) for split in SPLITS}
     failures: list[str] = []
     measured: dict[str, Any] = {"clips": {split: _count(planted_file(folder, split)) for split in SPLITS}}
     for split in SPLITS:
@@ -111,18 +114,18 @@ def _count(file: Path) -> int:
     return int(pq.ParquetFile(file).metadata.num_rows)
 
 
-def _rows(folder: Path, split: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def _files(folder: Path, split: str) -> list[Path]:
     from hf_msa.data.sources import parquet_files
 
-    yield from parquet_rows(parquet_files(folder).get(split, []), columns)
+    return parquet_files(folder).get(split, [])
 
 
-def parquet_rows(files: Iterable[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def parquet_rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """Yield the rows of Parquet files; features are float32 arrays (T, d)."""
     import pyarrow.parquet as pq
 
     for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=200, columns=columns):
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=200):
             for row in batch.to_pylist():
                 for modality in FEATURE_MODALITIES:
                     if modality in row:
@@ -169,29 +172,59 @@ def _same(stored: dict[str, Any], fresh: dict[str, Any]) -> bool:
     return True
 
 
+class _Fault(Exception):
+    """A claim that does not hold, found in a stream."""
+
+
 def _check_splits(folder: Path, config: SampleCorpusConfig) -> list[str]:
-    """Look for videos, clips and speakers in two splits, video by video: only the videos' names are kept."""
-    owner: dict[str, str] = {}
-    with_speaker = ["speaker"] if config.version == 1 else []
-    for split in SPLITS:
-        video, clips = "", set[str]()
-        facts = parquet_rows([planted_file(folder, split)], ["id", *with_speaker])
-        for row, fact in itertools.zip_longest(_rows(folder, split, ["id", "video_id"]), facts):
-            if row is None or fact is None or row["id"] != fact["id"]:
-                return [f"the planted facts of the {split} split are not in the order of its rows"]
-            if row["video_id"] != video:
-                video, clips = row["video_id"], set()
-                key = f"video {video}"
-                if key in owner:
-                    return [f"{key} is in {owner[key]} and in {split}"]
-                owner[key] = split
-            if row["id"] in clips:
-                return [f"two clips of the {split} split have the same id"]
-            clips.add(row["id"])
-            for key in (f"speaker {fact[name]}" for name in with_speaker):
-                if owner.setdefault(key, split) != split:
-                    return [f"{key} is in {owner[key]} and in {split}"]
+    """Look for videos, clips and speakers in two splits, by merging what is in order: nothing is remembered of the rows."""
+    try:
+        for split in SPLITS:
+            _check_ids(folder, split)
+        for column in ("video_id", *(["speaker"] if config.version == 1 else [])):
+            merged = heapq.merge(*(_names_in_order(folder, split, column) for split in SPLITS))
+            for (key, split), (other, beside) in itertools.pairwise(merged):
+                if key == other:
+                    raise _Fault(f"{key[1]} is in {split} and in {beside}")
+    except _Fault as fault:
+        return [str(fault)]
     return []
+
+
+def _check_ids(folder: Path, split: str) -> None:
+    data, planted = _files(folder, split), [planted_file(folder, split)]
+    columns = [_column(data, "id"), _column(data, "video_id"), _column(planted, "id")]
+    video, clips = None, set[str | None]()
+    for name, own_video, fact in itertools.zip_longest(*columns):
+        if name is None or name != fact:
+            raise _Fault(f"the planted facts of the {split} split are not in the order of its rows")
+        if own_video != video:
+            video, clips = own_video, set()
+        if name in clips:
+            raise _Fault(f"two clips of the {split} split have the same id")
+        clips.add(name)
+
+
+def _names_in_order(folder: Path, split: str, column: str) -> Iterator[tuple[tuple[int, str], str]]:
+    """Yield the name of each new video or speaker of a split, behind its length, and the split."""
+    files = _files(folder, split) if column == "video_id" else [planted_file(folder, split)]
+    last = (0, "")
+    for name in _column(files, column):
+        # Numbers with more digits come later.
+        key = (len(name), name)
+        if key < last:
+            raise _Fault(f"{name} comes after {last[1]} in the {split} split, whose clips are not in order")
+        if key > last:
+            yield key, split
+        last = key
+
+
+def _column(files: Iterable[Path], column: str) -> Iterator[str]:
+    import pyarrow.parquet as pq
+
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=_VALUES_AT_ONCE, columns=[column]):
+            yield from batch.column(0).to_pylist()
 
 
 def _check_text_model(folder: Path, config: SampleCorpusConfig) -> list[str]:
@@ -204,13 +237,17 @@ def _check_text_model(folder: Path, config: SampleCorpusConfig) -> list[str]:
 
 
 def _check_shares(folder: Path, config: SampleCorpusConfig) -> _Found:
+    import pyarrow.parquet as pq
+
     counts: Counter[str] = Counter()
     names = ["kind", "lying_modality", "hard_no_cue", "hard_sarcasm", "hard_contrast"]
     names += ["lie"] if config.version > 1 else []
     for split in SPLITS:
-        for row in parquet_rows([planted_file(folder, split)], names):
-            counts["clips"] += 1
-            counts.update(f"{name} {value}" for name, value in row.items())
+        for batch in pq.ParquetFile(planted_file(folder, split)).iter_batches(_VALUES_AT_ONCE, columns=names):
+            counts["clips"] += batch.num_rows
+            for name in names:
+                for found_value in batch.column(name).value_counts().to_pylist():
+                    counts[f"{name} {found_value['values']}"] += found_value["counts"]
     total = counts["clips"]
     found: dict[str, Any] = {
         "kinds": {kind: counts[f"kind {kind}"] / total for kind in config.kind_prior()},

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,12 @@ from hf_msa.models.msa_schema import FEATURE_MODALITIES, MODALITIES
 PLANTED_FOLDER = "planted"
 TEXT_MODEL_FOLDER = "text_model"
 CONFIG_FILE = "corpus.json"
+CHECKS_FILE = "checks.json"
 PLANTED_RECORDINGS_FILE = "recordings.parquet"
 
 _ROWS_AT_ONCE = 500
+#: Rows of a row group of planted facts. The writer keeps a description of each group until its file is closed.
+_ROWS_PER_GROUP = 5_000
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,14 @@ def read_config(folder: str | os.PathLike[str]) -> SampleCorpusConfig:
     Raises:
         MsaError: If the folder is not a sample corpus.
     """
-    file = _config_path(Path(folder))
-    if not file.is_file():
+    if not is_sample_corpus(folder):
         raise MsaError(f"{folder} is not a sample corpus; make one with `hf-msa sample-corpus`.")
-    return SampleCorpusConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    return SampleCorpusConfig.from_dict(json.loads(_config_path(Path(folder)).read_text(encoding="utf-8")))
+
+
+def is_sample_corpus(folder: str | os.PathLike[str]) -> bool:
+    """Whether a data set is a sample corpus that lies on this machine, so that it is known what was planted."""
+    return _config_path(Path(folder)).is_file()
 
 
 def planted_file(folder: str | os.PathLike[str], split: str) -> Path:
@@ -141,6 +148,36 @@ def read_planted(folder: str | os.PathLike[str], split: str) -> PlantedSplit:
     file, config = planted_file(folder, split), read_config(folder)
     rows = pq.read_table(file).to_pylist()
     return PlantedSplit(config, rows)
+
+
+def stream_planted(
+    folder: str | os.PathLike[str], split: str, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield planted facts of the clips of a split one by one; memory does not grow with the split.
+
+    Args:
+        folder: A sample corpus.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        columns: Keys as in `SampleRow.planted`; by default all.
+
+    Raises:
+        MsaError: If there is no such split.
+    """
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(planted_file(folder, split)).iter_batches(_ROWS_AT_ONCE, columns=columns):
+        yield from batch.to_pylist()
+
+
+def write_checks(folder: str | os.PathLike[str], measured: Mapping[str, Any]) -> None:
+    """Write what `check_corpus` has measured of a sample corpus beside its planted facts."""
+    write_json(Path(folder) / PLANTED_FOLDER / CHECKS_FILE, measured)
+
+
+def read_checks(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read what was measured of a sample corpus when it was made; None where it was not checked, or is none."""
+    file = Path(folder) / PLANTED_FOLDER / CHECKS_FILE
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def read_planted_recordings(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -172,6 +209,7 @@ class _Rows:
 
     description = "hf_msa's generator"
     aligned = False
+    unique_ids = True
 
     def __init__(self, config: SampleCorpusConfig, recordings: int, planted: Path) -> None:
         self._config, self._planted = config, planted
@@ -204,11 +242,17 @@ class _Rows:
 
         schema = _planted_schema(self._config.version)
         self._planted.mkdir(exist_ok=True)
+        waiting: list[Any] = []
         with pq.ParquetWriter(self._planted / f"{split}.parquet", schema) as writer:
             samples = generate_rows(self._config, split)
             while some := list(itertools.islice(samples, _ROWS_AT_ONCE)):
-                writer.write_table(pa.Table.from_pylist([sample.planted for sample in some], schema))
+                waiting.append(pa.Table.from_pylist([sample.planted for sample in some], schema))
+                if len(waiting) * _ROWS_AT_ONCE >= _ROWS_PER_GROUP:
+                    writer.write_table(pa.concat_tables(waiting))
+                    waiting.clear()
                 yield from (sample.row for sample in some)
+            if waiting:
+                writer.write_table(pa.concat_tables(waiting))
 
 
 def _planted_schema(version: int) -> Any:
