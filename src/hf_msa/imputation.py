@@ -22,7 +22,7 @@ from .data.loading import dataset_facts, load_msa, load_split
 from .data.missing import CompleteProtocol, MissingProtocol, protocol_from_dict
 from .data.prepare import check_output, write_dataset
 from .data.rows import MsaRows
-from .data.schema import ANNOTATION, PRESENCE, TEXT, WORDS, DatasetFacts, msa_features
+from .data.schema import ANNOTATION, GENERATED, PRESENCE, TEXT, WORDS, DatasetFacts, msa_features
 from .data.validation import ValidationReport
 from .errors import MsaError, as_msa_errors
 from .evaluation.checkpoints import checkpoint_rows, find_model, load_checkpoint, method_of, own_fields
@@ -35,8 +35,6 @@ from .models.omg_observation import has_modality
 from .models.processing_msa import MsaProcessor
 
 IMPUTATION_FILE = "imputation.json"
-GENERATED = {modality: f"{modality}_generated" for modality in FEATURE_MODALITIES}
-"""Modality name -> the boolean column that is True where the features were generated."""
 SPREAD = {modality: f"{modality}_spread" for modality in FEATURE_MODALITIES}
 """Modality name -> the column that says how far several draws of the generated features differ."""
 PLAN = "plan"
