@@ -322,7 +322,11 @@ class _Completed:
             for name in self._read:
                 mask = made.masks[name][place]
                 if mask.any():
-                    entry[name] = self._in_data_units(name, made.values[name][place][mask].float().cpu().numpy())
+                    frames = self._in_data_units(name, made.values[name][place][mask].float().cpu().numpy())
+                    entry[name] = frames
+                    if self._network.config.missing_length == "observed":
+                        # Means of positions stand for the frames of the data's own time base.
+                        entry[name] = stretched(frames, int(made.lengths[name][place]))
                     if name in made.spreads:
                         entry[SPREAD[name]] = float(made.spreads[name][place][mask].mean())
             if made.plans is not None:
@@ -342,6 +346,11 @@ class _Completed:
         if mean is None or std is None:
             return values
         return values * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+
+
+def stretched(frames: np.ndarray, length: int) -> np.ndarray:
+    """Repeat frames `(T, width)` evenly to a length; a shorter one leaves them as they are."""
+    return frames[np.arange(length) * len(frames) // length] if length > len(frames) else frames
 
 
 def _card(about: Mapping[str, Any]) -> str:

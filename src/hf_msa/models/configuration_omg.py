@@ -84,6 +84,10 @@ class OmgConfig(MsaConfig):
     Executor (sections 3.5, 3.6):
         sequence_length (`int`): Positions of each modality (4.1: 50, aligned); longer sequences are averaged to that many
             (ours).
+        missing_length: How long what is missing is taken to be: the `"median"` of the training split; or what the lengths of
+            `"observed"` modalities let expect (ours). Its true length is not known.
+        missing_length_fits (`dict`, *optional*): Fitted to the training split where it is to be `"observed"`: modality ->
+            lists of an observed one, slope and intercept, the closest fit first; the median stands where there is none.
         latent_dim, vae_hidden (`int`), kl_weight (`float`): Of the autoencoders (ours).
         denoiser_dim, denoiser_layers, denoiser_heads, denoiser_feedforward_dim (`int`): Of the denoisers (ours).
         injection: Where plan and evidence enter: `"hierarchical"` (eqs. 12, 13), `"reversed"`, `"concat"` or
@@ -189,6 +193,8 @@ class OmgConfig(MsaConfig):
     index_ef_search: int | None = None
 
     sequence_length: int = 50
+    missing_length: Literal["median", "observed"] = "median"
+    missing_length_fits: dict[str, Any] | None = None
     latent_dim: int = 32
     vae_hidden: int = 128
     kl_weight: float | int = 1e-4
@@ -285,6 +291,15 @@ class OmgConfig(MsaConfig):
                 "A server loads its model itself: set planner_lora to False and leave planner_quantization out, or set "
                 'planner_kind to "local".'
             )
+        for fit in (fit for fits in (self.missing_length_fits or {}).values() for fit in fits):
+            if (
+                len(fit) != 3
+                or fit[0] not in self.modalities
+                or not all(isinstance(one, int | float) for one in fit[1:])
+            ):
+                raise ValueError(
+                    f"missing_length_fits has {fit!r}; give lists of a modality, a slope and an intercept."
+                )
         steps = self.num_train_timesteps
         self.check_numbers("num_inference_steps", at_most=steps, hint=", as the noise schedule has no more steps")
         if self.index_factory == "Flat" and not self.index_nprobe is self.index_ef_search is None:

@@ -85,6 +85,7 @@ class Perception:
         masks: True = an observed position `(batch, positions)`.
         wanted: True = a position that exists or is to be generated `(batch, positions)`.
         available: Whether anything of the modality is observed `(batch,)`.
+        lengths: Positions of the inputs that the modality has or, where it is missing, is taken to have `(batch,)`.
         seen: Modality -> the inputs' own values, and True = an observed position of them.
     """
 
@@ -92,6 +93,7 @@ class Perception:
     masks: dict[str, Tensor]
     wanted: dict[str, Tensor]
     available: dict[str, Tensor]
+    lengths: dict[str, Tensor]
     seen: dict[str, tuple[Tensor, Tensor]]
 
     def __len__(self) -> int:
@@ -163,6 +165,7 @@ class GeneratedBatch:
         values: Modality -> features `(batch, positions, width)` in the model's units, of text states of the text encoder;
             zeros in rows that have the modality, as in `latents`.
         masks: Modality -> True = a generated position `(batch, positions)`.
+        lengths: Modality -> positions of the inputs that it is taken to have `(batch,)`, of which `positions` may be means.
         latents: Modality -> z_0* `(batch, latents, latent_dim)`.
         step_costs: Modality -> mean squared change of the latents in each step `(batch, steps)`, NaN in such rows.
         spreads: Modality -> deviation of the features over several draws, of the shape and in the units of `values`; empty
@@ -175,6 +178,7 @@ class GeneratedBatch:
 
     values: dict[str, Tensor]
     masks: dict[str, Tensor]
+    lengths: dict[str, Tensor]
     latents: dict[str, Tensor]
     step_costs: dict[str, Tensor]
     spreads: dict[str, Tensor]
@@ -412,13 +416,17 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         where the special tokens of text do not count.
         """
         inputs = self.read(batch)
-        seen = Perception({}, {}, {}, {}, {})
+        seen = Perception({}, {}, {}, {}, {}, {})
         for name in self.config.modalities:
-            value, real, visible = inputs.values(name), inputs.attention(name).bool(), inputs.observed(name)
+            value, visible = inputs.values(name), inputs.observed(name)
             seen.available[name], seen.seen[name] = visible.any(dim=1), (value, visible)
+        given = {name: inputs.attention(name).bool().sum(dim=1) for name in self.config.modalities}
+        for name, (value, visible) in seen.seen.items():
             if name == "text":
+                real = inputs.attention(name).bool()
                 value = self._text_features(value, real, seen.available[name], text_states)
-            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, real.sum(dim=1))
+            seen.lengths[name] = self._lengths(name, given, seen.available)
+            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, seen.lengths[name])
             seen.wanted[name] = torch.where(seen.available[name].unsqueeze(1), seen.masks[name], missing)
         return seen
 
@@ -426,6 +434,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         """Whether anything of each modality is observed `(batch,)`; see `perceive`."""
         inputs = self.read(batch)
         return {name: inputs.observed(name).any(dim=1) for name in self.config.modalities}
+
+    def _lengths(self, name: str, given: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Tensor:
+        """Lengths of a modality `(batch,)`: where it is missing what observed ones let expect, else those of the inputs."""
+        expected, longest = given[name], getattr(self.config, f"{name}_max_length")
+        for other, slope, intercept in reversed((self.config.missing_length_fits or {}).get(name, [])):
+            guess = (given[other] * slope + intercept).round().clamp(1, longest).to(expected)
+            expected = torch.where(available[other], guess, expected)
+        return torch.where(available[name], given[name], expected)
 
     def _text_features(self, input_ids: Tensor, real: Tensor, available: Tensor, states: Tensor | None) -> Tensor:
         """Standardised states of the text encoder, zeros for rows whose text is missing."""
@@ -441,7 +457,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def _on_grid(self, name: str, values: Tensor, visible: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values and what is visible on the fixed number of positions, padded, or averaged where there may be more.
 
-        Beside them what is generated where the modality is missing: as many positions as the inputs have.
+        Beside them what is generated where the modality is missing: as many positions as it is taken to have.
         """
         positions = self.config.positions(name)
         values = values.masked_fill(~visible.unsqueeze(-1), 0.0)
@@ -637,6 +653,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         return GeneratedBatch(
             values={name: value.masked_fill(~masks[name].unsqueeze(-1), 0.0) for name, value in values.items()},
             masks=masks,
+            lengths=perception.lengths,
             latents={name: value * missing[name].view(-1, 1, 1) for name, value in latents.items()},
             step_costs=costs,
             spreads={name: value.masked_fill(~masks[name].unsqueeze(-1), 0.0) for name, value in spreads.items()},
