@@ -685,6 +685,17 @@ class TestAblations:
         # What is validated is what users get: the classes of what is really generated.
         assert 0.5 < evaluated[-1]["eval_loss"] < 4.0
 
+    def test_wo_generation_the_classifier_alone_is_trained(
+        self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
+    ) -> None:
+        with pytest.raises(MsaError, match="which is for hf-msa evaluate --set prediction=planner"):
+            whole_run(corpus, tmp_path / "planner", few, "model.prediction=planner")
+        context = whole_run(corpus, tmp_path / "run", few, ablation="wo_generation", stages_from=run.folder.parent)
+        made = load_file(context.folder / "model.safetensors")
+        fresh = context.new_model(OmgForSentimentAnalysis).state_dict()
+        taken = {"executors.vae", "executors.semantics", "text_mean", "text_std"}
+        assert changed(fresh, made) == taken | {"fusion"}
+
     def test_wo_planner_runs_to_its_end(self, corpus: Path, few: dict[str, MsaRows], tmp_path: Path) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_planner")
         model = loaded(context)

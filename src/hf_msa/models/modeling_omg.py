@@ -34,6 +34,7 @@ from .omg_executor import LatentVae, ModalityExecutor, build_scheduler, draw_noi
 from .omg_knowledge_base import DESCRIPTION_FILE, NO_ENTRY, KnowledgeBase
 from .omg_light_planner import LightPlanner
 from .omg_observation import Observation, observe_rows
+from .omg_plan import score_label
 from .omg_planner import MllmPlanner, PlanChoice, Planner
 from .omg_retriever import Evidence, EvidenceRetriever
 
@@ -557,7 +558,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 noise = draw_noise(perception.seeds(config.generation_seed, "plan"), tokens.shape[1:])[0].to(tokens)
             tokens = F.normalize(noise, dim=-1)
             plan, score = tokens[:, 0], torch.zeros_like(score)
-        if base is None or config.retrieval_aggregation == "none":
+        if base is None or config.retrieval_aggregation == "none" or not config.generation:
             return Conditioning(plan, tokens, observation, None, score)
         if config.index_factory == "Flat":
             base = self._knowledge_base = base.to(plan.device)
@@ -609,7 +610,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             rows = (~perception.available[name]).nonzero().squeeze(1)
             values[name] = torch.zeros_like(perception.values[name])
             costs[name] = torch.full((len(perception), steps), math.nan, device=rows.device)
-            if not len(rows):
+            if not len(rows) or not config.generation:
                 continue
             seeds = perception.seeds(config.generation_seed, f"{name}/{draw}" if draw else name)
             given = (*self._executor_inputs(name, conditioning, latents[name]), perception.wanted[name])
@@ -673,7 +674,12 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             rows: The raw rows, which plans are made from; see `MsaPreTrainedModel.predict_rows`. Without them the
                 `..._vectors` in `inputs` are used, or zeros.
             processor: The model's processor, where rows are given; see `planner`, also for errors.
+
+        Raises:
+            ValueError: If the model generates nothing (`generation`).
         """
+        if not self.config.generation:
+            raise ValueError("This model was trained without generation; give one that generates what is missing.")
         plans, vectors = (None, {}) if rows is None else self.plan_inputs(inputs, rows, processor)
         perception = self.perceive(inputs)
         own_entries = None if rows is None else self.own_entries(rows)
@@ -716,6 +722,8 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         Raises:
             ValueError: If plans are needed and not given, or labels or complete inputs.
         """
+        if self.config.prediction == "planner":
+            raise ValueError("The planner's score needs the words of a sample: call predict_rows, or the pipeline.")
         if observation_vectors is None and labels is None and not self.training:
             warnings.warn(
                 "OMG-Agent was called without plans, which need the words of a sample, so it runs on zeros in their place; "
@@ -766,7 +774,12 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         seconds = time.perf_counter() - started
         plans, vectors = self.plan_observations(observations, processor)
         started = time.perf_counter()
-        outputs: OmgOutput = self(**{**inputs, **vectors, "own_entries": self.own_entries(rows)})
+        outputs: OmgOutput
+        if self.config.prediction == "planner":
+            scores = [[score_label(plan.score, self.config.family)] for plan in plans or ()]
+            outputs = OmgOutput(logits=torch.tensor(scores, device=self.device))
+        else:
+            outputs = self(**{**inputs, **vectors, "own_entries": self.own_entries(rows)})
         seconds += time.perf_counter() - started
         if plans is None or outputs.logits is None:
             return outputs

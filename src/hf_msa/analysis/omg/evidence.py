@@ -54,9 +54,9 @@ def required_base(model: OmgForSentimentAnalysis, where: str) -> KnowledgeBase:
     """
     with as_msa_errors():
         base = model.knowledge_base
-    if base is None or model.config.retrieval_aggregation == "none":
+    if base is None or model.config.retrieval_aggregation == "none" or not model.config.generation:
         raise MsaError(
-            f"{where} retrieves nothing; give a run with a knowledge base, not of the ablation wo_retriever."
+            f"{where} retrieves nothing; give a run with a knowledge base, not of the ablations wo_retriever, wo_generation."
         )
     return base
 

@@ -75,7 +75,7 @@ LATER_FIELDS = (
     ),
     *("num_inference_steps", "num_samples", "fusion_dim", "dropout", "classifier_input", "classifier_plan"),
     *("plan_loss_weight", "evidence_loss_weight", "task_loss_weight", "alignment_loss_weight", "refit_classifier"),
-    *("aux_weight", "missing_length", "missing_length_fits"),
+    *("aux_weight", "generation", "prediction", "missing_length", "missing_length_fits"),
 )
 """Fields of the configuration that no shared stage depends on; what they do to initial weights is seen in the weights."""
 AUTOENCODERS_FILE = "autoencoders.safetensors"
@@ -223,6 +223,11 @@ def run(context: RunContext) -> MsaPreTrainedModel:
         MsaError: If something is absent that a later stage needs, before anything is trained.
     """
     config = cast(OmgConfig, context.config)
+    if config.prediction != "classifier":
+        raise MsaError(
+            f"model.prediction is {config.prediction!r}, which is for hf-msa evaluate --set prediction={config.prediction}; "
+            "train with the classifier."
+        )
     require_package("diffusers", "omg")
     if config.index_factory != "Flat":
         require_package("faiss", "kb")
@@ -286,10 +291,13 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     model.knowledge_base = KnowledgeBase.load(folder)
     if not config.refit_classifier:
         train("classifier", None, [model.fusion], complete=True)
-    parts: list[nn.Module] = [part for one in executors for part in (one.denoiser, one.alignment)]
-    parts += [model.retriever] if config.retrieval_aggregation != "none" else []
+    parts: list[nn.Module] = []
+    if config.generation:
+        parts += [part for one in executors for part in (one.denoiser, one.alignment)]
+        parts += [model.retriever] if config.retrieval_aggregation != "none" else []
     parts += [model.fusion] if config.task_loss_weight else []
-    train("main", "generate", parts, final=True, return_complete=True, validate_complete=config.refit_classifier)
+    objective = "generate" if config.generation else None
+    train("main", objective, parts, final=True, return_complete=True, validate_complete=config.refit_classifier)
     if config.refit_classifier:
         train("classifier_after", None, [model.fusion])
     model.saves_knowledge_base = True
