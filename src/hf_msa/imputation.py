@@ -29,8 +29,8 @@ from .evaluation.checkpoints import checkpoint_rows, find_model, load_checkpoint
 from .files import write_json
 from .methods import METHODS
 from .models.modeling_msa import MsaPreTrainedModel
-from .models.modeling_omg import GeneratedBatch
 from .models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
+from .models.omg_batches import GeneratedBatch
 from .models.omg_observation import has_modality
 from .models.processing_msa import MsaProcessor
 

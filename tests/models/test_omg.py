@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FixedPattern, apply_missing
 from hf_msa.models.configuration_omg import OmgConfig
-from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception, average_positions
+from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.msa_inputs import INPUT_KEYS, inner_tokens
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from hf_msa.models.omg_batches import Perception, average_positions
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_observation import observe_rows
