@@ -114,6 +114,12 @@ def _train(parser: argparse.ArgumentParser) -> None:
         help="mixed: what the recipe drops in training; RATE: whole modalities at this rate; match: a model for each of the "
         "rates 0.0 to 0.7, in rate-<R> of the output (default: mixed)",
     )
+    parser.add_argument(
+        "--stages-from",
+        metavar="DIR",
+        help="--output of earlier runs, e.g. of the full model for its ablations: stages that were made there of the same "
+        "data, settings and seed are taken and not trained again",
+    )
     _media(parser)
     parser.add_argument("--text-model", help="folder or Hub name of a BERT-family checkpoint")
     _assignments(parser, "--set", "assignments", "override the recipe, e.g. model.num_tokens=4")

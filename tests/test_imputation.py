@@ -15,7 +15,7 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.checkpoints import attach_answers, load_checkpoint
 from hf_msa.evaluation.evaluate import evaluate_runs
-from hf_msa.imputation import IMPUTATION_FILE, impute
+from hf_msa.imputation import IMPUTATION_FILE, impute, stretched
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.modeling_text import TextForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
@@ -100,6 +100,25 @@ class TestWhatIsAbsent:
         assert written.shape == (6, 7), "the typical length of pictures"
         np.testing.assert_allclose(written, frames * 2.0 + 5.0, atol=1e-4)
         assert made.evidence_ids[0] == [entry["id"] for entry in table(completed, "test")[6]["evidence"]]
+
+    def test_its_length_is_expected_of_what_is_observed_in_the_time_base_of_the_data(
+        self, work: Path, tmp_path: Path
+    ) -> None:
+        fits = {"missing_length": "observed", "missing_length_fits": {"vision": [["audio", 1.0, 3.0]]}}
+        write_checkpoint(tmp_path, work / "clips", sequence_length=4, **fits)
+        impute(str(tmp_path / "model"), str(work / "lacking"), str(tmp_path / "made"), splits=["test"])
+        rows = table(tmp_path / "made", "test")
+        for number in (0, 6, 9):
+            written = np.array(rows[number]["vision"])
+            assert len(written) == min(len(rows[number]["audio"]) + 3, 12) == min(4 + number % 5 + 3, 12)
+            assert len(np.unique(written, axis=0)) == 4, "means of four parts, repeated"
+        # Without anything observed it is the median.
+        assert len(rows[3]["vision"]) == 6 and len(rows[3]["audio"]) == 5
+
+    def test_frames_are_repeated_evenly(self) -> None:
+        frames = np.array([[1.0], [2.0], [3.0]])
+        assert stretched(frames, 7)[:, 0].tolist() == [1, 1, 1, 2, 2, 3, 3]
+        assert stretched(frames, 3) is frames and stretched(frames, 2) is frames
 
     def test_batches_do_not_matter(self, work: Path, completed: Path) -> None:
         impute(str(work / "model"), str(work / "lacking"), str(work / "one"), splits=["test"], batch_size=1)

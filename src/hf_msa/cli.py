@@ -210,6 +210,7 @@ def train(
     text_model: str | None,
     media: str | None,
     flags: Sequence[str],
+    stages_from: str | None = None,
 ) -> None:
     """Train by a recipe, one run for each seed and training rate; `flags` are those of `training_flags`."""
     from accelerate import PartialState
@@ -232,7 +233,7 @@ def train(
             place = rate_folder(output, rate) if matched and rate is not None else Path(output)
             shared = done[0].folder if done else None
             # The later ones take over stages of the first, which is tidied when all are finished.
-            context = run_recipe(settings, data, place, seed, given, rows, media, shared, tidy=bool(done))
+            context = run_recipe(settings, data, place, seed, given, rows, media, shared, bool(done), stages_from)
             done.append(context)
             rows = context.rows
             if PartialState().is_main_process:

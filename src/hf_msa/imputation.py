@@ -22,21 +22,19 @@ from .data.loading import dataset_facts, load_msa, load_split
 from .data.missing import CompleteProtocol, MissingProtocol, protocol_from_dict
 from .data.prepare import check_output, write_dataset
 from .data.rows import MsaRows
-from .data.schema import ANNOTATION, PRESENCE, TEXT, WORDS, DatasetFacts, msa_features
+from .data.schema import ANNOTATION, GENERATED, PRESENCE, TEXT, WORDS, DatasetFacts, msa_features
 from .data.validation import ValidationReport
 from .errors import MsaError, as_msa_errors
 from .evaluation.checkpoints import checkpoint_rows, find_model, load_checkpoint, method_of, own_fields
 from .files import write_json
 from .methods import METHODS
 from .models.modeling_msa import MsaPreTrainedModel
-from .models.modeling_omg import GeneratedBatch
 from .models.msa_schema import FEATURE_MODALITIES, UNIMODAL_LABEL_KEYS
+from .models.omg_batches import GeneratedBatch
 from .models.omg_observation import has_modality
 from .models.processing_msa import MsaProcessor
 
 IMPUTATION_FILE = "imputation.json"
-GENERATED = {modality: f"{modality}_generated" for modality in FEATURE_MODALITIES}
-"""Modality name -> the boolean column that is True where the features were generated."""
 SPREAD = {modality: f"{modality}_spread" for modality in FEATURE_MODALITIES}
 """Modality name -> the column that says how far several draws of the generated features differ."""
 PLAN = "plan"
@@ -324,7 +322,11 @@ class _Completed:
             for name in self._read:
                 mask = made.masks[name][place]
                 if mask.any():
-                    entry[name] = self._in_data_units(name, made.values[name][place][mask].float().cpu().numpy())
+                    frames = self._in_data_units(name, made.values[name][place][mask].float().cpu().numpy())
+                    entry[name] = frames
+                    if self._network.config.missing_length == "observed":
+                        # Means of positions stand for the frames of the data's own time base.
+                        entry[name] = stretched(frames, int(made.lengths[name][place]))
                     if name in made.spreads:
                         entry[SPREAD[name]] = float(made.spreads[name][place][mask].mean())
             if made.plans is not None:
@@ -344,6 +346,11 @@ class _Completed:
         if mean is None or std is None:
             return values
         return values * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+
+
+def stretched(frames: np.ndarray, length: int) -> np.ndarray:
+    """Repeat frames `(T, width)` evenly to a length; a shorter one leaves them as they are."""
+    return frames[np.arange(length) * len(frames) // length] if length > len(frames) else frames
 
 
 def _card(about: Mapping[str, Any]) -> str:

@@ -60,6 +60,8 @@ class Stages:
             optimiser concern it alone.
         rate_free: `RATE_FREE_STAGES`, those in which the missing-data protocols have no part, so that `--train-rate match`
             runs them once per seed; none unless the module says so.
+        shared: `SHARED_STAGES`, those that runs share where they were made of the same things, see `SharedStages`; none
+            unless the module says so.
         kept: `KEPT`, patterns of what stays in the folder of stages when a run is finished, e.g. `"polarity/model/*"`,
             because analyses read it; none unless the module says so.
         lora: `LORA_STAGES`, those that train an adapter of a language model, whose arguments are `LoraTrainingArguments`;
@@ -71,6 +73,7 @@ class Stages:
     names: tuple[str, ...] = ("main",)
     final: str = "main"
     rate_free: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     lora: tuple[str, ...] = ()
     run: Callable[[Any], MsaPreTrainedModel] | None = None
@@ -107,7 +110,8 @@ class Method:
         module = importlib.import_module(self.training)
         rate_free, kept = getattr(module, "RATE_FREE_STAGES", ()), getattr(module, "KEPT", ())
         lora = getattr(module, "LORA_STAGES", ())
-        return Stages(tuple(module.STAGES), module.FINAL_STAGE, rate_free, kept, lora, module.run)
+        shared = getattr(module, "SHARED_STAGES", ())
+        return Stages(tuple(module.STAGES), module.FINAL_STAGE, rate_free, shared, kept, lora, module.run)
 
     def recipe_names(self) -> list[str]:
         """Names of its recipes, `<method>/<dataset>`."""

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.estimates import Estimate
 from hf_msa.analysis.omg.evidence import (
     class_shares,
+    diversity,
+    diversity_rows,
+    diversity_summary,
     entry_labels,
     evidence_columns,
     nearest_by_content,
@@ -306,9 +310,40 @@ def test_entries_without_a_label(loaded):
         entry_labels(loaded.model.knowledge_base, loaded.rows)
 
 
+def test_diversity_by_hand():
+    """Four samples, two entries each of five: entry 0 is everybody's, three others stand once or twice."""
+    rows = np.array([[0, 1], [0, 2], [1, 0], [3, 0]], dtype=float)
+    found = diversity(rows, 5)
+    # Shares of the eight: 1/2, 1/4, 1/8, 1/8.
+    assert found == {"ever used": 0.8, "most frequent": 1.0, "effective number": pytest.approx(1 / (22 / 64))}
+    # Where there is no second entry nothing counts in its place.
+    assert diversity(np.array([[2.0, -1.0], [0.0, -1.0]]), 4) == {
+        "ever used": 0.5,
+        "most frequent": 0.5,
+        "effective number": 2.0,
+    }
+    assert diversity(np.array([[-1.0]]), 1) == {"ever used": 0.0, "most frequent": 0.0, "effective number": 0.0}
+
+
+def test_diversity_is_told_by_pattern_and_source_with_the_spread_over_seeds():
+    one, other = [[0, 1], [0, 1]], [[0, 1], [2, 3]]
+    columns = {("rows", "retrieved", ""): np.array([one, other]), ("rows", "content-only", ""): np.array([one, one])}
+    rows = diversity_rows({"text": columns}, [7, 8], 4)
+    assert [(row["training seed"], row["by"], row["ever used"]) for row in rows] == [
+        (7, "retrieved", 0.5),
+        (7, "content-only", 0.5),
+        (8, "retrieved", 1.0),
+        (8, "content-only", 0.5),
+    ]
+    retrieved, content = diversity_summary(rows)
+    assert retrieved["ever used"] == "0.750 ± 0.354" and retrieved["effective number"] == "3.0 ± 1.4"
+    assert (content["observed"], content["by"], content["most frequent"]) == ("text", "content-only", "1.000 ± 0.000")
+
+
 def test_evidence_of_a_run(data, trained, loaded, tmp_path):
     paths = run_tool("evidence", [trained], data=data, output=str(tmp_path))
-    assert {path.name for path in paths} == {f"evidence.{kind}" for kind in ("csv", "md", "png", "svg")}
+    names = {f"evidence.{kind}" for kind in ("csv", "md", "png", "svg")} | {"diversity.csv"}
+    assert {path.name for path in paths} == names
     table = {(row["observed"], row["classes"]): row for row in read(tmp_path / "evidence.csv")}
     assert len(table) == 7 * 2
     model, processor, rows = loaded.model, loaded.processor, loaded.rows
@@ -321,6 +356,12 @@ def test_evidence_of_a_run(data, trained, loaded, tmp_path):
         [np.sign(labels[entry]) == np.sign(member["label"]) for entry in entries]
         for member, entries in zip(members, made.evidence_ids, strict=True)
     ]
+    counts = Counter(entry for entries in made.evidence_ids for entry in entries)
+    told = {(row["observed"], row["by"]): row for row in read(tmp_path / "diversity.csv")}
+    assert float(told["audio+vision", "retrieved"]["most frequent"]) == pytest.approx(
+        max(counts.values()) / len(rows), rel=1e-4
+    )
+    assert "## How diverse it is" in (tmp_path / "evidence.md").read_text(encoding="utf-8")
     row = table["audio+vision", "sign"]
     assert float(row["retrieved, entries"]) == pytest.approx(np.mean(signs), rel=1e-4)
     expected = (np.array(signs) * made.evidence.weights.numpy()).sum(axis=1).mean()

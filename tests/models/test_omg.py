@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import FixedPattern, apply_missing
 from hf_msa.models.configuration_omg import OmgConfig
-from hf_msa.models.modeling_omg import OmgForSentimentAnalysis, Perception, average_positions
+from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.msa_inputs import INPUT_KEYS, inner_tokens
 from hf_msa.models.msa_verbalizer import MsaVerbalizer
+from hf_msa.models.omg_batches import Perception, average_positions
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_observation import observe_rows
@@ -26,7 +27,7 @@ from hf_msa.models.omg_planner import MllmPlanner
 from hf_msa.training.omg.planners import fit_centering, fit_light_planner
 from nonempty import some
 from scripted_mllm import ScriptedMllm, says
-from tiny import UNK, VOCABULARY, tiny_batch, tiny_omg_config, tiny_processor, tiny_rows
+from tiny import UNK, VOCABULARY, WORDS, tiny_batch, tiny_omg_config, tiny_processor, tiny_rows
 
 Batch = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
@@ -195,6 +196,35 @@ class TestPerceiving:
         assert seen.wanted["audio"][0].tolist() == [True] * 3 + [False] * 9
         assert seen.wanted["vision"][0].all()
         assert seen.wanted["text"][1].tolist() == [True] * 6 + [False] * 6
+
+    def test_its_length_is_what_those_of_observed_modalities_let_expect(self) -> None:
+        """By hand: half of the text's tokens and one, else twice the sound's frames, else the median."""
+        fits = {"vision": [["text", 0.5, 1.0], ["audio", 2.0, 0.0]], "audio": [["vision", 0.1, -9.0]]}
+        model = fresh(missing_length="observed", missing_length_fits=fits)
+        processor = tiny_processor(model.config)
+        processor.missing_lengths = {"text": 6, "audio": 3, "vision": 5}
+        row = tiny_rows(model.config)[0]
+        row |= {"text": " ".join(WORDS[:6]), "audio": np.zeros((4, 5)), "vision": np.ones((7, 7))}
+        rows = [
+            {**row, "vision_present": False},
+            {**row, "vision_present": False, "text": ""},
+            {**row, "vision_present": False, "text": "", "audio": np.zeros((9, 5))},
+            {**row, "audio_present": False},
+            {**row, "audio_present": False, "vision_present": False},
+            {**row, "text": ""},
+        ]
+        seen = model.perceive(processor.from_rows(rows))
+        # Eight tokens with the special ones: 5. Of 18 frames the longest has 12; of a length below 1 there is none.
+        assert seen.lengths["vision"].tolist() == [5, 8, 12, 7, 5, 7]
+        assert seen.lengths["audio"].tolist() == [4, 4, 9, 1, 3, 4]
+        assert seen.lengths["text"].tolist() == [8, 6, 6, 8, 8, 6], "no fit: the median"
+        assert seen.wanted["vision"].sum(1).tolist() == [5, 8, 12, 7, 5, 7]
+        made = model.generate_missing(processor.from_rows(rows))
+        assert made.masks["vision"].sum(1).tolist() == [5, 8, 12, 0, 5, 0]
+        assert made.lengths["vision"].tolist() == [5, 8, 12, 7, 5, 7]
+        # As before where nothing was fitted.
+        plain = fresh().perceive(processor.from_rows(rows))
+        assert plain.lengths["vision"].tolist() == [5, 5, 5, 7, 5, 7]
 
     def test_text_without_any_content_is_missing_and_its_special_tokens_go_with_it(self) -> None:
         model = fresh()

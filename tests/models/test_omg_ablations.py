@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from hf_msa.models.configuration_omg import OmgConfig
@@ -155,6 +156,42 @@ class TestPlanner:
         assert changed.tolist() == [True, False, True, True]
         full = ablated("wo_refit")
         assert torch.equal(predict(full, constraint_vectors=three), predict(full, constraint_vectors=swapped))
+
+
+class TestRows:
+    def test_wo_generation_the_classifier_reads_zeros_for_what_is_missing(self) -> None:
+        model, full = ablated("wo_generation"), ablated("wo_refit")
+        full.load_state_dict(model.state_dict())
+        batch, vectors = drop(tiny_batch(model.config), *LOST), some_vectors()
+        out = model(**batch, **vectors)
+        perception = model.perceive(batch)
+        latents = model.encode_observed(perception)
+        assert not latents["audio"][0].any() and not latents["vision"][2:].any() and not latents["text"][2].any()
+        expected = model.classify(perception, model.conditioning(perception, vectors), latents)
+        assert torch.equal(out.class_logits, expected)
+        assert torch.isnan(out.alignment_cost).all() and torch.isnan(out.path_cost).all()
+        differs = (out.class_logits - predict(full)).abs().amax(dim=1) > 1e-6
+        assert differs.tolist() == [True, False, True, True]
+        with pytest.raises(ValueError, match="trained without generation"):
+            model.generate_missing(batch)
+
+    def test_the_planner_alone_is_its_score_in_label_units(self) -> None:
+        """Sentiments 2 and -1 of 3: a mean of .5; on a scale to 1 a sixth."""
+        plan = "Entity: he; Action: waits; Sentiment: {}"
+        script = says((plan.format("positive"), [-1.0]), (plan.format("slightly negative"), [-1.0]))
+        for family, expected in (("mosi", 0.5), ("sims", 0.5 / 3)):
+            model = fresh(prediction="planner", planner="mllm", label_family=family, condition_dim=2)
+            rows, processor = tiny_rows(model.config), tiny_processor(model.config)
+            model.set_planner(MllmPlanner(ScriptedMllm(script), model.config))
+            out = model.predict_rows(processor.from_rows(rows), rows, processor)
+            assert out.logits.tolist() == [[pytest.approx(expected, abs=1e-5)]] * 4
+            assert out.class_logits is None and out.planner_calls.tolist() == [[1.0]] * 4
+            with pytest.raises(ValueError, match="needs the words of a sample"):
+                model(**processor.from_rows(rows))
+
+    def test_what_has_no_score_is_refused(self) -> None:
+        with pytest.raises(StrictDataclassError, match="Noise in the place of plans has no score"):
+            tiny_omg_config(prediction="planner", plan_source="noise")
 
 
 class TestRetriever:

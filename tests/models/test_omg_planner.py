@@ -22,6 +22,7 @@ from hf_msa.models.omg_light_planner import Lexicon, LightPlanner, RidgeProbe, r
 from hf_msa.models.omg_observation import Observation
 from hf_msa.models.omg_plan import FALLBACK_PLAN, MAX_PHRASE, Plan, read_plan, sentiment_word
 from hf_msa.models.omg_planner import (
+    NOTHING_OBSERVED,
     Centering,
     MllmPlanner,
     Planner,
@@ -56,13 +57,18 @@ class Fragile(ScriptedMllm):
 
     def __init__(self) -> None:
         super().__init__(says((GLAD.to_text(), (-0.5,))))
-        self.broken, self.failed = "broken", 0
+        self.broken, self.torn, self.failed = "broken", "torn", 0
 
     def generate(self, requests: Sequence[MllmRequest], *args: Any, **options: Any) -> list[list[MllmAnswer]]:
         if any(self.broken in request.prompt for request in requests):
             self.failed += 1
             raise ConnectionError("refused")
         return super().generate(requests, *args, **options)
+
+    def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
+        if any(self.torn in request.prompt for request in requests):
+            raise ValueError("torn")
+        return super().embed(requests)
 
 
 def asking(mllm: Any, **options: Any) -> MllmPlanner:
@@ -466,6 +472,26 @@ class TestMemory:
         mllm.broken = "never said"
         plan = asking(mllm, store=AnswerStore(tmp_path), num_candidates=1).plan(observations)[1].plan
         assert plan == GLAD
+
+    def test_one_observation_without_a_vector_is_a_fallback_plan_too(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        mllm = Fragile()
+        mllm.broken = "never said"
+        observations = [Observation(text) for text in ("a film", "a torn one", "a play")]
+        choices = asking(mllm, store=AnswerStore(tmp_path), num_candidates=1).plan(observations)
+        assert [choice.is_fallback for choice in choices] == [False, True, False]
+        assert choices[1].plan == FALLBACK_PLAN and choices[1].score == 0.0
+        nothing = asking(mllm).embed_texts([NOTHING_OBSERVED])[0]
+        assert choices[1].observation_vector == pytest.approx(nothing)
+        assert "gave no vector of an observation, which counts as unreadable: torn" in caplog.text
+        # It is not kept: where there is one later on, it is a plan as any.
+        mllm.torn = "never said"
+        again = asking(mllm, store=AnswerStore(tmp_path), num_candidates=1).plan(observations)
+        assert [choice.is_fallback for choice in again] == [False] * 3
+        mllm.torn = ""
+        with pytest.raises(ValueError, match="torn"):
+            asking(mllm, num_candidates=1).plan(observations)
 
     def test_a_model_that_fails_at_everything_ends_the_work(self) -> None:
         with pytest.raises(ConnectionError, match="refused"):

@@ -37,6 +37,7 @@ from hf_msa.training.omg.plans import (
 )
 from hf_msa.training.omg.stages import OmgTrainer, cross_fitted
 from hf_msa.training.recipes import load_recipe
+from hf_msa.training.shared_stages import SharedStages, _key
 from hf_msa.training.stages import RunContext, prepare_run, run_recipe
 from loopback_mllm_server import Server, completion, token
 from nonempty import some
@@ -86,9 +87,12 @@ def whole_run(
     shared: Path | None = None,
     rate: float | None = None,
     flags: dict[str, Any] | None = None,
+    stages_from: Path | None = None,
 ) -> RunContext:
     recipe = load_recipe("omg/sample", ablation=ablation, assignments=[*SMALL, *assignments], train_rate=rate)
-    return run_recipe(recipe, str(corpus), folder, seed, {**QUIET, **(flags or {})}, rows, shared=shared)
+    return run_recipe(
+        recipe, str(corpus), folder, seed, {**QUIET, **(flags or {})}, rows, shared=shared, stages_from=stages_from
+    )
 
 
 def weights(context: RunContext, stage: str) -> dict[str, torch.Tensor]:
@@ -562,6 +566,104 @@ class TestProtocols:
         assert (first.folder / "planner.json").read_bytes() == (second.folder / "planner.json").read_bytes()
 
 
+class TestSharedStages:
+    """What one run made of the same things another one takes, and ends with the weights of one that took nothing."""
+
+    def test_an_ablation_takes_what_it_does_not_change(
+        self,
+        corpus: Path,
+        few: dict[str, MsaRows],
+        run: RunContext,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        alone = whole_run(corpus, tmp_path / "alone", few, ablation="aux_weight_none")
+        fitted: list[str | None] = []
+        fit = OmgTrainer.fit
+        monkeypatch.setattr(OmgTrainer, "fit", lambda trainer: fitted.append(trainer._objective) or fit(trainer))
+        for name in ("encode_rows", "fit_planner", "compute_text_states"):
+            monkeypatch.setattr(stages_omg, name, None)
+        made = whole_run(corpus, tmp_path / "taking", few, ablation="aux_weight_none", stages_from=run.folder.parent)
+        assert fitted == ["generate", None], "neither autoencoders nor anything before them"
+        for file in ("model.safetensors", "knowledge_base/entries.safetensors", "planner.json"):
+            assert (made.folder / file).read_bytes() == (alone.folder / file).read_bytes(), file
+        facts = json.loads((made.folder / "run.json").read_text(encoding="utf-8"))
+        taken = {stage["name"]: stage.get("taken_from") for stage in facts["stages"]}
+        origin = f"{run.folder.parent.name}/seed-1"
+        assert taken == dict.fromkeys(("plans", "main", "classifier_after")) | {
+            "vae": origin,
+            "knowledge_base": origin,
+        }
+        assert f"vae: taken from {origin}" in caplog.text
+
+    def test_nothing_is_taken_that_was_made_of_something_else(
+        self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
+    ) -> None:
+        def keys(*assignments: str, seed: int = 1, rows: dict[str, MsaRows] = few) -> dict[str, str]:
+            recipe = load_recipe("omg/sample", assignments=[*SMALL, *assignments])
+            folder = tmp_path / f"{len(list(tmp_path.iterdir()))}" / f"seed-{seed}"
+            context = prepare_run(recipe, str(corpus), folder, seed, QUIET, rows)
+            model = context.new_model(OmgForSentimentAnalysis).eval()
+            found = stages_omg.Dependencies(context, model)
+            named = {"texts": found.texts, "planner": found.planner, "vae": found.autoencoders}
+            return {name: _key(value) for name, value in named.items()}
+
+        same = keys("stages.main.num_train_epochs=3", "model.top_k=5", "model.retrieval_aggregation=none")
+        assert same == keys()
+        other = keys(seed=2)
+        assert other["texts"] == same["texts"]
+        assert not set(other.values()) & {same["planner"], same["vae"]}
+        assert keys("model.kl_weight=0.5")["vae"] != same["vae"]
+        assert keys("stages.vae.learning_rate=0.5")["vae"] != same["vae"]
+        shapes = keys("model.injection=concat")
+        assert shapes["planner"] == same["planner"] and shapes["vae"] != same["vae"], "other initial weights"
+        fewer = {**few, "train": few["validation"]}
+        assert not set(keys(rows=fewer).values()) & set(same.values())
+
+    def test_what_is_damaged_or_half_written_is_not_taken(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shared = SharedStages(tmp_path / "omg", "omg/seed-1")
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "weights").write_bytes(b"1234")
+        shared.give("vae", {"seed": 1}, tmp_path / "made", ["weights"], {"name": "vae", "seconds": 2.0})
+        assert shared.take("vae", {"seed": 2}, tmp_path / "a") is None
+        assert shared.take("vae", {"seed": 1}, tmp_path / "b") == {
+            "name": "vae",
+            "seconds": 2.0,
+            "taken_from": "omg/seed-1",
+        }
+        assert (tmp_path / "b" / "weights").read_bytes() == b"1234"
+        assert [file.name for file in (tmp_path / "b").iterdir()] == ["weights"]
+        elsewhere = SharedStages(tmp_path / "other", "other/seed-1", tmp_path / "omg")
+        assert elsewhere.take("vae", {"seed": 1}, tmp_path / "c") is not None
+        (entry,) = (tmp_path / "omg" / "shared_stages").iterdir()
+        (entry / "weights").write_bytes(b"1235")
+        assert shared.take("vae", {"seed": 1}, tmp_path / "d") is None and not (tmp_path / "d").exists()
+        assert "is damaged" in caplog.text
+        (entry / "stage.json").unlink()
+        assert shared.take("vae", {"seed": 1}, tmp_path / "e") is None
+        shared.give("vae", {"seed": 1}, tmp_path / "made", ["weights"], {"name": "vae"})
+        assert shared.take("vae", {"seed": 1}, tmp_path / "f") == {"name": "vae", "taken_from": "omg/seed-1"}
+
+    def test_seeds_of_one_folder_share_states_of_texts(
+        self, corpus: Path, few: dict[str, MsaRows], run: RunContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stages_omg, "compute_text_states", None)
+        context = prepare_run(run.recipe, str(corpus), run.folder.parent / "seed-3", 3, QUIET, few)
+        model = context.new_model(OmgForSentimentAnalysis).eval()
+        states = stages_omg.prepare_texts(context, model, stages_omg.Dependencies(context, model))
+        assert torch.equal(model.text_mean, loaded(run).text_mean) and set(states) == {"train", "validation"}
+
+    def test_folders_without_any_are_refused(self, corpus: Path, few: dict[str, MsaRows], tmp_path: Path) -> None:
+        with pytest.raises(MsaError, match="has no folder 'shared_stages'"):
+            whole_run(corpus, tmp_path / "run", few, stages_from=tmp_path)
+        with pytest.raises(MsaError, match="no stages of text are shared by runs, those of omg are"):
+            run_recipe(load_recipe("text/sample"), str(corpus), tmp_path / "text", 1, QUIET, stages_from=tmp_path)
+        assert not list(tmp_path.iterdir()) or not list(tmp_path.rglob("settings.json"))
+
+
 class TestAblations:
     def test_wo_task_loss_the_classifier_learns_afterwards(
         self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
@@ -582,6 +684,17 @@ class TestAblations:
         evaluated = [entry for entry in context.log[-1]["history"] if "eval_loss" in entry]
         # What is validated is what users get: the classes of what is really generated.
         assert 0.5 < evaluated[-1]["eval_loss"] < 4.0
+
+    def test_wo_generation_the_classifier_alone_is_trained(
+        self, corpus: Path, few: dict[str, MsaRows], run: RunContext, tmp_path: Path
+    ) -> None:
+        with pytest.raises(MsaError, match="which is for hf-msa evaluate --set prediction=planner"):
+            whole_run(corpus, tmp_path / "planner", few, "model.prediction=planner")
+        context = whole_run(corpus, tmp_path / "run", few, ablation="wo_generation", stages_from=run.folder.parent)
+        made = load_file(context.folder / "model.safetensors")
+        fresh = context.new_model(OmgForSentimentAnalysis).state_dict()
+        taken = {"executors.vae", "executors.semantics", "text_mean", "text_std"}
+        assert changed(fresh, made) == taken | {"fusion"}
 
     def test_wo_planner_runs_to_its_end(self, corpus: Path, few: dict[str, MsaRows], tmp_path: Path) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_planner")

@@ -28,6 +28,8 @@ WORDS = "words"
 """The words of a transcript with the time of each, in seconds from the start of the clip."""
 PRESENCE = {modality: f"{modality}_present" for modality in FEATURE_MODALITIES}
 """Modality name -> the boolean column that is False where a sample lacks the modality."""
+GENERATED = {modality: f"{modality}_generated" for modality in FEATURE_MODALITIES}
+"""Modality name -> the boolean column of completed data sets that is True where the features were generated."""
 
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = (

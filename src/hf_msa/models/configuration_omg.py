@@ -84,6 +84,10 @@ class OmgConfig(MsaConfig):
     Executor (sections 3.5, 3.6):
         sequence_length (`int`): Positions of each modality (4.1: 50, aligned); longer sequences are averaged to that many
             (ours).
+        missing_length: How long what is missing is taken to be: the `"median"` of the training split; or what the lengths of
+            `"observed"` modalities let expect (ours). Its true length is not known.
+        missing_length_fits (`dict`, *optional*): Fitted to the training split where it is to be `"observed"`: modality ->
+            lists of an observed one, slope and intercept, the closest fit first; the median stands where there is none.
         latent_dim, vae_hidden (`int`), kl_weight (`float`): Of the autoencoders (ours).
         denoiser_dim, denoiser_layers, denoiser_heads, denoiser_feedforward_dim (`int`): Of the denoisers (ours).
         injection: Where plan and evidence enter: `"hierarchical"` (eqs. 12, 13), `"reversed"`, `"concat"` or
@@ -98,10 +102,14 @@ class OmgConfig(MsaConfig):
         num_samples (`int`): Draws that are made of what is missing: features are their mean, probabilities of the classes
             the mean of what the classifier makes of each. Of use with several steps, as one step gives a mean already
             (ours).
+        generation (`bool`): Generate what is missing; otherwise its latents are zeros for the classifier, nothing is
+            retrieved, and neither denoisers nor retriever are trained (ours, for comparison).
         generation_seed (`int`): Of the noise that generation begins with; a sample's noise depends on it and on what is
             observed of the sample.
 
     Classifier and losses (section 3.6, eqs. 14 to 18):
+        prediction: Scores of the `"classifier"`, or, to see what it adds, those of the `"planner"` alone, who reads what is
+            observed and generates nothing; only for evaluation, of models that were trained with a classifier (ours).
         fusion_dim (`int`), dropout (`float`): Of the classifier (ours).
         classifier_input: Latents that it reads in training where they are missing: the one-step `"estimate"` (eq. 16), or
             the `"noisy"` ones (ablation Direct Classification).
@@ -123,6 +131,7 @@ class OmgConfig(MsaConfig):
         "wo_planner": {"plan_source": "noise"},
         "wo_reranking": {"reranking": False},
         "wo_retriever": {"retrieval_aggregation": "none"},
+        "wo_generation": {"generation": False},
         "wo_sparse_attention": {"retrieval_aggregation": "mean"},
         "wo_plan_loss": {"plan_loss_weight": 0.0},
         "wo_evidence_loss": {"evidence_loss_weight": 0.0},
@@ -189,6 +198,8 @@ class OmgConfig(MsaConfig):
     index_ef_search: int | None = None
 
     sequence_length: int = 50
+    missing_length: Literal["median", "observed"] = "median"
+    missing_length_fits: dict[str, Any] | None = None
     latent_dim: int = 32
     vae_hidden: int = 128
     kl_weight: float | int = 1e-4
@@ -202,8 +213,10 @@ class OmgConfig(MsaConfig):
     scheduler: Literal["ddpm", "ddim", "dpm_solver++"] = "ddpm"
     num_inference_steps: int = 1
     num_samples: int = 1
+    generation: bool = True
     generation_seed: int = 0
 
+    prediction: Literal["classifier", "planner"] = "classifier"
     fusion_dim: int = 128
     dropout: float | int = 0.1
     classifier_input: Literal["estimate", "noisy"] = "estimate"
@@ -285,10 +298,23 @@ class OmgConfig(MsaConfig):
                 "A server loads its model itself: set planner_lora to False and leave planner_quantization out, or set "
                 'planner_kind to "local".'
             )
+        for fit in (fit for fits in (self.missing_length_fits or {}).values() for fit in fits):
+            if (
+                len(fit) != 3
+                or fit[0] not in self.modalities
+                or not all(isinstance(one, int | float) for one in fit[1:])
+            ):
+                raise ValueError(
+                    f"missing_length_fits has {fit!r}; give lists of a modality, a slope and an intercept."
+                )
         steps = self.num_train_timesteps
         self.check_numbers("num_inference_steps", at_most=steps, hint=", as the noise schedule has no more steps")
         if self.index_factory == "Flat" and not self.index_nprobe is self.index_ef_search is None:
             raise ValueError("index_nprobe and index_ef_search are for an index; name it by index_factory.")
+        if self.prediction == "planner" and self.plan_source == "noise":
+            raise ValueError('Noise in the place of plans has no score; leave prediction at "classifier".')
+        if not self.generation and not self.task_loss_weight:
+            raise ValueError("Without generation there is the task loss alone; leave task_loss_weight above 0.")
         if not self.task_loss_weight and not self.refit_classifier:
             raise ValueError(
                 "Without a task loss the classifier learns in its refit alone; leave refit_classifier on."

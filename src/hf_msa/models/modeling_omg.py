@@ -12,10 +12,10 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -30,12 +30,14 @@ from .msa_language_model import AsksLanguageModel
 from .msa_mllm import Mllm
 from .msa_outputs import MsaOutput
 from .msa_verbalizer import MsaVerbalizer
+from .omg_batches import Conditioning, GeneratedBatch, Perception, average_positions
 from .omg_executor import LatentVae, ModalityExecutor, build_scheduler, draw_noise
 from .omg_knowledge_base import DESCRIPTION_FILE, NO_ENTRY, KnowledgeBase
 from .omg_light_planner import LightPlanner
 from .omg_observation import Observation, observe_rows
+from .omg_plan import score_label
 from .omg_planner import MllmPlanner, PlanChoice, Planner
-from .omg_retriever import Evidence, EvidenceRetriever
+from .omg_retriever import EvidenceRetriever
 
 KNOWLEDGE_BASE_FOLDER = "knowledge_base"
 PLANNER_FILE = "planner.json"
@@ -74,114 +76,6 @@ class OmgOutput(MsaOutput):
     planner_tokens: torch.Tensor | None = None
     remembered: torch.Tensor | None = None
     seconds: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Perception:
-    """What a batch holds, modality by modality, on the positions that the executor works on.
-
-    Args:
-        values: Features `(batch, positions, width)`, zeros where nothing is observed.
-        masks: True = an observed position `(batch, positions)`.
-        wanted: True = a position that exists or is to be generated `(batch, positions)`.
-        available: Whether anything of the modality is observed `(batch,)`.
-        seen: Modality -> the inputs' own values, and True = an observed position of them.
-    """
-
-    values: dict[str, Tensor]
-    masks: dict[str, Tensor]
-    wanted: dict[str, Tensor]
-    available: dict[str, Tensor]
-    seen: dict[str, tuple[Tensor, Tensor]]
-
-    def __len__(self) -> int:
-        return len(self.available["text"])
-
-    @functools.cached_property
-    def digests(self) -> tuple[bytes, ...]:
-        """One per sample, of the values at its observed positions; padding and what is dropped are not in it."""
-        # numpy has no bfloat16; token ids are whole numbers.
-        values = {
-            name: value.float() if value.is_floating_point() else value for name, (value, _) in self.seen.items()
-        }
-        parts = {
-            name: (values[name].detach().cpu().numpy(), real.cpu().numpy()) for name, (_, real) in self.seen.items()
-        }
-
-        def digest(index: int) -> Iterator[bytes]:
-            for name, (value, visible) in parts.items():
-                shown = np.ascontiguousarray(value[index][visible[index]])
-                yield f"{name}:{len(shown)}/".encode() + shown.tobytes()
-
-        return tuple(hashlib.blake2b(b"".join(digest(index)), digest_size=16).digest() for index in range(len(self)))
-
-    @functools.cached_property
-    def pooled(self) -> dict[str, Tensor]:
-        """Mean and deviation of the observed features of sound and pictures `(batch, 2 * width)`, zeros without any."""
-        found = {}
-        for name in [name for name in self.values if name != "text"]:
-            values, mask = self.values[name], self.masks[name]
-            mean = masked_mean(values, mask)
-            deviation = masked_mean((values - mean.unsqueeze(1)).square(), mask).sqrt()
-            found[name] = torch.cat([mean, deviation], dim=-1)
-        return found
-
-    @functools.cached_property
-    def lacking(self) -> Tensor:
-        """Whether a sample misses any modality `(batch,)`."""
-        return ~torch.stack(list(self.available.values())).all(dim=0)
-
-    def seeds(self, seed: int, purpose: str) -> list[int]:
-        """A number per sample that depends on the seed, the purpose, and what is observed of the sample."""
-        keyed = [hashlib.blake2b(digest + f"/{seed}/{purpose}".encode(), digest_size=7) for digest in self.digests]
-        return [int.from_bytes(key.digest(), "big") for key in keyed]
-
-
-class Conditioning(NamedTuple):
-    """What generation depends on beside the noise.
-
-    Args:
-        plan: c_S `(batch, plan_width)`.
-        plan_tokens: What the denoiser attends to `(batch, tokens, plan_width)`.
-        observation: u_X `(batch, observation_width)`.
-        evidence: What was retrieved; None without a knowledge base.
-        score: The planner's `(batch, 1)`, from -1 to 1.
-    """
-
-    plan: Tensor
-    plan_tokens: Tensor
-    observation: Tensor
-    evidence: Evidence | None
-    score: Tensor
-
-
-@dataclass(eq=False)
-class GeneratedBatch:
-    """What was generated, with the plan and the evidence behind it.
-
-    Args:
-        values: Modality -> features `(batch, positions, width)` in the model's units, of text states of the text encoder;
-            zeros in rows that have the modality, as in `latents`.
-        masks: Modality -> True = a generated position `(batch, positions)`.
-        latents: Modality -> z_0* `(batch, latents, latent_dim)`.
-        step_costs: Modality -> mean squared change of the latents in each step `(batch, steps)`, NaN in such rows.
-        spreads: Modality -> deviation of the features over several draws, of the shape and in the units of `values`; empty
-            where one was made.
-        evidence: What was retrieved; None without a knowledge base.
-        evidence_ids: Ids of the entries per sample, best first; their weights are in `evidence`.
-        class_logits: The classifier's `(batch, classes)`.
-        plans: The planner's choices with all candidates; None where the batch came without rows.
-    """
-
-    values: dict[str, Tensor]
-    masks: dict[str, Tensor]
-    latents: dict[str, Tensor]
-    step_costs: dict[str, Tensor]
-    spreads: dict[str, Tensor]
-    evidence: Evidence | None
-    evidence_ids: list[list[str]]
-    class_logits: Tensor
-    plans: list[PlanChoice] | None = None
 
 
 class OmgFusion(nn.Module):
@@ -412,13 +306,17 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         where the special tokens of text do not count.
         """
         inputs = self.read(batch)
-        seen = Perception({}, {}, {}, {}, {})
+        seen = Perception({}, {}, {}, {}, {}, {})
         for name in self.config.modalities:
-            value, real, visible = inputs.values(name), inputs.attention(name).bool(), inputs.observed(name)
+            value, visible = inputs.values(name), inputs.observed(name)
             seen.available[name], seen.seen[name] = visible.any(dim=1), (value, visible)
+        given = {name: inputs.attention(name).bool().sum(dim=1) for name in self.config.modalities}
+        for name, (value, visible) in seen.seen.items():
             if name == "text":
+                real = inputs.attention(name).bool()
                 value = self._text_features(value, real, seen.available[name], text_states)
-            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, real.sum(dim=1))
+            seen.lengths[name] = self._lengths(name, given, seen.available)
+            seen.values[name], seen.masks[name], missing = self._on_grid(name, value, visible, seen.lengths[name])
             seen.wanted[name] = torch.where(seen.available[name].unsqueeze(1), seen.masks[name], missing)
         return seen
 
@@ -426,6 +324,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         """Whether anything of each modality is observed `(batch,)`; see `perceive`."""
         inputs = self.read(batch)
         return {name: inputs.observed(name).any(dim=1) for name in self.config.modalities}
+
+    def _lengths(self, name: str, given: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Tensor:
+        """Lengths of a modality `(batch,)`: where it is missing what observed ones let expect, else those of the inputs."""
+        expected, longest = given[name], getattr(self.config, f"{name}_max_length")
+        for other, slope, intercept in reversed((self.config.missing_length_fits or {}).get(name, [])):
+            guess = (given[other] * slope + intercept).round().clamp(1, longest).to(expected)
+            expected = torch.where(available[other], guess, expected)
+        return torch.where(available[name], given[name], expected)
 
     def _text_features(self, input_ids: Tensor, real: Tensor, available: Tensor, states: Tensor | None) -> Tensor:
         """Standardised states of the text encoder, zeros for rows whose text is missing."""
@@ -441,7 +347,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     def _on_grid(self, name: str, values: Tensor, visible: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values and what is visible on the fixed number of positions, padded, or averaged where there may be more.
 
-        Beside them what is generated where the modality is missing: as many positions as the inputs have.
+        Beside them what is generated where the modality is missing: as many positions as it is taken to have.
         """
         positions = self.config.positions(name)
         values = values.masked_fill(~visible.unsqueeze(-1), 0.0)
@@ -541,7 +447,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
                 noise = draw_noise(perception.seeds(config.generation_seed, "plan"), tokens.shape[1:])[0].to(tokens)
             tokens = F.normalize(noise, dim=-1)
             plan, score = tokens[:, 0], torch.zeros_like(score)
-        if base is None or config.retrieval_aggregation == "none":
+        if base is None or config.retrieval_aggregation == "none" or not config.generation:
             return Conditioning(plan, tokens, observation, None, score)
         if config.index_factory == "Flat":
             base = self._knowledge_base = base.to(plan.device)
@@ -593,7 +499,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             rows = (~perception.available[name]).nonzero().squeeze(1)
             values[name] = torch.zeros_like(perception.values[name])
             costs[name] = torch.full((len(perception), steps), math.nan, device=rows.device)
-            if not len(rows):
+            if not len(rows) or not config.generation:
                 continue
             seeds = perception.seeds(config.generation_seed, f"{name}/{draw}" if draw else name)
             given = (*self._executor_inputs(name, conditioning, latents[name]), perception.wanted[name])
@@ -637,6 +543,7 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         return GeneratedBatch(
             values={name: value.masked_fill(~masks[name].unsqueeze(-1), 0.0) for name, value in values.items()},
             masks=masks,
+            lengths=perception.lengths,
             latents={name: value * missing[name].view(-1, 1, 1) for name, value in latents.items()},
             step_costs=costs,
             spreads={name: value.masked_fill(~masks[name].unsqueeze(-1), 0.0) for name, value in spreads.items()},
@@ -656,7 +563,12 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             rows: The raw rows, which plans are made from; see `MsaPreTrainedModel.predict_rows`. Without them the
                 `..._vectors` in `inputs` are used, or zeros.
             processor: The model's processor, where rows are given; see `planner`, also for errors.
+
+        Raises:
+            ValueError: If the model generates nothing (`generation`).
         """
+        if not self.config.generation:
+            raise ValueError("This model was trained without generation; give one that generates what is missing.")
         plans, vectors = (None, {}) if rows is None else self.plan_inputs(inputs, rows, processor)
         perception = self.perceive(inputs)
         own_entries = None if rows is None else self.own_entries(rows)
@@ -699,6 +611,8 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         Raises:
             ValueError: If plans are needed and not given, or labels or complete inputs.
         """
+        if self.config.prediction == "planner":
+            raise ValueError("The planner's score needs the words of a sample: call predict_rows, or the pipeline.")
         if observation_vectors is None and labels is None and not self.training:
             warnings.warn(
                 "OMG-Agent was called without plans, which need the words of a sample, so it runs on zeros in their place; "
@@ -749,7 +663,12 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
         seconds = time.perf_counter() - started
         plans, vectors = self.plan_observations(observations, processor)
         started = time.perf_counter()
-        outputs: OmgOutput = self(**{**inputs, **vectors, "own_entries": self.own_entries(rows)})
+        outputs: OmgOutput
+        if self.config.prediction == "planner":
+            scores = [[score_label(plan.score, self.config.family)] for plan in plans or ()]
+            outputs = OmgOutput(logits=torch.tensor(scores, device=self.device))
+        else:
+            outputs = self(**{**inputs, **vectors, "own_entries": self.own_entries(rows)})
         seconds += time.perf_counter() - started
         if plans is None or outputs.logits is None:
             return outputs
@@ -859,33 +778,6 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
             losses={name: term.detach() for name, term in terms.items()},
             class_logits=class_logits,
         )
-
-
-def average_positions(values: Tensor, visible: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """Average what is visible of each sequence into a fixed number of bins of equal length.
-
-    Neighbouring bins share a position where the length is no multiple of their number, and repeat positions where the
-    sequence is shorter.
-
-    Args:
-        values (`torch.FloatTensor` of shape `(batch, length, width)`): Zeros where nothing is visible.
-        visible (`torch.BoolTensor` of shape `(batch, length)`): True = counts.
-        positions: Number of bins.
-
-    Returns:
-        Averages `(batch, positions, width)`, and True in all bins of rows that have anything visible `(batch, positions)`.
-    """
-    order = (~visible).to(torch.uint8).argsort(dim=1, stable=True)
-    packed = values.gather(1, order.unsqueeze(-1).expand_as(values))
-    counts = visible.sum(dim=1, keepdim=True)
-    bins = torch.arange(positions, device=values.device)
-    begins = bins * counts // positions
-    ends = torch.maximum(((bins + 1) * counts + positions - 1) // positions, begins + 1).clamp(max=values.shape[1])
-    sums = F.pad(packed.double().cumsum(dim=1), (0, 0, 1, 0))
-    until = [sums.gather(1, places.unsqueeze(-1).expand(-1, -1, values.shape[2])) for places in (begins, ends)]
-    averages = ((until[1] - until[0]) / (ends - begins).clamp(min=1).unsqueeze(-1)).to(values.dtype)
-    there = (counts > 0).expand(-1, positions)
-    return averages.masked_fill(~there.unsqueeze(-1), 0.0), there
 
 
 def random_entries(numbers: Sequence[int], own_entries: Sequence[int], entries: int, seed: int) -> list[int]:

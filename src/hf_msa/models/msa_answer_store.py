@@ -51,6 +51,22 @@ class AnswerStore:
         with self._connection() as connection:
             connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", rows)
 
+    def take(self, folder: str | os.PathLike[str]) -> None:
+        """Copy the answers of another folder that are not known here; if they cannot be read, none, with a warning."""
+        file = Path(folder) / ANSWERS_FILE
+        if not file.is_file():
+            return
+        connection = self._connection()
+        try:
+            connection.execute("ATTACH DATABASE ? AS other", (str(file),))
+            try:
+                with connection:
+                    connection.execute("INSERT OR IGNORE INTO answers SELECT key, value, digest FROM other.answers")
+            finally:
+                connection.execute("DETACH DATABASE other")
+        except sqlite3.DatabaseError as error:
+            logging.getLogger(__name__).warning("The kept answers in %r cannot be taken (%s).", str(file), error)
+
     def _connection(self) -> sqlite3.Connection:
         """The database, opened once in each process: a forked one must not use its parent's."""
         if self._opened is None or self._opened[0] != os.getpid():

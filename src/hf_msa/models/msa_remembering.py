@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .msa_answer_store import AnswerStore, content_hash
@@ -88,6 +89,23 @@ class EnduringMllm:
         if failures and not self.has_answered:
             raise failures[0]
         return found
+
+    def embed(self, requests: Sequence[MllmRequest]) -> np.ndarray:
+        """Vectors of requests `(requests, width)`; NaN for one that fails while a plain question has a vector.
+
+        Raises:
+            OSError, ValueError: If the model gives no vectors at all.
+        """
+        try:
+            return self.mllm.embed(requests)
+        except _FAILURES as error:
+            plain = self.mllm.embed([_PROBE])
+            if (half := len(requests) // 2) > 0:
+                return np.concatenate([self.embed(part) for part in (requests[:half], requests[half:])])
+            logging.getLogger(__name__).warning(
+                "The language model gave no vector of an observation, which counts as unreadable: %s", error
+            )
+            return np.full_like(plain, np.nan)
 
     def _answers(
         self, requests: Sequence[MllmRequest], failures: list[Exception], max_new_tokens: int, **options: Any

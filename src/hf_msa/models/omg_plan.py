@@ -31,6 +31,11 @@ def sentiment_word(label: float, family: LabelFamily) -> str:
     return SENTIMENT_SCALE[round(min(max(position, -3.0), 3.0)) + 3]
 
 
+def score_label(score: float, family: LabelFamily) -> float:
+    """The label that a score from -3 to 3 stands for."""
+    return family.neutral + score / 3 * (family.high - family.neutral)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is thought to happen in a clip.

@@ -227,7 +227,7 @@ class Planner(ABC):
 
     @abstractmethod
     def _embed(self, contents: Sequence[Any]) -> np.ndarray:
-        """Vectors of texts or `content`, `(contents, width)`, not centred."""
+        """Vectors of texts or `content`, `(contents, width)`, not centred; NaN where there is none."""
 
     @abstractmethod
     def _propose(self, observations: Sequence[Observation]) -> Sequence[Proposed]:
@@ -247,12 +247,21 @@ class Planner(ABC):
         return self._answers(True, questions, observations, self._propose, Proposed.to_bytes, _remembered)
 
     def vectors(self, contents: Sequence[Any]) -> np.ndarray:
-        """Vectors of texts (g: plans, their constraints, transcripts) or of `content` (psi), not centred; float32."""
+        """Vectors of texts (g: plans, their constraints, transcripts) or of `content` (psi), not centred; float32.
+
+        That of a clip of which nothing was observed stands for one that there is none of.
+        """
+        return self._vectors(contents)[0]
+
+    def _vectors(self, contents: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """As `vectors`, and True where there was none `(contents,)`; such a one is not kept."""
         questions = [one if isinstance(one, str) else one.digest for one in contents]
-        rows = self._answers(
-            False, questions, contents, lambda some: to_half(self._embed(some)), np.ndarray.tobytes, _half
-        )
-        return np.stack(rows).astype(np.float32)
+        rows = self._answers(False, questions, contents, lambda some: to_half(self._embed(some)), _kept_vector, _half)
+        found = np.stack(rows).astype(np.float32)
+        failed = np.asarray(np.isnan(found).any(axis=1))
+        if failed.any():
+            found[failed] = to_half(self._embed([NOTHING_OBSERVED]))[0]
+        return found, failed
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts, centred and of length 1."""
@@ -260,8 +269,13 @@ class Planner(ABC):
 
     def embed_observations(self, observations: Sequence[Observation]) -> np.ndarray:
         """Vectors of observations, centred and of length 1."""
+        return self._observed(observations)[0]
+
+    def _observed(self, observations: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray]:
+        """As `embed_observations`, and True where there was no vector `(observations,)`."""
         mean = None if self.centering is None else self.centering.observation_mean
-        return normalize(self.vectors([self.content(seen) for seen in observations]), mean)
+        vectors, failed = self._vectors([self.content(seen) for seen in observations])
+        return normalize(vectors, mean), failed
 
     def plan(self, observations: Sequence[Observation]) -> list[PlanChoice]:
         """Plan for each observation; its plan depends on it alone, as far as the model's numbers do."""
@@ -282,8 +296,10 @@ class Planner(ABC):
             return Candidate(text, log_prob, plan, (), cost, log_prob - self.config.semantic_weight * cost)
 
         choices = []
-        for proposed, seen in zip(proposals, self.embed_observations(observations), strict=True):
-            candidates = tuple(judge(text, log_prob, seen) for text, log_prob in proposed.candidates)
+        for proposed, seen, failed in zip(proposals, *self._observed(observations), strict=True):
+            # Without a vector of the observation candidates cannot be judged: that is a fallback, too.
+            judged = () if failed else proposed.candidates
+            candidates = tuple(judge(text, log_prob, seen) for text, log_prob in judged)
             valid = [index for index, candidate in enumerate(candidates) if candidate.plan is not None]
             if self.config.reranking:
                 # A stable order: the first of equals wins.
@@ -352,6 +368,10 @@ class Planner(ABC):
 def _remembered(kept: bytes) -> Proposed:
     proposed = Proposed.from_bytes(kept)
     return proposed._replace(remembered=proposed.calls)
+
+
+def _kept_vector(vector: np.ndarray) -> bytes | None:
+    return None if np.isnan(vector).any() else vector.tobytes()
 
 
 def _half(kept: bytes) -> np.ndarray:
@@ -541,7 +561,7 @@ class MllmPlanner(Planner):
     def _embed(self, contents: Sequence[str | MllmRequest]) -> np.ndarray:
         if self.encode is not None:
             return np.asarray(self.encode([str(one) for one in contents]), dtype=np.float32)
-        return self.mllm.embed([MllmRequest(one) if isinstance(one, str) else one for one in contents])
+        return self._asker.embed([MllmRequest(one) if isinstance(one, str) else one for one in contents])
 
     def content(self, observation: Observation) -> str | MllmRequest:
         """All that is observed and taken by the model, without a question; in words where the text encoder reads it."""

@@ -8,7 +8,8 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +62,7 @@ from .run_folder import (
     tidy_run,
     tidy_stage,
 )
+from .shared_stages import SHARED_STAGES_FOLDER, TAKEN_FROM, SharedStages
 from .trainer import MsaTrainer
 
 RUN_SCHEMA_VERSION = 2
@@ -87,6 +89,8 @@ class RunContext:
         flags: Training arguments from the command line: for every stage, and for the final one.
         media: The clips' recordings, for methods that ask an expert.
         media_counts: Clips and those without a file, by split; None without recordings.
+        fingerprints: Of all that the run is made from, see `fingerprints.WHAT`.
+        stages_from: Folder of other runs whose shared stages are taken, too; see `SharedStages`.
     """
 
     recipe: Recipe
@@ -101,6 +105,8 @@ class RunContext:
     flags: dict[str, dict[str, Any]]
     media: MediaFolder | None = None
     media_counts: dict[str, dict[str, int]] | None = None
+    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
+    stages_from: Path | None = None
     log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def arguments(self, stage: str, final: bool) -> MsaTrainingArguments:
@@ -173,6 +179,12 @@ class RunContext:
         """The folder of all runs of the command: of all seeds, and of all training rates where there are several."""
         above = self.folder.parent
         return above.parent if above.name.startswith(RATE_FOLDER) else above
+
+    @property
+    def shared(self) -> SharedStages:
+        """Stages that the runs of the command share."""
+        run = self.folder.relative_to(self.runs_folder.parent).as_posix()
+        return SharedStages(self.runs_folder, run, self.stages_from)
 
     @property
     def keeps_checkpoints(self) -> bool:
@@ -264,8 +276,49 @@ class RunContext:
         self.log.append(facts)
         return model
 
+    def take_stage(self, stage: str, depends_on: Mapping[str, Any]) -> bool:
+        """Finish a stage by what another run has made of the same things, if there is one; it is then in the log.
+
+        Args:
+            stage: Name of the stage and of its folder.
+            depends_on: All that it depends on, see `SharedStages`.
+
+        Returns:
+            Whether it was taken, now or before.
+        """
+        folder = self.stage_folder(stage)
+        if PartialState().is_main_process and not (folder / STAGE_FILE).is_file():
+            facts = self.shared.take(stage, depends_on, folder)
+            if facts is not None:
+                finish_stage(folder, facts)
+        PartialState().wait_for_everyone()
+        known = read_stage(folder) if (folder / STAGE_FILE).is_file() else {}
+        if TAKEN_FROM in known:
+            self.log.append(known)
+        return TAKEN_FROM in known
+
+    def give_stage(self, stage: str, depends_on: Mapping[str, Any], files: Sequence[str] = ("*",)) -> None:
+        """Let other runs take a finished stage.
+
+        Args:
+            stage: Name of the stage and of its folder.
+            depends_on: All that it depends on, see `SharedStages`.
+            files: Patterns of those of its files that they need.
+        """
+        folder = self.stage_folder(stage)
+        if PartialState().is_main_process:
+            facts = read_facts(folder / STAGE_FILE)
+            names = [name for name in facts.pop("files", {}) if any(fnmatch(name, pattern) for pattern in files)]
+            if names:
+                self.shared.give(stage, depends_on, folder, names, facts)
+        PartialState().wait_for_everyone()
+
     def made_stage(
-        self, stage: str, make: Callable[[Path], dict[str, Any]], every_process: bool = False
+        self,
+        stage: str,
+        make: Callable[[Path], dict[str, Any]],
+        every_process: bool = False,
+        depends_on: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Run a stage that does something else than train a model of ours, unless it is finished.
 
@@ -273,11 +326,14 @@ class RunContext:
             stage: Name of the stage and of its folder.
             make: Does it and writes what the stage gives; takes the folder, and returns facts for the log.
             every_process: Whether all processes take part in it, else the main one alone; the others wait.
+            depends_on: All that the stage depends on: it is then shared by runs, see `SharedStages`. None: it is not.
 
         Returns:
             The stage's facts as they are in the log, `name` and `seconds` among them.
         """
         folder = self.stage_folder(stage)
+        if depends_on is not None and self.take_stage(stage, depends_on):
+            return self.log[-1]
         finished = folder / STAGE_FILE
         state = PartialState()
         # Asked before anybody writes: all processes have to answer alike.
@@ -289,6 +345,8 @@ class RunContext:
             if state.is_main_process:
                 finish_stage(folder, {"name": stage, "seconds": round(time.perf_counter() - started, 1), **facts})
         state.wait_for_everyone()
+        if depends_on is not None:
+            self.give_stage(stage, depends_on)
         known = read_stage(folder)
         self.log.append(known)
         return known
@@ -415,6 +473,7 @@ def prepare_run(
     flags: Mapping[str, Any],
     rows: dict[str, MsaRows] | None = None,
     media: str | Path | None = None,
+    stages_from: str | Path | None = None,
 ) -> RunContext:
     """Load the data, build processor and configuration, and check that the folder does not hold another run.
 
@@ -426,11 +485,14 @@ def prepare_run(
         flags: Training arguments from the command line.
         rows: Tokenised rows of an earlier run with the same data and text encoder, to save loading them again.
         media: Folder with the clips' recordings, see `MediaFolder`; for methods that ask an expert.
+        stages_from: Folder of other runs whose shared stages are taken, too.
 
     Raises:
-        MsaError: If the data, the text encoder, the media or the folder will not do.
+        MsaError: If the data, the text encoder, the media or a folder will not do.
     """
     folder = Path(folder)
+    if stages_from is not None:
+        _check_stages_from(Path(stages_from), recipe.method)
     recordings = None if media is None else MediaFolder(Path(media))
     facts = dataset_facts(data)
     text_model = recipe.text_model or _bundled_text_model(data)
@@ -494,13 +556,14 @@ def prepare_run(
         counts = {
             split: recordings.check((part[index] for index in range(len(part))), split) for split, part in rows.items()
         }
+    parts = _fingerprints(METHODS[recipe.method], rows, tokenizer, str(text_model))
     settings = {
         "recipe": recipe.to_dict(),
         "seed": seed,
         "flags": dict(flags),
         "dataset": {"name": facts.name, **{split: len(part) for split, part in rows.items()}},
         "fingerprint": _fingerprint(rows),
-        "parts": _fingerprints(METHODS[recipe.method], rows, tokenizer, str(text_model)),
+        "parts": parts,
         **({} if counts is None else {"media": counts}),
     }
     context = RunContext(
@@ -516,6 +579,8 @@ def prepare_run(
         flags=split_flags(flags),
         media=recordings,
         media_counts=counts,
+        fingerprints=parts,
+        stages_from=None if stages_from is None else Path(stages_from),
     )
     # Before anything is written: a value that is refused in the third stage would be known hours too late.
     stages = METHODS[recipe.method].stages
@@ -523,6 +588,18 @@ def prepare_run(
     settings["batch"] = {stage: batch_facts(args)["global"] for stage, args in arguments.items()}
     _check_same_run(folder / "settings.json", settings)
     return context
+
+
+def _check_stages_from(folder: Path, method: str) -> None:
+    if not METHODS[method].stages.shared:
+        able = [name for name in METHODS if METHODS[name].stages.shared]
+        raise MsaError(
+            f"--stages-from: no stages of {method} are shared by runs, those of {', '.join(able)} are; leave it out."
+        )
+    if not (folder / SHARED_STAGES_FOLDER).is_dir():
+        raise MsaError(
+            f"--stages-from {folder} has no folder {SHARED_STAGES_FOLDER!r}; give the --output of runs of {method}."
+        )
 
 
 def _bundled_text_model(data: str) -> str:
@@ -634,6 +711,7 @@ def run_recipe(
     media: str | Path | None = None,
     shared: str | Path | None = None,
     tidy: bool = True,
+    stages_from: str | Path | None = None,
 ) -> RunContext:
     """Run all stages of a recipe for one seed and write the final checkpoint with its run.json.
 
@@ -651,12 +729,13 @@ def run_recipe(
             part are taken over.
         tidy: Whether what a finished run no longer needs of its stages is deleted, see `tidy_run`. False where another run
             is to take over stages of this one.
+        stages_from: Folder of other runs; stages that were made there of the same things are taken, see `SharedStages`.
     """
     folder = Path(output) / f"seed-{seed}"
     # The first thing that asks which processes there are sets it for good: it has to know of flags such as --use_cpu.
     training_arguments(folder, split_flags(flags or {})["all"])
     with _one_writer(folder):
-        context = prepare_run(recipe, data, folder, seed, flags or {}, rows, media)
+        context = prepare_run(recipe, data, folder, seed, flags or {}, rows, media, stages_from)
         if (folder / RUN_FILE).is_file():
             check_finished_run(folder)
         else:

@@ -5,6 +5,9 @@ of the knowledge base whose label is in the sample's class, by sign and in the c
 chance, the share of that class in the whole knowledge base, and content-only retrieval: the same number of entries out of
 the same knowledge base, but those whose observation is nearest to the sample's, with neither the plan nor the learned
 projection. A sample's own entry is never counted.
+
+And how diverse it is over samples: evidence that is the same for all of them, as where one entry lies near to all queries,
+tells nothing of any.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_msa.analysis.common.trained_runs import find_runs
-from hf_msa.analysis.estimates import Estimate, Floats, bars
+from hf_msa.analysis.estimates import Estimate, Floats, bars, format_spread
 from hf_msa.analysis.omg.execution import OmgOnRows, joined, stacked
 from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
@@ -37,9 +40,10 @@ _CHANCE = ("chance", "weight")
 ALL = "mean over the patterns"
 
 NUMBERS = ("cosine", "effective entries", "C_evi")
+ROWS = "rows"
 
 Column = tuple[str, str, str]
-"""One of `KINDS`, of `SOURCES` and of `MEASURES`; or one of `NUMBERS`, and nothing."""
+"""One of `KINDS`, of `SOURCES` and of `MEASURES`; or one of `NUMBERS`, and nothing; or `ROWS` and one of `SOURCES`."""
 
 
 def required_base(model: OmgForSentimentAnalysis, where: str) -> KnowledgeBase:
@@ -50,9 +54,9 @@ def required_base(model: OmgForSentimentAnalysis, where: str) -> KnowledgeBase:
     """
     with as_msa_errors():
         base = model.knowledge_base
-    if base is None or model.config.retrieval_aggregation == "none":
+    if base is None or model.config.retrieval_aggregation == "none" or not model.config.generation:
         raise MsaError(
-            f"{where} retrieves nothing; give a run with a knowledge base, not of the ablation wo_retriever."
+            f"{where} retrieves nothing; give a run with a knowledge base, not of the ablations wo_retriever, wo_generation."
         )
     return base
 
@@ -113,13 +117,33 @@ def nearest_by_content(
     return rows.masked_fill(ranked.isinf(), NO_ENTRY), (ranked / temperature).softmax(dim=1)
 
 
+def diversity(rows: Floats, entries: int) -> dict[str, float]:
+    """How diverse is what was retrieved for n samples.
+
+    Args:
+        rows: Rows of the knowledge base `(n, K)`, each at most once for a sample; `NO_ENTRY` where there was no more.
+        entries: N, how many there are.
+
+    Returns:
+        `ever used`, the share of the N that any sample retrieved; `most frequent`, the share of samples that retrieved the
+        one that most did; and `effective number`, 1 over the sum of squared shares of all that was retrieved.
+    """
+    counts = np.bincount(rows[rows != NO_ENTRY].astype(np.int64), minlength=entries)
+    shares = counts / max(counts.sum(), 1)
+    return {
+        "ever used": float((counts > 0).mean()),
+        "most frequent": float(counts.max() / len(rows)),
+        "effective number": float(1 / np.square(shares).sum()) if counts.any() else 0.0,
+    }
+
+
 @torch.inference_mode()
 def evidence_columns(omg: OmgOnRows, labels: Tensor, pattern: FixedPattern) -> dict[Column, Floats]:
     """Retrieve for all rows as one pattern leaves them, out of entries with these labels.
 
     Returns:
         Per sample `(n,)` the shares, and the cosine of the best entry, the effective number of entries (1 over the sum of
-        squared weights) and C_evi (eq. 9).
+        squared weights) and C_evi (eq. 9); and the retrieved rows `(n, K)`.
     """
     model, config = omg.model, omg.model.config
     kinds: dict[str, Callable[[Tensor], Tensor]] = {"sign": config.family.polarity, "class": model.label_classes}
@@ -138,6 +162,7 @@ def evidence_columns(omg: OmgOnRows, labels: Tensor, pattern: FixedPattern) -> d
         effective = 1 / evidence.weights.square().sum(dim=1)
         numbers = (evidence.similarities[:, 0], effective, evidence.alignment_cost)
         found: dict[Column, Tensor] = {(name, "", ""): values for name, values in zip(NUMBERS, numbers, strict=True)}
+        found |= {(ROWS, SOURCES[0], ""): evidence.entries, (ROWS, SOURCES[1], ""): content[0]}
         for kind, classes in kinds.items():
             same = (classes(batch.complete["labels"]).unsqueeze(1) == classes(labels)) & others
             chance = same.sum(dim=1) / others.sum(dim=1).clamp(min=1)
@@ -173,10 +198,15 @@ def analyze_evidence(runs: Sequence[str], report: Report, *, data: str, split: s
             by_seed.setdefault("+".join(pattern.available), []).append(evidence_columns(omg, labels, pattern))
     patterns = {name: stacked(seeds) for name, seeds in by_seed.items()}
     mean = {
-        key: np.mean([columns[key] for columns in patterns.values()], axis=0) for key in next(iter(patterns.values()))
+        key: np.mean([columns[key] for columns in patterns.values()], axis=0)
+        for key in next(iter(patterns.values()))
+        if key[0] != ROWS
     }
     tables = {**patterns, ALL: mean}
-    report.csv("evidence.csv", share_rows(tables, [run.seed for run in found]))
+    seeds = [run.seed for run in found]
+    report.csv("evidence.csv", share_rows(tables, seeds))
+    diverse = diversity_rows(patterns, seeds, len(base))
+    report.csv("diversity.csv", diverse)
     report.summary(
         "evidence.md",
         "What kind of evidence is retrieved",
@@ -197,6 +227,13 @@ def analyze_evidence(runs: Sequence[str], report: Report, *, data: str, split: s
             for name, columns in patterns.items()
         ],
     )
+    report.section(
+        "How diverse it is",
+        f"Ever used: share of the {len(base)} entries that any sample retrieved. Most frequent: share of samples that "
+        "retrieved the entry that most did. Effective number of entries: 1 over the sum of squared shares of all that was "
+        "retrieved; where it is near to the number that one sample retrieves, all samples retrieve the same.",
+        diversity_summary(diverse),
+    )
     report.figure("evidence", _draw, tables)
 
 
@@ -209,6 +246,34 @@ def share_rows(tables: Mapping[str, Mapping[Column, Floats]], seeds: Sequence[in
         for s, seed in enumerate(seeds)
         for name, columns in tables.items()
         for kind in KINDS
+    ]
+
+
+def diversity_rows(
+    patterns: Mapping[str, Mapping[Column, Floats]], seeds: Sequence[int], entries: int
+) -> list[dict[str, Any]]:
+    """`diversity` of every pattern, source and training seed."""
+    return [
+        {"training seed": seed, "observed": name, "by": source, **diversity(columns[ROWS, source, ""][s], entries)}
+        for s, seed in enumerate(seeds)
+        for name, columns in patterns.items()
+        for source in SOURCES[:2]
+    ]
+
+
+def diversity_summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The table over all seeds, of `diversity_rows`."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["observed"], row["by"]), []).append(row)
+    numbers = ("ever used", "most frequent", "effective number")
+    return [
+        {"observed": name, "by": source}
+        | {
+            number: format_spread([row[number] for row in group], 1 if number == numbers[-1] else 3)
+            for number in numbers
+        }
+        for (name, source), group in groups.items()
     ]
 
 

@@ -14,7 +14,8 @@ from hf_msa.data.missing import CompleteProtocol, FixedPattern, MissingProtocol,
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import as_msa_errors
 from hf_msa.evaluation.sweep import MaskedBatch, masked_batches
-from hf_msa.models.modeling_omg import Conditioning, OmgForSentimentAnalysis, Perception
+from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
+from hf_msa.models.omg_batches import Conditioning, Perception
 from hf_msa.models.processing_msa import MsaProcessor
 
 _Key = TypeVar("_Key", bound=Hashable)

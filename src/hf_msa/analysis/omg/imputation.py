@@ -197,6 +197,8 @@ def analyze_imputation(runs: Sequence[str], report: Report, *, data: str, split:
     by_seed: dict[str, list[Imputations]] = {}
     for run in found:
         omg = OmgOnRows.load(run, rows)
+        if not omg.model.config.generation:
+            raise MsaError(f"{run.folder} generates nothing; give a run that does, not of the ablation wo_generation.")
         chosen = complete_rows(omg)
         for name, means in training_means(dataclasses.replace(omg, rows=train)).items():
             by_seed.setdefault(name, []).append(impute_rows(omg, chosen, name, means))

@@ -22,7 +22,7 @@ from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import all_and_resampled
 from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.models.msa_schema import SENTIMENT_SCALE
-from hf_msa.models.omg_plan import sentiment_word
+from hf_msa.models.omg_plan import score_label, sentiment_word
 from hf_msa.models.omg_planner import PlanChoice
 
 COLUMNS = ("valid", "fallback", "word", "sign", "error", "cost")
@@ -32,13 +32,13 @@ has its sign; distance of score and label, in label units; C_sem of the plan."""
 
 def word_value(word: str, family: LabelFamily) -> float:
     """The label that a word of the scale stands for."""
-    return family.neutral + (SENTIMENT_SCALE.index(word) - 3) / 3 * (family.high - family.neutral)
+    return score_label(SENTIMENT_SCALE.index(word) - 3, family)
 
 
 def judge_plan(choice: PlanChoice, label: float, family: LabelFamily) -> dict[str, float]:
     """Judge the plan of one sample: `COLUMNS`, and the planner's `score` in label units."""
     valid = [candidate for candidate in choice.candidates if candidate.plan is not None]
-    score = family.neutral + choice.score / 3 * (family.high - family.neutral)
+    score = score_label(choice.score, family)
     value = word_value(choice.plan.sentiment, family)
     return {
         "valid": len(valid) / max(len(choice.candidates), 1),

@@ -25,7 +25,8 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.data.schema import ID, LABEL, TEXT
 from hf_msa.errors import MsaError, as_msa_errors
 from hf_msa.evaluation.sweep import MaskedBatch
-from hf_msa.models.modeling_omg import GeneratedBatch, OmgForSentimentAnalysis
+from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
+from hf_msa.models.omg_batches import GeneratedBatch
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import NO_ENTRY
 from hf_msa.models.omg_plan import PLAN_FIELDS

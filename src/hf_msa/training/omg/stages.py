@@ -9,9 +9,13 @@ Stages (section 3 of the paper gives the equations of the last but one; the othe
     classifier: fusion and classifier on complete data; only where the configuration leaves classifier_after out.
     main: denoisers, query projection, alignment, fusion and classifier, under the recipe's protocol.
     classifier_after: fusion and classifier on what the finished executor generates.
+
+All that comes before the classifier is shared by runs that are made of the same things, see `Dependencies`: ablations of
+what comes later take it from each other, and states of texts, which depend on no seed, are computed once for all.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +23,14 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
 from hf_msa.errors import MsaError, as_msa_errors, require_package
-from hf_msa.evaluation.checkpoints import ANSWERS_FOLDER
+from hf_msa.evaluation.checkpoints import ANSWERS_FOLDER, own_fields
 from hf_msa.evaluation.sweep import masked_batches
 from hf_msa.files import write_json
 from hf_msa.models.configuration_omg import OmgConfig
@@ -32,7 +38,7 @@ from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_omg import KNOWLEDGE_BASE_FOLDER, PLANNER_FILE, OmgForSentimentAnalysis
 from hf_msa.models.msa_answer_store import AnswerStore
 from hf_msa.models.msa_language_model import ADAPTER_FOLDER
-from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest
+from hf_msa.models.msa_mllm import LocalMllm, Mllm, MllmRequest, adapter_digest
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_planner import MllmPlanner, Planner
 from hf_msa.training.language_models import (
@@ -46,6 +52,7 @@ from hf_msa.training.text_states import TextStates, compute_text_states
 from hf_msa.training.trainer import AdamTrainer
 
 from .entries import encode_rows
+from .lengths import fit_lengths
 from .planners import PlannerTrainingArguments, fit_centering, fit_light_planner, train_planner_adapter
 from .plans import CompleteObservations, PlannedRows, is_partial, observed_patterns, part_of, patterns
 
@@ -53,6 +60,26 @@ STAGES = ("planner", "plans", "vae", "knowledge_base", "classifier", "main", "cl
 FINAL_STAGE = "main"
 LORA_STAGES = ("planner",)
 RATE_FREE_STAGES = STAGES[:5]
+SHARED_STAGES = STAGES[:4]
+
+LATER_FIELDS = (
+    *("plan_source", "plan_tokens", "query_dim", "top_k", "retrieval_temperature", "retrieval_query"),
+    *("retrieval_aggregation", "index_factory", "index_nprobe", "index_ef_search", "denoiser_dim", "denoiser_layers"),
+    *(
+        "denoiser_heads",
+        "denoiser_feedforward_dim",
+        "injection",
+        "num_train_timesteps",
+        "prediction_type",
+        "scheduler",
+    ),
+    *("num_inference_steps", "num_samples", "fusion_dim", "dropout", "classifier_input", "classifier_plan"),
+    *("plan_loss_weight", "evidence_loss_weight", "task_loss_weight", "alignment_loss_weight", "refit_classifier"),
+    *("aux_weight", "generation", "prediction", "missing_length", "missing_length_fits"),
+)
+"""Fields of the configuration that no shared stage depends on; what they do to initial weights is seen in the weights."""
+AUTOENCODERS_FILE = "autoencoders.safetensors"
+_TEXT_STATES = "text_states"
 
 
 class OmgTrainer(AdamTrainer):
@@ -107,6 +134,87 @@ class OmgTrainer(AdamTrainer):
             fit_scales(self.model.eval(), self.train_collator.processor, self.train_rows)
         return state
 
+    def save_products(self, folder: Path) -> None:
+        """Write what other runs need of the autoencoders' stage."""
+        if self._objective == "pretrain":
+            save_file(autoencoders(self.model), folder / AUTOENCODERS_FILE)
+
+
+def autoencoders(model: OmgForSentimentAnalysis) -> dict[str, Tensor]:
+    """Weights of the parts that the stage `vae` trains, by their names in the model."""
+    names = [f"executors.{name}.{part}." for name in model.executors for part in ("vae", "semantics")]
+    state = model.state_dict()
+    return {name: state[name].detach().cpu().contiguous() for name in state if name.startswith(tuple(names))}
+
+
+def _is_adapted(config: OmgConfig) -> bool:
+    """Whether the planner gets an adapter."""
+    return config.planner == "mllm" and config.planner_lora
+
+
+class Dependencies:
+    """What the shared stages of a run depend on, for `SharedStages`.
+
+    Args:
+        context: The run.
+        model: As it was initialised.
+    """
+
+    def __init__(self, context: RunContext, model: OmgForSentimentAnalysis) -> None:
+        self._context, self._model = context, model
+        fields = own_fields(model.config)
+        self._all = {
+            "made of": context.fingerprints,
+            "config": {name: value for name, value in fields.items() if name not in LATER_FIELDS},
+            "features": [context.recipe.feature_norm, context.recipe.pad_to_fixed],
+            "media": None if context.media is None else [str(context.media.folder.resolve()), context.media_counts],
+            "seed": context.seed,
+            "device": PartialState().device.type,
+        }
+
+    @property
+    def texts(self) -> dict[str, Any]:
+        """Of the states of texts."""
+        config, recipe = self._model.config, self._context.recipe
+        shape = [config.text_max_length, config.mask_padding, recipe.pad_to_fixed]
+        return {"made of": self._context.fingerprints, "texts": shape, "device": self._all["device"]}
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """Of the adapter of a language model."""
+        return {
+            **self._all,
+            "arguments": self._arguments(lora_arguments(self._context, "planner", PlannerTrainingArguments)),
+        }
+
+    @property
+    def planner(self) -> dict[str, Any]:
+        """Of the planner, which may have an adapter."""
+        adapter = self._context.stage_folder("planner") / ADAPTER_FOLDER
+        return {**self._all, "adapter": adapter_digest(adapter) if _is_adapted(self._model.config) else None}
+
+    @property
+    def autoencoders(self) -> dict[str, Any]:
+        """Of the autoencoders and the feature side of g, of their initial weights as well."""
+        return {**self._with_planner(), "arguments": self._arguments(self._context.arguments("vae", final=False))}
+
+    @property
+    def knowledge_base(self) -> dict[str, Any]:
+        """Of the knowledge base, of the autoencoders as they were trained."""
+        return self._with_planner()
+
+    def _with_planner(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for name, value in autoencoders(self._model).items():
+            digest.update(f"{name} {tuple(value.shape)} ".encode() + value.numpy().tobytes())
+        planner = json.dumps(self._model.planner_values, sort_keys=True)
+        return {**self._all, "weights": digest.hexdigest(), "planner": hashlib.sha256(planner.encode()).hexdigest()}
+
+    def _arguments(self, arguments: TrainingArguments) -> dict[str, Any]:
+        """All but where the run lies."""
+        folder = str(self._context.folder)
+        return {name: value for name, value in arguments.to_dict().items() if folder not in str(value)}
+
 
 def run(context: RunContext) -> MsaPreTrainedModel:
     """Train all stages.
@@ -115,6 +223,11 @@ def run(context: RunContext) -> MsaPreTrainedModel:
         MsaError: If something is absent that a later stage needs, before anything is trained.
     """
     config = cast(OmgConfig, context.config)
+    if config.prediction != "classifier":
+        raise MsaError(
+            f"model.prediction is {config.prediction!r}, which is for hf-msa evaluate --set prediction={config.prediction}; "
+            "train with the classifier."
+        )
     require_package("diffusers", "omg")
     if config.index_factory != "Flat":
         require_package("faiss", "kb")
@@ -124,6 +237,8 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     if config.planner == "mllm" and config.planner_kind == "local" and config.condition_dim is None:
         with as_msa_errors():
             config.condition_dim = LocalMllm.from_pretrained(cast(str, config.planner_model)).width
+    if config.missing_length == "observed":
+        config.missing_length_fits = fit_lengths(context.rows["train"], config)
     model = context.new_model(OmgForSentimentAnalysis)
     model.eval()
     model.media = None if context.media is None else context.media.load
@@ -131,8 +246,10 @@ def run(context: RunContext) -> MsaPreTrainedModel:
     model.saves_knowledge_base = False
     # Kept for all seeds, ablations and training rates in one folder of runs.
     model.answers_folder = context.runs_folder / ANSWERS_FOLDER
-    states = prepare_texts(context, model)
-    make_planner(context, model)
+    share_answers(context, model)
+    dependencies = Dependencies(context, model)
+    states = prepare_texts(context, model, dependencies)
+    make_planner(context, model, dependencies)
     planners = {"train": cross_fitted(context, model), "validation": ()}
     planned = {split: PlannedRows(model, context.rows[split], context.processor, planners[split]) for split in states}
     context.made_stage("plans", lambda folder: make_plans(context, model, planned))
@@ -157,7 +274,12 @@ def run(context: RunContext) -> MsaPreTrainedModel:
         model.eval()
 
     executors = model.executors_by_name.values()
-    train("vae", "pretrain", [part for one in executors for part in (one.vae, one.semantics)], complete=True)
+    depends_on = dependencies.autoencoders
+    if context.take_stage("vae", depends_on):
+        model.load_state_dict(load_file(context.stage_folder("vae") / AUTOENCODERS_FILE), strict=False)
+    else:
+        train("vae", "pretrain", [part for one in executors for part in (one.vae, one.semantics)], complete=True)
+        context.give_stage("vae", depends_on, [AUTOENCODERS_FILE])
     folder = context.stage_folder("knowledge_base") / KNOWLEDGE_BASE_FOLDER
 
     def encode(_: Path) -> dict[str, Any]:
@@ -165,27 +287,42 @@ def run(context: RunContext) -> MsaPreTrainedModel:
         base.save(folder)
         return {"entries": len(base)}
 
-    context.made_stage("knowledge_base", encode)
+    context.made_stage("knowledge_base", encode, depends_on=dependencies.knowledge_base)
     model.knowledge_base = KnowledgeBase.load(folder)
     if not config.refit_classifier:
         train("classifier", None, [model.fusion], complete=True)
-    parts: list[nn.Module] = [part for one in executors for part in (one.denoiser, one.alignment)]
-    parts += [model.retriever] if config.retrieval_aggregation != "none" else []
+    parts: list[nn.Module] = []
+    if config.generation:
+        parts += [part for one in executors for part in (one.denoiser, one.alignment)]
+        parts += [model.retriever] if config.retrieval_aggregation != "none" else []
     parts += [model.fusion] if config.task_loss_weight else []
-    train("main", "generate", parts, final=True, return_complete=True, validate_complete=config.refit_classifier)
+    objective = "generate" if config.generation else None
+    train("main", objective, parts, final=True, return_complete=True, validate_complete=config.refit_classifier)
     if config.refit_classifier:
         train("classifier_after", None, [model.fusion])
     model.saves_knowledge_base = True
     return model
 
 
-def prepare_texts(context: RunContext, model: OmgForSentimentAnalysis) -> dict[str, TextStates]:
+def share_answers(context: RunContext, model: OmgForSentimentAnalysis) -> None:
+    """Take what other runs' planners were asked, where their stages are to be taken."""
+    if context.stages_from is not None and PartialState().is_main_process:
+        AnswerStore(model.answers_folder).take(context.stages_from / ANSWERS_FOLDER)
+    PartialState().wait_for_everyone()
+
+
+def prepare_texts(
+    context: RunContext, model: OmgForSentimentAnalysis, dependencies: Dependencies
+) -> dict[str, TextStates]:
     """Compute the states of all complete texts, by split, and how they are distributed."""
     folder = context.stage_folder("plans")
-    files = {split: folder / f"text_states_{split}.safetensors" for split in ("train", "validation")}
-    for split, file in files.items():
-        if PartialState().is_main_process and not file.is_file():
-            compute_text_states(model, context.rows[split], context.complete_collator(split), file)
+    files = {split: folder / f"{_TEXT_STATES}_{split}.safetensors" for split in ("train", "validation")}
+    if PartialState().is_main_process and not all(file.is_file() for file in files.values()):
+        depends_on = dependencies.texts
+        if context.shared.take(_TEXT_STATES, depends_on, folder) is None:
+            for split, file in files.items():
+                compute_text_states(model, context.rows[split], context.complete_collator(split), file)
+            context.shared.give(_TEXT_STATES, depends_on, folder, [file.name for file in files.values()], {})
     PartialState().wait_for_everyone()
     states = {split: TextStates(file) for split, file in files.items()}
     mean, std = states["train"].statistics()
@@ -195,14 +332,17 @@ def prepare_texts(context: RunContext, model: OmgForSentimentAnalysis) -> dict[s
     return states
 
 
-def make_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
+def make_planner(context: RunContext, model: OmgForSentimentAnalysis, dependencies: Dependencies) -> None:
     """Give the model its planner: fitted to the training split, and adapted where a language model is to be; or read it."""
     file = context.stage_folder("plans") / PLANNER_FILE
     with as_msa_errors():
-        if model.config.planner == "mllm" and model.config.planner_lora:
-            adapt_planner(context, model)
+        if _is_adapted(model.config):
+            adapt_planner(context, model, dependencies)
         if PartialState().is_main_process and not file.is_file():
-            write_json(file, fit_planner(context, model).to_dict())
+            depends_on = dependencies.planner
+            if context.shared.take("plans", depends_on, file.parent) is None:
+                write_json(file, fit_planner(context, model).to_dict())
+                context.shared.give("plans", depends_on, file.parent, [file.name], {})
         PartialState().wait_for_everyone()
         model.planner_values = json.loads(file.read_text(encoding="utf-8"))
 
@@ -256,7 +396,7 @@ def cross_fitted(context: RunContext, model: OmgForSentimentAnalysis) -> Sequenc
     return found
 
 
-def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
+def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis, dependencies: Dependencies) -> None:
     """Train the language model's adapter on plans of its own with the label's sentiment, or find it where that is done."""
     folder = context.stage_folder("planner") / ADAPTER_FOLDER
 
@@ -275,7 +415,7 @@ def adapt_planner(context: RunContext, model: OmgForSentimentAnalysis) -> None:
             context.rows["train"].lengths.get("text"),
         )
 
-    context.made_stage("planner", learn, every_process=True)
+    context.made_stage("planner", learn, every_process=True, depends_on=dependencies.adapter)
     model.set_adapter_folder(folder)
 
 
