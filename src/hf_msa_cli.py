@@ -374,7 +374,7 @@ COMMANDS = (
         "calibrate",
         "set the thresholds of U-ACS for another expert, adapter or budget, without training",
         _calibrate,
-        "hf_msa.uacs_calibration:calibrate",
+        "hf_msa.uacs_calibration:run_command",
     ),
     Command(
         "compare",

@@ -46,7 +46,8 @@ LEVELS = {
     "pipelines": 7,
     "clip_scores": 7,
     "demo_page": 7,
-    "cli": 8,
+    "api": 8,
+    "cli": 9,
 }
 # Shipped to the Hub with every checkpoint, so they must do without the rest of the package.
 MODELS_MAY_IMPORT = {"torch", "transformers", "numpy", "huggingface_hub"}
@@ -56,6 +57,7 @@ MADE_OF = {("uacs", "ubm")}
 # A name that is none makes the registry look for packages each time.
 NAMES = {*METHODS}
 KNOWS_METHODS = {
+    "hf_msa": "names all that is public",
     "hf_msa.methods": "registers the methods that come with hf_msa",
     "hf_msa.imputation": "writes what OMG-Agent generates, which no other method does",
 }

@@ -95,7 +95,8 @@ def test_openface_is_asked_for_what_it_makes(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_the_table_holds_all_of_them(pipeline: MsaPipeline, clips: Path, tmp_path: Path, ending: str) -> None:
     listed, output = find_clips([], str(clips / "list.csv")), tmp_path / f"scores{ending}"
-    assert write_scores(pipeline, listed, output, model="m") == (3, 1)
+    written = write_scores(pipeline, listed, output, model="m")
+    assert [(row["id"], "error" in row) for row in written] == [("a", False), ("b", False), ("c", True)]
     rows: list[dict[str, Any]]
     if ending == ".csv":
         with output.open(newline="", encoding="utf-8") as file:

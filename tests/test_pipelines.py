@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import pipeline
 
+import hf_msa
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
@@ -18,7 +19,7 @@ from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis
 from hf_msa.models.msa_feature_sets import FeatureSet
 from hf_msa.models.msa_openface import OPENFACE_AU_COLUMNS
 from hf_msa.models.msa_pipeline import MsaPipeline
-from hf_msa.pipelines import load_pipeline, predict_one, read_features, read_utterance
+from hf_msa.pipelines import load_pipeline, read_features, read_utterance
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import prepare_run
 
@@ -267,15 +268,14 @@ def test_files_give_the_same_score(predict: MsaPipeline, checkpoint: Path, tmp_p
     given = features(predict)
     np.save(tmp_path / "audio.npy", given["audio"])
     np.savetxt(tmp_path / "vision.csv", given["vision"], delimiter=",")
-    found = predict_one(
-        str(checkpoint), "a film", audio=str(tmp_path / "audio.npy"), vision=str(tmp_path / "vision.csv")
-    )
+    files = {"audio": str(tmp_path / "audio.npy"), "vision": str(tmp_path / "vision.csv")}
+    found = hf_msa.predict(checkpoint, text="a film", **files)
     expected = predict({"text": "a film", **given})
     assert found["score"] == pytest.approx(expected["score"], abs=1e-6)
 
 
 def test_a_folder_of_one_seed_is_that_seed_and_of_several_asks_for_one(checkpoint: Path, tmp_path: Path) -> None:
-    assert predict_one(str(checkpoint.parent), "a film") == predict_one(str(checkpoint), "a film")
+    assert hf_msa.predict(checkpoint.parent, text="a film") == hf_msa.predict(checkpoint, text="a film")
     for seed in (1, 2):
         shutil.copytree(checkpoint, tmp_path / f"seed-{seed}")
     with pytest.raises(MsaError, match="several training seeds; give one of them, e.g. '.*seed-1'"):
@@ -324,4 +324,4 @@ def test_what_a_method_cannot_have_is_said(
 
     monkeypatch.setattr(TcmrForSentimentAnalysis, "predict_rows", refuse)
     with pytest.raises(MsaError, match="There is no expert; give one"):
-        predict_one(str(checkpoint), "one")
+        hf_msa.predict(checkpoint, text="one")

@@ -9,20 +9,72 @@ from pathlib import Path
 import pytest
 
 import hf_msa
+from hf_msa.methods import METHODS
 
 PUBLIC = [
+    "BlockMissing",
+    "CmcConfig",
+    "CmcForSentimentAnalysis",
+    "CompleteProtocol",
     "FEATURE_SETS",
+    "FixedPattern",
+    "FrameMissing",
+    "LateFusionConfig",
+    "LateFusionForSentimentAnalysis",
+    "LegacyLnln",
     "METHODS",
+    "MissingModality",
+    "MissingProtocol",
+    "ModalityMissing",
     "MsaCollator",
+    "MsaConfig",
+    "MsaError",
+    "MsaFeatureExtractor",
+    "MsaPipeline",
+    "MsaPreTrainedModel",
     "MsaProcessor",
+    "MsaRows",
+    "MsaTrainer",
+    "MsaTrainingArguments",
+    "OmgConfig",
+    "OmgForSentimentAnalysis",
+    "PglhConfig",
+    "PglhForSentimentAnalysis",
+    "RandomPattern",
+    "RidgeConfig",
+    "RidgeForSentimentAnalysis",
+    "TcmrConfig",
+    "TcmrForSentimentAnalysis",
+    "TextConfig",
+    "TextForSentimentAnalysis",
+    "UacsConfig",
+    "UacsForSentimentAnalysis",
+    "UbmConfig",
+    "UbmForSentimentAnalysis",
+    "UserMasks",
     "__version__",
+    "build_knowledge_base",
+    "calibrate",
+    "compare",
+    "evaluate",
+    "extract",
+    "impute",
     "load_msa",
+    "load_pipeline",
+    "make_baselines",
+    "predict",
+    "predict_clips",
+    "prepare_dataset",
+    "push",
     "register_dataset",
     "register_feature_set",
     "register_label_family",
     "register_method",
     "register_protocol",
     "regression_metrics",
+    "run_tool",
+    "sample_corpus",
+    "train",
 ]
 TREE = ast.parse(Path(str(hf_msa.__file__)).read_text(encoding="utf-8"))
 
@@ -50,9 +102,16 @@ def test_the_names_that_load_late_are_those_that_a_type_checker_sees() -> None:
     [block] = [node for node in TREE.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     seen = {alias.name: f"hf_msa.{node.module}" for node in block.body for alias in node.names}
     assert seen == hf_msa._LAZY
-    assert sorted(
-        [*hf_msa._LAZY, "FEATURE_SETS", "METHODS", "__version__", "register_feature_set", "register_method"]
-    ) == sorted(PUBLIC)
+    here = {
+        alias.name for node in TREE.body if isinstance(node, ast.ImportFrom) and node.level for alias in node.names
+    }
+    assert sorted([*hf_msa._LAZY, *here]) == PUBLIC
+
+
+def test_configurations_and_models_of_all_methods_are_public() -> None:
+    built_in = [method for method in METHODS.values() if method.config_class.__module__.startswith("hf_msa.")]
+    classes = {c for method in built_in for c in (method.config_class, method.model_class)}
+    assert len(classes) >= 18 and all(getattr(hf_msa, c.__name__) is c for c in classes)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -68,6 +68,14 @@ def make_baselines(
 
     Raises:
         MsaError: If there are no such recipes, or data, flags or protocol will not do.
+
+    Example:
+        ```python
+        from hf_msa import compare, make_baselines
+
+        rows = make_baselines("data/sample", "runs/baselines", seeds=[1], flags={"num_train_epochs": 1})
+        compare([*rows, "runs/text"], allow_oracle=True)
+        ```
     """
     name = recipe or dataset_facts(data).name
     known = [{found.partition("/")[2] for found in METHODS[method].recipe_names()} for method, _ in ROWS.values()]

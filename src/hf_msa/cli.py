@@ -2,7 +2,6 @@
 
 import codecs
 import contextlib
-import dataclasses
 import importlib
 import io
 import json
@@ -16,7 +15,6 @@ from typing import Any, NoReturn
 from .errors import (
     BUGS,
     MsaError,
-    as_msa_errors,
     is_disk_full,
     network_reason,
     reason,
@@ -123,15 +121,14 @@ def prepare(*, dataset: str, source: str, output: str, **options: Any) -> None:
 
 
 def sample_corpus(*, output: str, **options: Any) -> None:
-    """Write a sample corpus; see `write_sample_corpus` for the options, of which None are left out."""
-    from .data.sample_corpus import check_corpus, write_sample_corpus
-    from .data.sample_corpus.corpus_files import write_checks
+    """Write a sample corpus; see `hf_msa.sample_corpus` for the options, of which None are left out."""
+    from .api import sample_corpus as make
+    from .data.sample_corpus.corpus_files import read_checks
 
     begun = time.monotonic()
-    path = write_sample_corpus(output, **{name: value for name, value in options.items() if value is not None})
+    path = make(output, **{name: value for name, value in options.items() if value is not None})
     seconds = time.monotonic() - begun
-    measured = check_corpus(path)
-    write_checks(path, measured)
+    measured = read_checks(path) or {}
     clips, spoken = sum(measured["clips"].values()), measured["recordings"]
     print(f"{clips} clips in {seconds:.1f} s ({clips / seconds:.0f} per second)")
     print(f"Sample corpus: {path} (its tiny text encoder: {path / 'text_model'})")
@@ -175,15 +172,14 @@ def training_flags(rest: Sequence[str]) -> dict[str, Any]:
     """
     from transformers import HfArgumentParser
 
-    from .training.arguments import MsaTrainingArguments
+    from .training.arguments import FLAGS, MsaTrainingArguments
 
-    names = {field.name for field in dataclasses.fields(MsaTrainingArguments)} - {"output_dir", "seed"}
     given = []
     for argument in rest:
         if argument.startswith("--"):
             name = argument[2:].partition("=")[0].replace("-", "_")
-            if name not in names:
-                raise unknown_name("training argument", name, names)
+            if name not in FLAGS:
+                raise unknown_name("training argument", name, FLAGS)
             given.append(name)
     if rest and not given:
         raise MsaError(f"Unexpected argument {rest[0]!r}; training arguments begin with '--'.")
@@ -198,81 +194,44 @@ def training_flags(rest: Sequence[str]) -> dict[str, Any]:
     return {name: parsed[name] for name in given}
 
 
-def train(
-    *,
-    recipe: str,
-    data: str,
-    output: str,
-    seeds: Sequence[int],
-    train_rate: str,
-    ablation: str | None,
-    assignments: Sequence[str],
-    text_model: str | None,
-    media: str | None,
-    flags: Sequence[str],
-    stages_from: str | None = None,
-) -> None:
-    """Train by a recipe, one run for each seed and training rate; `flags` are those of `training_flags`."""
+def train(*, data: str, output: str, train_rate: str, media: str | None, flags: Sequence[str], **options: Any) -> None:
+    """Train by a recipe; see `hf_msa.train` for the options, and `training_flags` for the flags."""
     from accelerate import PartialState
 
-    from .evaluation.checkpoints import rate_folder
-    from .hub.cards import write_card
-    from .training.recipes import load_recipe, train_rates
-    from .training.stages import RunContext, run_recipe, tidy_context
+    from .api import train_each
 
     given = training_flags(flags)
-    loaded = {
-        rate: load_recipe(recipe, ablation=ablation, assignments=assignments, text_model=text_model, train_rate=rate)
-        for rate in train_rates(train_rate)
-    }
-    matched = train_rate == "match"
-    rows = None
-    for seed in seeds:
-        done: list[RunContext] = []
-        for rate, settings in loaded.items():
-            place = rate_folder(output, rate) if matched and rate is not None else Path(output)
-            shared = done[0].folder if done else None
-            # The later ones take over stages of the first, which is tidied when all are finished.
-            context = run_recipe(settings, data, place, seed, given, rows, media, shared, bool(done), stages_from)
-            done.append(context)
-            rows = context.rows
-            if PartialState().is_main_process:
-                write_card(context.folder)
-                print(f"Trained {settings.method} with seed {seed}: {context.folder}")
+    runs = train_each(data=data, output=output, train_rate=train_rate, media=media, flags=given, **options)
+    for run in runs:
         if PartialState().is_main_process:
-            tidy_context(done[0])
+            print(f"Trained {run.recipe.method} with seed {run.seed}: {run.folder}")
     if PartialState().is_main_process:
         protocol = "" if train_rate == "mixed" else " --protocol modality"
         recordings = "" if media is None else f" --media {media}"
         print(f"Next: hf-msa evaluate {output} --data {data}{protocol}{recordings}")
 
 
+def _changes(assignments: Sequence[str], **named: str) -> dict[str, Any]:
+    """Values by name, of assignments such as `route=fast`; see `set_value`."""
+    from .training.recipes import set_value
+
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        set_value(values, assignment, **named)
+    return values
+
+
 def _protocol_fields(assignments: Sequence[str]) -> dict[str, Any]:
     """The fields of a protocol that `--protocol-set` gives."""
-    from .training.recipes import set_value
-
-    fields: dict[str, Any] = {}
-    for assignment in assignments:
-        set_value(fields, assignment, option="--protocol-set", example="blocks=2")
-    return fields
+    return _changes(assignments, option="--protocol-set", example="blocks=2")
 
 
-def evaluate(
-    *, model: str, data: str, assignments: Sequence[str], protocol_assignments: Sequence[str], **options: Any
-) -> None:
-    """Evaluate; see `evaluate_runs` for the options, and `set_value` for the assignments."""
-    from .evaluation.evaluate import evaluate_runs
+def evaluate(*, assignments: Sequence[str], protocol_assignments: Sequence[str], **options: Any) -> None:
+    """Evaluate; see `hf_msa.evaluate` for the options, and `set_value` for the assignments."""
+    from .api import evaluate as run
     from .evaluation.report import print_results
-    from .hub.cards import write_card
-    from .training.recipes import set_value
 
-    changes: dict[str, Any] = {}
-    for assignment in assignments:
-        set_value(changes, assignment)
-    fields = _protocol_fields(protocol_assignments)
-    results = evaluate_runs(model, data, changes=changes, protocol_fields=fields, **options)
-    for run in results.runs:
-        write_card(run)
+    results = run(changes=_changes(assignments), protocol_fields=_protocol_fields(protocol_assignments), **options)
     print_results(results.content)
     print("\n".join(f"Wrote {path}" for path in results.files))
 
@@ -305,18 +264,15 @@ def baselines(
     print(f"Next: hf-msa compare {' '.join(map(str, folders))} RUN --allow-oracle")
 
 
-def compare(*, runs: Sequence[str], output: str | None, **options: Any) -> None:
-    """Put results side by side; see `compare_runs` for the options."""
+def compare(*, output: str | None, **options: Any) -> None:
+    """Put results side by side; see `hf_msa.compare` for the options."""
     from rich.console import Console
 
-    from .evaluation.compare import compare_runs
-    from .evaluation.plots import plot_curves
+    from .api import compare as run
 
-    comparison = compare_runs(runs, **options)
-    Console().print(comparison.to_rich())
+    Console().print(run(output=output, **options).to_rich())
     if output is not None:
-        for path in plot_curves(comparison.runs, Path(output) / "curves", names=comparison.names):
-            print(f"Wrote {path}")
+        print(f"Wrote the figures to {output}")
 
 
 def analyze(*, tool: str | None, wants_help: bool, options: Sequence[str]) -> None:
@@ -333,7 +289,6 @@ def analyze(*, tool: str | None, wants_help: bool, options: Sequence[str]) -> No
 
 def predict(
     *,
-    model: str,
     clips: Sequence[str],
     manifest: str | None,
     output: str | None,
@@ -346,16 +301,15 @@ def predict(
     video: str | None,
     **options: Any,
 ) -> None:
-    """Score an utterance, or many recordings; see `load_pipeline` and `write_scores`."""
-    from .clip_scores import explain as explained
-    from .clip_scores import find_clips, flat, score_clips, write_scores
-    from .pipelines import load_pipeline, read_utterance
-    from .training.recipes import set_value
+    """Score an utterance, or many recordings; see `hf_msa.predict` and `hf_msa.predict_clips`."""
+    from .api import predict as predict_one
+    from .api import predict_clips
+    from .clip_scores import flat
 
     if batch_size < 1:
         raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
-    single = {"--text": text, "--audio": audio, "--vision": vision, "--video": video}
-    given = [name for name, value in single.items() if value is not None]
+    utterance = {"text": text, "audio": audio, "vision": vision, "video": video}
+    given = [f"--{name}" for name, value in utterance.items() if value is not None]
     many = bool(clips) or manifest is not None
     if many and (given or explain):
         raise MsaError(
@@ -365,34 +319,25 @@ def predict(
         raise MsaError("--output is for recordings; give them, or --manifest.")
     if not many and not given:
         raise MsaError("There is nothing to score; give recordings, --text, --audio, --vision or --video.")
-    listed = find_clips(clips, manifest) if many else []
-    changes: dict[str, Any] = {}
-    for assignment in assignments:
-        set_value(changes, assignment)
-    chosen = {name: value for name, value in options.items() if value is not None}
-    pipeline = load_pipeline(model, changes=changes, **chosen)
-    if output:
-        count, failed = write_scores(pipeline, listed, output, model=model, batch_size=batch_size)
-        print(
-            f"Scored {count - failed} of {count} recordings: {output}" + (" (see its column error)" if failed else "")
-        )
-        return
-    if many:
-        for row in score_clips(pipeline, listed, batch_size):
-            print(json.dumps(flat(row), ensure_ascii=False))
-        return
-    utterance = read_utterance(pipeline.processor.feature_extractor, text, audio, vision, video)
-    with as_msa_errors():
-        for name, value in pipeline(utterance).items():
+    chosen = {name: value for name, value in options.items() if value is not None} | {"changes": _changes(assignments)}
+    if not many:
+        found = predict_one(**utterance, explain=explain, **chosen)
+        explanation = found.pop("explanation", None)
+        for name, value in found.items():
             print(f"{name}: {value}")
-        if explain is not None:
-            from .clip_scores import plot_explanation
-
-            found = explained(pipeline, utterance)
-            plot_explanation(found, explain)
-            for name, change in [*found["modalities"].items(), *found["words"]]:
+        if explanation is not None:
+            for name, change in [*explanation["modalities"].items(), *explanation["words"]]:
                 print(f"  {change:+.3f}  {name}")
             print(f"Figure: {explain}")
+        return
+    rows = predict_clips(clips=clips, manifest=manifest, output=output, batch_size=batch_size, **chosen)
+    if output is None:
+        for row in rows:
+            print(json.dumps(flat(row), ensure_ascii=False))
+        return
+    failed = ["error" in row for row in rows]
+    hint = " (see its column error)" if any(failed) else ""
+    print(f"Scored {failed.count(False)} of {len(failed)} recordings: {output}{hint}")
 
 
 def demo(*, model: str, export: str | None, port: int | None, transcribe: str | None, face_model: str | None) -> None:
@@ -413,21 +358,17 @@ def demo(*, model: str, export: str | None, port: int | None, transcribe: str | 
 
 
 def impute(*, output: str, assignments: Sequence[str] = (), **options: Any) -> None:
-    """Complete a data set; see `hf_msa.imputation.impute` for the options, and `set_value` for the assignments."""
+    """Complete a data set; see `hf_msa.impute` for the options, and `set_value` for the assignments."""
     from rich.console import Console
 
     from .imputation import impute
-    from .training.recipes import set_value
 
-    changes: dict[str, Any] = {}
-    for assignment in assignments:
-        set_value(changes, assignment)
-    Console().print(impute(output=output, changes=changes, **options))
+    Console().print(impute(output=output, changes=_changes(assignments), **options))
     print(f"Completed data set: {output}")
 
 
 def push(*, run: str, repo: str, private: bool, no_verify: bool) -> None:
-    """Upload a run; see `push_run`."""
-    from .hub.push import push_run
+    """Upload a run; see `push`."""
+    from .hub.push import push
 
-    print(f"Pushed: {push_run(run, repo, private=private, verify=not no_verify)}")
+    print(f"Pushed: {push(run, repo, private=private, verify=not no_verify)}")

@@ -97,7 +97,7 @@ def score_clips(pipeline: MsaPipeline, clips: Sequence[Clip], batch_size: int = 
 
 def write_scores(
     pipeline: MsaPipeline, clips: Sequence[Clip], output: str | Path, *, model: str, batch_size: int = 8
-) -> tuple[int, int]:
+) -> list[dict[str, Any]]:
     """Score recordings into a table; interrupted, it goes on where it was.
 
     Args:
@@ -106,7 +106,7 @@ def write_scores(
         model: Name of the model; what was begun with another one is begun anew.
 
     Returns:
-        How many clips the table has, and how many of them could not be read.
+        The rows of the table, see `score_clips`.
 
     Raises:
         MsaError: If the ending is another one, or the model cannot predict.
@@ -133,7 +133,7 @@ def write_scores(
         rows = [done[clip.id] for clip in clips]
         _write_table(rows, target)
         part.unlink()
-    return len(rows), sum("error" in row for row in rows)
+    return rows
 
 
 def _read_part(part: Path) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,18 @@ BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError,
 
 
 class MsaError(ValueError):
-    """Input that hf_msa cannot use; the message says what was given, what is allowed and what to do."""
+    """Input that hf_msa cannot use; the message says what was given, what is allowed and what to do.
+
+    Example:
+        ```python
+        from hf_msa import MsaError, load_msa
+
+        try:
+            load_msa("data/sample", "tset")
+        except MsaError as error:
+            print(error)  # Unknown split 'tset'. Did you mean 'test'? ...
+        ```
+    """
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -24,6 +24,21 @@ def register_feature_set(features: FeatureSet) -> FeatureSet:
 
     Raises:
         MsaError: If the name is taken, or of another form.
+
+    Example:
+        ```python
+        import numpy as np
+        from hf_msa import register_feature_set
+        from hf_msa.models.msa_feature_sets import FeatureSet
+
+
+        def peaks(waveform):  # (samples,), mono at the set's rate
+            padded = np.pad(np.abs(waveform), (0, -len(waveform) % 160))
+            return padded.reshape(-1, 160).max(axis=1, keepdims=True)  # (frames, 1)
+
+
+        register_feature_set(FeatureSet("peaks", 1, "audio", ("peak",), rate=16_000, compute=peaks, frames_per_second=100))
+        ```
     """
     FEATURE_SETS.register(features.name, features)
     msa_feature_sets.FEATURE_SETS[features.name] = features

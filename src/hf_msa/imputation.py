@@ -88,6 +88,13 @@ def impute(
     Raises:
         MsaError: If model, data or an option will not do, nothing is missing, or the output exists; `output` is then as it
             was.
+
+    Example:
+        ```python
+        from hf_msa import impute
+
+        report = impute("runs/omg", "data/sample", "data/complete", protocol="fixed", available=["text", "audio"])
+        ```
     """
     check_output(Path(output), overwrite)
     if Path(output).resolve() == Path(data).resolve():

@@ -27,6 +27,14 @@ def register_label_family(family: LabelFamily) -> LabelFamily:
 
     Raises:
         MsaError: If the name will not do or is taken.
+
+    Example:
+        ```python
+        from hf_msa import register_label_family
+        from hf_msa.models.msa_label_families import LabelFamily
+
+        register_label_family(LabelFamily.from_dict({"name": "stars", "low": 1, "high": 5}))
+        ```
     """
     return LABEL_FAMILIES.register(family.name, family)
 

@@ -145,6 +145,32 @@ def register_method(
 
     Raises:
         MsaError: If the name will not do or is taken, or a part is not what it has to be.
+
+    Example:
+        ```python
+        from huggingface_hub.dataclasses import strict
+        from hf_msa import METHODS, TextConfig, TextForSentimentAnalysis, register_method
+
+
+        @strict
+        class PlainConfig(TextConfig):
+            model_type = "hf_msa_plain"
+
+
+        class PlainForSentimentAnalysis(TextForSentimentAnalysis):
+            config: PlainConfig
+
+
+        text = METHODS["text"]  # whose recipes and card serve as an example
+        register_method(
+            "plain",
+            title="text, once more",
+            config=PlainConfig,
+            model=PlainForSentimentAnalysis,
+            recipes=text.recipes,
+            card=text.card,
+        )
+        ```
     """
     _check_configuration(name, config)
     if model.config_class is not config or model.compute is MsaPreTrainedModel.compute:

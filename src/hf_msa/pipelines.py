@@ -56,8 +56,10 @@ def load_pipeline(
 
     Example:
         ```python
-        score = load_pipeline("org/tcmr-mosi")
-        score({"text": "a wonderful film", "audio": "clip.wav"})  # {"score": 1.9, "polarity": "positive", ...}
+        from hf_msa import load_pipeline
+
+        score = load_pipeline("runs/text")  # or a Hub name
+        score({"text": "a wonderful film", "audio": None})  # {"score": 1.9, "polarity": "positive", ...}
         ```
     """
     network, processor = load_checkpoint(find_model(model), changes)
@@ -98,26 +100,3 @@ def read_utterance(
                 columns = extractor.feature_set(name).columns if is_known else None
             given[name] = read_features(given[name], columns)
     return given
-
-
-def predict_one(
-    model: str,
-    text: str | None = None,
-    audio: str | None = None,
-    vision: str | None = None,
-    video: str | None = None,
-) -> dict[str, Any]:
-    """Score one utterance whose features or recordings lie in files.
-
-    Args:
-        model: A run folder (one seed), a saved model or a Hub name.
-        text, audio, vision, video: See `read_utterance`.
-
-    Raises:
-        MsaError: If the model or a file cannot be read, or does not fit.
-    """
-    pipeline = load_pipeline(model)
-    read = read_utterance(pipeline.processor.feature_extractor, text, audio, vision, video)
-    with as_msa_errors():
-        found: dict[str, Any] = pipeline(read)
-    return found

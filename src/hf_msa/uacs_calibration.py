@@ -1,7 +1,7 @@
 """New thresholds for a trained U-ACS: for another expert, adapter, kind of uncertainty or budget. Nothing is trained."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,26 @@ _SPLIT = "validation"
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(%|s)")
 
 
+def run_command(*, output: str, data: str, **options: Any) -> None:
+    """Calibrate, and say what came of it; see `calibrate` for the options."""
+    for name, place, report in _calibrate_each(output=output, data=data, **options):
+        for line in report:
+            print(line)
+        print(f"Calibrated {name}: {place}")
+    print(f"Next: hf-msa evaluate {output} --data {data} --protocol complete")
+
+
 def calibrate(
-    *,
     run: str,
     data: str,
     output: str,
+    *,
     assignments: Sequence[str] = (),
     budget: str | None = None,
     adapter: str | None = None,
     media: str | None = None,
-) -> None:
-    """Set the thresholds of a run anew, and write it with them; the command may be given again after an interruption.
+) -> list[Path]:
+    """Set the thresholds of a run anew, and write it with them; after an interruption the same call goes on.
 
     Args:
         run: A run folder (one seed or all of them), a saved model or a Hub name.
@@ -52,9 +61,33 @@ def calibrate(
         adapter: Folder of an adapter for the expert.
         media: Folder with the clips' recordings, see `MediaFolder`.
 
+    Returns:
+        The folders of the new runs, seed by seed.
+
     Raises:
         MsaError: If one of these will not do, or the thresholds cannot be found.
+
+    Example:
+        ```python
+        from hf_msa import calibrate
+
+        calibrate("runs/uacs", "data/sample", "runs/uacs-20", budget="20%")
+        ```
     """
+    each = _calibrate_each(run, data, output, assignments, budget, adapter, media)
+    return [place for _, place, _ in each]
+
+
+def _calibrate_each(
+    run: str,
+    data: str,
+    output: str,
+    assignments: Sequence[str] = (),
+    budget: str | None = None,
+    adapter: str | None = None,
+    media: str | None = None,
+) -> Iterator[tuple[str, Path, list[str]]]:
+    """Give each run, where it lies with its new thresholds, and what is to be said of them if they were found just now."""
     changes = {**_budget(budget)}
     for assignment in assignments:
         set_value(changes, assignment)
@@ -68,10 +101,7 @@ def calibrate(
     made |= {} if adapter is None else {"adapter": Path(adapter).name}
     finished = [_is_finished(place, made) for place in places]
     for name, place, is_there in zip(names, places, finished, strict=True):
-        if not is_there:
-            _calibrate_one(name, data, place, changes, made, adapter, media)
-        print(f"Calibrated {name}: {place}")
-    print(f"Next: hf-msa evaluate {output} --data {data} --protocol complete")
+        yield name, place, [] if is_there else _calibrate_one(name, data, place, changes, made, adapter, media)
 
 
 def _budget(text: str | None) -> dict[str, Any]:
@@ -113,7 +143,7 @@ def _calibrate_one(
     made: Mapping[str, Any],
     adapter: str | None,
     media: str | None,
-) -> None:
+) -> list[str]:
     # The old thresholds go, so that nothing refuses to part from them.
     forgotten = {"tau_1": None, "tau_2": None, "calibration": None}
     network, processor = load_checkpoint(name, {**forgotten, **changes})
@@ -151,8 +181,7 @@ def _calibrate_one(
             write_json(work / RUN_FILE, told)
     if told is not None:
         write_card(place)
-    for line in _report(config.tau_1, config.tau_2, found["expected"]):
-        print(line)
+    return _report(config.tau_1, config.tau_2, found["expected"])
 
 
 def _protocol(run: Mapping[str, Any] | None, rows: MsaRows) -> MissingProtocol:

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import HfApi, HfFileSystem
 
 from hf_msa.data.sample_corpus import write_sample_corpus
-from hf_msa.hub.push import push_run
+from hf_msa.hub.push import push
 from hf_msa_cli import main
 from loopback_hub import OWNER, LoopbackHub
 from pickle_factory import mmsa, write
@@ -33,7 +33,7 @@ def hub(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The loopback Hub with a run and a data set; the current folder has a run and raw data to send."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hf_msa.evaluation.plots.plot_curves", lambda *_, **__: [])
-    push_run(save_run(tmp_path / "runs" / "seed-1112", vision_dim=20), RUN, verify=False)
+    push(save_run(tmp_path / "runs" / "seed-1112", vision_dim=20), RUN, verify=False)
     corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=5, version=1)
     HfApi().create_repo(DATA, repo_type="dataset")
     HfApi().upload_folder(

@@ -16,7 +16,7 @@ from transformers import AutoModel, BertTokenizerFast
 import hf_msa.hub.push
 from hf_msa.errors import MsaError
 from hf_msa.hub.cards import write_card
-from hf_msa.hub.push import push_run
+from hf_msa.hub.push import push
 from hf_msa.hub.verify import check_side_files, probe_logits
 from hf_msa.methods import METHODS
 from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
@@ -58,7 +58,7 @@ def run_folder(tmp_path: Path) -> Path:
 def test_a_run_is_pushed_and_predicts_the_same(loopback_hub: LoopbackHub, run_folder: Path) -> None:
     (run_folder.parent / "results.json").write_text(json.dumps(RESULTS))
     before = {path: path.read_bytes() for path in run_folder.iterdir() if path.is_file()}
-    pushed = push_run(run_folder, REPO)
+    pushed = push(run_folder, REPO)
     assert pushed.verified and pushed.url == f"{loopback_hub.endpoint}/{REPO}"
     assert "logits equal" in str(pushed) and pushed.commit[:7] in str(pushed)
     assert before == {path: path.read_bytes() for path in run_folder.iterdir() if path.is_file()}
@@ -82,7 +82,7 @@ def test_only_what_belongs_to_a_checkpoint_is_published(loopback_hub: LoopbackHu
     run = {**RUN, "flags": {"logging_dir": "/home/someone/logs"}, "settings": {"text_model": "/home/someone/minilm"}}
     (run_folder / "run.json").write_text(json.dumps(run))
     (run_folder / "results.json").write_text(json.dumps(RESULTS))
-    push_run(run_folder, REPO, verify=False)
+    push(run_folder, REPO, verify=False)
     files = loopback_hub.files(REPO)
     code = {"configuration_msa.py", "configuration_text.py", "modeling_msa.py", "modeling_text.py", "msa_outputs.py"}
     code |= {"msa_inputs.py", "msa_label_families.py", "msa_files.py", "msa_missing.py"}
@@ -99,37 +99,37 @@ def test_only_what_belongs_to_a_checkpoint_is_published(loopback_hub: LoopbackHu
 
 
 def test_pushing_again_is_no_new_commit(loopback_hub: LoopbackHub, run_folder: Path) -> None:
-    first = push_run(run_folder, REPO, verify=False)
-    assert push_run(run_folder, REPO, verify=False).commit == first.commit
+    first = push(run_folder, REPO, verify=False)
+    assert push(run_folder, REPO, verify=False).commit == first.commit
     assert loopback_hub.count("PUT", "/lfs-storage/") == 1
 
 
 def test_a_branch_can_be_pushed_to(loopback_hub: LoopbackHub, run_folder: Path) -> None:
-    push_run(run_folder, REPO, revision="next", verify=False)
+    push(run_folder, REPO, revision="next", verify=False)
     assert "model.safetensors" in loopback_hub.files(REPO, revision="next")
     assert "model.safetensors" not in loopback_hub.files(REPO)
 
 
 def test_the_folder_above_will_do_for_a_single_run(loopback_hub: LoopbackHub, run_folder: Path) -> None:
-    push_run(run_folder.parent, REPO, verify=False)
+    push(run_folder.parent, REPO, verify=False)
     assert "model.safetensors" in loopback_hub.files(REPO)
     save_run(run_folder.parent / "seed-1111", seed=1111)
     with pytest.raises(MsaError, match="several runs .*seed-1111, seed-1112"):
-        push_run(run_folder.parent, REPO)
+        push(run_folder.parent, REPO)
 
 
 @pytest.mark.parametrize("absent", ["run.json", "config.json", "model.safetensors", "processor_config.json"])
 def test_an_unfinished_run_is_refused(loopback_hub: LoopbackHub, run_folder: Path, absent: str) -> None:
     (run_folder / absent).unlink()
     with pytest.raises(MsaError, match="not a finished run"):
-        push_run(run_folder, REPO)
+        push(run_folder, REPO)
     assert loopback_hub.requests == []
 
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "tester/", "tester/a b", "tester/a--b", "tester/-a"])
 def test_a_wrong_name_is_refused(loopback_hub: LoopbackHub, run_folder: Path, name: str) -> None:
     with pytest.raises(MsaError, match="give ORG/NAME"):
-        push_run(run_folder, name)
+        push(run_folder, name)
     assert loopback_hub.requests == []
 
 
@@ -138,7 +138,7 @@ def test_without_a_token_it_says_how_to_get_one(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(MsaError, match="no Hub token.*/settings/tokens.*hf auth login"):
-        push_run(run_folder, REPO)
+        push(run_folder, REPO)
 
 
 @pytest.mark.parametrize(
@@ -146,22 +146,22 @@ def test_without_a_token_it_says_how_to_get_one(
 )
 def test_with_a_wrong_token_it_says_so(loopback_hub: LoopbackHub, run_folder: Path, token: str, message: str) -> None:
     with pytest.raises(MsaError, match=message):
-        push_run(run_folder, REPO, token=token)
+        push(run_folder, REPO, token=token)
     assert loopback_hub.repos == {}
 
 
 def test_somebody_elses_name_is_refused(loopback_hub: LoopbackHub, run_folder: Path) -> None:
     message = f"{STRANGER} may not write to {REPO} .*choose a name under {STRANGER},"
     with pytest.raises(MsaError, match=message):
-        push_run(run_folder, REPO, token=STRANGER_TOKEN)  # nobody has it yet
+        push(run_folder, REPO, token=STRANGER_TOKEN)  # nobody has it yet
     HfApi().create_repo(REPO)
     with pytest.raises(MsaError, match=message):
-        push_run(run_folder, REPO, token=STRANGER_TOKEN)  # somebody has it
+        push(run_folder, REPO, token=STRANGER_TOKEN)  # somebody has it
     loopback_hub.repo(REPO).private = True
     with pytest.raises(MsaError, match=message):
-        push_run(run_folder, REPO, token=STRANGER_TOKEN)  # somebody has it in private
+        push(run_folder, REPO, token=STRANGER_TOKEN)  # somebody has it in private
     with pytest.raises(MsaError, match=f"choose a name under {OWNER} or {ORGANISATION},"):
-        push_run(run_folder, f"{STRANGER}/text-mosi")
+        push(run_folder, f"{STRANGER}/text-mosi")
     assert len(loopback_hub.repo(REPO).commits) == 1
 
 
@@ -170,16 +170,16 @@ def test_a_private_push_is_verified_too(
     loopback_hub: LoopbackHub, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")  # the clean process has the one that was given
-    assert push_run(run_folder, REPO, private=True, token=WRITE_TOKEN).verified
+    assert push(run_folder, REPO, private=True, token=WRITE_TOKEN).verified
 
 
 def test_a_private_push_stays_private(loopback_hub: LoopbackHub, run_folder: Path) -> None:
-    push_run(run_folder, REPO, private=True, verify=False)
+    push(run_folder, REPO, private=True, verify=False)
     assert loopback_hub.repo(REPO).private
     public = f"{ORGANISATION}/open"
     HfApi().create_repo(public)
     with pytest.raises(MsaError, match="exists already and is public"):
-        push_run(run_folder, public, private=True)
+        push(run_folder, public, private=True)
     assert len(loopback_hub.repo(public).commits) == 1
 
 
@@ -190,7 +190,7 @@ def test_without_a_network_it_says_so(
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(MsaError, match="did not get through: .*try again"):
-        push_run(run_folder, REPO)
+        push(run_folder, REPO)
 
 
 def test_offline_mode_is_named(loopback_hub: LoopbackHub, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_offline_mode_is_named(loopback_hub: LoopbackHub, run_folder: Path, monk
     huggingface_hub.close_session()
     try:
         with pytest.raises(MsaError, match="unset HF_HUB_OFFLINE"):
-            push_run(run_folder, REPO)
+            push(run_folder, REPO)
     finally:
         huggingface_hub.close_session()
 
@@ -210,13 +210,13 @@ def test_offline_mode_is_named(loopback_hub: LoopbackHub, run_folder: Path, monk
 def test_an_interrupted_push_leaves_the_old_version_and_can_be_resumed(
     loopback_hub: LoopbackHub, run_folder: Path, tmp_path: Path, method: str, path: str, status: int | None
 ) -> None:
-    old = push_run(run_folder, REPO, verify=False).commit
+    old = push(run_folder, REPO, verify=False).commit
     old_logits = probe_logits(str(run_folder))
     newer = save_run(tmp_path / "newer" / "seed-5", seed=5)
 
     loopback_hub.fail(method, path, status=status)
     with pytest.raises(MsaError, match="nothing is half-written there"):
-        push_run(newer, REPO, verify=False)
+        push(newer, REPO, verify=False)
     assert HfApi().model_info(REPO).sha == old
     (tmp_path / "snapshot").mkdir()
     for name, content in loopback_hub.files(REPO).items():
@@ -225,7 +225,7 @@ def test_an_interrupted_push_leaves_the_old_version_and_can_be_resumed(
 
     loopback_hub.faults.clear()
     loopback_hub.requests.clear()
-    assert push_run(newer, REPO, verify=False).commit == HfApi().model_info(REPO).sha != old
+    assert push(newer, REPO, verify=False).commit == HfApi().model_info(REPO).sha != old
     assert loopback_hub.files(REPO)["model.safetensors"] == (newer / "model.safetensors").read_bytes()
     # Where the weights had arrived before the commit failed, they are not sent again.
     assert loopback_hub.count("PUT", "/lfs-storage/") == (path == "/lfs-storage/")
@@ -237,14 +237,14 @@ def test_a_killed_push_can_be_resumed(loopback_hub: LoopbackHub, run_folder: Pat
     code = (
         "import os, huggingface_hub._commit_api as commits\n"
         "commits._send_commit = lambda **options: os._exit(9)\n"
-        "from hf_msa.hub.push import push_run\n"
-        f"push_run({str(run_folder)!r}, {REPO!r})\n"
+        "from hf_msa.hub.push import push\n"
+        f"push({str(run_folder)!r}, {REPO!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
     assert set(loopback_hub.files(REPO)) == {".gitattributes"}
     loopback_hub.requests.clear()
-    push_run(run_folder, REPO, verify=False)
+    push(run_folder, REPO, verify=False)
     assert loopback_hub.count("PUT", "/lfs-storage/") == 0
     assert loopback_hub.files(REPO)["model.safetensors"] == (run_folder / "model.safetensors").read_bytes()
 
@@ -262,7 +262,7 @@ def test_weights_that_arrive_changed_are_noticed(
     verify = hf_msa.hub.push._verify
     monkeypatch.setattr(hf_msa.hub.push, "_verify", push_then_train_on)
     with pytest.raises(MsaError, match=r"predicts otherwise than .*off by 1\)"):
-        push_run(run_folder, REPO)
+        push(run_folder, REPO)
 
 
 def test_code_that_does_not_load_elsewhere_is_noticed(loopback_hub: LoopbackHub, run_folder: Path) -> None:
@@ -270,7 +270,7 @@ def test_code_that_does_not_load_elsewhere_is_noticed(loopback_hub: LoopbackHub,
     path = run_folder / "modeling_text.py"
     path.write_text("import hf_msa\n" + path.read_text())
     with pytest.raises(MsaError, match="does not load in a clean process .*hf_msa"):
-        push_run(run_folder, REPO)
+        push(run_folder, REPO)
 
 
 @pytest.mark.slow
@@ -281,13 +281,13 @@ def test_the_script_refuses_the_registered_classes(
     for name in ("modeling_text.py", "hf_msa_files.json"):
         (run_folder / name).unlink()
     with pytest.raises(MsaError, match="does not load in a clean process"):
-        push_run(run_folder, REPO)
+        push(run_folder, REPO)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "text"])
 def test_every_method_can_be_pushed(loopback_hub: LoopbackHub, tmp_path: Path, method: str) -> None:
-    assert push_run(save_run(tmp_path / "seed-1", seed=1, method=method), REPO).verified
+    assert push(save_run(tmp_path / "seed-1", seed=1, method=method), REPO).verified
 
 
 @pytest.mark.parametrize(("method", "ablation"), [("tcmr", None), ("tcmr", "ub")])
@@ -303,7 +303,7 @@ def test_a_multimodal_checkpoint_has_a_card_and_can_be_probed(
 
 
 def test_a_side_file_that_arrived_otherwise_is_noticed(loopback_hub: LoopbackHub, run_folder: Path) -> None:
-    pushed = push_run(run_folder, REPO, verify=False)
+    pushed = push(run_folder, REPO, verify=False)
     digest = hashlib.sha256((run_folder / "config.json").read_bytes()).hexdigest()
     check_side_files(REPO, pushed.commit, {"config.json": digest})
     with pytest.raises(SystemExit, match=r"config\.json is not what was sent"):
@@ -313,7 +313,7 @@ def test_a_side_file_that_arrived_otherwise_is_noticed(loopback_hub: LoopbackHub
 def test_a_side_file_that_cannot_be_fetched_is_not_taken_for_absent(
     loopback_hub: LoopbackHub, run_folder: Path
 ) -> None:
-    push_run(run_folder, REPO, verify=False)
+    push(run_folder, REPO, verify=False)
     model = AutoModel.from_pretrained(REPO)
     assert model.stored_file("no_such_file.json") is None
     file = model.stored_file("config.json")
@@ -341,6 +341,6 @@ def test_a_side_file_that_cannot_be_fetched_is_not_taken_for_absent(
 def test_what_is_damaged_is_not_pushed(loopback_hub: LoopbackHub, run_folder: Path, name: str, content: bytes) -> None:
     (run_folder / name).write_bytes(content)
     with pytest.raises(MsaError) as caught:
-        push_run(run_folder, REPO)
+        push(run_folder, REPO)
     assert "\n" not in str(caught.value) and str(run_folder) in str(caught.value)
     assert loopback_hub.requests == []

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 from transformers import AutoModel, AutoProcessor
 
-from hf_msa.hub.push import _contents, push_run
+from hf_msa.hub.push import _contents, push
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
 from hf_msa.models.omg_observation import observe_rows
@@ -80,7 +80,7 @@ def test_from_the_hub_it_plans_retrieves_and_predicts_the_same(loopback_hub: Loo
 
 
 def test_pushing_verifies_it_in_a_clean_process(loopback_hub: LoopbackHub, run_folder: Path) -> None:
-    pushed = push_run(run_folder, REPO)
+    pushed = push(run_folder, REPO)
     assert pushed.verified
     files = set(loopback_hub.files(REPO))
     assert {f"knowledge_base/{name}" for name in BESIDE} | {"planner.json", "modeling_omg.py"} <= files

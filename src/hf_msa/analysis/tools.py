@@ -175,6 +175,13 @@ def run_tool(name: str, runs: Sequence[str] = (), *, output: str | None = None, 
     Raises:
         MsaError: For an unknown tool, an option that it does not have, no run, the lack of an option that it needs, or
             runs that it cannot use.
+
+    Example:
+        ```python
+        from hf_msa import run_tool
+
+        files = run_tool("position-means", data="data/sample", output="analysis")
+        ```
     """
     chosen = TOOLS.find(name)
     given = {option: value for option, value in options.items() if value is not None}

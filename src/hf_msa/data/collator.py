@@ -35,6 +35,17 @@ class MsaCollator:
         split: The split that the rows come from; part of what the masks depend on.
         return_complete: Also give the values before anything was dropped, as ``complete_*``.
         pad_to_fixed: Pad to the processor's fixed maximum lengths, as the papers do; default: the processor's own way.
+
+    Example:
+        ```python
+        from hf_msa import FrameMissing, MsaCollator, MsaProcessor, load_msa
+        from torch.utils.data import DataLoader
+
+        processor = MsaProcessor.from_pretrained("runs/text/seed-1")
+        collator = MsaCollator(processor, FrameMissing(rate=0.5), split="test")
+        batch = next(iter(DataLoader(load_msa("data/sample", "test"), batch_size=4, collate_fn=collator)))
+        batch["text_missing_mask"]  # (4, tokens), True = dropped
+        ```
     """
 
     def __init__(

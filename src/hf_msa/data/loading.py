@@ -70,6 +70,14 @@ def load_msa(
 
     Raises:
         MsaError: If there is no such data set or split, or the raw data cannot be used.
+
+    Example:
+        ```python
+        from hf_msa import load_msa
+
+        test = load_msa("data/sample", "test")  # a datasets.Dataset
+        test[0]["text"], test[0]["label"]
+        ```
     """
     if split is not None and split not in SPLITS:
         raise unknown_name("split", split, SPLITS)

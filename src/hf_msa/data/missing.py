@@ -84,7 +84,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CompleteProtocol(MissingProtocol):
-    """Nothing is dropped (P3)."""
+    """Nothing is dropped (P3).
+
+    Example:
+        ```python
+        from hf_msa import CompleteProtocol
+
+        CompleteProtocol()
+        ```
+    """
 
     name: ClassVar[str] = "complete"
 
@@ -118,6 +126,13 @@ class FrameMissing(MissingProtocol):
             half of the samples, independently per modality (here with probability 1/2 per sample).
         seed: The mask seed, not the training seed.
         modalities: The modalities that lose something; the others stay complete.
+
+    Example:
+        ```python
+        from hf_msa import FrameMissing
+
+        FrameMissing(rate=0.3)
+        ```
     """
 
     name: ClassVar[str] = "frame"
@@ -182,6 +197,13 @@ class ModalityMissing(MissingProtocol):
     Attributes:
         rate: The target rate MR: 0.0, 0.1, ... 0.7.
         seed: The mask seed.
+
+    Example:
+        ```python
+        from hf_msa import ModalityMissing, load_msa
+
+        ModalityMissing(rate=0.3).bind(load_msa("data/sample", "test")["id"])
+        ```
     """
 
     name: ClassVar[str] = "modality"
@@ -267,6 +289,13 @@ class FixedPattern(MissingProtocol):
 
     Attributes:
         available: The modalities that stay, at least one.
+
+    Example:
+        ```python
+        from hf_msa import FixedPattern
+
+        FixedPattern(available=("text", "audio"))
+        ```
     """
 
     name: ClassVar[str] = "fixed"
@@ -315,6 +344,13 @@ class RandomPattern(MissingProtocol):
 
     Attributes:
         seed: The mask seed, not the training seed.
+
+    Example:
+        ```python
+        from hf_msa import RandomPattern
+
+        RandomPattern()
+        ```
     """
 
     name: ClassVar[str] = "pattern"
@@ -356,6 +392,13 @@ class BlockMissing(MissingProtocol):
         blocks: How many blocks per sample and modality, at most (two neighbours may touch).
         seed: The mask seed.
         modalities: The modalities that lose something; the others stay complete.
+
+    Example:
+        ```python
+        from hf_msa import BlockMissing
+
+        BlockMissing(rate=0.3, blocks=2)
+        ```
     """
 
     name: ClassVar[str] = "block"
@@ -403,6 +446,13 @@ class UserMasks(MissingProtocol):
             ``.parquet`` file with the columns ``id`` and some of ``text``, ``audio``, ``vision``. 1 = dropped, one
             entry per true position; text counts the special tokens too, which are kept whatever the mask says. A
             modality that a record leaves out, or sets to null, stays complete.
+
+    Example:
+        ```python
+        from hf_msa import UserMasks
+
+        UserMasks({"one$_$0": {"audio": [0, 1, 1]}})
+        ```
     """
 
     name: ClassVar[str] = "user"
@@ -519,6 +569,25 @@ def register_protocol(protocol: type[MissingProtocol]) -> type[MissingProtocol]:
 
     Raises:
         MsaError: If the name will not do or is taken.
+
+    Example:
+        ```python
+        from dataclasses import dataclass
+        from typing import ClassVar
+
+        import numpy as np
+        from hf_msa import MissingProtocol, register_protocol
+
+
+        @register_protocol
+        @dataclass(frozen=True)
+        class NoSound(MissingProtocol):
+            name: ClassVar[str] = "no_sound"
+            modalities: ClassVar[tuple[str, ...]] = ("audio",)
+
+            def drop(self, samples):
+                return samples.whole({"audio": np.ones(len(samples.ids), dtype=bool)})
+        ```
     """
     return PROTOCOLS.register(protocol.name, protocol)
 
@@ -660,7 +729,14 @@ class MissingModality:
         draw: The draw of rows that carry no ``draw`` column.
 
     Example:
-        >>> dataset.map(MissingModality(FrameMissing(rate=0.3), tokenizer, "test"), batched=True)
+        ```python
+        from hf_msa import FrameMissing, MissingModality, load_msa
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained("data/sample/text_model")
+        add_masks = MissingModality(FrameMissing(rate=0.3), tokenizer, split="test")
+        test = load_msa("data/sample", "test").map(add_masks, batched=True)
+        ```
     """
 
     def __init__(

@@ -208,6 +208,13 @@ class MissingProtocol(ABC):
     Attributes:
         name: As recipes, results and the command line call it.
         RATES: The missing rates that it is tested at; none for a protocol that has no rate.
+
+    Example:
+        ```python
+        from hf_msa import FrameMissing, MissingProtocol
+
+        isinstance(FrameMissing(rate=0.3), MissingProtocol)  # one of your own: see `register_protocol`
+        ```
     """
 
     name: ClassVar[str]

@@ -82,6 +82,13 @@ class LegacyLnln(MissingProtocol):
         text_width: Padded length of text.
         audio_width: Padded length of audio.
         vision_width: Padded length of vision.
+
+    Example:
+        ```python
+        from hf_msa import LegacyLnln, load_msa
+
+        LegacyLnln(rate=0.5).bind(load_msa("data/sample", "test")["id"])
+        ```
     """
 
     name: ClassVar[str] = "legacy_lnln"

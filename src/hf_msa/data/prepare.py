@@ -66,6 +66,13 @@ def prepare_dataset(
     Raises:
         MsaError: If an argument or the data cannot be used, the output exists, the disk is full or the upload fails.
             `output` is then as it was.
+
+    Example:
+        ```python
+        from hf_msa import prepare_dataset
+
+        report = prepare_dataset("custom", "data/sample", "data/mine", label_family="mosi")
+        ```
     """
     check_dataset_name(name)
     check_output(Path(output), overwrite)

@@ -180,6 +180,16 @@ class MsaRows:
 
     Raises:
         MsaError: If a column that every data set has is absent, or has an empty cell.
+
+    Example:
+        ```python
+        from hf_msa import MsaRows, load_msa
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained("data/sample/text_model")
+        rows = MsaRows(load_msa("data/sample", "train"), "train", tokenizer, max_length=50)
+        rows.lengths["audio"]  # (rows,), in frames
+        ```
     """
 
     def __init__(

@@ -254,6 +254,15 @@ def register_dataset(dataset: KnownDataset) -> KnownDataset:
 
     Raises:
         MsaError: If the name will not do or is taken.
+
+    Example:
+        ```python
+        from hf_msa import register_dataset
+        from hf_msa.data.schema import DatasetFacts, KnownDataset
+
+        facts = DatasetFacts("street", label_family="sims", label_low=-1, label_high=1, language="de", license="CC BY 4.0")
+        register_dataset(KnownDataset(facts, title="Street interviews"))
+        ```
     """
     if dataset.facts.name == CUSTOM:
         raise MsaError(f"{CUSTOM!r} is the name of all data sets that have none; choose another name.")

@@ -150,6 +150,13 @@ def regression_metrics(
 
     Raises:
         MsaError: If the family is unknown, the input is empty, the shapes differ, or a value is NaN or infinite.
+
+    Example:
+        ```python
+        from hf_msa import regression_metrics
+
+        regression_metrics([1.2, -0.4], [1.0, -1.0], "mosi")["mae"]  # 0.4
+        ```
     """
     score, label = _checked(predictions, labels)
     return _Terms.of(_score_terms(score, label, family), family_metrics(family)).score_all(legacy_f1=legacy_f1)

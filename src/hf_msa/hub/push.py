@@ -70,7 +70,7 @@ class Pushed:
         return f"{self.url} (commit {self.commit[:7]}, {check})"
 
 
-def push_run(
+def push(
     run_folder: str | os.PathLike[str],
     repo_id: str,
     *,
@@ -95,6 +95,13 @@ def push_run(
     Raises:
         MsaError: If the folder is no finished run, if the Hub does not let this account do it or cannot be reached, or
             if what arrived predicts something else.
+
+    Example:
+        ```python
+        from hf_msa import push
+
+        print(push("runs/text/seed-1", "org/text-sample"))
+        ```
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

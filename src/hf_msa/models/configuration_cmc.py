@@ -61,6 +61,14 @@ class CmcConfig(MsaConfig):
             place of the best one, averaged models with fresh batch-norm statistics, dropout in the frozen text encoder, and
             unimodal models chosen by pseudo labels that move along, so that they are measured by their own opinion. Off:
             they are chosen by the labels that the pseudo labels began with.
+
+    Example:
+        ```python
+        from hf_msa import CmcConfig
+
+        config = CmcConfig(audio_dim=5, vision_dim=20, mcr="mean")
+        config.modalities  # ("text", "audio", "vision")
+        ```
     """
 
     model_type = "hf_msa_cmc"

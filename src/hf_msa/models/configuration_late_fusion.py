@@ -15,6 +15,13 @@ class LateFusionConfig(MsaConfig):
         hidden_size (`int`): Inner width of the heads of audio and vision.
         dropout (`float`): Dropout on the vector that a head reads.
         modality_dropout (`float`): Share of votes that training leaves out, each by itself; at least one stays.
+
+    Example:
+        ```python
+        from hf_msa import LateFusionConfig
+
+        LateFusionConfig(audio_dim=5, vision_dim=None).modalities  # ("text", "audio")
+        ```
     """
 
     model_type = "hf_msa_late_fusion"

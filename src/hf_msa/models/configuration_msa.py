@@ -113,6 +113,13 @@ class MsaConfig(PreTrainedConfig):
             range of labels, their classes, and the metrics that apply.
         mask_padding (`bool`): Whether attention leaves padded positions out. False is what the public LNLN code does;
             predictions then depend on the padded length, so batches must be padded to fixed lengths.
+
+    Example:
+        ```python
+        from hf_msa import MsaConfig
+
+        MsaConfig(audio_dim=5, vision_dim=None).modalities  # ("text", "audio"): the data has no vision
+        ```
     """
 
     model_type = "hf_msa_base"

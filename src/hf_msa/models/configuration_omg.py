@@ -122,6 +122,13 @@ class OmgConfig(MsaConfig):
             else trusts generated ones too much.
         aux_weight: Losses that read the one-step estimate count by `"alpha_bar"` of the sample's time step, as the estimate
             is noise late in the chain (ours), or all alike (`"none"`, to the letter).
+
+    Example:
+        ```python
+        from hf_msa import OmgConfig
+
+        OmgConfig(audio_dim=5, vision_dim=20, num_inference_steps=1).ABLATIONS  # name -> fields
+        ```
     """
 
     model_type = "hf_msa_omg"

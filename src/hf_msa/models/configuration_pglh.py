@@ -52,6 +52,13 @@ class PglhConfig(MsaConfig):
     Loss weights (eq. 17):
         w_task, w_mask, w_global (`float`): Of the sentiment score, of the reconstruction of masked positions and of
             the reconstruction of all positions. With both reconstruction weights at 0 there are no decoders.
+
+    Example:
+        ```python
+        from hf_msa import PglhConfig
+
+        PglhConfig(audio_dim=5, vision_dim=20, **PglhConfig.ABLATIONS["wo_ubpf"])
+        ```
     """
 
     model_type = "hf_msa_pglh"

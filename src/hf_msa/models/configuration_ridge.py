@@ -21,6 +21,13 @@ class RidgeConfig(MsaConfig):
         text_vector (`str`): `"states"`: mean state of the text encoder over the observed tokens. `"words"`: how often each
             token of the vocabulary was observed, for vocabularies of some thousands at most.
         penalties (`list[float]`): Weights of the squared coefficients, of standardised columns, of which validation chooses.
+
+    Example:
+        ```python
+        from hf_msa import RidgeConfig
+
+        RidgeConfig(probed=["text"]).probed
+        ```
     """
 
     model_type = "hf_msa_ridge"

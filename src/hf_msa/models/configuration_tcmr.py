@@ -65,6 +65,14 @@ class TcmrConfig(MsaConfig):
     Loss weights (T1; eq. 14):
         w_conf, w_rec_text, w_rec_aux, w_task (`float`): Of confidence, text reconstruction, audio and vision
             reconstruction, and the sentiment score.
+
+    Example:
+        ```python
+        from hf_msa import TcmrConfig
+
+        config = TcmrConfig(audio_dim=5, vision_dim=20, num_tokens=4)
+        config.modalities  # ("text", "audio", "vision")
+        ```
     """
 
     model_type = "hf_msa_tcmr"

@@ -11,6 +11,13 @@ class TextConfig(MsaConfig):
 
     Args:
         classifier_dropout (`float`): Dropout on the pooled text.
+
+    Example:
+        ```python
+        from hf_msa import TextConfig
+
+        TextConfig(label_family="sims").label_range  # (-1.0, 1.0)
+        ```
     """
 
     model_type = "hf_msa_text"

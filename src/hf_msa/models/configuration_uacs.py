@@ -99,6 +99,13 @@ class UacsConfig(UbmConfig):
 
     A checkpoint that is loaded with another lambda or beta has the thresholds that these give by its stored fits. What its
     thresholds do not hold for (another expert, another uncertainty) is refused, unless thresholds are given with it.
+
+    Example:
+        ```python
+        from hf_msa import UacsConfig
+
+        UacsConfig(audio_dim=5, vision_dim=20, route="fast")
+        ```
     """
 
     model_type = "hf_msa_uacs"

@@ -60,6 +60,13 @@ class UbmConfig(MsaConfig):
             share of the validation split for which it was found; set when training has ended.
         temperature (`float`): Divides the class logits before the entropy; 1 is the paper's.
         calibrate_temperature (`bool`): Fit the temperature on the validation split when training has ended (ours).
+
+    Example:
+        ```python
+        from hf_msa import UbmConfig
+
+        UbmConfig(audio_dim=5, vision_dim=20, uncertainty_kind="heads")
+        ```
     """
 
     model_type = "hf_msa_ubm"

@@ -114,6 +114,15 @@ class MsaFeatureExtractor(FeatureExtractionMixin):
             `msa_feature_sets`; needed to make them from recordings.
         audio_mean, audio_std, vision_mean, vision_std (`list[float]`, *optional*):
             Per-feature statistics of the valid frames of the training split. A feature with std 0 becomes 0.
+
+    Example:
+        ```python
+        import numpy as np
+        from hf_msa import MsaFeatureExtractor
+
+        extractor = MsaFeatureExtractor(audio_dim=5)
+        batch = extractor(audio=[np.zeros((12, 5), dtype=np.float32), None])  # audio_values (2, 12, 5)
+        ```
     """
 
     model_input_names = [key for name in FEATURE_MODALITIES for key in (VALUE_KEYS[name], ATTENTION_MASK_KEYS[name])]

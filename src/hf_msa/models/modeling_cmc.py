@@ -499,6 +499,14 @@ class CmcForSentimentAnalysis(CmcPreTrainedModel):
     The experts are the classifiers of the first stage, applied to the mixed vectors. All experts classify every sample;
     with `top_k` below their number some have weight 0, but learn from their own labels still (the public code leaves them
     out, which for its own `top_k` is the same).
+
+    Example:
+        ```python
+        from hf_msa import CmcConfig, CmcForSentimentAnalysis
+
+        config = CmcConfig(audio_dim=5, vision_dim=20)  # widths are those of the data
+        model = CmcForSentimentAnalysis.from_text_pretrained("data/sample/text_model", config)
+        ```
     """
 
     def __init__(self, config: CmcConfig) -> None:

@@ -61,6 +61,14 @@ class LateFusionForSentimentAnalysis(MsaPreTrainedModel):
     """Sentiment score as the mean of one score per modality, of those of which something was observed.
 
     Where nothing was observed at all, all modalities count.
+
+    Example:
+        ```python
+        from hf_msa import LateFusionConfig, LateFusionForSentimentAnalysis
+
+        config = LateFusionConfig(audio_dim=5, vision_dim=20)  # widths are those of the data
+        model = LateFusionForSentimentAnalysis.from_text_pretrained("data/sample/text_model", config)
+        ```
     """
 
     config: LateFusionConfig

@@ -208,6 +208,15 @@ class MsaPreTrainedModel(PreTrainedModel):
             only that that is asked about. None: rows bring their own, if any.
         answers_folder: Where a model that asks another one may keep the answers, for other processes and later runs. None:
             they are kept for this process, if at all.
+
+    Example:
+        ```python
+        import hf_msa
+        from transformers import AutoModel
+
+        model = AutoModel.from_pretrained("runs/text/seed-1")  # of the class that its method has
+        isinstance(model, hf_msa.MsaPreTrainedModel)
+        ```
     """
 
     config: MsaConfig

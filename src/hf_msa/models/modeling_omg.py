@@ -114,6 +114,14 @@ class OmgForSentimentAnalysis(AsksLanguageModel):
     Attributes:
         planner_values: What the planner is made of, as `Planner.to_dict` gives it; None for a model without one.
         saves_knowledge_base: Whether `save_pretrained` writes the knowledge base, too.
+
+    Example:
+        ```python
+        from hf_msa import OmgConfig, OmgForSentimentAnalysis
+
+        config = OmgConfig(audio_dim=5, vision_dim=20)  # widths are those of the data
+        model = OmgForSentimentAnalysis.from_text_pretrained("data/sample/text_model", config)
+        ```
     """
 
     config: OmgConfig

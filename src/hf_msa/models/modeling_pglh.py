@@ -313,7 +313,16 @@ class PromptRefiner(nn.Module):
 
 
 class PglhForSentimentAnalysis(MsaPreTrainedModel):
-    """Sentiment score from the visible parts of text, audio and vision."""
+    """Sentiment score from the visible parts of text, audio and vision.
+
+    Example:
+        ```python
+        from hf_msa import PglhConfig, PglhForSentimentAnalysis
+
+        config = PglhConfig(audio_dim=5, vision_dim=20)  # widths are those of the data
+        model = PglhForSentimentAnalysis.from_text_pretrained("data/sample/text_model", config)
+        ```
+    """
 
     config: PglhConfig
     # Every alpha and beta.

@@ -15,6 +15,14 @@ class RidgeForSentimentAnalysis(MsaPreTrainedModel):
 
     Each modality has the columns of its vector and one more, the share of its positions that was observed. Columns are
     standardised by training rows; of a modality of which nothing was observed they are at their mean, 0.
+
+    Example:
+        ```python
+        from hf_msa import RidgeConfig, RidgeForSentimentAnalysis
+
+        config = RidgeConfig(audio_dim=5, vision_dim=20)  # widths are those of the data
+        model = RidgeForSentimentAnalysis.from_text_pretrained("data/sample/text_model", config)
+        ```
     """
 
     config: RidgeConfig

@@ -233,6 +233,14 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
     With `center_text` the buffer `text_mean`, of shape `(num_tokens, hidden_size)`, is the mean of the complete-text
     features over the training rows; with `reconstruction_reduction="variance"` the scalar `text_variance` is their variance
     around it. `measure_targets` sets them; before, they are 0 and 1.
+
+    Example:
+        ```python
+        from hf_msa import TcmrConfig, TcmrForSentimentAnalysis
+
+        config = TcmrConfig(audio_dim=5, vision_dim=20)  # widths are those of the data
+        model = TcmrForSentimentAnalysis.from_text_pretrained("data/sample/text_model", config)
+        ```
     """
 
     config: TcmrConfig

@@ -13,7 +13,15 @@ from .msa_outputs import MsaOutput
 
 
 class TextForSentimentAnalysis(MsaPreTrainedModel):
-    """Sentiment score from (possibly incomplete) text alone."""
+    """Sentiment score from (possibly incomplete) text alone.
+
+    Example:
+        ```python
+        from hf_msa import TextConfig, TextForSentimentAnalysis
+
+        model = TextForSentimentAnalysis.from_text_pretrained("data/sample/text_model", TextConfig())
+        ```
+    """
 
     config: TextConfig
 

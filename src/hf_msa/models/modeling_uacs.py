@@ -134,6 +134,14 @@ class UacsForSentimentAnalysis(AsksLanguageModel, UbmForSentimentAnalysis):
     The expert is no part of the weights: it is loaded at the first sample that the small model hands on, or given by
     `set_expert`. Beside the weights the checkpoint's folder holds the expert's adapter, if it has one, and the statistics
     of the verbaliser.
+
+    Example:
+        ```python
+        from hf_msa import UacsConfig, UacsForSentimentAnalysis
+
+        config = UacsConfig(audio_dim=5, vision_dim=20, route="fast")  # widths are those of the data
+        model = UacsForSentimentAnalysis.from_text_pretrained("data/sample/text_model", config)
+        ```
     """
 
     config: UacsConfig

@@ -156,6 +156,14 @@ class UbmForSentimentAnalysis(MsaPreTrainedModel):
 
     A modality that the data lacks has no encoder, and the fusion is that much narrower. Only what the chosen uncertainty and
     its candidates need is built, so every parameter gets a gradient in training.
+
+    Example:
+        ```python
+        from hf_msa import UbmConfig, UbmForSentimentAnalysis
+
+        config = UbmConfig(audio_dim=5, vision_dim=20)  # widths are those of the data
+        model = UbmForSentimentAnalysis.from_text_pretrained("data/sample/text_model", config)
+        ```
     """
 
     config: UbmConfig

@@ -46,6 +46,15 @@ class MsaPipeline(Pipeline):
     the `share` of each that the model saw (of pictures those with the face, of what is longer than it reads the beginning),
     the `transcript` where one was made, and what the method says beside it, e.g. `confidence`; None for what it had no need
     of.
+
+    Example:
+        ```python
+        import hf_msa
+        from transformers import pipeline
+
+        score = pipeline("multimodal-sentiment-analysis", model="runs/text/seed-1")
+        score(["a wonderful film", {"text": "a dull plot", "audio": None}], batch_size=2)
+        ```
     """
 
     model: Any

@@ -67,6 +67,14 @@ class MsaProcessor(ProcessorMixin):
             warning.
         pad_to_fixed (`bool`): Pad to the fixed maximum lengths, as the papers do, instead of to the batch's need. Needed by
             checkpoints that attend to padding (`mask_padding=False`).
+
+    Example:
+        ```python
+        from hf_msa import MsaProcessor
+
+        processor = MsaProcessor.from_pretrained("runs/text/seed-1")
+        batch = processor(["a wonderful film"], audio=[None])  # None: this one is missing
+        ```
     """
 
     _auto_class = "AutoProcessor"

@@ -128,6 +128,14 @@ def extract(
 
     Raises:
         MsaError: If an argument or the list is wrong, no clip can be read, or nothing is to be made of them.
+
+    Example:
+        ```python
+        from hf_msa import extract
+
+        made = extract("clips/manifest.csv", "data/clips", label_family="mosi", audio_set="prosody")
+        made.report, made.failed
+        ```
     """
     target = Path(output)
     check_output(target, overwrite)

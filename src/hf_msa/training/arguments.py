@@ -91,6 +91,13 @@ class MsaTrainingArguments(TrainingArguments):
     Defaults that differ from the parent: evaluation, saving and logging once per epoch, the best checkpoint loaded at the
     end, at most the best and the last two checkpoints kept, batches grouped by length, the states of callbacks restored, no
     reporting service. Arguments that would not do what they say are refused, see `REFUSED`.
+
+    Example:
+        ```python
+        from hf_msa import MsaTrainingArguments
+
+        MsaTrainingArguments("output", num_train_epochs=1, learning_rate=1e-3, use_cpu=True)
+        ```
     """
 
     # Read as JSON where they come as text, from the command line.
@@ -221,3 +228,7 @@ def _component_numbers(name: str, given: Any) -> dict[str, Any] | None:
             f'{name} is {given!r}; it has to give each component a number of at least 0, e.g. {{"audio_encoder": 1e-3}}'
         )
     return numbers
+
+
+FLAGS = frozenset(known.name for known in fields(MsaTrainingArguments)) - {"output_dir", "seed"}
+"""Training arguments that can be given for a whole run; folder and seed are those of the run itself."""

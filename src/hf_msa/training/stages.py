@@ -46,7 +46,7 @@ from hf_msa.models.msa_mllm_endpoint import allow_endpoint
 from hf_msa.models.msa_schema import COMPLETE_KEYS, FEATURE_MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
 
-from .arguments import MsaTrainingArguments
+from .arguments import FLAGS, MsaTrainingArguments
 from .fingerprints import WHAT, code_version, data_fingerprints, encoder_fingerprint
 from .recipes import Recipe, as_known
 from .run_folder import (
@@ -395,7 +395,14 @@ def chosen_checkpoint(state: TrainerState, args: MsaTrainingArguments) -> dict[s
 
 
 def split_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Sort command-line training arguments into those for every stage (`all`) and those for the last one (`final`)."""
+    """Sort training arguments of a command into those for every stage (`all`) and those for the last one (`final`).
+
+    Raises:
+        MsaError: For one that there is not, with the nearest one.
+    """
+    for name in flags:
+        if name not in FLAGS:
+            raise unknown_name("training argument", name, FLAGS)
     return {
         "all": {name: value for name, value in flags.items() if name not in MsaTrainingArguments.FINAL_STAGE_ONLY},
         "final": {name: value for name, value in flags.items() if name in MsaTrainingArguments.FINAL_STAGE_ONLY},

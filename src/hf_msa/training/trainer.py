@@ -326,6 +326,26 @@ class MsaTrainer(CompleteCheckpoints):
         eval_collator: Makes validation batches, under the selection protocol.
         eval_draws: Fixed draws of the validation masks that are averaged.
         **kwargs: Passed on to `transformers.Trainer`.
+
+    Example:
+        ```python
+        from hf_msa import FrameMissing, MsaCollator, MsaProcessor, MsaRows, MsaTrainer, MsaTrainingArguments, load_msa
+        from transformers import AutoModel
+
+        model = AutoModel.from_pretrained("runs/text/seed-1")
+        processor = MsaProcessor.from_pretrained("runs/text/seed-1")
+        data = load_msa("data/sample")
+        rows = {split: MsaRows(data[split], split, processor.tokenizer, 50) for split in ("train", "validation")}
+        trainer = MsaTrainer(
+            model,
+            MsaTrainingArguments("output", num_train_epochs=1, use_cpu=True),
+            rows["train"],
+            rows["validation"],
+            MsaCollator(processor, FrameMissing(rate=0.5), split="train"),
+            MsaCollator(processor, FrameMissing(rate=0.5), split="validation"),
+        )
+        trainer.fit()
+        ```
     """
 
     model: MsaPreTrainedModel

@@ -77,6 +77,13 @@ def build_knowledge_base(
 
     Raises:
         MsaError: If one of these will not do; nothing is written then.
+
+    Example:
+        ```python
+        from hf_msa import build_knowledge_base
+
+        base = build_knowledge_base("runs/omg", "data/sample", "kb")
+        ```
     """
     check_output(Path(output), overwrite=False)
     if batch_size < 1:
