@@ -202,7 +202,7 @@ def evaluate(
         ```python
         from hf_msa import evaluate
 
-        results = evaluate("runs/text", "data/sample", protocol="complete").content
+        results = evaluate("runs/text", "data/sample", protocol="complete", output="results/complete").content
         results["mean_over_rates"]["mae"]["mean"]  # in label units; accuracies are fractions
         ```
     """
@@ -253,9 +253,8 @@ def compare(
         ```python
         from hf_msa import compare, evaluate
 
-        for rate in (0.0, 0.5):
-            evaluate("runs/text", "data/sample", rates=[rate], output=f"results/{rate}")
-        print(compare(["results/0.5", "results/0.5"], metrics=["mae"]).to_markdown())
+        evaluate("runs/text", "data/sample", rates=[0.0, 0.5], changes={"mask_padding": False}, output="results/padded")
+        print(compare(["runs/text", "results/padded"], metrics=["mae"]).to_markdown())
         ```
     """
     comparison = compare_runs(runs, paper=paper, metrics=metrics, allow_oracle=allow_oracle)

@@ -308,7 +308,7 @@ def predict(
 
     if batch_size < 1:
         raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
-    utterance = {"text": text, "audio": audio, "vision": vision, "video": video}
+    utterance: dict[str, Any] = {"text": text, "audio": audio, "vision": vision, "video": video}
     given = [f"--{name}" for name, value in utterance.items() if value is not None]
     many = bool(clips) or manifest is not None
     if many and (given or explain):
