@@ -180,7 +180,7 @@ def run_tool(name: str, runs: Sequence[str] = (), *, output: str | None = None, 
         ```python
         from hf_msa import run_tool
 
-        files = run_tool("position-means", data="data/sample", output="analysis")
+        files = run_tool("error-parts", ["runs/text"])  # a summary, tables and figures
         ```
     """
     chosen = TOOLS.find(name)
