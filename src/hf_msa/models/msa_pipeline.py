@@ -52,7 +52,7 @@ class MsaPipeline(Pipeline):
         import hf_msa
         from transformers import pipeline
 
-        score = pipeline("multimodal-sentiment-analysis", model="runs/text/seed-1")
+        score = pipeline("multimodal-sentiment-analysis", model="runs/text/seed-1")  # an MsaPipeline
         score(["a wonderful film", {"text": "a dull plot", "audio": None}], batch_size=2)
         ```
     """
