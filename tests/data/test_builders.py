@@ -1,5 +1,5 @@
-import math
 import csv
+import math
 
 import datasets
 import numpy as np
