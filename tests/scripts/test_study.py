@@ -186,7 +186,7 @@ def test_a_tiny_study_runs_from_corpus_to_report(tmp_path: Path) -> None:
     assert list(found) == ["with", "without it"]
     rows = found["with"]["arms"]
     assert list(rows) == ["constant", "text", "ceiling", "PGLH", "no prompt", "again"]
-    assert rows["ceiling"]["way"] == pytest.approx(1) and rows["text"]["way"] == pytest.approx(0)
+    assert (rows["ceiling"]["way"], rows["text"]["way"]) == pytest.approx((1, 0), abs=1e-6)
     assert rows["again"]["mae"] == rows["PGLH"]["mae"] != rows["no prompt"]["mae"]
     gained = rows["no prompt"]["mae"]["mean"] - rows["PGLH"]["mae"]["mean"]
     assert found["with"]["effects"]["prompt"]["difference"] == pytest.approx(gained, abs=1e-6)
