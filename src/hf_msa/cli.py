@@ -19,6 +19,7 @@ from .errors import (
     as_msa_errors,
     is_disk_full,
     network_reason,
+    next_step,
     reason,
     redacted,
     require_package,
@@ -215,6 +216,7 @@ def train(
     """Train by a recipe, one run for each seed and training rate; `flags` are those of `training_flags`."""
     from accelerate import PartialState
 
+    from .data.missing import tested_as
     from .evaluation.checkpoints import rate_folder
     from .hub.cards import write_card
     from .training.recipes import load_recipe, train_rates
@@ -242,9 +244,11 @@ def train(
         if PartialState().is_main_process:
             tidy_context(done[0])
     if PartialState().is_main_process:
-        protocol = "" if train_rate == "mixed" else " --protocol modality"
-        recordings = "" if media is None else f" --media {media}"
-        print(f"Next: hf-msa evaluate {output} --data {data}{protocol}{recordings}")
+        protocol, fields = tested_as(settings.missing.validation)
+        # What it has of settings is the default of the command.
+        tested = () if fields else ("--protocol", protocol)
+        recordings = () if media is None else ("--media", media)
+        print(next_step("evaluate", output, "--data", data, *tested, *recordings))
 
 
 def _protocol_fields(assignments: Sequence[str]) -> dict[str, Any]:
@@ -302,7 +306,7 @@ def baselines(
         **options,
     )
     Console().print(compare_runs(folders, allow_oracle=True).to_rich())
-    print(f"Next: hf-msa compare {' '.join(map(str, folders))} RUN --allow-oracle")
+    print(next_step("compare", *map(str, folders), "--allow-oracle") + "   # and runs of your own")
 
 
 def compare(*, runs: Sequence[str], output: str | None, **options: Any) -> None:

@@ -5,6 +5,9 @@ import difflib
 import errno
 import os
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Iterator
 
 _MOST_NAMES = 60
@@ -174,6 +177,16 @@ def is_disk_full(error: BaseException) -> bool:
     text = str(error)
     torch_writer = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "] . unexpected pos " in text)
     return os.strerror(errno.ENOSPC) in text or "database or disk is full" in text or torch_writer
+
+
+def next_step(*words: str) -> str:
+    """Write the line that says which command comes next, such that it runs as it is printed.
+
+    Args:
+        words: The command and its arguments, e.g. ``"evaluate", "runs/tcmr"``.
+    """
+    program = ["hf-msa"] if shutil.which("hf-msa") else [sys.executable, "-m", "hf_msa_cli"]
+    return f"Next: {shlex.join([*program, *words])}"
 
 
 def require_package(package: str, extra: str) -> None:

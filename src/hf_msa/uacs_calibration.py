@@ -8,7 +8,7 @@ from typing import Any
 from .data.loading import dataset_facts, load_split
 from .data.missing import CompleteProtocol, MissingProtocol, protocol_from_dict
 from .data.rows import MsaRows
-from .errors import MsaError
+from .errors import MsaError, next_step
 from .evaluation.checkpoints import (
     attach_answers,
     attach_media,
@@ -71,7 +71,8 @@ def calibrate(
         if not is_there:
             _calibrate_one(name, data, place, changes, made, adapter, media)
         print(f"Calibrated {name}: {place}")
-    print(f"Next: hf-msa evaluate {output} --data {data} --protocol complete")
+    recordings = () if media is None else ("--media", media)
+    print(next_step("evaluate", output, "--data", data, "--protocol", "complete", *recordings))
 
 
 def _budget(text: str | None) -> dict[str, Any]:
