@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from hf_msa.cli import training_flags
 from hf_msa.data.loading import load_msa
 from hf_msa.data.missing import conditions, tested_as
-from hf_msa.errors import MsaError, next_step
+from hf_msa.errors import EXTRAS, MsaError, next_step
 from hf_msa.evaluation.results import read_predictions, read_results
 from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.training.recipes import load_recipe, recipe_names
@@ -86,6 +86,56 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[...,
         return said[0]
 
     return run
+
+
+# --- Packages that are not installed ---
+
+_WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {packages} else find(name, *rest)
+from hf_msa_cli import main
+sys.exit(main({arguments}))
+"""
+
+
+def without(packages: set[str], *arguments: object) -> tuple[int, str]:
+    """Status and errors of a command where packages are not installed."""
+    code = _WITHOUT.format(packages=packages, arguments=[str(argument) for argument in arguments])
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_training_without_accelerate_is_one_sentence(work: Path, tmp_path: Path) -> None:
+    command = ("train", "text/sample", "--data", work / "corpus", "--output", tmp_path / "run")
+    status, said = without({"accelerate"}, *command)
+    assert status == 2
+    assert said == (
+        "hf-msa train: This needs the package 'accelerate', which is not installed: pip install 'hf-msa[train]'.\n"
+    )
+
+
+@pytest.mark.slow
+def test_every_command_does_without_extras_or_names_one(work: Path, tmp_path: Path) -> None:
+    data, run = ("--data", work / "corpus"), work / "text" / "seed-1"
+    for needed, command in (
+        (False, ("predict", run, "--text", "good")),
+        (False, ("evaluate", run, *data, "--protocol", "complete", "--output", tmp_path / "results")),
+        (False, ("recipes",)),
+        (
+            False,
+            ("prepare", "custom", "--source", work / "corpus", "--output", tmp_path / "d", "--label-family", "mosi"),
+        ),
+        (False, ("sample-corpus", "--preset", "tiny", "--output", tmp_path / "corpus")),
+        (True, ("baselines", *data, "--output", tmp_path / "rows")),
+        (True, ("demo", run)),
+        (True, ("analyze", "headroom", *data)),
+    ):
+        status, said = without({*EXTRAS}, *command)
+        assert status == (2 if needed else 0), (command, said)
+        if needed:
+            assert "Traceback" not in said and "pip install 'hf-msa[" in said, (command, said)
 
 
 # --- Help ---

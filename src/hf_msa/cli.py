@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from .errors import (
     BUGS,
     MsaError,
+    absent_extra,
     as_msa_errors,
     is_disk_full,
     network_reason,
@@ -77,6 +78,9 @@ def _sentence(error: Exception, output: str | None) -> str | None:
     if is_disk_full(error):
         place = "" if output is None else f" {output!r}"
         return f"There is no space left to write{place}; free some and run the same command again."
+    extra = absent_extra(error)
+    if extra is not None:
+        return extra
     if isinstance(error, BUGS):
         return None
     network = network_reason(error)
@@ -253,7 +257,7 @@ def train(
 
 def _protocol_fields(assignments: Sequence[str]) -> dict[str, Any]:
     """The fields of a protocol that `--protocol-set` gives."""
-    from .training.recipes import set_value
+    from .assignments import set_value
 
     fields: dict[str, Any] = {}
     for assignment in assignments:
@@ -265,10 +269,10 @@ def evaluate(
     *, model: str, data: str, assignments: Sequence[str], protocol_assignments: Sequence[str], **options: Any
 ) -> None:
     """Evaluate; see `evaluate_runs` for the options, and `set_value` for the assignments."""
+    from .assignments import set_value
     from .evaluation.evaluate import evaluate_runs
     from .evaluation.report import print_results
     from .hub.cards import write_card
-    from .training.recipes import set_value
 
     changes: dict[str, Any] = {}
     for assignment in assignments:
@@ -351,10 +355,10 @@ def predict(
     **options: Any,
 ) -> None:
     """Score an utterance, or many recordings; see `load_pipeline` and `write_scores`."""
+    from .assignments import set_value
     from .clip_scores import explain as explained
     from .clip_scores import find_clips, flat, score_clips, write_scores
     from .pipelines import load_pipeline, read_utterance
-    from .training.recipes import set_value
 
     if batch_size < 1:
         raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
@@ -420,8 +424,8 @@ def impute(*, output: str, assignments: Sequence[str] = (), **options: Any) -> N
     """Complete a data set; see `hf_msa.imputation.impute` for the options, and `set_value` for the assignments."""
     from rich.console import Console
 
+    from .assignments import set_value
     from .imputation import impute
-    from .training.recipes import set_value
 
     changes: dict[str, Any] = {}
     for assignment in assignments:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .assignments import set_value
 from .data.loading import dataset_facts, load_split
 from .data.missing import CompleteProtocol, MissingProtocol, protocol_from_dict
 from .data.rows import MsaRows
@@ -23,7 +24,6 @@ from .evaluation.checkpoints import (
 from .files import atomic_directory, read_json, write_json
 from .hub.cards import write_card
 from .models.modeling_uacs import UacsForSentimentAnalysis
-from .training.recipes import set_value
 from .training.run_folder import RUN_FILE, read_facts
 from .training.uacs.calibration import find_thresholds
 
