@@ -67,6 +67,9 @@ def _do(target: str, arguments: dict[str, Any]) -> None:
 
     # Bars for writing and reading a few megabytes drown those of the long work.
     logging.disable_progress_bar()
+    if sys.stderr is None or not sys.stderr.isatty():
+        # Bars are lines without end in a log.
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     module, _, function = target.partition(":")
     getattr(importlib.import_module(module), function)(**arguments)
 
@@ -239,7 +242,9 @@ def train(
             place = rate_folder(output, rate) if matched and rate is not None else Path(output)
             shared = done[0].folder if done else None
             # The later ones take over stages of the first, which is tidied when all are finished.
-            context = run_recipe(settings, data, place, seed, given, rows, media, shared, bool(done), stages_from)
+            context = run_recipe(
+                settings, data, place, seed, given, rows, media, shared, bool(done), stages_from, seeds
+            )
             done.append(context)
             rows = context.rows
             if PartialState().is_main_process:
