@@ -88,7 +88,11 @@ def commands(code: str) -> list[list[str]]:
     names = ("hf-msa", "accelerate", "make", "pip", *OTHER_PROGRAMS)
     stubs = "\n".join(f"{name}() {{ printf '%s\\0' {name} \"$@\"; printf '\\n'; }}" for name in names)
     done = subprocess.run(
-        ["bash", "-euc", f"{stubs}\n{code}"], capture_output=True, text=True, check=True, env={"PATH": "/nowhere"}
+        [str(shutil.which("bash")), "-euc", f"{stubs}\n{code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/nowhere"},
     )
     return [line.split("\0")[:-1] for line in done.stdout.splitlines()]
 
