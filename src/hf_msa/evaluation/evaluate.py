@@ -119,10 +119,9 @@ def evaluate_runs(
             "of the model as it is stay."
         )
     matched = find_matched(model)
-    if matched and protocol is None:
-        protocol = "modality"
     members: list[tuple[str, Sequence[float] | None]]
     if matched:
+        protocol = protocol or "modality"
         # Of the seeds and rates themselves.
         conditions("modality", (), rates, mask_seeds)
         members = _chosen_matched(model, matched, protocol, rates)
