@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from hf_msa.analysis import TOOLS
@@ -162,14 +164,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sample corpus in the place of all that the documents name."""
     folder = tmp_path_factory.mktemp("docs")
     corpus = write_sample_corpus(folder / "corpus", preset="tiny", seed=7, version=1)
-    rows = {file.name: pd.read_parquet(file) for file in sorted(corpus.glob("data/*.parquet"))}
-    pd.concat(rows.values(), ignore_index=True).to_parquet(folder / "my.parquet")
+    rows = {file.name: pq.read_table(file) for file in sorted(corpus.glob("data/*.parquet"))}
+    pq.write_table(pa.concat_tables(rows.values()), folder / "my.parquet")
     for name in ("unaligned_50.pkl", "reviews"):
         shutil.copytree(corpus, folder / name)
     (folder / "SIMS").mkdir()
     for name, part in rows.items():
-        labels = [column for column in part.columns if column.startswith("label")]
-        part.assign(**{column: part[column] / 3 for column in labels}).to_parquet(folder / "SIMS" / name)
+        for number, column in enumerate(part.column_names):
+            if column.startswith("label"):
+                part = part.set_column(number, column, pc.divide(part[column], pa.scalar(3, pa.float32())))
+        pq.write_table(part, folder / "SIMS" / name)
     (folder / "stars.yaml").write_text("{name: stars, low: -3, high: 3}\n", encoding="utf-8")
     for name in ("mosei", "mine"):
         shutil.copytree(corpus, folder / "data" / name)
