@@ -16,9 +16,11 @@ from typing import Any, NoReturn
 from .errors import (
     BUGS,
     MsaError,
+    absent_extra,
     as_msa_errors,
     is_disk_full,
     network_reason,
+    next_step,
     reason,
     redacted,
     require_package,
@@ -65,6 +67,9 @@ def _do(target: str, arguments: dict[str, Any]) -> None:
 
     # Bars for writing and reading a few megabytes drown those of the long work.
     logging.disable_progress_bar()
+    if sys.stderr is None or not sys.stderr.isatty():
+        # Bars are lines without end in a log.
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     module, _, function = target.partition(":")
     getattr(importlib.import_module(module), function)(**arguments)
 
@@ -76,6 +81,9 @@ def _sentence(error: Exception, output: str | None) -> str | None:
     if is_disk_full(error):
         place = "" if output is None else f" {output!r}"
         return f"There is no space left to write{place}; free some and run the same command again."
+    extra = absent_extra(error)
+    if extra is not None:
+        return extra
     if isinstance(error, BUGS):
         return None
     network = network_reason(error)
@@ -215,6 +223,7 @@ def train(
     """Train by a recipe, one run for each seed and training rate; `flags` are those of `training_flags`."""
     from accelerate import PartialState
 
+    from .data.missing import tested_as
     from .evaluation.checkpoints import rate_folder
     from .hub.cards import write_card
     from .training.recipes import load_recipe, train_rates
@@ -233,7 +242,9 @@ def train(
             place = rate_folder(output, rate) if matched and rate is not None else Path(output)
             shared = done[0].folder if done else None
             # The later ones take over stages of the first, which is tidied when all are finished.
-            context = run_recipe(settings, data, place, seed, given, rows, media, shared, bool(done), stages_from)
+            context = run_recipe(
+                settings, data, place, seed, given, rows, media, shared, bool(done), stages_from, seeds
+            )
             done.append(context)
             rows = context.rows
             if PartialState().is_main_process:
@@ -242,14 +253,16 @@ def train(
         if PartialState().is_main_process:
             tidy_context(done[0])
     if PartialState().is_main_process:
-        protocol = "" if train_rate == "mixed" else " --protocol modality"
-        recordings = "" if media is None else f" --media {media}"
-        print(f"Next: hf-msa evaluate {output} --data {data}{protocol}{recordings}")
+        protocol, fields = tested_as(settings.missing.validation)
+        # What it has of settings is the default of the command.
+        tested = () if fields else ("--protocol", protocol)
+        recordings = () if media is None else ("--media", media)
+        print(next_step("evaluate", output, "--data", data, *tested, *recordings))
 
 
 def _protocol_fields(assignments: Sequence[str]) -> dict[str, Any]:
     """The fields of a protocol that `--protocol-set` gives."""
-    from .training.recipes import set_value
+    from .assignments import set_value
 
     fields: dict[str, Any] = {}
     for assignment in assignments:
@@ -261,10 +274,10 @@ def evaluate(
     *, model: str, data: str, assignments: Sequence[str], protocol_assignments: Sequence[str], **options: Any
 ) -> None:
     """Evaluate; see `evaluate_runs` for the options, and `set_value` for the assignments."""
+    from .assignments import set_value
     from .evaluation.evaluate import evaluate_runs
     from .evaluation.report import print_results
     from .hub.cards import write_card
-    from .training.recipes import set_value
 
     changes: dict[str, Any] = {}
     for assignment in assignments:
@@ -302,7 +315,7 @@ def baselines(
         **options,
     )
     Console().print(compare_runs(folders, allow_oracle=True).to_rich())
-    print(f"Next: hf-msa compare {' '.join(map(str, folders))} RUN --allow-oracle")
+    print(next_step("compare", *map(str, folders), "--allow-oracle") + "   # and runs of your own")
 
 
 def compare(*, runs: Sequence[str], output: str | None, **options: Any) -> None:
@@ -347,10 +360,10 @@ def predict(
     **options: Any,
 ) -> None:
     """Score an utterance, or many recordings; see `load_pipeline` and `write_scores`."""
+    from .assignments import set_value
     from .clip_scores import explain as explained
     from .clip_scores import find_clips, flat, score_clips, write_scores
     from .pipelines import load_pipeline, read_utterance
-    from .training.recipes import set_value
 
     if batch_size < 1:
         raise MsaError(f"--batch-size is {batch_size}; give at least 1.")
@@ -416,8 +429,8 @@ def impute(*, output: str, assignments: Sequence[str] = (), **options: Any) -> N
     """Complete a data set; see `hf_msa.imputation.impute` for the options, and `set_value` for the assignments."""
     from rich.console import Console
 
+    from .assignments import set_value
     from .imputation import impute
-    from .training.recipes import set_value
 
     changes: dict[str, Any] = {}
     for assignment in assignments:

@@ -208,10 +208,12 @@ class MissingProtocol(ABC):
     Attributes:
         name: As recipes, results and the command line call it.
         RATES: The missing rates that it is tested at; none for a protocol that has no rate.
+        TESTED_AS: The protocol under which models are tested that it chose, where that is another one.
     """
 
     name: ClassVar[str]
     RATES: ClassVar[tuple[float, ...]] = ()
+    TESTED_AS: ClassVar[str | None] = None
 
     @classmethod
     def conditions(
