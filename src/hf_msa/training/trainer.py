@@ -233,7 +233,7 @@ class CompleteCheckpoints(Trainer):
         self._check_weights()
         if self.args.should_save:
             # A run that was killed between writing its last checkpoint and deleting an older one writes no other.
-            rotate_checkpoints(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+            rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
         return self.state
 
     def _has_stopped_early(self, checkpoint: Path) -> bool:
