@@ -3,9 +3,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A CPU build of torch first: a version range would pull gigabytes of CUDA where only a CPU is there.
-# On a GPU machine: make setup TORCH="torch>=2.6"
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
+# torch comes first. Where no GPU is found it comes from PyTorch's own index of CPU builds, or from the default index where that
+# one cannot be reached: on Linux the default index has a build with gigabytes of CUDA. Other builds: TORCH_INDEX=URL, and
+# TORCH_INDEX= for the default index; other versions: TORCH="torch>=2.6".
 TORCH ?= torch==2.13.0
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
 DATA ?= demo
 
 # Spinning OpenMP threads can cost 40x as soon as anything else runs on the same cores.
@@ -21,8 +24,8 @@ help:  ## show this list
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(if $(TORCH_INDEX),$(PIP) --retries 1 --index-url "$(TORCH_INDEX)" "$(TORCH)" || )$(PIP) "$(TORCH)"
+	$(PIP) -e ".[dev]"
 	touch $@
 
 setup: $(VENV)/.installed  ## make .venv with everything for development

@@ -139,11 +139,11 @@ def _media(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _protocol(parser: argparse.ArgumentParser) -> None:
+def _protocol(parser: argparse.ArgumentParser, default: str | None, default_help: str) -> None:
     parser.add_argument(
         "--protocol",
-        default="frame",
-        help="frame, block, modality, pattern, fixed, user, legacy_lnln or complete (default: frame)",
+        default=default,
+        help=f"frame, block, modality, pattern, fixed, user, legacy_lnln or complete (default: {default_help})",
     )
     _assignments(
         parser,
@@ -159,9 +159,11 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (one seed or all of them), a saved model, or a Hub name")
     parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
     parser.add_argument(
-        "--output", help="folder for the results (default: the run itself; for a subset subset-<name> in it)"
+        "--output",
+        help="folder for the results (default: the run itself; for a subset subset-<name> in it); those of another test "
+        "that are there are not replaced",
     )
-    _protocol(parser)
+    _protocol(parser, None, "the one that its recipe chose the model under, or frame")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument(
         "--subset", help="consistent or inconsistent: samples whose modalities agree or not, by their unimodal labels"
@@ -189,7 +191,7 @@ def _baselines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1111], help="training seeds (default: 1111)")
     parser.add_argument("--text-model", help="folder or Hub name of a BERT-family checkpoint")
     _assignments(parser, "--set", "assignments", "override the recipes, e.g. missing.train.name=modality")
-    _protocol(parser)
+    _protocol(parser, "frame", "frame")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.epilog = "Any flag of transformers.TrainingArguments is taken too, e.g. --num_train_epochs 5 --bf16."
 

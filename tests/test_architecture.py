@@ -25,6 +25,7 @@ MODELS = PACKAGE / "models"
 LEVELS = {
     "_version": 0,
     "errors": 0,
+    "assignments": 0,
     "files": 0,
     "figures": 1,
     "registry": 1,

@@ -12,6 +12,7 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.results import read_results
 from hf_msa_cli import main
+from printed import next_command
 
 QUICK = ["--num_train_epochs", "1", "--use_cpu", "--disable_tqdm", "true", "--set", "missing.selection_repeats=1"]
 
@@ -50,7 +51,7 @@ def test_every_row_is_a_result_under_the_same_masks(
     assert mae[2] < min(mae[:2])
     card = (tmp_path / "ridge" / "seed-1111" / "README.md").read_text(encoding="utf-8")
     assert "Ridge probe" in card
-    assert f"Next: hf-msa compare {tmp_path / 'constant'}" in capsys.readouterr().out
+    assert next_command(capsys.readouterr().out)[:2] == ["compare", str(tmp_path / "constant")]
 
 
 def test_recipes_that_there_are_not(corpus: Path, tmp_path: Path) -> None:

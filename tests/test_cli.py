@@ -23,9 +23,13 @@ from safetensors import SafetensorError
 
 from hf_msa.cli import training_flags
 from hf_msa.data.loading import load_msa
-from hf_msa.errors import MsaError
+from hf_msa.data.missing import conditions, tested_as
+from hf_msa.errors import EXTRAS, MsaError, next_step
 from hf_msa.evaluation.results import read_predictions, read_results
+from hf_msa.models.msa_schema import MODALITIES
+from hf_msa.training.recipes import load_recipe, recipe_names
 from hf_msa_cli import COMMANDS, Command, main
+from printed import next_command
 
 QUICK = ["--num_train_epochs", "1", "--use_cpu", "--disable_tqdm", "true", "--set", "missing.selection_repeats=1"]
 PRE_TRAINING = ["stages.polarity.num_train_epochs=1", "stages.regressor.num_train_epochs=1"]
@@ -82,6 +86,56 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[...,
         return said[0]
 
     return run
+
+
+# --- Packages that are not installed ---
+
+_WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {packages} else find(name, *rest)
+from hf_msa_cli import main
+sys.exit(main({arguments}))
+"""
+
+
+def without(packages: set[str], *arguments: object) -> tuple[int, str]:
+    """Status and errors of a command where packages are not installed."""
+    code = _WITHOUT.format(packages=packages, arguments=[str(argument) for argument in arguments])
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_training_without_accelerate_is_one_sentence(work: Path, tmp_path: Path) -> None:
+    command = ("train", "text/sample", "--data", work / "corpus", "--output", tmp_path / "run")
+    status, said = without({"accelerate"}, *command)
+    assert status == 2
+    assert said == (
+        "hf-msa train: This needs the package 'accelerate', which is not installed: pip install 'hf-msa[train]'.\n"
+    )
+
+
+@pytest.mark.slow
+def test_every_command_does_without_extras_or_names_one(work: Path, tmp_path: Path) -> None:
+    data, run = ("--data", work / "corpus"), work / "text" / "seed-1"
+    for needed, command in (
+        (False, ("predict", run, "--text", "good")),
+        (False, ("evaluate", run, *data, "--protocol", "complete", "--output", tmp_path / "results")),
+        (False, ("recipes",)),
+        (
+            False,
+            ("prepare", "custom", "--source", work / "corpus", "--output", tmp_path / "d", "--label-family", "mosi"),
+        ),
+        (False, ("sample-corpus", "--preset", "tiny", "--output", tmp_path / "corpus")),
+        (True, ("baselines", *data, "--output", tmp_path / "rows")),
+        (True, ("demo", run)),
+        (True, ("analyze", "headroom", *data)),
+    ):
+        status, said = without({*EXTRAS}, *command)
+        assert status == (2 if needed else 0), (command, said)
+        if needed:
+            assert "Traceback" not in said and "pip install 'hf-msa[" in said, (command, said)
 
 
 # --- Help ---
@@ -295,6 +349,67 @@ def test_compare_takes_several_papers(work: Path, tmp_path: Path, capsys: pytest
     assert shown.index("TCMR") < shown.index("PGLH") and "Table 2" in shown and "Table 8" in shown
 
 
+@pytest.mark.usefixtures("quick_figures")
+def test_the_next_command_runs_as_printed_in_the_recipe_s_own_protocol(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(work / "corpus")]
+    run = tmp_path / "a run"
+    complete = [f"missing.{part}={{name: complete}}" for part in ("train", "validation")]
+    assert main(["train", "text/sample", *data, "--output", str(run), "--seeds", "1", *QUICK, "--set", *complete]) == 0
+    command = next_command(capsys.readouterr().out)
+    assert command == ["evaluate", str(run), *data, "--protocol", "complete"]
+    assert main(command) == 0
+    assert read_results(run)["protocol"]["name"] == "complete"
+    assert main(command[:-2]) == 0
+    assert read_results(run)["protocol"]["name"] == "complete"
+
+
+def test_the_next_command_of_another_program_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert next_step("evaluate", "a b") == f"Next: {sys.executable} -m hf_msa_cli evaluate 'a b'"
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_is_tested_under_its_own_protocol(recipe: str) -> None:
+    own = load_recipe(recipe).missing.validation
+    protocol, fields = tested_as(own)
+    assert protocol == {"pattern": "fixed"}.get(own["name"], own["name"])
+    assert conditions(protocol, MODALITIES, **fields)
+
+
+@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (["--protocol", "frame"], "protocol 'complete', now 'frame'"),
+        (["--protocol", "complete", "--split", "validation"], "split 'test', now 'validation'"),
+    ],
+)
+def test_results_of_another_test_are_not_replaced(
+    work: Path, tmp_path: Path, refused: Callable[..., str], other: list[str], words: str
+) -> None:
+    run = copy_of(work / "text", tmp_path / "text")
+    command = ["evaluate", str(run), "--data", str(work / "corpus")]
+    assert main([*command, "--protocol", "complete"]) == 0
+    assert words in refused(*command, *other)
+    assert main([*command, *other, "--output", str(run / "other")]) == 0
+    assert read_results(run)["protocol"]["name"] == "complete"
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_results_are_replaced_by_those_of_more_rates_and_mask_seeds(
+    work: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    command = ["evaluate", str(work / "text" / "seed-1"), "--data", str(work / "corpus"), "--output", str(tmp_path)]
+    assert main([*command, "--rates", "0.5", "--mask-seeds", "3"]) == 0
+    assert main([*command, "--rates", "0", "0.5", "--mask-seeds", "3", "4"]) == 0
+    assert "rates 0.0, which are not tested now" in refused(*command, "--rates", "0.5", "--mask-seeds", "3", "4")
+    assert "mask seeds 4, which" in refused(*command, "--rates", "0", "0.5", "--mask-seeds", "3")
+    assert "protocol 'frame', now 'block'" in refused(*command, "--protocol", "block")
+    assert len(read_results(tmp_path)["runs"]) == 4
+
+
 def test_predict(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "audio.npy", np.ones((4, 5), dtype=np.float32))
     command = ["predict", str(work / "tcmr"), "--text", "a wonderful film"]
@@ -312,7 +427,7 @@ def test_a_model_for_each_missing_rate(
     run, data = str(tmp_path / "matched"), ["--data", str(work / "corpus")]
     train = ["train", "text/sample", *data, "--output", run, "--seeds", "1", "--train-rate", "match", *QUICK]
     assert main(train) == 0
-    assert f"Next: hf-msa evaluate {run} --data {work / 'corpus'} --protocol modality" in capsys.readouterr().out
+    assert next_command(capsys.readouterr().out) == ["evaluate", run, *data, "--protocol", "modality"]
     folders = [tmp_path / "matched" / f"rate-{rate}" / "seed-1" for rate in ("0.0", "0.7")]
     facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in folders]
     assert [(one["train_rate"], one["selection"]["protocol"]["rate"]) for one in facts] == [(0.0, 0.0), (0.7, 0.7)]

@@ -3,12 +3,24 @@
 import errno
 import os
 import sqlite3
+import tomllib
+from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from hf_msa.errors import MsaError, as_msa_errors, is_disk_full, nearest, reason, require_package, unknown_name
+from hf_msa.errors import (
+    EXTRAS,
+    MsaError,
+    absent_extra,
+    as_msa_errors,
+    is_disk_full,
+    nearest,
+    reason,
+    require_package,
+    unknown_name,
+)
 from hf_msa.models.configuration_tcmr import TcmrConfig
 
 
@@ -106,3 +118,24 @@ class TestAsMsaErrors:
             raise MsaError("As it is")
         with pytest.raises(KeyError), as_msa_errors():
             raise KeyError("a bug")
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+def test_an_extra_that_is_not_installed_is_named(package: str) -> None:
+    error = ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.part")
+    said = f"This needs the package {package!r}, which is not installed: pip install 'hf-msa[{EXTRAS[package]}]'."
+    assert absent_extra(error) == said
+    try:
+        raise ModuleNotFoundError("Could not import module 'TrainingArguments'.") from error
+    except ModuleNotFoundError as outer:
+        assert absent_extra(outer) == said
+    assert absent_extra(ModuleNotFoundError("No module named 'hf_msa.x'", name="hf_msa.x")) is None
+    assert absent_extra(ValueError("no import")) is None
+
+
+def test_every_extra_that_is_named_brings_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {"PIL": "pillow", "faiss": "faiss-cpu", "faster_whisper": "faster-whisper", "sklearn": "scikit-learn"}
+    for package, extra in EXTRAS.items():
+        requirements = project["optional-dependencies"][extra]
+        assert any(one.startswith(f"{names.get(package, package)}>=") for one in requirements), package

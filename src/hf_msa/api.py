@@ -146,7 +146,9 @@ def train_each(
             place = rate_folder(output, rate) if train_rate == "match" and rate is not None else Path(output)
             shared = done[0].folder if done else None
             # The later ones take over stages of the first, which is tidied when all are finished.
-            context = run_recipe(settings, str(data), place, seed, flags, rows, media, shared, bool(done), stages_from)
+            context = run_recipe(
+                settings, str(data), place, seed, flags, rows, media, shared, bool(done), stages_from, seeds
+            )
             done.append(context)
             rows = context.rows
             if PartialState().is_main_process:
@@ -160,7 +162,7 @@ def evaluate(
     model: str | Path,
     data: str | Path,
     *,
-    protocol: str = "frame",
+    protocol: str | None = None,
     rates: Sequence[float] | None = None,
     mask_seeds: Sequence[int] = (1111,),
     split: str = "test",
@@ -180,7 +182,7 @@ def evaluate(
     Args:
         model: A run folder (one seed or all of them), a saved model, or a Hub name.
         data: Folder or Hub name of a prepared data set.
-        protocol: What is missing: a key of `hf_msa.data.missing.PROTOCOLS`.
+        protocol: What is missing: a key of `hf_msa.data.missing.PROTOCOLS`; default: that of the recipe.
         rates: Missing rates instead of the protocol's own.
         mask_seeds: Seeds of the masks.
         split: What to evaluate on.

@@ -15,8 +15,10 @@ from typing import Any, NoReturn
 from .errors import (
     BUGS,
     MsaError,
+    absent_extra,
     is_disk_full,
     network_reason,
+    next_step,
     reason,
     redacted,
     require_package,
@@ -63,6 +65,9 @@ def _do(target: str, arguments: dict[str, Any]) -> None:
 
     # Bars for writing and reading a few megabytes drown those of the long work.
     logging.disable_progress_bar()
+    if sys.stderr is None or not sys.stderr.isatty():
+        # Bars are lines without end in a log.
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     module, _, function = target.partition(":")
     getattr(importlib.import_module(module), function)(**arguments)
 
@@ -74,6 +79,9 @@ def _sentence(error: Exception, output: str | None) -> str | None:
     if is_disk_full(error):
         place = "" if output is None else f" {output!r}"
         return f"There is no space left to write{place}; free some and run the same command again."
+    extra = absent_extra(error)
+    if extra is not None:
+        return extra
     if isinstance(error, BUGS):
         return None
     network = network_reason(error)
@@ -199,6 +207,7 @@ def train(*, data: str, output: str, train_rate: str, media: str | None, flags: 
     from accelerate import PartialState
 
     from .api import train_each
+    from .data.missing import tested_as
 
     given = training_flags(flags)
     runs = train_each(data=data, output=output, train_rate=train_rate, media=media, flags=given, **options)
@@ -206,14 +215,16 @@ def train(*, data: str, output: str, train_rate: str, media: str | None, flags: 
         if PartialState().is_main_process:
             print(f"Trained {run.recipe.method} with seed {run.seed}: {run.folder}")
     if PartialState().is_main_process:
-        protocol = "" if train_rate == "mixed" else " --protocol modality"
-        recordings = "" if media is None else f" --media {media}"
-        print(f"Next: hf-msa evaluate {output} --data {data}{protocol}{recordings}")
+        protocol, fields = tested_as(run.recipe.missing.validation)
+        # What it has of settings is the default of the command.
+        tested = () if fields else ("--protocol", protocol)
+        recordings = () if media is None else ("--media", media)
+        print(next_step("evaluate", output, "--data", data, *tested, *recordings))
 
 
 def _changes(assignments: Sequence[str], **named: str) -> dict[str, Any]:
     """Values by name, of assignments such as `route=fast`; see `set_value`."""
-    from .training.recipes import set_value
+    from .assignments import set_value
 
     values: dict[str, Any] = {}
     for assignment in assignments:
@@ -261,7 +272,7 @@ def baselines(
         **options,
     )
     Console().print(compare_runs(folders, allow_oracle=True).to_rich())
-    print(f"Next: hf-msa compare {' '.join(map(str, folders))} RUN --allow-oracle")
+    print(next_step("compare", *map(str, folders), "--allow-oracle") + "   # and runs of your own")
 
 
 def compare(*, output: str | None, **options: Any) -> None:

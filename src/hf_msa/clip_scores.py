@@ -126,7 +126,7 @@ def write_scores(
         rest = [clip for clip in clips if clip.id not in done]
         with part.open("a", encoding="utf-8") as file:
             scores = score_clips(pipeline, rest, batch_size)
-            for row in tqdm(scores, total=len(clips), initial=len(done), unit="clip", desc="Scoring"):
+            for row in tqdm(scores, total=len(clips), initial=len(done), unit="clip", desc="Scoring", disable=None):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 done[row["id"]] = row

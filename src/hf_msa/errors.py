@@ -5,6 +5,9 @@ import difflib
 import errno
 import os
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Iterator
 
 _MOST_NAMES = 60
@@ -187,6 +190,16 @@ def is_disk_full(error: BaseException) -> bool:
     return os.strerror(errno.ENOSPC) in text or "database or disk is full" in text or torch_writer
 
 
+def next_step(*words: str) -> str:
+    """Write the line that says which command comes next, such that it runs as it is printed.
+
+    Args:
+        words: The command and its arguments, e.g. ``"evaluate", "runs/tcmr"``.
+    """
+    program = ["hf-msa"] if shutil.which("hf-msa") else [sys.executable, "-m", "hf_msa_cli"]
+    return f"Next: {shlex.join([*program, *words])}"
+
+
 def require_package(package: str, extra: str) -> None:
     """Check that an optional package can be imported.
 
@@ -200,4 +213,41 @@ def require_package(package: str, extra: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec(package) is None:
-        raise MsaError(f"This needs the package {package!r}, which is not installed: pip install 'hf-msa[{extra}]'.")
+        raise MsaError(_not_installed(package, extra))
+
+
+def absent_extra(error: BaseException) -> str | None:
+    """Say in a sentence which extra brings the package that could not be imported; None where it is none of an extra.
+
+    Args:
+        error: Whatever was raised.
+    """
+    for cause in causes(error) if isinstance(error, ImportError) else ():
+        package = (cause.name or "").partition(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
+        if package in EXTRAS:
+            return _not_installed(package, EXTRAS[package])
+    return None
+
+
+def _not_installed(package: str, extra: str) -> str:
+    return f"This needs the package {package!r}, which is not installed: pip install 'hf-msa[{extra}]'."
+
+
+EXTRAS = {
+    "PIL": "mllm",
+    "accelerate": "train",
+    "av": "video",
+    "diffusers": "omg",
+    "evaluate": "metrics",
+    "faiss": "kb",
+    "faster_whisper": "asr",
+    "gradio": "demo",
+    "h5py": "csd",
+    "librosa": "audio",
+    "matplotlib": "plots",
+    "mediapipe": "face",
+    "opensmile": "opensmile",
+    "peft": "lora",
+    "sklearn": "probes",
+}
+"""Optional packages, by the names that are imported -> the extra of hf-msa that brings them."""

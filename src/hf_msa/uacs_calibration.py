@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .assignments import set_value
 from .data.loading import dataset_facts, load_split
 from .data.missing import CompleteProtocol, MissingProtocol, protocol_from_dict
 from .data.rows import MsaRows
-from .errors import MsaError
+from .errors import MsaError, next_step
 from .evaluation.checkpoints import (
     attach_answers,
     attach_media,
@@ -23,7 +24,6 @@ from .evaluation.checkpoints import (
 from .files import atomic_directory, read_json, write_json
 from .hub.cards import write_card
 from .models.modeling_uacs import UacsForSentimentAnalysis
-from .training.recipes import set_value
 from .training.run_folder import RUN_FILE, read_facts
 from .training.uacs.calibration import find_thresholds
 
@@ -37,7 +37,8 @@ def run_command(*, output: str, data: str, **options: Any) -> None:
         for line in report:
             print(line)
         print(f"Calibrated {name}: {place}")
-    print(f"Next: hf-msa evaluate {output} --data {data} --protocol complete")
+    recordings = () if options.get("media") is None else ("--media", options["media"])
+    print(next_step("evaluate", output, "--data", data, "--protocol", "complete", *recordings))
 
 
 def calibrate(

@@ -70,6 +70,26 @@ def test_a_prepared_data_set_keeps_all_rows_under_new_splits(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "label.csv"]
 
 
+@pytest.mark.parametrize("form", ["label.csv", "my.parquet", "parts"])
+def test_data_that_names_no_split_is_split(tmp_path: Path, form: str) -> None:
+    rows = pd.read_csv(label_csv(tmp_path)).drop(columns="mode").astype({"clip_id": str})
+    source = tmp_path / form
+    if form == "label.csv":
+        rows.to_csv(source, index=False)
+    elif form == "my.parquet":
+        rows.to_parquet(source)
+    else:
+        source.mkdir()
+        rows[:10].to_parquet(source / "monday.parquet")
+        rows[10:].to_parquet(source / "tuesday.parquet")
+    if form != "my.parquet":
+        with pytest.raises(MsaError, match="no column 'mode'|named after no split"):
+            prepare_dataset("custom", source, tmp_path / "data", label_family="mosi")
+    prepare_dataset("custom", source, tmp_path / "data", label_family="mosi", split_by_video=(0.6, 0.2, 0.2))
+    parts = {split: load_msa(str(tmp_path / "data"), split) for split in SPLITS}
+    assert all(len(part) for part in parts.values()) and sum(map(len, parts.values())) == 21
+
+
 def test_wrong_shares_leave_nothing_behind(tmp_path: Path) -> None:
     source = label_csv(tmp_path)
     with pytest.raises(MsaError, match="give three"):

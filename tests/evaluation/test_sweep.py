@@ -420,7 +420,10 @@ def test_each_rate_is_tested_by_the_models_trained_at_it(corpus: Path, matched: 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, r"tested at it alone, under the protocol 'modality'; .* for 'frame' the folder of one rate, .*rate-0.0'"),
+        (
+            {"protocol": "frame"},
+            r"tested at it alone, .* 'modality'; .* for 'frame' the folder of one rate, .*rate-0.0'",
+        ),
         ({"protocol": "fixed"}, "for 'fixed' the folder of one rate"),
         (
             {"protocol": "modality", "rates": [0.4, 0.5]},

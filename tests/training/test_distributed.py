@@ -52,7 +52,7 @@ def losses(method: str, tmp_path: Path, corpus: Path, processes: int) -> list[fl
         *("--set", "missing.selection_repeats=1", *METHODS[method]),
         "stages.all.per_device_train_batch_size=16",
         *("--num_train_epochs", "2", "--logging_strategy", "steps"),
-        *("--logging_steps", "1", "--disable_tqdm", "true", "--use_cpu", "--ddp_find_unused_parameters", "true"),
+        *("--logging_steps", "1", "--disable_tqdm", "true", "--use_cpu"),
         *(("--ddp_backend", "gloo") if processes > 1 else ()),
     ]
     launcher = (

@@ -302,6 +302,22 @@ class TestDamagedCheckpoint:
         folder = tmp_path / "seed-1" / "stages" / "main"
         assert last_complete_checkpoint(folder) == folder / "checkpoint-2"
 
+    def test_an_older_one_goes_where_a_run_was_killed_before_it_did(self, tiny_corpus: Path, tmp_path: Path) -> None:
+        """Killed between the last save and the deletion that follows it."""
+        flags = {**STEPS, "save_total_limit": 2}
+
+        def killed(output_dir: str, **_: Any) -> None:
+            if Path(output_dir, "checkpoint-6").is_dir():
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("hf_msa.training.trainer.rotate_checkpoints", killed)
+            train(tiny_corpus, tmp_path, **flags)
+        folder = tmp_path / "seed-1" / "stages" / "main"
+        assert len(list(folder.glob("checkpoint-*"))) == 3
+        train(tiny_corpus, tmp_path, **flags)
+        assert len(list(folder.glob("checkpoint-*"))) == 2
+
 
 class TestDamagedRun:
     @pytest.fixture

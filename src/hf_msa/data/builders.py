@@ -7,6 +7,7 @@ remote files, so whatever touches files is in `sources.py`.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -55,6 +56,7 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
         label_range: Overrides the lowest and highest label.
         facts: The facts, if they do not follow from the name.
         cache_dir: Where Arrow files are kept; by default the cache of `datasets`.
+        has_splits: Whether the files say which split a row is of, see `open_source`.
 
     Attributes:
         facts: The facts; complete (aligned, feature names) once the source has been read.
@@ -75,9 +77,11 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
         label_range: tuple[float, float] | None = None,
         facts: DatasetFacts | None = None,
         cache_dir: "str | PathLike[str] | None" = None,
+        has_splits: bool = True,
     ) -> None:
         self.facts = facts or facts_for(name, label_family, label_range)
         self._known = DATASETS.get(name)
+        self._has_splits = has_splits
         self._validator: Validator | None = None
         self._source: RowSource | None = None
         settings: dict[str, Any] = {}
@@ -98,8 +102,8 @@ class MsaBuilder(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        open_files = (self._known and self._known.open) or open_source
-        source = self._source or open_files(self.config.source, self.config.features_folder)
+        read = (self._known and self._known.open) or partial(open_source, has_splits=self._has_splits)
+        source = self._source or read(self.config.source, self.config.features_folder)
         self._source = source
         self.info.features = source.features
         row_bytes = 4 * _TYPICAL_FRAMES * sum(source.widths.values()) + 1000

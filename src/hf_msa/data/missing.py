@@ -354,6 +354,7 @@ class RandomPattern(MissingProtocol):
     """
 
     name: ClassVar[str] = "pattern"
+    TESTED_AS: ClassVar[str | None] = "fixed"
 
     seed: int = 1111
 
@@ -631,6 +632,24 @@ def conditions(
     # Whole numbers among others: a rate is a float in every table.
     known_rates = None if rates is None else tuple(check_rate(rate) for rate in rates)
     return PROTOCOLS.find(protocol).conditions(modalities, known_rates, mask_seeds, **fields)
+
+
+# What a test under a protocol goes through by itself.
+_TESTED_ALL = ("name", "rate", "rate_range", "rate_sampler", "seed", "available")
+
+
+def tested_as(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Give the protocol under which models are tested whose checkpoint was chosen under another, or the same.
+
+    Args:
+        values: The selection protocol, as a recipe has it: ``name`` and the protocol's fields.
+
+    Returns:
+        Its name, and its fields beside rates, patterns and seeds: what `conditions` takes.
+    """
+    kind = PROTOCOLS.find(values["name"])
+    fields = {key: value for key, value in values.items() if key not in _TESTED_ALL}
+    return kind.TESTED_AS or kind.name, fields
 
 
 def protocol_from_dict(values: Mapping[str, Any]) -> MissingProtocol:

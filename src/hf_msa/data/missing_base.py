@@ -208,6 +208,7 @@ class MissingProtocol(ABC):
     Attributes:
         name: As recipes, results and the command line call it.
         RATES: The missing rates that it is tested at; none for a protocol that has no rate.
+        TESTED_AS: The protocol under which models are tested that it chose, where that is another one.
 
     Example:
         ```python
@@ -219,6 +220,7 @@ class MissingProtocol(ABC):
 
     name: ClassVar[str]
     RATES: ClassVar[tuple[float, ...]] = ()
+    TESTED_AS: ClassVar[str | None] = None
 
     @classmethod
     def conditions(

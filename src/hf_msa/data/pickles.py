@@ -263,7 +263,13 @@ class _ProgressReader(io.BufferedReader):
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path), buffer_size=1 << 20)
         self._bar = tqdm(
-            total=path.stat().st_size, unit="B", unit_scale=True, desc=f"Reading {path.name}", delay=1, leave=False
+            total=path.stat().st_size,
+            unit="B",
+            unit_scale=True,
+            desc=f"Reading {path.name}",
+            delay=1,
+            leave=False,
+            disable=None,
         )
 
     def readinto(self, buffer: Any) -> int:

@@ -87,6 +87,7 @@ def prepare_dataset(
             label_family=label_family,
             label_range=label_range,
             cache_dir=cache,
+            has_splits=split_by_video is None,
         )
 
     if split_by_video is None:

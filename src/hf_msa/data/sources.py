@@ -57,6 +57,7 @@ class CsvSource:
     Args:
         path: The label.csv, or the folder that holds it.
         features: The folder that holds ``audio`` and ``vision``; by default that of the label.csv.
+        has_splits: False for data that is split afterwards: `mode` is not read, and all rows are those of train.
 
     Raises:
         MsaError: If a column is absent, a cell is wrong, or an id would lead out of the folder.
@@ -65,8 +66,9 @@ class CsvSource:
     description = "label.csv with feature files"
     aligned = False
 
-    def __init__(self, path: Path, features: Path | None = None) -> None:
+    def __init__(self, path: Path, features: Path | None = None, has_splits: bool = True) -> None:
         self._path = path / _LABEL_FILE if path.is_dir() else path
+        self._has_splits = has_splits
         self.notes: list[str] = []
         self._rows, self._annotated, self._unimodal = self._read()
         self.splits = [split for split in SPLITS if self._rows[split]]
@@ -105,7 +107,7 @@ class CsvSource:
             raise MsaError(
                 f"{self._path} cannot be read as a CSV file: {getattr(error, 'strerror', None) or reason(error)}."
             ) from error
-        needed = (VIDEO_ID, CLIP_ID, TEXT, LABEL, "mode")
+        needed = (VIDEO_ID, CLIP_ID, TEXT, LABEL, *(("mode",) if self._has_splits else ()))
         for column in needed:
             if columns.count(column) != 1:
                 fault = "more than one column" if column in columns else "no column"
@@ -118,15 +120,14 @@ class CsvSource:
                 raise MsaError(
                     f"Row {number} of {self._path} has not as many cells as the header; quote texts with commas."
                 )
-            rows[split_name(line["mode"], f"Row {number} of {self._path}")].append(
-                line | {column: line[column].strip() for column in (VIDEO_ID, CLIP_ID)}
-            )
+            split = split_name(line["mode"], f"Row {number} of {self._path}") if self._has_splits else "train"
+            rows[split].append(line | {column: line[column].strip() for column in (VIDEO_ID, CLIP_ID)})
         if not lines:
             raise MsaError(f"{self._path} has a header but no rows.")
         cells = {column: [line[column].strip() for line in lines] for column in columns}
         annotated, notes = filled_columns((ANNOTATION,), [cells])
         unimodal, more = filled_columns(tuple(_LABEL_CSV_UNIMODAL), [cells])
-        unknown = sorted(set(columns) - {*needed, ANNOTATION, *_LABEL_CSV_UNIMODAL})
+        unknown = sorted(set(columns) - {*needed, "mode", ANNOTATION, *_LABEL_CSV_UNIMODAL})
         self.notes += [*notes, *more]
         if unknown:
             self.notes.append(f"No column is made of {list_of(unknown)}; what it holds was left out.")
@@ -294,6 +295,8 @@ class ParquetSource:
     Args:
         path: A folder with files named after their split (``train-00000-of-00001.parquet``, ``valid.parquet``), itself or
             in its folder ``data``; or one file, which is the split that it is named after, or else train.
+        has_splits: False for data that is split afterwards: files of a folder may be named after no split, which are
+            those of train.
 
     Raises:
         MsaError: If there is no such file, one is damaged, a column is absent, or files differ in their columns.
@@ -301,16 +304,16 @@ class ParquetSource:
 
     description = "Parquet"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, has_splits: bool = True) -> None:
         self._path = path
         self.notes: list[str] = []
         if path.is_dir():
             facts = read_facts(path / FACTS_FILE) if (path / FACTS_FILE).is_file() else None
-            self._files = parquet_files(path)
+            self._files = parquet_files(path, has_splits)
         else:
             facts = None
             split = split_of_file(path)
-            if split is None:
+            if split is None and has_splits:
                 self.notes.append(f"{path.name} names no split; its rows are taken for train.")
             self._files = {split or "train": [path]}
         if not self._files:
@@ -526,8 +529,12 @@ def rows_of_parquet(file: Path) -> int:
         return int(pq.read_metadata(file).num_rows)
 
 
-def parquet_files(folder: Path) -> dict[str, list[Path]]:
+def parquet_files(folder: Path, has_splits: bool = True) -> dict[str, list[Path]]:
     """Return the Parquet files of each split in `folder`, or in its folder ``data`` where that has some.
+
+    Args:
+        folder: The folder.
+        has_splits: False for data that is split afterwards: a file that is named after no split is one of train.
 
     Raises:
         MsaError: If a file is named after no split or after several, is no file, or both folders have some.
@@ -543,12 +550,12 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for file in found[filled[0]] if filled else ():
         split = split_of_file(file)
-        if split is None:
+        if split is None and has_splits:
             raise MsaError(
                 f"{file} is named after no split; name Parquet files after one, with one of {', '.join(SPLIT_ALIASES)} in "
-                "the name, or move other files elsewhere."
+                "the name, move other files elsewhere, or split the data with --split-by-video."
             )
-        splits[split].append(regular_file(file))
+        splits[split or "train"].append(regular_file(file))
     return {split: files for split, files in splits.items() if files}
 
 
@@ -560,12 +567,13 @@ def split_of_file(file: Path) -> str | None:
     return named.pop() if named else None
 
 
-def open_source(path: str | Path, features: str | Path | None = None) -> RowSource:
+def open_source(path: str | Path, features: str | Path | None = None, has_splits: bool = True) -> RowSource:
     """Open whatever `path` is.
 
     Args:
         path: An MMSA pickle, a label.csv, or a folder with a label.csv, with Parquet files or with .csd files.
         features: For a label.csv: the folder that holds ``audio`` and ``vision``.
+        has_splits: False for data that is split afterwards, and need not say which split a row is of.
 
     Raises:
         MsaError: If there is nothing at `path`, or nothing that can be read.
@@ -581,15 +589,15 @@ def open_source(path: str | Path, features: str | Path | None = None) -> RowSour
     if features is not None and not is_csv:
         raise MsaError(f"A folder of features goes with a label.csv, and {path} is none.")
     if is_csv:
-        return CsvSource(path, None if features is None else Path(features))
+        return CsvSource(path, None if features is None else Path(features), has_splits)
     csd_files = [path] if path.is_file() else sorted(path.iterdir())
     csd_files = [file for file in csd_files if file.suffix.lower() == ".csd"]
     if csd_files:
         if path.is_file():
             raise MsaError(f"{path} is one of several files; give the folder that holds it, the labels and the words.")
         return CsdSource(path, [regular_file(file) for file in csd_files])
-    if path.suffix.lower() == ".parquet" or (path.is_dir() and parquet_files(path)):
-        return ParquetSource(path)
+    if path.suffix.lower() == ".parquet" or (path.is_dir() and parquet_files(path, has_splits)):
+        return ParquetSource(path, has_splits)
     if path.is_file():
         return PickleSource(path)
     raise MsaError(

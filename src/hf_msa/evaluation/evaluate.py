@@ -5,14 +5,14 @@ import importlib.util
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_msa.data.loading import dataset_facts, load_split
-from hf_msa.data.missing import Condition, conditions
+from hf_msa.data.missing import Condition, Rate, conditions, tested_as
 from hf_msa.data.rows import MsaRows
 from hf_msa.errors import MsaError, reason
 from hf_msa.files import atomic_files, folder_lock
@@ -37,6 +37,7 @@ from .results import (
     LANGUAGE_MODEL_INPUTS,
     MOST_UNREADABLE,
     PREDICTIONS_FILE,
+    RESULTS_FILE,
     EvaluationFacts,
     Results,
     build_results,
@@ -74,7 +75,7 @@ def evaluate_runs(
     model: str,
     data: str,
     *,
-    protocol: str = "frame",
+    protocol: str | None = None,
     rates: Sequence[float] | None = None,
     mask_seeds: Sequence[int] = (1111,),
     split: str = "test",
@@ -92,13 +93,14 @@ def evaluate_runs(
         model: A run folder (one seed or all of them), a saved model, or a Hub name; or the folder of `--train-rate match`,
             whose models are each tested at the rate that they were trained at, which gives one result.
         data: Folder or Hub name of a prepared data set.
-        protocol: See `hf_msa.data.missing.conditions`.
+        protocol: See `hf_msa.data.missing.conditions`; default: the one that the recipe chose the checkpoint under (of
+            random patterns every pattern), for a model without a recipe ``"frame"``.
         rates: Missing rates instead of the protocol's own.
         mask_seeds: Seeds of the masks.
         split: What to evaluate on.
         batch_size: Rows per batch.
         output: Folder of the results; default: the run's folder, and for a subset a folder in it, so that the results
-            of the whole split stay.
+            of the whole split stay. Results of another test that are there are never replaced.
         subset: ``"consistent"`` or ``"inconsistent"``, for a part of the split by its unimodal labels; default: all of it.
         subset_rule: What makes a sample inconsistent, see `hf_msa.evaluation.subsets.RULES`.
         changes: Values of the model's configuration to be used instead of its own, e.g. ``{"route": "mllm"}``; `output` must
@@ -107,7 +109,7 @@ def evaluate_runs(
         protocol_fields: The protocol's other fields, e.g. ``{"blocks": 2}`` or ``{"source": "masks.json"}``.
 
     Raises:
-        MsaError: If model, data, media or protocol will not do.
+        MsaError: If model, data, media or protocol will not do, or the results would replace those of another test.
     """
     started = time.perf_counter()
     fields = dict(protocol_fields or {})
@@ -119,6 +121,7 @@ def evaluate_runs(
     matched = find_matched(model)
     members: list[tuple[str, Sequence[float] | None]]
     if matched:
+        protocol = protocol or "modality"
         # Of the seeds and rates themselves.
         conditions("modality", (), rates, mask_seeds)
         members = _chosen_matched(model, matched, protocol, rates)
@@ -127,6 +130,9 @@ def evaluate_runs(
     names = [name for name, _ in members]
     runs = list(_read_runs(names))
     _check_one_run(runs, model, bool(matched))
+    if protocol is None:
+        protocol, own = _own_protocol(runs[0])
+        fields = own | fields
     if matched:
         _check_trained_at(runs, members)
     if subset is None and subset_rule is not None:
@@ -162,6 +168,14 @@ def evaluate_runs(
         tested = conditions(
             protocol, ("text", *(m for m in rows.lengths if m != "text")), own_rates, mask_seeds, **fields
         )
+        facts.method, model_class = method_of(network), type(network)
+        facts.changes = with_located_model(facts.changes, network.config)
+        facts.protocol = {"name": protocol} | {
+            k: v for k, v in tested[0].protocol.to_dict().items() if k not in ("name", "rate", "seed", "available")
+        }
+        if not parts:
+            rates_tested = {rate for _, one in members for rate in one or ()} if matched else {c.rate for c in tested}
+            _check_same_test(target, facts, rates_tested, {c.mask_seed for c in tested})
         check_feature_sets(processor, known, name)
         check_widths(network, rows, name)
         facts.media = attach_media(network, media, rows, name)
@@ -171,22 +185,73 @@ def evaluate_runs(
         made, shares = sweep(network, processor, rows, tested, batch_size, split_ids)
         facts.realised |= shares
         parts += [{"training_seed": run.get("seed"), **part} for part in made]
-        facts.method, model_class = method_of(network), type(network)
         facts.oracle = facts.oracle or network.config.is_oracle
         facts.language_model_input = network.language_model_input
         facts.config = own_fields(network.config)
-        facts.changes = with_located_model(facts.changes, network.config)
         del network
-    fields = tested[0].protocol.to_dict()
-    facts.protocol = {"name": protocol} | {
-        k: v for k, v in fields.items() if k not in ("name", "rate", "seed", "available")
-    }
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if np.ndim(parts[0][name])}
     facts.cost = model_class.cost_of(columns)
     _warn_of_unreadable(facts.cost)
     facts.seconds = round(time.perf_counter() - started, 2)
     content, files = write_evaluation(target, predictions_table(parts), facts)
     return Evaluation(content, files, [Path(name) for name, run in zip(names, runs, strict=True) if run])
+
+
+def _own_protocol(run: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The protocol that a run's recipe is tested under, see `tested_as`."""
+    missing = (run.get("settings") or {}).get("missing") or {}
+    return tested_as(missing.get("validation") or {"name": "frame"})
+
+
+def _check_same_test(
+    folder: Path, facts: EvaluationFacts, rates: Collection[Rate], mask_seeds: Collection[int | None]
+) -> None:
+    """Check that a folder holds no results of another test: only those that are measured anew may be replaced.
+
+    Args:
+        folder: Where the results go.
+        facts: Of the new ones.
+        rates, mask_seeds: What is tested; those of the results that are there have to be among them.
+
+    Raises:
+        MsaError: Naming what differs.
+    """
+    try:
+        earlier = read_results(folder)
+    except MsaError:
+        # None, or nothing that can be read.
+        return
+    before = _test_of(earlier["method"], earlier["dataset"], earlier["protocol"], earlier.get("changes"))
+    now = _test_of(facts.method, facts.dataset, facts.protocol, facts.changes)
+    # What an earlier version did not note is taken to be the same.
+    changed = [f"{key} {before[key]!r}, now {now.get(key)!r}" for key in before if before[key] != now.get(key)]
+    for what, tested in (("rates", rates), ("mask_seeds", mask_seeds)):
+        lost = [value for value in earlier["protocol"].get(what, ()) if value not in tested]
+        if lost and not changed:
+            changed = [f"{what.replace('_', ' ')} {', '.join(map(str, lost))}, which are not tested now"]
+    if changed:
+        raise MsaError(
+            f"{str(folder)!r} holds results of another test ({changed[0]}), which these would replace; give another folder "
+            f"as --output, e.g. {str(folder / facts.protocol['name'])!r}, or delete {str(folder / RESULTS_FILE)!r}."
+        )
+
+
+def _test_of(
+    method: str, dataset: Mapping[str, Any], protocol: Mapping[str, Any], changes: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a result is of, by the names that messages give it, as it is read from a file."""
+    subset = dataset.get("subset") or {}
+    found = {
+        "method": method,
+        "data set": dataset["name"],
+        "split": dataset["split"],
+        "subset": f"{subset['name']} ({subset['rule']})" if subset else "none",
+        "protocol": protocol["name"],
+        "--set": changes or {},
+    }
+    numbers = ("name", "rates", "mask_seeds")
+    found |= {key: value for key, value in protocol.items() if key not in numbers}
+    return dict(json.loads(json.dumps(found)))
 
 
 def write_evaluation(folder: Path, predictions: "pa.Table", facts: EvaluationFacts) -> tuple[Results, list[Path]]:

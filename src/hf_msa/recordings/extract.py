@@ -217,7 +217,7 @@ def _make_all(clips: Sequence[Clip], settings: Settings, parts: Path, workers: i
                 todo.append(clip)
         except (MsaError, OSError) as error:
             failed[clip.id] = reason(error)
-    bar = tqdm(total=len(clips), initial=len(clips) - len(todo), unit="clip", desc="Extracting")
+    bar = tqdm(total=len(clips), initial=len(clips) - len(todo), unit="clip", desc="Extracting", disable=None)
     with bar:
         for clip, why in _results(todo, settings, parts, workers):
             if why is not None:

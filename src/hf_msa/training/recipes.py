@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedConfig
 
+from hf_msa.assignments import one_line, set_value
 from hf_msa.data.missing import MODALITY_RATES, protocol_from_dict
 from hf_msa.data.missing_base import check_rate
 from hf_msa.errors import MsaError, unknown_name
@@ -89,16 +90,12 @@ def _read(name: str) -> tuple[str, dict[str, Any]]:
         try:
             return path.stem, _group("The recipe", yaml.safe_load(path.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise MsaError(f"The recipe file {name!r} cannot be read as YAML: {_one_line(error)}.") from error
+            raise MsaError(f"The recipe file {name!r} cannot be read as YAML: {one_line(error)}.") from error
     key, _, dataset = name.partition("/")
     method = METHODS.find(key)
     if name not in method.recipe_names():
         raise unknown_name("recipe", name, recipe_names())
     return name, _group("The recipe", yaml.safe_load((method.recipes / f"{dataset}.yaml").read_text(encoding="utf-8")))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _group(what: str, value: Any) -> dict[str, Any]:
@@ -126,37 +123,6 @@ def config_fields(config_class: type[MsaConfig]) -> set[str]:
     """Fields of a method's own configuration; those of transformers' base class are not for recipes."""
     names = {field.name for field in dataclasses.fields(config_class)}
     return names - {field.name for field in dataclasses.fields(PreTrainedConfig)} - {"text_config"}
-
-
-def set_value(
-    recipe: dict[str, Any], assignment: str, option: str = "--set", example: str = "model.num_tokens=4"
-) -> None:
-    """Set one value of nested groups, e.g. by ``model.num_tokens=4``; groups that are absent are made.
-
-    Args:
-        recipe: The groups, changed in place.
-        assignment: Names joined by dots, ``=``, and the value as YAML.
-        option: What messages call the option that it was given by.
-        example: What they show as one that is right.
-
-    Raises:
-        MsaError: If it is no such assignment.
-    """
-    key, equals, text = assignment.partition("=")
-    if not equals:
-        raise MsaError(f"{option} takes KEY=VALUE, e.g. {example}; {assignment!r} has no '='.")
-    *parents, last = key.strip().split(".")
-    place = recipe
-    for parent in parents:
-        if place.get(parent) is None:
-            place[parent] = {}
-        place = place[parent]
-        if not isinstance(place, dict):
-            raise MsaError(f"{option} {key}: {parent!r} is a value, not a group of values.")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise MsaError(f"{option} {key}: {text!r} is no YAML value ({_one_line(error)}).") from error
 
 
 def _missing_recipe(values: dict[str, Any]) -> MissingRecipe:

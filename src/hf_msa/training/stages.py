@@ -19,7 +19,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_callback import TrainerState
 
 from hf_msa._version import __version__
 from hf_msa.data.collator import MsaCollator
@@ -47,6 +46,7 @@ from hf_msa.models.msa_schema import COMPLETE_KEYS, FEATURE_MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .arguments import FLAGS, MsaTrainingArguments
+from .display import chosen_checkpoint, say
 from .fingerprints import WHAT, code_version, data_fingerprints, encoder_fingerprint
 from .recipes import Recipe, as_known
 from .run_folder import (
@@ -91,6 +91,7 @@ class RunContext:
         media_counts: Clips and those without a file, by split; None without recordings.
         fingerprints: Of all that the run is made from, see `fingerprints.WHAT`.
         stages_from: Folder of other runs whose shared stages are taken, too; see `SharedStages`.
+        seeds: All seeds of the command, for the display.
     """
 
     recipe: Recipe
@@ -107,6 +108,7 @@ class RunContext:
     media_counts: dict[str, dict[str, int]] | None = None
     fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
     stages_from: Path | None = None
+    seeds: tuple[int, ...] = ()
     log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def arguments(self, stage: str, final: bool) -> MsaTrainingArguments:
@@ -191,6 +193,19 @@ class RunContext:
         """Whether the user asked how many checkpoints are kept: their weights then stay when a stage is finished."""
         return "save_total_limit" in self.flags.get("all", {})
 
+    def title(self, stage: str) -> str:
+        """What the display calls a stage, e.g. ``"stage 1 of 3 'polarity', seed 1112 (2 of 2)"``."""
+        names = METHODS[self.recipe.method].stages.names
+        place = f" {names.index(stage) + 1} of {len(names)}" if stage in names else ""
+        rate = "" if self.recipe.train_rate is None else f", training rate {self.recipe.train_rate:g}"
+        several = f" ({self.seeds.index(self.seed) + 1} of {len(self.seeds)})" if self.seed in self.seeds else ""
+        return f"stage{place} {stage!r}, seed {self.seed}{several}{rate}"
+
+    def say(self, stage: str, text: str) -> None:
+        """Say something of a stage where the display is, unless it is turned off."""
+        if PartialState().is_main_process and not self.flags.get("all", {}).get("disable_tqdm"):
+            say(f"{self.title(stage)}: {text}")
+
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints, its model and its mark of completion."""
         return self.folder / STAGES_FOLDER / stage
@@ -232,6 +247,7 @@ class RunContext:
             if PartialState().is_main_process:
                 # Which a kill may have cut short.
                 tidy_stage(folder, self.keeps_checkpoints)
+            self.say(stage, "is finished already")
             trained: Model = model_class.from_pretrained(folder / "model")
             trained.eval()
             return trained
@@ -249,6 +265,7 @@ class RunContext:
             repeats,
             **options,
         )
+        trainer.display.title = self.title(stage)
         state = trainer.fit()
         # The trainer trains in place: after `fit` the model holds the best checkpoint's weights.
         model = model.cpu().eval()
@@ -341,6 +358,7 @@ class RunContext:
         state.wait_for_everyone()
         if not is_finished and (every_process or state.is_main_process):
             started = time.perf_counter()
+            self.say(stage, "begins")
             facts = make(folder)
             if state.is_main_process:
                 finish_stage(folder, {"name": stage, "seconds": round(time.perf_counter() - started, 1), **facts})
@@ -375,23 +393,6 @@ def devices() -> dict[str, Any]:
     state = PartialState()
     name = torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else platform.machine()
     return {"processes": state.num_processes, "type": state.device.type, "name": name}
-
-
-def chosen_checkpoint(state: TrainerState, args: MsaTrainingArguments) -> dict[str, Any]:
-    """Which checkpoint a stage gives, by which rule, and its value of the selection metric.
-
-    The rule is ``"best"`` on the validation split or, without `load_best_model_at_end`, ``"last"``: nothing is chosen.
-    """
-    best = args.load_best_model_at_end
-    step = state.best_global_step if best else state.global_step
-    metric = str(args.metric_for_best_model).removeprefix("eval_")
-    evaluated = next((e for e in reversed(state.log_history) if e.get("step") == step and "eval_loss" in e), {})
-    return {
-        "rule": "best" if best else "last",
-        "value": state.best_metric if best else evaluated.get(f"eval_{metric}"),
-        "step": step,
-        "epoch": evaluated.get("epoch", state.epoch),
-    }
 
 
 def split_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -719,6 +720,7 @@ def run_recipe(
     shared: str | Path | None = None,
     tidy: bool = True,
     stages_from: str | Path | None = None,
+    seeds: Sequence[int] = (),
 ) -> RunContext:
     """Run all stages of a recipe for one seed and write the final checkpoint with its run.json.
 
@@ -737,12 +739,14 @@ def run_recipe(
         tidy: Whether what a finished run no longer needs of its stages is deleted, see `tidy_run`. False where another run
             is to take over stages of this one.
         stages_from: Folder of other runs; stages that were made there of the same things are taken, see `SharedStages`.
+        seeds: All seeds of the command, for the display.
     """
     folder = Path(output) / f"seed-{seed}"
     # The first thing that asks which processes there are sets it for good: it has to know of flags such as --use_cpu.
     training_arguments(folder, split_flags(flags or {})["all"])
     with _one_writer(folder):
         context = prepare_run(recipe, data, folder, seed, flags or {}, rows, media, stages_from)
+        context.seeds = tuple(seeds)
         if (folder / RUN_FILE).is_file():
             check_finished_run(folder)
         else:

@@ -15,7 +15,8 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -34,6 +35,7 @@ from hf_msa.models.msa_files import FILES_LIST, file_facts, file_fault, read_lis
 from hf_msa.models.msa_schema import MODALITIES
 
 from .arguments import MsaTrainingArguments
+from .display import TrainingDisplay
 from .sampler import MsaBatchSampler
 
 _COMPLETE = "complete.json"
@@ -69,6 +71,11 @@ class CompleteCheckpoints(Trainer):
         self._resumed_sums: dict[str, Any] = {}
         self._is_epoch_over = self._is_save_due = False
         self.add_callback(_WholeEpochs(self))
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+        self.display = TrainingDisplay()
+        if not self.args.disable_tqdm:
+            self.add_callback(self.display)
 
     # --- Divergence ---
 
@@ -212,7 +219,10 @@ class CompleteCheckpoints(Trainer):
             self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
             self._load_best_model()
         else:
-            self.train(resume_from_checkpoint=checkpoint)
+            try:
+                self.train(resume_from_checkpoint=checkpoint)
+            finally:
+                self.display.stop()
         if wants_best and self.state.best_model_checkpoint is None:
             raise MsaError(
                 f"No checkpoint of {Path(str(self.args.output_dir)).name!r} has the metric "
@@ -221,6 +231,9 @@ class CompleteCheckpoints(Trainer):
                 "--load_best_model_at_end false."
             )
         self._check_weights()
+        if self.args.should_save:
+            # A run that was killed between writing its last checkpoint and deleting an older one writes no other.
+            rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
         return self.state
 
     def _has_stopped_early(self, checkpoint: Path) -> bool:

@@ -103,6 +103,7 @@ def train_adapter(context: RunContext, model: UacsForSentimentAnalysis) -> None:
             arguments = lora_arguments(context, "lora", LoraTrainingArguments)
             lengths = context.rows["train"].lengths.get("text")
             trainer = LoraTrainer(expert, arguments, examples, str(model.config.expert_model), validation, lengths)
+        trainer.display.title = context.title("lora")
         state = trainer.fit()
         if trainer.is_world_process_zero():
             save_adapter(trainer.adapted, folder)
