@@ -315,7 +315,8 @@ def compare(*, runs: Sequence[str], output: str | None, **options: Any) -> None:
     comparison = compare_runs(runs, **options)
     Console().print(comparison.to_rich())
     if output is not None:
-        for path in plot_curves(comparison.runs, Path(output) / "curves", names=comparison.names):
+        curves = plot_curves(comparison.runs, Path(output) / "curves", names=comparison.names)
+        for path in [*comparison.write(output), *curves]:
             print(f"Wrote {path}")
 
 
