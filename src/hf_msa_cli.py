@@ -230,7 +230,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-oracle", action="store_true", help="show upper bounds beside usable models, marked as such"
     )
-    parser.add_argument("--output", help="folder for comparison curves (PNG and SVG)")
+    parser.add_argument("--output", help="folder for the tables (Markdown, CSV, LaTeX) and curves (PNG, SVG)")
 
 
 def _analyze(parser: argparse.ArgumentParser) -> None:

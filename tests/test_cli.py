@@ -316,7 +316,9 @@ def test_compare(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["compare", str(tmp_path / "text"), str(tmp_path / "tcmr"), "--output", str(tmp_path / "c")]) == 0
     shown = capsys.readouterr().out
     assert "text" in shown and "tcmr" in shown
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {"curves.png", "curves.svg"}
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {
+        *("comparison.md", "comparison.csv", "comparison.tex", "curves.png", "curves.svg")
+    }
 
 
 @pytest.mark.usefixtures("quick_figures")

@@ -243,7 +243,7 @@ def compare(
         paper: Keys of papers whose rows are shown as well.
         metrics: Names to show; default: all that any of the runs has.
         allow_oracle: Show upper bounds beside usable models, marked as such.
-        output: Folder for the figures.
+        output: Folder for the tables (Markdown, CSV, LaTeX) and figures.
 
     Returns:
         The comparison: numbers, and tables as text (`to_markdown`, `to_rich`).
@@ -261,6 +261,7 @@ def compare(
     """
     comparison = compare_runs(runs, paper=paper, metrics=metrics, allow_oracle=allow_oracle)
     if output is not None:
+        comparison.write(output)
         plot_curves(comparison.runs, Path(output) / "curves", names=comparison.names)
     return comparison
 

@@ -283,7 +283,7 @@ def compare(*, output: str | None, **options: Any) -> None:
 
     Console().print(run(output=output, **options).to_rich())
     if output is not None:
-        print(f"Wrote the figures to {output}")
+        print(f"Wrote tables and figures to {output}")
 
 
 def analyze(*, tool: str | None, wants_help: bool, options: Sequence[str]) -> None:

@@ -501,3 +501,20 @@ def test_damaged_costs_are_one_sentence(write_run, damage, place):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"cost": damage}))
     with pytest.raises(MsaError, match=f"damaged: its {place} is"):
         read_results(file)
+
+
+def test_files_of_a_comparison_say_that_the_data_are_generated(tmp_path):
+    label, words = [1.0, -1.0, 2.0], "generated sample corpus, not a benchmark"
+    for name, error in (("a_b", 0.5), ("c", 0.25)):
+        part = {"id": ["x", "y", "z"], "training_seed": 1, "mask_seed": 1, "rate": 0.0, "label": label}
+        table = predictions_table([part | {"prediction": [value + error for value in label]}])
+        results = make_results(table, method=name)
+        results["dataset"]["name"] = "sample"
+        write_results(tmp_path / name, results, table)
+    comparison = compare_runs([tmp_path / "a_b", tmp_path / "c"], metrics=["mae"])
+    markdown, rows, latex = (path.read_text(encoding="utf-8") for path in comparison.write(tmp_path / "out"))
+    assert words in markdown and words in latex
+    lines = rows.splitlines()
+    assert lines[0] == "run,dataset,setting,metric,mean,std,n,ci_low,ci_high" and len(lines) == 5
+    assert lines[1].startswith(f'a_b,"sample ({words})",mean,mae,0.5,')
+    assert r"a\_b & " in latex and r"MAE $\downarrow$" in latex

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from hf_msa.errors import MsaError
-from hf_msa.evaluation.plots import plot_curves
+from hf_msa.evaluation.plots import draw_curves, plot_curves
 from made_results import make_results, make_table
 
 
@@ -84,3 +85,11 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MsaError, match=r"pip install 'hf-msa\[plots\]'"):
         plot_curves([make_results(make_table())], tmp_path / "curves")
+
+
+def test_a_single_setting_is_a_dot_with_its_bar():
+    figure = Figure()
+    draw_curves(figure, [make_results(make_table(rates=(0.0,)))], ["mae"])
+    [axis] = figure.axes
+    [container] = axis.containers
+    assert container.has_yerr and [text.get_text() for text in axis.get_xticklabels()] == ["0.0"]

@@ -125,7 +125,6 @@ metrics:
 - f1
 - mae
 - pearsonr
-pipeline_tag: text-classification
 tags:
 - hf_msa
 - multimodal-sentiment-analysis
@@ -562,3 +561,13 @@ def test_a_wheel_holds_the_cards(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     assert done.stdout == f"{tmp_path / 'site' / 'hf_msa' / 'model_cards'} Text-only baseline\n"
+
+
+def test_results_on_generated_data_are_labelled_and_no_pipeline_is_promised():
+    words = "generated sample corpus, not a benchmark"
+    results = {**RESULTS, "dataset": {**RESULTS["dataset"], "name": "sample"}}
+    card = render({**RUN, "dataset": {**RUN["dataset"], "name": "sample"}}, results)
+    data = front_matter(card)
+    assert "pipeline_tag" not in data
+    assert {one["dataset"]["name"] for one in data["model-index"][0]["results"]} == {f"sample ({words})"}
+    assert words in card.split("## Results")[1]

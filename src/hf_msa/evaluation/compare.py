@@ -4,9 +4,12 @@ Means over different data, rates or amounts of knowledge are not comparable, so 
 rather than put into one table.
 """
 
+import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from hf_msa.evaluation.report import (
     UNDEFINED,
     chosen_metrics,
     cost_texts,
+    data_text,
     distinct_names,
     format_estimate,
     format_value,
@@ -34,6 +38,7 @@ from hf_msa.evaluation.report import (
 )
 from hf_msa.evaluation.results import Predictions, Results, read_predictions, read_results, result_metrics
 from hf_msa.evaluation.statistics import paired_p_value, resample_counts
+from hf_msa.files import atomic_write
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -42,6 +47,16 @@ _MARK = "†"
 _SHORT = {"validation": "val", "test": "test", "unknown": "?"}
 # Two draws of the same protocol are comparable in their means; everything else that differs is another protocol.
 _SEEDS = ("seed", "mask_seeds")
+_SPREAD = ("mean", "std", "n", "ci_low", "ci_high")
+_LATEX = {letter: "\\" + letter for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "†": r"$\dagger$",
+}
 _ABSENT = {"mean": None, "std": None}
 
 
@@ -216,6 +231,38 @@ class Comparison:
         parts.append("\n".join(f"- {note}" for note in (*self._explanations(), *self.notes)))
         return "\n\n".join(parts) + "\n"
 
+    def to_csv(self) -> str:
+        """Render as CSV: a row per run, setting and metric, in stored units (shares as fractions) and unrounded."""
+        file = io.StringIO()
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["run", "dataset", "setting", "metric", *_SPREAD])
+        for name, run in zip(self.names, self.runs, strict=True):
+            settings = [("mean", run["mean_over_rates"]), *((e["rate"], e["metrics"]) for e in run["per_rate"])]
+            for setting, estimates in settings:
+                for metric in self.metrics:
+                    values = [estimates.get(metric, _ABSENT).get(key) for key in _SPREAD]
+                    table.writerow([name, data_text(run["dataset"]["name"]), setting, metric, *values])
+        return file.getvalue()
+
+    def to_latex(self) -> str:
+        """Render the means as a `tabular` of the package booktabs, below what they are of as a comment."""
+        headings, rows = self.value_rows()
+        lines = [" & ".join(map(_latex, row)) + r" \\" for row in (headings, *rows)]
+        columns = "ll" + "r" * (len(headings) - 2)
+        body = [lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"]
+        return "\n".join([f"% {self._title()}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body]) + "\n"
+
+    def write(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write `comparison.md`, `comparison.csv` and `comparison.tex` into a folder, and return their paths."""
+        contents = {".md": self.to_markdown(), ".csv": self.to_csv(), ".tex": self.to_latex()}
+        paths = []
+        for ending, content in contents.items():
+            paths.append(Path(folder) / f"comparison{ending}")
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(paths[-1]) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+        return paths
+
     def _explanations(self) -> list[str]:
         lines = ["±: standard deviation over training seeds."]
         for name, run in zip(self.names, self.runs, strict=True):
@@ -230,9 +277,13 @@ class Comparison:
     def _title(self) -> str:
         first = self.runs[0]
         return (
-            f"{first['dataset']['name']}, {split_text(first)}, protocol {first['protocol']['name']}: "
+            f"{data_text(first['dataset']['name'])}, {split_text(first)}, protocol {first['protocol']['name']}: "
             f"mean over {', '.join(str(rate) for rate in first['protocol']['rates'])}"
         )
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def compare_runs(

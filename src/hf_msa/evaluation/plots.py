@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.metrics import METRICS
-from hf_msa.evaluation.report import count_text, metric_heading, run_name, shared_metrics, split_text
+from hf_msa.evaluation.report import count_text, data_text, metric_heading, run_name, shared_metrics, split_text
 from hf_msa.evaluation.results import Results
 from hf_msa.figures import write_figure
 
@@ -45,7 +45,7 @@ def draw_curves(
 ) -> None:
     """Draw one small panel per metric: its mean over missing rates, with the bootstrap interval as a band.
 
-    Availability patterns, which have no order, are drawn as points with error bars.
+    Availability patterns, which have no order, and a single setting are drawn as points with error bars.
 
     Args:
         figure: What to draw on.
@@ -90,7 +90,7 @@ def _draw(axis: "Axes", run: Results, metric: str, index: int, label: str, runs:
     )
     colour, marker = _COLOURS[index], _MARKERS[index]
     rates = [entry["rate"] for entry in run["per_rate"]]
-    if all(isinstance(rate, str) for rate in rates):
+    if _are_points(rates):
         x = np.arange(len(rates)) + 0.15 * (index - (runs - 1) / 2)
         # A percentile interval can leave out the mean of a small sample; an error bar cannot have a negative length.
         bars = np.clip([mean - low, high - mean], 0, None)
@@ -100,17 +100,24 @@ def _draw(axis: "Axes", run: Results, metric: str, index: int, label: str, runs:
     axis.plot(rates, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.3, label=label)
 
 
+def _are_points(rates: Sequence[float | str]) -> bool:
+    """Whether settings are dots with bars: availability patterns, and a single rate, through which no line goes."""
+    return len(rates) == 1 or all(isinstance(rate, str) for rate in rates)
+
+
 def _dress(axis: "Axes", metric: str, rates: Sequence[float | str]) -> None:
     axis.set_ylabel(metric_heading(metric) + (" (%)" if METRICS[metric].percent else ""))
     axis.grid(axis="y", alpha=0.25, linewidth=0.6)
-    if all(isinstance(rate, str) for rate in rates):
+    if _are_points(rates):
+        patterns = all(isinstance(rate, str) for rate in rates)
         axis.set_xticks(range(len(rates)), [str(rate).replace("+", "\n") for rate in rates], fontsize=6)
-        axis.set_xlabel("available modalities")
+        axis.set_xlim(-0.6, len(rates) - 0.4)
+        axis.set_xlabel("available modalities" if patterns else "missing rate")
     else:
         axis.set_xlabel("missing rate")
 
 
 def _title(runs: Sequence[Results]) -> str:
-    data = dict.fromkeys(f"{run['dataset']['name']}, {split_text(run)} ({count_text(run)})" for run in runs)
+    data = dict.fromkeys(f"{data_text(run['dataset']['name'])}, {split_text(run)} ({count_text(run)})" for run in runs)
     protocol, level = runs[0]["protocol"]["name"], 100 * runs[0]["bootstrap"]["confidence"]
     return f"{'; '.join(data)}, protocol {protocol}; shaded or barred: {level:g} % bootstrap intervals over samples"

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 UNDEFINED = "-"
 """What stands for a number that is not defined or not known."""
 
+SAMPLE_CORPUS = "sample"
+"""The name of the sample corpus."""
+
+GENERATED = "generated sample corpus, not a benchmark"
+"""The words by which results on it are known wherever they are shown."""
+
 
 def format_value(metric: str, value: float | None) -> str:
     """Format one number: percentages with two decimals, the rest with four.
@@ -180,6 +186,11 @@ def setting_heading(results: Results) -> str:
     return "available" if isinstance(results["protocol"]["rates"][0], str) else "missing"
 
 
+def data_text(name: str) -> str:
+    """A data set's name, followed by `GENERATED` where it is the sample corpus."""
+    return f"{name} ({GENERATED})" if name == SAMPLE_CORPUS else name
+
+
 def split_text(results: Results) -> str:
     """Which rows a result is of: the split, and the subset where it is not the whole of it."""
     dataset = results["dataset"]
@@ -203,7 +214,7 @@ def caption(results: Results) -> str:
     count = max((results["mean_over_rates"][name]["n"] for name in result_metrics(results)), default=1)
     which = f" ({', '.join(str(seed) for seed in seeds)})" if seeds else ""
     return (
-        f"{dataset['name']}, {split_text(results)}, {count_text(results)}; "
+        f"{data_text(dataset['name'])}, {split_text(results)}, {count_text(results)}; "
         f"protocol {results['protocol']['name']}, {counted(rates, 'setting')}, {counted(masks, 'mask draw')}; "
         f"{counted(count, 'training seed')}{which}; "
         f"{training_text(results)}"

@@ -20,7 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hf_msa.errors import MsaError, reason
 from hf_msa.evaluation.checkpoints import RATE_FOLDER
 from hf_msa.evaluation.metrics import METRICS
-from hf_msa.evaluation.report import format_value, results_markdown
+from hf_msa.evaluation.report import data_text, format_value, results_markdown
 from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, RESULTS_FILE, Results, read_results, result_metrics
 from hf_msa.evaluation.subsets import SUBSET_FOLDER, subset_text
 from hf_msa.files import atomic_write
@@ -383,7 +383,6 @@ def _card_data(
         license=LICENSE,
         library_name="transformers",
         tags=["hf_msa", "multimodal-sentiment-analysis", "missing-modalities", run["method"]],
-        pipeline_tag=TASK,
         datasets=[dataset["name"]],
         base_model=base_model,
         metrics=list(dict.fromkeys(_hub_metric(name) for name in (result_metrics(results) if results else ())))
@@ -406,7 +405,7 @@ def _eval_results(results: Results) -> list[Any]:
             task_type=TASK,
             task_name="Multimodal sentiment analysis",
             dataset_type=dataset["name"],
-            dataset_name=dataset["name"],
+            dataset_name=data_text(dataset["name"]),
             dataset_split=dataset["split"],
             dataset_args={
                 "protocol": protocol["name"],
