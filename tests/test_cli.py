@@ -22,8 +22,8 @@ import pytest
 from safetensors import SafetensorError
 
 from hf_msa.cli import training_flags
+from hf_msa.data import missing
 from hf_msa.data.loading import load_msa
-from hf_msa.data.missing import conditions, tested_as
 from hf_msa.errors import EXTRAS, MsaError, next_step
 from hf_msa.evaluation.results import read_predictions, read_results
 from hf_msa.models.msa_schema import MODALITIES
@@ -94,7 +94,8 @@ _WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {packages} else find(name, *rest)
+absent = lambda name: name.partition(".")[0] in {packages}
+PathFinder.find_spec = staticmethod(lambda name, *rest: None if absent(name) else find(name, *rest))
 from hf_msa_cli import main
 sys.exit(main({arguments}))
 """
@@ -375,9 +376,9 @@ def test_the_next_command_of_another_program_can_be_run(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_is_tested_under_its_own_protocol(recipe: str) -> None:
     own = load_recipe(recipe).missing.validation
-    protocol, fields = tested_as(own)
+    protocol, fields = missing.tested_as(own)
     assert protocol == {"pattern": "fixed"}.get(own["name"], own["name"])
-    assert conditions(protocol, MODALITIES, **fields)
+    assert missing.conditions(protocol, MODALITIES, **fields)
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -777,7 +778,7 @@ def test_a_full_disk_while_evaluating(
     main([str(argument) for argument in [*command, "--output", tmp_path / "out"]])
     monkeypatch.setattr(writer, no_space)
     for name in ("out", "new"):
-        sentence = refused(*command, "--mask-seeds", "5", "--output", tmp_path / name)
+        sentence = refused(*command, "--output", tmp_path / name)
         assert f"There is no space left to write '{tmp_path / name}'" in sentence
     assert {path.name for path in (tmp_path / "out").iterdir()} == RESULT_FILES and not (tmp_path / "new").exists()
 
