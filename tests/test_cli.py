@@ -806,7 +806,7 @@ def test_a_bug_is_not_hidden(work: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def bug(*_: object, **__: object) -> None:
         raise KeyError("a name that the code got wrong")
 
-    monkeypatch.setattr("hf_msa.evaluation.evaluate.evaluate_runs", bug)
+    monkeypatch.setattr("hf_msa.api.evaluate_runs", bug)
     with pytest.raises(KeyError):
         main(["evaluate", str(work / "text"), "--data", str(work / "corpus")])
 
@@ -817,6 +817,6 @@ def test_interrupting_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_msa.evaluation.evaluate.evaluate_runs", interrupted)
+    monkeypatch.setattr("hf_msa.api.evaluate_runs", interrupted)
     assert main(["evaluate", str(work / "text"), "--data", str(work / "corpus")]) == 130
     assert "interrupted; the same command continues where it can." in capsys.readouterr().err

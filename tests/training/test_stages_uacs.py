@@ -36,7 +36,7 @@ from hf_msa.training.stages import RunContext, run_recipe
 from hf_msa.training.uacs.calibration import validation_requests
 from hf_msa.training.uacs.stages import AnsweredRows
 from hf_msa.training.uacs.thresholds import fit_agreement
-from hf_msa.uacs_calibration import calibrate
+from hf_msa.uacs_calibration import calibrate, run_command
 from stub_expert import Says, StubExpert
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 from tiny_text_models import tiny_text_model, tiny_text_tokenizer
@@ -285,7 +285,7 @@ class TestCalibrate:
         made: dict[str, dict[str, Any]] = {}
         for name, budget in (("expert", None), ("budget", "25%"), ("time", "100s")):
             output = str(runs / name)
-            calibrate(run=str(runs), data=str(corpus), output=output, assignments=assigned, budget=budget)
+            run_command(run=str(runs), data=str(corpus), output=output, assignments=assigned, budget=budget)
             made[name] = config_of(runs / name / "seed-1")
         before = config_of(run.folder)
         assert expert.calls == len(run.rows["validation"]), "asked once for all three"
