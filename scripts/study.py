@@ -220,7 +220,8 @@ def plan_jobs(plan: Mapping[str, Any], work: Path, seeds: Sequence[int], only: S
                     yield _training(work, arm, seed)
         for test, corpus in tested:
             for arm in rows_of(plan, test, corpus):
-                yield _training(work, arm, seed)
+                if seed in plan["baselines"][arm.name].get("seeds", seeds):
+                    yield _training(work, arm, seed)
     for test, corpus in tested:
         output = rows_of(plan, test, corpus)[0].folder(work, "results", CEILING)
         options = json.dumps(plan["tests"][test]["evaluate"])

@@ -398,12 +398,29 @@ def test_checks_of_strengths_can_fail():
     assert {line.split()[0] for line in wrong} >= {"vision_articulation", "vision_persona"}
 
 
+@pytest.mark.parametrize(("mean", "error", "wrong"), [(-0.05, 0.02, 0), (-0.05, 0.01, 1), (0.02, 0.01, 0)])
+def test_what_knowledge_gains_is_judged_by_its_standard_error(monkeypatch, mean, error, wrong):
+    found = {
+        "label": {"complete": {"known": {"mse": 0.3}}},
+        "knowledge": {"complete": {"known before inferred": {"mean": mean, "standard_error": error}}},
+        "frames": {},
+    }
+    monkeypatch.setattr(checks, "mechanism_ceilings", lambda config, numbers: found)
+    monkeypatch.setattr(checks, "_enough", lambda rows: True)
+    _, failures = checks._find_mechanisms({"test": []}, {"test": PlantedSplit(TINY, [])})
+    assert len(failures) == wrong
+
+
 @pytest.mark.slow
 def test_a_small_corpus_keeps_its_promises(tmp_path: Path):
     measured = check_corpus(write_sample_corpus(tmp_path / "small", "small"))
     found = measured["mechanisms"]
     assert found["label"]["complete"]["inferred"]["mse"] < found["label"]["complete"]["unknown"]["mse"]
     assert found["persona"]["complete"] > 0.05
+    gained = found["knowledge"]["complete"]["inferred before unknown"]
+    assert (
+        gained["mean"] == pytest.approx(found["persona"]["complete"]) and 0 < gained["standard_error"] < gained["mean"]
+    )
     assert min(found["lies"].values()) > 0.75
     for hidden in found["frames"].values():
         assert hidden["half"]["words"]["posterior, persona inferred"] < hidden["half"]["no words"]["linear"]

@@ -24,7 +24,6 @@ from hf_msa.data.sample_corpus.corpus_files import (
     read_planted_recordings,
 )
 from hf_msa.data.sample_corpus.grammar import HIGHEST, LOWEST, score_tokens
-from hf_msa.data.sample_corpus.inference import PERSONA_KNOWLEDGE
 from hf_msa.data.sample_corpus.mechanisms import mechanism_ceilings
 from hf_msa.data.sample_corpus.personas import personas_of
 from hf_msa.data.sample_corpus.recordings import manifest_row, measure_recordings, read_manifest, spoken_clips
@@ -341,10 +340,11 @@ def _find_mechanisms(rows: _Rows, planted: _Planted) -> _Found:
         return {"mechanisms": None}, []
     found = mechanism_ceilings(planted["test"].config, clip_numbers_of(rows["test"][:_ROWS_TO_INFER]))
     wrong = []
-    for setting, errors in found["label"].items():
-        ordered = [errors[name]["mse"] for name in PERSONA_KNOWLEDGE]
-        if not all(a <= b * 1.03 for a, b in itertools.pairwise(ordered)):
-            wrong.append(f"knowing the persona makes predictions worse ({setting}: {ordered})")
+    for setting, gains in found["knowledge"].items():
+        slack = 0.03 * found["label"][setting]["known"]["mse"]
+        for names, gain in gains.items():
+            if gain["mean"] < -slack - 3 * gain["standard_error"]:
+                wrong.append(f"knowing the persona makes predictions worse ({setting}, {names}: {gain['mean']:.3f})")
     for modality, hidden in found["frames"].items():
         for name, settings in hidden.items():
             for words, errors in settings.items():

@@ -8,6 +8,7 @@
 - *Persona*: the same with the persona told, looked up, and a stranger: what memory of personas can gain at most.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,24 +43,35 @@ def mechanism_ceilings(
     Returns:
         ``label[setting][persona]``: `mse`, `mae`, `accuracy_consistent`, `accuracy_inconsistent`; ``lies[modality]``: AUC or
         None; ``persona[setting]``: how much lower the squared error is where a persona is looked up than for a stranger;
+        ``knowledge[setting]``: how much lower it is with more knowledge than with the next, each with its standard error;
         ``frames[modality][hidden][words][method]``: relative squared errors.
     """
     script, _ = clips.make_clips(config, numbers)
     label: dict[str, Any] = {}
     lies: dict[str, float | None] = {}
+    knowledge: dict[str, Any] = {}
     for setting, text in (("complete", True), ("text hidden", False)):
         label[setting] = {}
+        squares: list[Floats] = []
         for persona in PERSONA_KNOWLEDGE:
             kept = _everything(script, config)
             if not text:
                 kept["text"] = [np.zeros(len(tokens), dtype=bool) for tokens in script.tokens]
             known = [one for _, one in infer(config, numbers, kept, _SAMPLES, seed, persona)]
-            label[setting][persona] = _label_errors(script, known)
+            predicted = np.array([one.label for one in known])
+            squares.append((predicted - script.label) ** 2)
+            label[setting][persona] = _label_errors(script, predicted)
             if text and persona == "inferred":
                 lies = {
                     m: _area(np.array([one.lies[m] for one in known]), script.liar == i)
                     for i, m in enumerate(MODALITIES)
                 }
+        knowledge[setting] = {
+            f"{names[0]} before {names[1]}": _mean_and_error(less - more)
+            for names, (more, less) in zip(
+                itertools.pairwise(PERSONA_KNOWLEDGE), itertools.pairwise(squares), strict=True
+            )
+        }
     few = numbers[:clips_for_frames]
     frames = {
         modality: {
@@ -72,7 +84,18 @@ def mechanism_ceilings(
         for modality in FEATURE_MODALITIES
     }
     gain = {setting: found["unknown"]["mse"] - found["inferred"]["mse"] for setting, found in label.items()}
-    return {"clips": len(numbers), "label": label, "lies": lies, "persona": gain, "frames": frames}
+    return {
+        "clips": len(numbers),
+        "label": label,
+        "lies": lies,
+        "persona": gain,
+        "knowledge": knowledge,
+        "frames": frames,
+    }
+
+
+def _mean_and_error(values: Floats) -> dict[str, float]:
+    return {"mean": float(values.mean()), "standard_error": float(values.std() / np.sqrt(len(values)))}
 
 
 def _everything(script: Script, config: SampleCorpusConfig) -> dict[str, list[NDArray[np.bool_]]]:
@@ -83,8 +106,7 @@ def _everything(script: Script, config: SampleCorpusConfig) -> dict[str, list[ND
     return kept
 
 
-def _label_errors(script: Script, known: Sequence[Known]) -> dict[str, float | None]:
-    predicted = np.array([one.label for one in known])
+def _label_errors(script: Script, predicted: Floats) -> dict[str, float | None]:
     signs = np.sign([script.latent[m] for m in MODALITIES])
     agree = (signs == signs[0]).all(axis=0)
     judged = script.label != 0
