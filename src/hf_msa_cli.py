@@ -50,6 +50,12 @@ def _sample_corpus(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{modality}-dim", type=int, metavar="N", help=f"width of {modality} frames (default: {width})"
         )
+        parser.add_argument(
+            f"--{modality}-fps",
+            type=float,
+            metavar="X",
+            help=f"{modality} frames per second, in which some 3 words are said (default: the preset's)",
+        )
     parser.add_argument(
         "--sentiment", help="how strongly audio and vision show it: weak, normal or strong (default: normal)"
     )
