@@ -117,11 +117,14 @@ def test_training_without_accelerate_is_one_sentence(work: Path, tmp_path: Path)
     )
 
 
+def test_predicting_needs_no_extra(work: Path) -> None:
+    assert without({*EXTRAS}, "predict", work / "text" / "seed-1", "--text", "good")[0] == 0
+
+
 @pytest.mark.slow
 def test_every_command_does_without_extras_or_names_one(work: Path, tmp_path: Path) -> None:
     data, run = ("--data", work / "corpus"), work / "text" / "seed-1"
     for needed, command in (
-        (False, ("predict", run, "--text", "good")),
         (False, ("evaluate", run, *data, "--protocol", "complete", "--output", tmp_path / "results")),
         (False, ("recipes",)),
         (

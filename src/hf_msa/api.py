@@ -6,7 +6,7 @@ the table.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .clip_scores import explain as explain_score
 from .clip_scores import find_clips, plot_explanation, score_clips, write_scores
@@ -19,8 +19,9 @@ from .evaluation.evaluate import Evaluation, evaluate_runs
 from .evaluation.plots import plot_curves
 from .hub.cards import write_card
 from .pipelines import load_pipeline, read_utterance
-from .training.recipes import load_recipe, train_rates
-from .training.stages import RunContext, run_recipe, tidy_context
+
+if TYPE_CHECKING:
+    from .training.stages import RunContext
 
 
 def sample_corpus(
@@ -127,13 +128,17 @@ def train_each(
     media: str | None,
     stages_from: str | None,
     flags: Mapping[str, Any] | None,
-) -> Iterator[RunContext]:
+) -> Iterator["RunContext"]:
     """Do the work of `train`, run by run.
 
     Yields:
         What each run was made with, when it is finished and has its card.
     """
+    # They need accelerate, which a user of trained models may not have.
     from accelerate import PartialState
+
+    from .training.recipes import load_recipe, train_rates
+    from .training.stages import run_recipe, tidy_context
 
     loaded = {
         rate: load_recipe(recipe, ablation=ablation, assignments=assignments, text_model=text_model, train_rate=rate)
