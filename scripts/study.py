@@ -89,6 +89,14 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
     return parts
 
 
+def _test_flags(test: Mapping[str, Any]) -> tuple[str, ...]:
+    """Options of `hf-msa evaluate` for a test of the plan."""
+    evaluate = dict(test["evaluate"])
+    fields = evaluate.pop("protocol_fields", {})
+    values = [f"{name}={json.dumps(value)}" for name, value in fields.items()]
+    return (*_flags(evaluate), *(["--protocol-set", *values] if values else []))
+
+
 def _set(assignments: Sequence[str]) -> list[str]:
     return ["--set", *assignments] if assignments else []
 
@@ -158,7 +166,7 @@ def load_plan(path: Path = PLAN) -> dict[str, Any]:
 def arms_of(plan: Mapping[str, Any], study: str, corpus: str) -> list[Arm]:
     """The arms of a study on a corpus; the rows that stand beside all studies of the same test are not among them."""
     own = plan["studies"][study]
-    test = tuple(_flags(plan["tests"][own["test"]]["evaluate"]))
+    test = _test_flags(plan["tests"][own["test"]])
     return [
         Arm(
             study,
@@ -186,7 +194,7 @@ def rows_of(plan: Mapping[str, Any], test: str, corpus: str) -> list[Arm]:
             _training_options(row, settings["training"]),
             name,
             (),
-            tuple(_flags(settings["evaluate"])),
+            _test_flags(settings),
         )
         for name, row in plan["baselines"].items()
     ]
