@@ -17,7 +17,7 @@ export GOMP_SPINCOUNT ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint audit format bench clean
+.PHONY: help setup demo test test-slow lint style types secrets advisories audit format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,14 +39,23 @@ test: setup  ## run the tests
 test-slow: setup  ## run the slow tests: resume after a kill, several processes, full runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
-lint: setup  ## ruff, formatting, strict mypy, secrets; tells known vulnerabilities of what is installed
+lint: style types secrets advisories  ## all checks of the code: style, types, secrets; and tell known vulnerabilities
+
+# Each check stands here alone; .pre-commit-config.yaml calls them by name.
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/mypy
-	# Entropy is no sign of a secret here: hashes are everywhere. Tokens of the Hub are no kind of secret that the tool knows.
+
+# Entropy is no sign of a secret here: hashes are everywhere. Tokens of the Hub are no kind of secret that the tool knows.
+secrets: setup
 	git ls-files -z ':!docs/results' | xargs -0 $(BIN)/detect-secrets-hook --no-verify \
 	  --disable-plugin HexHighEntropyString --disable-plugin Base64HighEntropyString
 	! git grep -nIE 'hf_[A-Za-z0-9]{30,}'
+
+advisories: setup
 	$(BIN)/python scripts/audit.py
 
 audit: setup  ## fail for known vulnerabilities of what is installed
