@@ -1,9 +1,10 @@
 """Tables of a result: for the terminal, and as Markdown for cards and documents. All read from ``results.json``."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.evaluation.metrics import METRICS, is_class_metric
@@ -11,7 +12,7 @@ from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, MOST_UNREADABLE, Re
 from hf_msa.evaluation.subsets import subset_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table
 
 UNDEFINED = "-"
@@ -282,7 +283,64 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def results_tables(results: Results, metrics: Sequence[str] | None = None) -> "list[Table]":
+@dataclass(frozen=True)
+class TerminalTable:
+    """A table for the terminal: names to the left, numbers to the right, a rule above the last rows.
+
+    Words stay whole: where not all columns have room beside each other, the rest follows below, with the names again.
+
+    Attributes:
+        headings: One per column.
+        rows: The cells as text.
+        title: Above the table.
+        summary_rows: How many rows at the end are set apart.
+        names: How many columns, from the first, hold names.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str | None = None
+    summary_rows: int = 0
+    names: int = 1
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Table"]:
+        columns = list(zip(self.headings, *self.rows, strict=True))
+        least = [max((len(word) for cell in cells for word in cell.split()), default=1) for cells in columns]
+        wanted = [max(map(len, cells)) for cells in columns]
+        # The edges of the table take one letter each, and so does the space between columns.
+        room = options.max_width - 1 - sum(width + 1 for width in least[: self.names])
+        parts: list[list[int]] = [[]]
+        for place in range(self.names, len(columns)):
+            if parts[-1] and sum(least[one] + 1 for one in [*parts[-1], place]) > room:
+                parts.append([])
+            parts[-1].append(place)
+        for part in parts:
+            places = [*range(self.names), *part]
+            spare = room - sum(least[one] + 1 for one in part)
+            widths = {}
+            for place in places:
+                more = max(0, min(wanted[place] - least[place], spare))
+                widths[place] = least[place] + more
+                spare -= more
+            yield self._part(widths)
+
+    def _part(self, widths: Mapping[int, int]) -> "Table":
+        """The table of some columns, by their places, as wide as is said."""
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=self.title and escape(self.title), box=box.SIMPLE_HEAD, padding=0)
+        for place, width in widths.items():
+            justify: Literal["left", "right"] = "left" if place < self.names else "right"
+            table.add_column(escape(self.headings[place]), justify=justify, overflow="fold", width=width)
+        for index, row in enumerate(self.rows):
+            ends = bool(self.summary_rows) and index == len(self.rows) - self.summary_rows - 1
+            table.add_row(*(escape(row[place]) for place in widths), end_section=ends)
+        return table
+
+
+def results_tables(results: Results, metrics: Sequence[str] | None = None) -> list[TerminalTable]:
     """Build the terminal tables of a result: of the score's metrics, and of those of class logits where it has any.
 
     Args:
@@ -290,40 +348,9 @@ def results_tables(results: Results, metrics: Sequence[str] | None = None) -> "l
         metrics: Names to show; all by default.
     """
     return [
-        rich_table(*result_rows(results, group, narrow=True), title=run_name(results), summary_rows=4)
+        TerminalTable(*result_rows(results, group, narrow=True), title=run_name(results), summary_rows=4)
         for group in metric_groups(chosen_metrics(results, metrics))
     ]
-
-
-def rich_table(
-    headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    title: str | None = None,
-    summary_rows: int = 0,
-    names: int = 1,
-) -> "Table":
-    """Build a terminal table: names to the left, numbers to the right, a rule above the last rows.
-
-    Args:
-        headings: One per column.
-        rows: The cells as text.
-        title: Above the table.
-        summary_rows: How many rows at the end are set apart.
-        names: How many columns, from the first, hold names.
-    """
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title and escape(title), box=box.SIMPLE_HEAD, padding=0)
-    for index, heading in enumerate(headings):
-        table.add_column(escape(heading), justify="left" if index < names else "right", overflow="fold")
-    for index, row in enumerate(rows):
-        table.add_row(
-            *(escape(cell) for cell in row), end_section=bool(summary_rows) and index == len(rows) - summary_rows - 1
-        )
-    return table
 
 
 def print_results(results: Results, metrics: Sequence[str] | None = None, console: "Console | None" = None) -> None:
