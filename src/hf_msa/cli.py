@@ -247,6 +247,16 @@ def evaluate(*, assignments: Sequence[str], protocol_assignments: Sequence[str],
     print("\n".join(f"Wrote {path}" for path in results.files))
 
 
+def evaluate_predictions(*, output: str, protocol_assignments: Sequence[str], **options: Any) -> None:
+    """Score predictions of another program; see `hf_msa.evaluate_predictions` for the options."""
+    from .evaluation.foreign import evaluate_predictions as run
+    from .evaluation.report import print_results
+
+    results = run(output=output, protocol_fields=_protocol_fields(protocol_assignments), **options)
+    print_results(results.content)
+    print("\n".join(f"Wrote {path}" for path in results.files))
+
+
 def baselines(
     *,
     data: str,

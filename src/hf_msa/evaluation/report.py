@@ -97,7 +97,7 @@ def metric_groups(metrics: Sequence[str]) -> list[tuple[str, ...]]:
 def run_name(results: Results) -> str:
     """The name of a run in tables and legends: method, ablation, training rate and training data where they need saying.
 
-    It is marked where the model saw more than a user has.
+    It is marked where the model saw more than a user has, and where another program made the predictions.
     """
     parts = [str(results["ablation"])] if results["ablation"] else []
     if (rate := results.get("train_rate")) is not None:
@@ -106,7 +106,8 @@ def run_name(results: Results) -> str:
     if (source := other_training_data(results)) is not None:
         parts.append(f"trained on {source}")
     name = f"{results['method']} ({', '.join(parts)})" if parts else str(results["method"])
-    return f"{name} [oracle]" if results["oracle"] else name
+    marks = {"[oracle]": results["oracle"], "[foreign]": results.get("foreign")}
+    return " ".join([name, *(mark for mark, holds in marks.items() if holds)])
 
 
 def distinct_names(folders: Sequence[str | os.PathLike[str]], runs: Sequence[Results]) -> list[str]:
@@ -226,6 +227,8 @@ def caption(results: Results) -> str:
 
 def training_text(results: Results) -> str:
     """On what data and at what missing rate it was trained, as parts of a sentence; empty where there is nothing to say."""
+    if results.get("foreign"):
+        return f"predictions that another program made ({results['foreign']}); "
     source, rate = other_training_data(results), results.get("train_rate")
     text = f"trained on {source}; " if source is not None else ""
     if rate == "match":
