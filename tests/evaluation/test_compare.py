@@ -11,7 +11,14 @@ from rich.console import Console
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.metrics import CLASS_METRICS
-from hf_msa.evaluation.report import cost_text, cost_texts, format_estimate, results_markdown
+from hf_msa.evaluation.report import (
+    cost_text,
+    cost_texts,
+    format_estimate,
+    markdown_table,
+    results_markdown,
+    terminal_parts,
+)
 from hf_msa.evaluation.results import (
     PREDICTIONS_DIGEST,
     PREDICTIONS_FILE,
@@ -533,3 +540,12 @@ def test_words_of_a_narrow_terminal_stay_whole(write_run, width):
     assert {"late_fusion", "(wo_modality_dropout)", "Acc-7", "validation"} - words <= {"validation"}
     # Every number of the table, wherever its column stands.
     assert {cell for row in comparison.value_rows(narrow=True)[1] for cell in row[2:]} <= words
+
+
+def test_markdown_in_the_terminal_keeps_names_whole():
+    table = markdown_table(["run", "a very_long_heading"], [["late_fusion (wo_tce)", "0.123 | x"], ["tcmr", "-"]])
+    stream = StringIO()
+    Console(file=stream, width=44).print(*terminal_parts(f"# Title\n\nAbout **it**.\n\n{table}\n"))
+    printed = stream.getvalue()
+    assert {"Title", "it.", "late_fusion", "(wo_tce)", "very_long_heading", "0.123", "tcmr"} <= set(printed.split())
+    assert "0.123 | x" in printed

@@ -1,6 +1,8 @@
 """Tables of a result: for the terminal, and as Markdown for cards and documents. All read from ``results.json``."""
 
+import itertools
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from hf_msa.evaluation.subsets import subset_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
+    from rich.markdown import Markdown
     from rich.table import Table
 
 UNDEFINED = "-"
@@ -23,6 +26,9 @@ SAMPLE_CORPUS = "sample"
 
 GENERATED = "generated sample corpus, not a benchmark"
 """The words by which results on it are known wherever they are shown."""
+
+# What stands between the cells of a Markdown table; a bar within one has a backslash.
+_CELLS = re.compile(r"(?<!\\)\|")
 
 
 def format_value(metric: str, value: float | None) -> str:
@@ -389,3 +395,24 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], names
     lines = ["| " + " | ".join(headings) + " |", "|" + ":---|" * names + "---:|" * (len(headings) - names)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def terminal_parts(markdown: str) -> "list[TerminalTable | Markdown]":
+    """Markdown for the terminal, with tables whose words stay whole.
+
+    Args:
+        markdown: With tables as `markdown_table` makes them.
+    """
+    from rich.markdown import Markdown
+
+    parts: list[TerminalTable | Markdown] = []
+    for is_table, group in itertools.groupby(markdown.splitlines(), key=lambda line: line.startswith("|")):
+        lines = list(group)
+        if not is_table:
+            parts.append(Markdown("\n".join(lines)))
+            continue
+        heading, kinds, *rows = (_CELLS.split(line)[1:-1] for line in lines)
+        names = max(1, sum(not kind.strip().endswith("-:") for kind in kinds))
+        cells = [[cell.strip().replace("\\|", "|") for cell in row] for row in (heading, *rows)]
+        parts.append(TerminalTable(cells[0], cells[1:], names=names))
+    return parts
