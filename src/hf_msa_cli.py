@@ -188,6 +188,21 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _media(parser)
 
 
+def _evaluate_predictions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "predictions",
+        help="Parquet or CSV with id, prediction, label and rate or pattern; also training_seed and mask_seed",
+    )
+    parser.add_argument("--data", required=True, help="folder or Hub name of the prepared data set that they are of")
+    parser.add_argument("--name", required=True, help="what the method is called in tables")
+    parser.add_argument("--output", required=True, help="folder for the results")
+    parser.add_argument(
+        "--protocol", help="how data were missing, e.g. frame or modality (default: complete, or fixed)"
+    )
+    _assignments(parser, "--protocol-set", "protocol_assignments", "the protocol's other fields, e.g. blocks=2")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+
+
 def _baselines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="folder or Hub name of a prepared data set")
     parser.add_argument(
@@ -371,6 +386,12 @@ COMMANDS = (
         takes_training_flags=True,
     ),
     Command("evaluate", "test a model over missing rates or patterns", _evaluate, "hf_msa.cli:evaluate"),
+    Command(
+        "evaluate-predictions",
+        "score predictions that another program made, for compare",
+        _evaluate_predictions,
+        "hf_msa.cli:evaluate_predictions",
+    ),
     Command(
         "baselines",
         "make the rows beside which numbers mean something: best constant, ridge, text, late fusion, ceiling",

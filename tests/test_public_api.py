@@ -57,6 +57,7 @@ PUBLIC = [
     "calibrate",
     "compare",
     "evaluate",
+    "evaluate_predictions",
     "extract",
     "impute",
     "load_msa",

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .data.prepare import prepare_dataset
     from .data.rows import MsaRows
     from .data.schema import register_dataset
+    from .evaluation.foreign import evaluate_predictions
     from .evaluation.metrics import regression_metrics
     from .hub.push import push
     from .imputation import impute
@@ -91,6 +92,7 @@ _LAZY = {
     "calibrate": "hf_msa.uacs_calibration",
     "compare": "hf_msa.api",
     "evaluate": "hf_msa.api",
+    "evaluate_predictions": "hf_msa.evaluation.foreign",
     "extract": "hf_msa.recordings.extract",
     "impute": "hf_msa.imputation",
     "load_msa": "hf_msa.data.loading",
@@ -155,6 +157,7 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "evaluate_predictions",
     "extract",
     "impute",
     "load_msa",

@@ -247,6 +247,16 @@ def evaluate(*, assignments: Sequence[str], protocol_assignments: Sequence[str],
     print("\n".join(f"Wrote {path}" for path in results.files))
 
 
+def evaluate_predictions(*, output: str, protocol_assignments: Sequence[str], **options: Any) -> None:
+    """Score predictions of another program; see `hf_msa.evaluate_predictions` for the options."""
+    from .evaluation.foreign import evaluate_predictions as run
+    from .evaluation.report import print_results
+
+    results = run(output=output, protocol_fields=_protocol_fields(protocol_assignments), **options)
+    print_results(results.content)
+    print("\n".join(f"Wrote {path}" for path in results.files))
+
+
 def baselines(
     *,
     data: str,
@@ -287,15 +297,21 @@ def compare(*, output: str | None, **options: Any) -> None:
 
 
 def analyze(*, tool: str | None, wants_help: bool, options: Sequence[str]) -> None:
-    """Run an analysis tool with `options` as it takes them; without one, list them."""
+    """Run an analysis tool with `options` as it takes them, and print its summary; without one, list them."""
+    from rich.console import Console
+
     from .analysis import TOOLS, run_tool, tool_list
+    from .evaluation.report import terminal_parts
 
     if tool in (None, "list"):
         print(tool_list())
         return
     given = TOOLS.find(tool).parse(["--help"] if wants_help else options)
-    for path in run_tool(tool, **given):
-        print(f"Wrote {path}")
+    files = run_tool(tool, **given)
+    summaries = [path for path in files if path.suffix == ".md"]
+    for summary in summaries:
+        Console().print(*terminal_parts(summary.read_text(encoding="utf-8")))
+    print("\n".join(f"Wrote {path}" for path in files))
 
 
 def predict(
@@ -335,7 +351,7 @@ def predict(
         found = predict_one(**utterance, explain=explain, **chosen)
         explanation = found.pop("explanation", None)
         for name, value in found.items():
-            print(f"{name}: {value}")
+            print(f"{name}: {_rounded(value)}")
         if explanation is not None:
             for name, change in [*explanation["modalities"].items(), *explanation["words"]]:
                 print(f"  {change:+.3f}  {name}")
@@ -349,6 +365,15 @@ def predict(
     failed = ["error" in row for row in rows]
     hint = " (see its column error)" if any(failed) else ""
     print(f"Scored {failed.count(False)} of {len(failed)} recordings: {output}{hint}")
+
+
+def _rounded(value: Any) -> Any:
+    """A value with its numbers as a reader needs them."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def demo(*, model: str, export: str | None, port: int | None, transcribe: str | None, face_model: str | None) -> None:

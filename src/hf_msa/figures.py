@@ -1,6 +1,7 @@
 """Figures as files: one style, and the same bytes for the same drawing."""
 
 import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,17 @@ from hf_msa.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def label_lines(name: str, width: int = 12) -> str:
+    """Arrange a label in lines, so that neighbours on an axis do not overlap; words stay whole.
+
+    Args:
+        name: The label; it is broken at blanks and behind ``+`` alone.
+        width: Letters of a line, but for a longer word.
+    """
+    words = name.replace("+", "+ ")
+    return "\n".join(textwrap.wrap(words, width, break_long_words=False, break_on_hyphens=False)).replace("+ ", "+")
 
 
 def write_figure(stem: str | os.PathLike[str], draw: Callable[["Figure"], None]) -> list[Path]:

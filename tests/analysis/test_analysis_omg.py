@@ -421,7 +421,7 @@ def test_table_of_settings_by_hand():
     own = scores(10, True, 0.5, 0.7, [0.010, 0.010])
     one, two = setting_summary([first, own], 0, ["mae", "acc7"], ["mae"])
     assert (one["top_k"], two["top_k"]) == ("1", "10 *")
-    assert one["MAE"].text() == "1.100 ± 0.141 [1.000, 1.000]" and one["Acc-7"] == "0.250 ± 0.000"
+    assert one["MAE"].text() == "1.100 ± 0.141 [1.000, 1.000]" and one["Acc-7"] == "25.000 ± 0.000"
     assert one["MAE, difference"] == "+0.500 [0.300, 0.300]" and two["MAE, difference"] is None
     assert one["ms per sample"] == "20.00 ± 14.14" and two["samples/s"] == "100.0 ± 0.0"
 

@@ -259,3 +259,16 @@ def test_rows_of_another_draw():
     np.testing.assert_array_equal(drawn[1]["audio"], rows[1]["audio"])
     np.testing.assert_array_equal(drawn[1]["input_ids"], rows[1]["input_ids"])
     assert rows.in_draw(4).in_draw(5)[0]["draw"] == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("this film is good", None), ("der Film good", 33), ("ein Kuchen", 100), ("", None)]
+)
+def test_words_that_the_tokenizer_does_not_know_are_warned_of(text, share, recwarn):
+    data = datasets.Dataset.from_dict({"id": ["a"], "text": [text], "label": [1.0]})
+    MsaRows(data, "train", tiny_tokenizer(), 8)
+    messages = [str(warning.message) for warning in recwarn if "tokenizer" in str(warning.message)]
+    if share is None:
+        assert not messages
+    else:
+        assert f"does not know {share} % of the tokens of the split 'train'" in messages[0]

@@ -11,7 +11,14 @@ from rich.console import Console
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.compare import compare_runs
 from hf_msa.evaluation.metrics import CLASS_METRICS
-from hf_msa.evaluation.report import cost_text, cost_texts, format_estimate, results_markdown
+from hf_msa.evaluation.report import (
+    cost_text,
+    cost_texts,
+    format_estimate,
+    markdown_table,
+    results_markdown,
+    terminal_parts,
+)
 from hf_msa.evaluation.results import (
     PREDICTIONS_DIGEST,
     PREDICTIONS_FILE,
@@ -518,3 +525,27 @@ def test_files_of_a_comparison_say_that_the_data_are_generated(tmp_path):
     assert lines[0] == "run,dataset,setting,metric,mean,std,n,ci_low,ci_high" and len(lines) == 5
     assert lines[1].startswith(f'a_b,"sample ({words})",mean,mae,0.5,')
     assert r"a\_b & " in latex and r"MAE $\downarrow$" in latex
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_words_of_a_narrow_terminal_stay_whole(write_run, width):
+    facts = {"method": "late_fusion", "ablation": "wo_modality_dropout"}
+    folders = [write_run("a", class_logits=True, facts=facts), write_run("b", facts={"method": "tcmr"})]
+    comparison = compare_runs(folders)
+    stream = StringIO()
+    Console(file=stream, width=width).print(comparison.to_rich())
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = {word for line in lines for word in line.split()}
+    assert {"late_fusion", "(wo_modality_dropout)", "Acc-7", "validation"} - words <= {"validation"}
+    # Every number of the table, wherever its column stands.
+    assert {cell for row in comparison.value_rows(narrow=True)[1] for cell in row[2:]} <= words
+
+
+def test_markdown_in_the_terminal_keeps_names_whole():
+    table = markdown_table(["run", "a very_long_heading"], [["late_fusion (wo_tce)", "0.123 | x"], ["tcmr", "-"]])
+    stream = StringIO()
+    Console(file=stream, width=44).print(*terminal_parts(f"# Title\n\nAbout **it**.\n\n{table}\n"))
+    printed = stream.getvalue()
+    assert {"Title", "it.", "late_fusion", "(wo_tce)", "very_long_heading", "0.123", "tcmr"} <= set(printed.split())
+    assert "0.123 | x" in printed

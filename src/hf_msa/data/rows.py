@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from hf_msa.models.msa_schema import FEATURE_MODALITIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MOST_UNKNOWN = 0.2
+"""A larger share of tokens that the tokenizer does not know is warned of."""
 
 
 def tokenize(
@@ -45,6 +49,18 @@ def tokenize(
     )
     ids = [np.asarray(row, dtype=np.int64) for row in encoded["input_ids"]]
     return ids, [np.asarray(row, dtype=bool) for row in encoded["special_tokens_mask"]]
+
+
+def unknown_share(ids: Sequence[IntArray], special: Sequence[BoolArray], unknown: int | None) -> float:
+    """Share of tokens that a tokenizer does not know, special tokens left out; 0 without any.
+
+    Args:
+        ids: Token ids of each text.
+        special: True where a token is special, of each text.
+        unknown: The tokenizer's unknown token; None: it has none.
+    """
+    words = np.concatenate([row[~mask] for row, mask in zip(ids, special, strict=True)]) if ids else np.zeros(0)
+    return float((words == unknown).mean()) if len(words) else 0.0
 
 
 def _storage(array: pa.Array) -> pa.Array:
@@ -229,6 +245,13 @@ class MsaRows:
                 "special_tokens_mask": _RaggedTokens(special, np.bool_),
             }
             self.lengths = {TEXT: self._tokens["input_ids"].lengths, **self.lengths}
+            share = unknown_share(ids, special, tokenizer.unk_token_id)
+            if share > MOST_UNKNOWN:
+                warnings.warn(
+                    f"The tokenizer does not know {100 * share:.0f} % of the tokens of the split {split!r}, which are the same "
+                    "to the model; take a text encoder for the language and words of the data.",
+                    stacklevel=2,
+                )
 
     def _read(self) -> None:
         # A selected or shuffled data set keeps its table and a column of row numbers; following them copies nothing,

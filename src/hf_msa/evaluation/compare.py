@@ -20,6 +20,7 @@ from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.paper_results import PaperEntry, load_paper_results
 from hf_msa.evaluation.report import (
     UNDEFINED,
+    TerminalTable,
     chosen_metrics,
     cost_texts,
     data_text,
@@ -31,7 +32,6 @@ from hf_msa.evaluation.report import (
     metric_groups,
     metric_heading,
     other_training_data,
-    rich_table,
     setting_heading,
     setting_text,
     split_text,
@@ -208,13 +208,13 @@ class Comparison:
 
         parts: list[Any] = [escape(self._title())]
         for group in metric_groups(self.metrics):
-            parts.append(rich_table(*self.value_rows(group, narrow=True)))
+            parts.append(TerminalTable(*self.value_rows(group, narrow=True)))
             if self.differences:
-                parts.append(rich_table(*self.difference_rows(group, narrow=True)))
+                parts.append(TerminalTable(*self.difference_rows(group, narrow=True)))
             if (settings := self.setting_rows(group, narrow=True))[1]:
-                parts.append(rich_table(*settings, names=2))
+                parts.append(TerminalTable(*settings, names=2))
         if (costs := self.cost_rows())[1]:
-            parts.append(rich_table(*costs))
+            parts.append(TerminalTable(*costs))
         letters = letters_text(self.runs[0])
         legend = f"{letters}sel.: the split that picked the checkpoint (val, test, or ? where it is not known)."
         return Group(*parts, *(escape(note) for note in (legend, *self._explanations(), *self.notes)))

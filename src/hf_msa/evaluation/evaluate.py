@@ -175,7 +175,7 @@ def evaluate_runs(
         }
         if not parts:
             rates_tested = {rate for _, one in members for rate in one or ()} if matched else {c.rate for c in tested}
-            _check_same_test(target, facts, rates_tested, {c.mask_seed for c in tested})
+            check_same_test(target, facts, rates_tested, {c.mask_seed for c in tested})
         check_feature_sets(processor, known, name)
         check_widths(network, rows, name)
         facts.media = attach_media(network, media, rows, name)
@@ -203,7 +203,7 @@ def _own_protocol(run: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return tested_as(missing.get("validation") or {"name": "frame"})
 
 
-def _check_same_test(
+def check_same_test(
     folder: Path, facts: EvaluationFacts, rates: Collection[Rate], mask_seeds: Collection[int | None]
 ) -> None:
     """Check that a folder holds no results of another test: only those that are measured anew may be replaced.

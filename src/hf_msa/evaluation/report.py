@@ -1,9 +1,12 @@
 """Tables of a result: for the terminal, and as Markdown for cards and documents. All read from ``results.json``."""
 
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_msa.errors import MsaError, unknown_name
 from hf_msa.evaluation.metrics import METRICS, is_class_metric
@@ -11,7 +14,8 @@ from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, MOST_UNREADABLE, Re
 from hf_msa.evaluation.subsets import subset_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
+    from rich.markdown import Markdown
     from rich.table import Table
 
 UNDEFINED = "-"
@@ -22,6 +26,9 @@ SAMPLE_CORPUS = "sample"
 
 GENERATED = "generated sample corpus, not a benchmark"
 """The words by which results on it are known wherever they are shown."""
+
+# What stands between the cells of a Markdown table; a bar within one has a backslash.
+_CELLS = re.compile(r"(?<!\\)\|")
 
 
 def format_value(metric: str, value: float | None) -> str:
@@ -96,7 +103,7 @@ def metric_groups(metrics: Sequence[str]) -> list[tuple[str, ...]]:
 def run_name(results: Results) -> str:
     """The name of a run in tables and legends: method, ablation, training rate and training data where they need saying.
 
-    It is marked where the model saw more than a user has.
+    It is marked where the model saw more than a user has, and where another program made the predictions.
     """
     parts = [str(results["ablation"])] if results["ablation"] else []
     if (rate := results.get("train_rate")) is not None:
@@ -105,7 +112,8 @@ def run_name(results: Results) -> str:
     if (source := other_training_data(results)) is not None:
         parts.append(f"trained on {source}")
     name = f"{results['method']} ({', '.join(parts)})" if parts else str(results["method"])
-    return f"{name} [oracle]" if results["oracle"] else name
+    marks = {"[oracle]": results["oracle"], "[foreign]": results.get("foreign")}
+    return " ".join([name, *(mark for mark, holds in marks.items() if holds)])
 
 
 def distinct_names(folders: Sequence[str | os.PathLike[str]], runs: Sequence[Results]) -> list[str]:
@@ -225,6 +233,8 @@ def caption(results: Results) -> str:
 
 def training_text(results: Results) -> str:
     """On what data and at what missing rate it was trained, as parts of a sentence; empty where there is nothing to say."""
+    if results.get("foreign"):
+        return f"predictions that another program made ({results['foreign']}); "
     source, rate = other_training_data(results), results.get("train_rate")
     text = f"trained on {source}; " if source is not None else ""
     if rate == "match":
@@ -282,7 +292,64 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def results_tables(results: Results, metrics: Sequence[str] | None = None) -> "list[Table]":
+@dataclass(frozen=True)
+class TerminalTable:
+    """A table for the terminal: names to the left, numbers to the right, a rule above the last rows.
+
+    Words stay whole: where not all columns have room beside each other, the rest follows below, with the names again.
+
+    Attributes:
+        headings: One per column.
+        rows: The cells as text.
+        title: Above the table.
+        summary_rows: How many rows at the end are set apart.
+        names: How many columns, from the first, hold names.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str | None = None
+    summary_rows: int = 0
+    names: int = 1
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Table"]:
+        columns = list(zip(self.headings, *self.rows, strict=True))
+        least = [max((len(word) for cell in cells for word in cell.split()), default=1) for cells in columns]
+        wanted = [max(map(len, cells)) for cells in columns]
+        # The edges of the table take one letter each, and so does the space between columns.
+        room = options.max_width - 1 - sum(width + 1 for width in least[: self.names])
+        parts: list[list[int]] = [[]]
+        for place in range(self.names, len(columns)):
+            if parts[-1] and sum(least[one] + 1 for one in [*parts[-1], place]) > room:
+                parts.append([])
+            parts[-1].append(place)
+        for part in parts:
+            places = [*range(self.names), *part]
+            spare = room - sum(least[one] + 1 for one in part)
+            widths = {}
+            for place in places:
+                more = max(0, min(wanted[place] - least[place], spare))
+                widths[place] = least[place] + more
+                spare -= more
+            yield self._part(widths)
+
+    def _part(self, widths: Mapping[int, int]) -> "Table":
+        """The table of some columns, by their places, as wide as is said."""
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=self.title and escape(self.title), box=box.SIMPLE_HEAD, padding=0)
+        for place, width in widths.items():
+            justify: Literal["left", "right"] = "left" if place < self.names else "right"
+            table.add_column(escape(self.headings[place]), justify=justify, overflow="fold", width=width)
+        for index, row in enumerate(self.rows):
+            ends = bool(self.summary_rows) and index == len(self.rows) - self.summary_rows - 1
+            table.add_row(*(escape(row[place]) for place in widths), end_section=ends)
+        return table
+
+
+def results_tables(results: Results, metrics: Sequence[str] | None = None) -> list[TerminalTable]:
     """Build the terminal tables of a result: of the score's metrics, and of those of class logits where it has any.
 
     Args:
@@ -290,40 +357,9 @@ def results_tables(results: Results, metrics: Sequence[str] | None = None) -> "l
         metrics: Names to show; all by default.
     """
     return [
-        rich_table(*result_rows(results, group, narrow=True), title=run_name(results), summary_rows=4)
+        TerminalTable(*result_rows(results, group, narrow=True), title=run_name(results), summary_rows=4)
         for group in metric_groups(chosen_metrics(results, metrics))
     ]
-
-
-def rich_table(
-    headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    title: str | None = None,
-    summary_rows: int = 0,
-    names: int = 1,
-) -> "Table":
-    """Build a terminal table: names to the left, numbers to the right, a rule above the last rows.
-
-    Args:
-        headings: One per column.
-        rows: The cells as text.
-        title: Above the table.
-        summary_rows: How many rows at the end are set apart.
-        names: How many columns, from the first, hold names.
-    """
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title and escape(title), box=box.SIMPLE_HEAD, padding=0)
-    for index, heading in enumerate(headings):
-        table.add_column(escape(heading), justify="left" if index < names else "right", overflow="fold")
-    for index, row in enumerate(rows):
-        table.add_row(
-            *(escape(cell) for cell in row), end_section=bool(summary_rows) and index == len(rows) - summary_rows - 1
-        )
-    return table
 
 
 def print_results(results: Results, metrics: Sequence[str] | None = None, console: "Console | None" = None) -> None:
@@ -359,3 +395,24 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], names
     lines = ["| " + " | ".join(headings) + " |", "|" + ":---|" * names + "---:|" * (len(headings) - names)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def terminal_parts(markdown: str) -> "list[TerminalTable | Markdown]":
+    """Markdown for the terminal, with tables whose words stay whole.
+
+    Args:
+        markdown: With tables as `markdown_table` makes them.
+    """
+    from rich.markdown import Markdown
+
+    parts: list[TerminalTable | Markdown] = []
+    for is_table, group in itertools.groupby(markdown.splitlines(), key=lambda line: line.startswith("|")):
+        lines = list(group)
+        if not is_table:
+            parts.append(Markdown("\n".join(lines)))
+            continue
+        heading, kinds, *rows = (_CELLS.split(line)[1:-1] for line in lines)
+        names = max(1, sum(not kind.strip().endswith("-:") for kind in kinds))
+        cells = [[cell.strip().replace("\\|", "|") for cell in row] for row in (heading, *rows)]
+        parts.append(TerminalTable(cells[0], cells[1:], names=names))
+    return parts

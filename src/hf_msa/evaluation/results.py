@@ -336,6 +336,7 @@ class EvaluationFacts:
         media: Number of ``clips``, and of those ``without_file``; None where no recordings were given.
         cost: What the predictions have cost, see `MsaPreTrainedModel.cost_of`; None for a model that asks no other one.
         seconds: How long the evaluation took.
+        foreign: Name of the file that the predictions were read from, where another program made them; None for our own.
     """
 
     method: str
@@ -356,6 +357,7 @@ class EvaluationFacts:
     media: Mapping[str, int] | None = None
     cost: Mapping[str, Any] | None = None
     seconds: float | None = None
+    foreign: str | None = None
 
     @classmethod
     def of_runs(cls, runs: Sequence[Mapping[str, Any]], names: Sequence[str], *, matched: bool) -> Self:
@@ -698,7 +700,7 @@ def _facts(results: Mapping[str, Any]) -> Iterator[_Check]:
         yield "runs metrics", lambda value: isinstance(value, Mapping), run.get("metrics")
         yield from ((f"runs {key}", _is_seed, run.get(key, "absent")) for key in ("training_seed", "mask_seed"))
     yield "train_rate", lambda value: value is None or _is_rate(value), results.get("train_rate")
-    for key in ("trained_on", "language_model_input", "expert_input", PREDICTIONS_DIGEST):
+    for key in ("trained_on", "language_model_input", "expert_input", "foreign", PREDICTIONS_DIGEST):
         yield key, lambda value: value is None or _is_text(value), results.get(key)
     yield "changes", lambda value: value is None or isinstance(value, Mapping), results.get("changes")
     cost = results.get("cost")

@@ -23,6 +23,7 @@ from hf_msa.evaluation.report import distinct_names
 from hf_msa.evaluation.results import Predictions, read_predictions, read_results
 from hf_msa.evaluation.statistics import all_and_resampled, paired_p_value
 from hf_msa.evaluation.subsets import DEFAULT_RULE, SUBSETS, Subset
+from hf_msa.figures import label_lines
 from hf_msa.label_families import AnyFamily, find_label_family
 from hf_msa.models.msa_schema import UNIMODAL_LABEL_KEYS
 
@@ -157,6 +158,8 @@ def _draw(figure: Figure, table: Rows) -> None:
     for offset, subset in zip((-0.2, 0.2), SUBSETS, strict=True):
         values, errors = bars([row[subset] * 100 for row in table])
         axis.bar(np.arange(len(table)) + offset, values, width=0.36, yerr=errors, label=subset, capsize=2)
-    axis.set_xticks(range(len(table)), [f"{row['run']}\ngap {100 * row['gap'].mean:.1f}" for row in table], fontsize=7)
+    axis.set_xticks(
+        range(len(table)), [f"{label_lines(row['run'])}\ngap {100 * row['gap'].mean:.1f}" for row in table], fontsize=7
+    )
     axis.set_ylabel(" / ".join(dict.fromkeys(METRICS[row["metric"]].pretty for row in table)) + " (%)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)

@@ -32,6 +32,7 @@ from hf_msa.evaluation.metrics import METRICS, regression_metrics, resampled_met
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import all_and_resampled
 from hf_msa.evaluation.sweep import sweep
+from hf_msa.figures import label_lines
 from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.training.recipes import Recipe, load_recipe
 from hf_msa.training.stages import run_recipe
@@ -264,6 +265,6 @@ def _draw(figure: Figure, scores: Mapping[str, Mapping[str, Floats]], labels: An
         means, errors = bars(estimates)
         places = np.arange(len(scores)) + (number - (len(VERSIONS) - 1) / 2) * width
         panel.bar(places, means, width, yerr=errors, error_kw={"linewidth": 0.7}, label=version)
-    panel.set_xticks(range(len(scores)), list(scores))
+    panel.set_xticks(range(len(scores)), [label_lines(name) for name in scores])
     panel.set_ylabel(f"{METRICS['mae'].pretty} on complete test rows")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)

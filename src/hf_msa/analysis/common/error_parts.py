@@ -17,6 +17,7 @@ from hf_msa.analysis.tool_report import GREY, Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.evaluation.report import distinct_names
 from hf_msa.evaluation.results import Predictions, read_predictions, read_results
+from hf_msa.figures import label_lines
 
 PARTS = ("mae", "bias", "spread", "mae without bias", "mae on the best line")
 """The numbers per run, seed and rate; all in label units."""
@@ -94,7 +95,7 @@ def _draw(figure: Figure, tables: Mapping[str, Rows]) -> None:
         for name, rows in tables.items():
             rates = list(dict.fromkeys(row["rate"] for row in rows))
             means = [np.mean([row[part] for row in rows if row["rate"] == rate]) for rate in rates]
-            panel.plot([str(rate) for rate in rates], means, marker="o", markersize=3, label=name)
+            panel.plot([label_lines(str(rate), 7) for rate in rates], means, marker="o", markersize=3, label=name)
         panel.set_xlabel("missing rate or pattern")
         panel.set_ylabel(f"{part} (label units)")
     panels[0].axhline(0.0, color=GREY, linewidth=0.8)

@@ -32,6 +32,7 @@ from hf_msa.evaluation.metrics import METRICS, regression_metrics, resampled_met
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import all_and_resampled
 from hf_msa.evaluation.sweep import MaskedBatch
+from hf_msa.figures import label_lines
 from hf_msa.models.modeling_msa import masked_mean
 from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.models.omg_executor import LatentVae
@@ -297,7 +298,7 @@ def score_summary(collected: Mapping[str, Imputations], labels: Any, family: Lab
 
 
 def _draw(figure: Figure, collected: Mapping[str, Imputations]) -> None:
-    figure.set_size_inches(7.6, 2.8)
+    figure.set_size_inches(max(7.6, 1.6 * len(collected)), 2.8)
     for panel, space in zip(figure.subplots(1, len(SPACES)), SPACES, strict=True):
         rows = [row for row in error_summary(collected, space) if row["imputed"] != MEAN]
         kinds = list(dict.fromkeys(row["imputed"] for row in rows))
@@ -307,6 +308,6 @@ def _draw(figure: Figure, collected: Mapping[str, Imputations]) -> None:
             places = np.arange(len(collected)) + (number - (len(kinds) - 1) / 2) * width
             panel.bar(places, means, width, yerr=errors, error_kw={"linewidth": 0.7}, label=what)
         panel.axhline(1.0, color=GREY, linestyle=":", linewidth=1, label=MEAN)
-        panel.set_xticks(range(len(collected)), list(collected))
+        panel.set_xticks(range(len(collected)), [label_lines(name) for name in collected])
         panel.set_title(f"{space}: error / training mean's", fontsize=8)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)

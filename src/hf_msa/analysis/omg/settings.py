@@ -226,15 +226,20 @@ def setting_summary(
         row: dict[str, Any] = {name: str(value) for name, value in others}
         row[last[0]] = f"{last[1]}{' *' if scores.own else ''}"
         for name in shown:
-            estimate = scores.metrics[name][place]
+            estimate = _as_shown(name, scores.metrics[name][place])
             row[METRICS[name].pretty] = estimate if name in main else format_spread(estimate.per_seed.tolist())
         for name in main:
-            difference = scores.metrics[name][place] - reference.metrics[name][place]
+            difference = _as_shown(name, scores.metrics[name][place] - reference.metrics[name][place])
             row[f"{METRICS[name].pretty}, difference"] = None if scores is reference else difference.difference_text()
         row["ms per sample"] = format_spread([1000 * second for second in scores.seconds], 2)
         row["samples/s"] = format_spread([1 / second for second in scores.seconds], 1)
         table.append(row)
     return table
+
+
+def _as_shown(metric: str, estimate: Estimate) -> Estimate:
+    """An estimate in the unit of tables and figures: percent where the metric is shown in it."""
+    return estimate * 100 if METRICS[metric].percent else estimate
 
 
 def _draw(figure: Figure, scored: Sequence[SettingScores], main: Sequence[str], place: int, rate: float) -> None:
@@ -249,12 +254,14 @@ def _draw(figure: Figure, scored: Sequence[SettingScores], main: Sequence[str], 
     for label, line in lines.items():
         at = [ticks.index(str(scores.setting[last])) for scores in line]
         for panel, name in zip(panels, main, strict=True):
-            estimates = [scores.metrics[name][place] for scores in line]
+            estimates = [_as_shown(name, scores.metrics[name][place]) for scores in line]
             panel.plot(at, [estimate.mean for estimate in estimates], "o-", ms=3.5, label=label)
             panel.fill_between(
                 at, *zip(*(estimate.bounds for estimate in estimates), strict=True), alpha=0.12, linewidth=0
             )
-            panel.set_title(f"{METRICS[name].pretty}, rate {rate}", fontsize=8)
+            panel.set_title(
+                f"{METRICS[name].pretty}{' (%)' if METRICS[name].percent else ''}, rate {rate}", fontsize=8
+            )
         clock.plot(at, [1000 * np.mean(scores.seconds) for scores in line], "o-", ms=3.5, label=label)
     clock.set_title("ms per sample", fontsize=8)
     for panel in (*panels, clock):
