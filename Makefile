@@ -17,7 +17,7 @@ export GOMP_SPINCOUNT ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint audit format bench clean
+.PHONY: help setup demo test test-slow lint site audit format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ lint: setup  ## ruff, formatting, strict mypy, secrets; tells known vulnerabilit
 	! git grep -nIE 'hf_[A-Za-z0-9]{30,}'
 	$(BIN)/python scripts/audit.py
 
+site: setup  ## build the documentation site into site/; fails on a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 audit: setup  ## fail for known vulnerabilities of what is installed
 	$(BIN)/python scripts/audit.py --strict
 
@@ -62,4 +65,4 @@ bench: setup  ## measure training and evaluation throughput against the referenc
 	$(BIN)/python -m benchmarks.cascade
 
 clean:  ## remove what was built, but not what was trained
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist src/*.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist site src/*.egg-info
