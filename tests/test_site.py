@@ -82,7 +82,9 @@ def test_ablations_on_a_page_of_a_method_exist_and_are_all_there(page: str) -> N
     assert set(re.findall(r"--ablation (\w[\w.-]*)", text)) <= own.keys()
     listed = {name for row in rows_under(text, *ABLATION_TABLES.get(page, ("none",))) for name in named_in(row[1:2])}
     assert listed <= own.keys()
-    assert f"hf-msa recipes --method {page}" in text or own.keys() <= {*re.findall(r"`(?:--ablation )?([^`\n]+)`", text)}
+    assert f"hf-msa recipes --method {page}" in text or own.keys() <= {
+        *re.findall(r"`(?:--ablation )?([^`\n]+)`", text)
+    }
 
 
 def named_in(cells: list[str]) -> list[str]:
