@@ -19,7 +19,7 @@ export GOMP_SPINCOUNT ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-lowest lint style types secrets advisories audit format bench clean
+.PHONY: help setup demo test test-slow test-lowest lint style types secrets advisories site audit format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ secrets: setup
 advisories: setup
 	$(BIN)/python scripts/audit.py
 
+site: setup  ## build the documentation site into site/; fails on a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 audit: setup  ## fail for known vulnerabilities of what is installed
 	$(BIN)/python scripts/audit.py --strict
 
@@ -81,4 +84,4 @@ bench: setup  ## measure training and evaluation throughput against the referenc
 	$(BIN)/python -m benchmarks.cascade
 
 clean:  ## remove what was built, but not what was trained
-	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache build dist src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache build dist site src/*.egg-info
