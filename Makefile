@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP = $(BIN)/python -m pip install --disable-pip-version-check
+# A file of versions for pip, see test-lowest.
+CONSTRAINTS ?=
+PIP = $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 # torch comes first. Where no GPU is found it comes from PyTorch's own index of CPU builds, or from the default index where that
 # one cannot be reached: on Linux the default index has a build with gigabytes of CUDA. Other builds: TORCH_INDEX=URL, and
-# TORCH_INDEX= for the default index; other versions: TORCH="torch>=2.6".
+# TORCH_INDEX= for the default index; other versions: TORCH="torch>=2.13".
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
 DATA ?= demo
@@ -17,10 +19,10 @@ export GOMP_SPINCOUNT ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint audit format bench clean
+.PHONY: help setup demo test test-slow test-lowest lint style types secrets advisories site audit format bench clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,15 +41,35 @@ test: setup  ## run the tests
 test-slow: setup  ## run the slow tests: resume after a kill, several processes, full runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
-lint: setup  ## ruff, formatting, strict mypy, secrets; tells known vulnerabilities of what is installed
+# Another environment beside the first, made anew where a bound has changed.
+LOWEST = $(VENV)-lowest
+test-lowest: setup  ## run tests of models, data, training and evaluation with the lowest versions that pyproject.toml allows
+	$(BIN)/python scripts/lowest_versions.py > $(VENV)/lowest.txt
+	$(MAKE) setup VENV=$(LOWEST) CONSTRAINTS=$(VENV)/lowest.txt TORCH=$$(grep '^torch==' $(VENV)/lowest.txt)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n auto --dist worksteal \
+	  tests/models/test_contract.py tests/models/test_common.py tests/data tests/training tests/evaluation
+
+lint: style types secrets advisories  ## all checks of the code: style, types, secrets; and tell known vulnerabilities
+
+# Each check stands here alone; .pre-commit-config.yaml calls them by name.
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/mypy
-	# Entropy is no sign of a secret here: hashes are everywhere. Tokens of the Hub are no kind of secret that the tool knows.
+
+# Entropy is no sign of a secret here: hashes are everywhere. Tokens of the Hub are no kind of secret that the tool knows.
+secrets: setup
 	git ls-files -z ':!docs/results' | xargs -0 $(BIN)/detect-secrets-hook --no-verify \
 	  --disable-plugin HexHighEntropyString --disable-plugin Base64HighEntropyString
 	! git grep -nIE 'hf_[A-Za-z0-9]{30,}'
+
+advisories: setup
 	$(BIN)/python scripts/audit.py
+
+site: setup  ## build the documentation site into site/; fails on a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 audit: setup  ## fail for known vulnerabilities of what is installed
 	$(BIN)/python scripts/audit.py --strict
@@ -62,4 +84,4 @@ bench: setup  ## measure training and evaluation throughput against the referenc
 	$(BIN)/python -m benchmarks.cascade
 
 clean:  ## remove what was built, but not what was trained
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache build dist site src/*.egg-info

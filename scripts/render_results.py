@@ -13,7 +13,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -176,21 +176,28 @@ def _spread(estimate: dict[str, float | None], scale: int = 1, digits: int = 3) 
 
 
 def study_effects(study: str) -> str:
-    """How much each part of a method lowers the mean absolute error, with its fuel and without."""
-    corpora = read("study/study.json")["studies"][study]["corpora"]
+    """How much each part of a method lowers the error, with its fuel and without."""
+    found = read("study/study.json")["studies"][study]
+    corpora, digits = found["corpora"], 1 if found["measure"] == "wrong sign" else 3
     labels = dict.fromkeys(label for part in corpora.values() for label in part["effects"])
-    lines = ["| part | " + " | ".join(corpora) + " |", "|---|" + "---|" * len(corpora)]
+    heading = [f"{corpus} ({_seeds(part['effects'].values())})" for corpus, part in corpora.items()]
+    lines = ["| part | " + " | ".join(heading) + " |", "|---|" + "---|" * len(corpora)]
     for label in labels:
-        cells = [_effect(part["effects"].get(label)) for part in corpora.values()]
+        cells = [_effect(part["effects"].get(label), digits) for part in corpora.values()]
         lines.append("| " + " | ".join([label, *cells]) + " |")
     return generated("\n".join(lines))
 
 
-def _effect(found: dict[str, Any] | None) -> str:
+def _seeds(effects: Iterable[dict[str, Any]]) -> str:
+    counts = sorted({found["seeds"] for found in effects})
+    return " to ".join(map(str, counts[:1] + counts[1:][-1:])) + " seeds"
+
+
+def _effect(found: dict[str, Any] | None, digits: int) -> str:
     if found is None:
         return UNDEFINED
-    bounds = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
-    return f"{found['difference']:+.3f}{bounds}"
+    bounds = "" if found["low"] is None else f" [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+    return f"{found['difference']:+.{digits}f}{bounds}"
 
 
 def generated(table: str) -> str:

@@ -46,6 +46,9 @@ from hf_msa.label_families import find_label_family
 
 PLAN = Path(__file__).with_name("study.yaml")
 CEILING = "ceiling"
+ABSOLUTE, WRONG_SIGN = "absolute error", "wrong sign"
+#: What a study may measure effects by, as a figure's axis has it: the sign is that of the labels that are not 0, in percent.
+MEASURES = {ABSOLUTE: "lower mean absolute error", WRONG_SIGN: "fewer wrong signs, in points"}
 
 Floats = NDArray[np.float64]
 
@@ -84,6 +87,14 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
     for name, value in options.items():
         parts += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return parts
+
+
+def _test_flags(test: Mapping[str, Any]) -> tuple[str, ...]:
+    """Options of `hf-msa evaluate` for a test of the plan."""
+    evaluate = dict(test["evaluate"])
+    fields = evaluate.pop("protocol_fields", {})
+    values = [f"{name}={json.dumps(value)}" for name, value in fields.items()]
+    return (*_flags(evaluate), *(["--protocol-set", *values] if values else []))
 
 
 def _set(assignments: Sequence[str]) -> list[str]:
@@ -132,6 +143,10 @@ def load_plan(path: Path = PLAN) -> dict[str, Any]:
     plan: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name, study in plan["studies"].items():
         effects = study["effects"].values()
+        if study.get("measure", ABSOLUTE) not in MEASURES:
+            raise MsaError(
+                f"The study {name!r} measures by {study['measure']!r}; give one of {', '.join(MEASURES)}, or nothing."
+            )
         for known, named in (
             ("corpora", [study["fuel"], study["without"]]),
             ("tests", [study["test"]]),
@@ -151,7 +166,7 @@ def load_plan(path: Path = PLAN) -> dict[str, Any]:
 def arms_of(plan: Mapping[str, Any], study: str, corpus: str) -> list[Arm]:
     """The arms of a study on a corpus; the rows that stand beside all studies of the same test are not among them."""
     own = plan["studies"][study]
-    test = tuple(_flags(plan["tests"][own["test"]]["evaluate"]))
+    test = _test_flags(plan["tests"][own["test"]])
     return [
         Arm(
             study,
@@ -179,7 +194,7 @@ def rows_of(plan: Mapping[str, Any], test: str, corpus: str) -> list[Arm]:
             _training_options(row, settings["training"]),
             name,
             (),
-            tuple(_flags(settings["evaluate"])),
+            _test_flags(settings),
         )
         for name, row in plan["baselines"].items()
     ]
@@ -342,10 +357,19 @@ class Row:
     seeds: tuple[int, ...]
     scores: Floats
 
-    @property
-    def errors(self) -> Floats:
-        """Absolute errors (S, R, N)."""
+    def errors(self, measure: str) -> Floats:
+        """Errors (S, R, N) by a measure of `MEASURES`."""
+        if measure == WRONG_SIGN:
+            return np.asarray(100.0 * ((self.scores > 0) != (self.labels > 0)), dtype=np.float64)
         return np.asarray(np.abs(self.scores - self.labels), dtype=np.float64)
+
+    def judged(self, measure: str) -> NDArray[np.bool_]:
+        """The clips (N,) that a measure can judge."""
+        return np.asarray(self.labels != 0) if measure == WRONG_SIGN else np.ones(len(self.ids), dtype=bool)
+
+    def error(self, measure: str) -> float:
+        """Mean error by a measure."""
+        return float(self.errors(measure)[:, :, self.judged(measure)].mean())
 
 
 def read_row(folders: Mapping[int, Path]) -> Row | None:
@@ -373,8 +397,8 @@ def _one_seed(predictions: Predictions) -> Floats:
     return np.asarray(predictions.scores.mean(axis=(0, 1), dtype=np.float64))
 
 
-def effect(arm: Row, beside: Row, clips: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-    """How much lower the absolute error of one arm is than another's, over the seeds that both have.
+def effect(arm: Row, beside: Row, clips: NDArray[np.bool_] | None = None, measure: str = ABSOLUTE) -> dict[str, Any]:
+    """How much lower the error of one arm is than another's, over the seeds that both have.
 
     The interval covers chance of training and of test clips at once: the variance of the mean is that over seeds of a seed's
     mean difference, divided by the seeds, plus that over clips of a clip's mean difference, divided by the clips; the
@@ -384,6 +408,7 @@ def effect(arm: Row, beside: Row, clips: NDArray[np.bool_] | None = None) -> dic
         arm: The arm.
         beside: What it is compared with, on the same clips and settings.
         clips: The clips that count (N,); default: all.
+        measure: One of `MEASURES`.
 
     Returns:
         `difference` (positive: the arm is better), `low`, `high` (None for a single seed), `seeds` and `clips`.
@@ -400,11 +425,10 @@ def effect(arm: Row, beside: Row, clips: NDArray[np.bool_] | None = None) -> dic
     if not both:
         raise MsaError("The two arms have no training seed in common; run the study with the same seeds for both.")
     gained = (
-        beside.errors[[beside.seeds.index(seed) for seed in both]]
-        - arm.errors[[arm.seeds.index(seed) for seed in both]]
+        beside.errors(measure)[[beside.seeds.index(seed) for seed in both]]
+        - arm.errors(measure)[[arm.seeds.index(seed) for seed in both]]
     ).mean(axis=1)
-    if clips is not None:
-        gained = gained[:, clips]
+    gained = gained[:, arm.judged(measure) & (True if clips is None else clips)]
     difference = float(gained.mean())
     found: dict[str, Any] = {"difference": difference, "low": None, "high": None}
     if seeds > 1:
@@ -414,9 +438,9 @@ def effect(arm: Row, beside: Row, clips: NDArray[np.bool_] | None = None) -> dic
     return found | {"seeds": seeds, "clips": gained.shape[1]}
 
 
-def share_of_way(mae: float, text: float, ceiling: float) -> float:
+def share_of_way(error: float, text: float, ceiling: float) -> float:
     """How much of the way from the text baseline to the ceiling a method goes: 0 = the baseline, 1 = the ceiling."""
-    return (text - mae) / (text - ceiling)
+    return (text - error) / (text - ceiling)
 
 
 def _means(values: Sequence[float]) -> dict[str, float | None]:
@@ -424,7 +448,7 @@ def _means(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": float(array.mean()), "sd": float(array.std(ddof=1)) if len(array) > 1 else None}
 
 
-def _table_row(row: Row, family: Any, ways: Mapping[str, float]) -> dict[str, Any]:
+def _table_row(row: Row, family: Any, measure: str, ways: Mapping[str, float]) -> dict[str, Any]:
     seeds = [[regression_metrics(scores, row.labels, family) for scores in each] for each in row.scores]
     found: dict[str, Any] = {"seeds": len(row.scores)}
     for metric in ("mae", "corr", "non0_acc2"):
@@ -433,7 +457,7 @@ def _table_row(row: Row, family: Any, ways: Mapping[str, float]) -> dict[str, An
         str(setting): _means([each[place]["mae"] for each in seeds]) for place, setting in enumerate(row.settings)
     }
     if ways:
-        found["way"] = share_of_way(found["mae"]["mean"], ways["text"], ways[CEILING])
+        found["way"] = share_of_way(row.error(measure), ways["text"], ways[CEILING])
     return found
 
 
@@ -454,8 +478,10 @@ def report(plan: Mapping[str, Any], work: Path, output: Path) -> dict[str, Any]:
         own = {corpus: part for corpus, part in own.items() if part["arms"]}
         if not own:
             continue
-        found["studies"][name] = {"question": study["question"], "fuel": study["fuel"], "corpora": own}
-        write_figure(output / name, partial(_draw, corpora=own))
+        measure = study.get("measure", ABSOLUTE)
+        facts = {"question": study["question"], "fuel": study["fuel"], "measure": measure}
+        found["studies"][name] = {**facts, "corpora": own}
+        write_figure(output / name, partial(_draw, corpora=own, measure=measure))
         for summary in sorted((work / "tools" / name).glob("*/*/*.md")):
             target = output / f"{name}-{summary.parent.parent.name}-{summary.parent.name}.md"
             shutil.copyfile(summary, target)
@@ -490,10 +516,11 @@ def _corpus_report(plan: Mapping[str, Any], work: Path, name: str, corpus: str) 
     arms = [arm for arm in study["arms"] if arm in rows]
     if not arms:
         return {"arms": {}, "effects": {}}
+    measure = study.get("measure", ABSOLUTE)
     family = find_label_family(dataset_facts(str(_data(work, corpus))).label_family)
     ways = {}
     if "text" in rows and ceiling is not None:
-        ways = {each: float(rows[each].errors.mean()) for each in ("text", CEILING)}
+        ways = {each: rows[each].error(measure) for each in ("text", CEILING)}
     planted = {row["id"]: row["kind"] for row in read_planted(_data(work, corpus), "test").rows}
     effects = {}
     for label, wanted in study["effects"].items():
@@ -501,14 +528,16 @@ def _corpus_report(plan: Mapping[str, Any], work: Path, name: str, corpus: str) 
             arm = rows[wanted["arm"]]
             clips = np.array([planted[each] == wanted["clips"] for each in arm.ids]) if "clips" in wanted else None
             if clips is None or clips.any():
-                effects[label] = effect(arm, rows[wanted["beside"]], clips)
+                effects[label] = effect(arm, rows[wanted["beside"]], clips, measure)
     table = {
-        each: _table_row(rows[each], family, ways) for each in [*plan["baselines"], CEILING, *arms] if each in rows
+        each: _table_row(rows[each], family, measure, ways)
+        for each in [*plan["baselines"], CEILING, *arms]
+        if each in rows
     }
     return {"arms": table, "effects": effects}
 
 
-def _draw(figure: Any, corpora: Mapping[str, Mapping[str, Any]]) -> None:
+def _draw(figure: Any, corpora: Mapping[str, Mapping[str, Any]], measure: str) -> None:
     labels = list(dict.fromkeys(label for part in corpora.values() for label in part["effects"]))
     figure.set_size_inches(5.5, 0.9 + 0.45 * len(labels))
     axes = figure.add_subplot()
@@ -530,7 +559,7 @@ def _draw(figure: Any, corpora: Mapping[str, Mapping[str, Any]]) -> None:
             )
     axes.set_yticks(range(len(labels)), labels[::-1])
     axes.set_ylim(-0.6, len(labels) - 0.4)
-    axes.set_xlabel("lower mean absolute error (95 % interval over seeds and clips)")
+    axes.set_xlabel(f"{MEASURES[measure]} (95 % interval over seeds and clips)")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(corpora))
 
 

@@ -263,6 +263,7 @@ def test_evaluate_takes_rates_seeds_and_split(work: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("protocol", "settings", "tested"),
     [
+        ("frame", ["modalities=[text]"], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
         ("block", ["blocks=2"], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
         ("pattern", [], ["pattern"]),
         ("fixed", ["available=[audio]"], ["audio"]),
@@ -278,6 +279,10 @@ def test_evaluate_under_every_protocol(
     results = read_results(tmp_path)
     assert [entry["rate"] for entry in results["per_rate"]] == pytest.approx(tested)
     assert results["protocol"]["name"] == protocol
+    if protocol == "frame":
+        assert results["protocol"]["modalities"] == ["text"]
+        shares = {run["rate"]: run["realised"] for run in results["runs"]}
+        assert shares[0.9]["audio"] == 0 and shares[0.9]["text"] > 0.8
     if protocol == "block":
         assert results["protocol"]["blocks"] == 2
         shares = {run["rate"]: run["realised"]["audio"] for run in results["runs"]}

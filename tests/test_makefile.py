@@ -1,11 +1,13 @@
-"""`make setup`: which build of torch is taken where, and what is done where PyTorch's index cannot be reached."""
+"""The Makefile: which build of torch is taken where, what is done without its index, and the checks that hooks share."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -63,11 +65,25 @@ def test_with_a_gpu_torch_is_that_of_the_default_index(tmp_path: Path) -> None:
     [
         (("TORCH_INDEX=",), torch_version()),
         (
-            ("TORCH_INDEX=https://example.org", "TORCH=torch>=2.6"),
-            "--retries 1 --index-url https://example.org torch>=2.6",
+            ("TORCH_INDEX=https://example.org", "TORCH=torch>=2.13"),
+            "--retries 1 --index-url https://example.org torch>=2.13",
         ),
     ],
 )
 def test_index_and_version_can_be_given(tmp_path: Path, options: tuple[str, ...], first: str) -> None:
     assert installed(tmp_path, options=options) == [first, "-e .[dev]"]
     assert os.path.exists(tmp_path / ".venv" / ".installed")
+
+
+def test_all_is_installed_within_given_constraints(tmp_path: Path) -> None:
+    asked = installed(tmp_path, options=("CONSTRAINTS=low.txt", "TORCH_INDEX="))
+    assert asked == [f"--constraint low.txt {torch_version()}", "--constraint low.txt -e .[dev]"]
+
+
+def test_the_hooks_of_commits_are_the_checks_of_lint() -> None:
+    (lint,) = re.findall(r"^lint: (.*?) *##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local", "tools of other repositories would have versions of their own"
+    assert [hook["id"] for hook in repository["hooks"]] == lint.split()
+    for hook in repository["hooks"]:
+        assert (hook["language"], hook["entry"]) == ("system", f"make --silent {hook['id']}")

@@ -352,8 +352,8 @@ def test_the_command_line_has_every_strength(tmp_path, capsys):
     assert "104 clips in" in (out := capsys.readouterr().out) and "per second" in out
     written = json.loads((folder / "planted" / "corpus.json").read_text())
     assert written == preset(
-        "tiny", seed=1111, train=40, vision_dim=6, audio_fps=3.0, audio_sentiment=0.0, vision_sentiment=0.25, persona_flips=0.0,
-        personas=50, persona=0.1, audio_articulation=0.2, conflict_rate=0.0,
+        "tiny", seed=1111, train=40, vision_dim=6, audio_fps=3.0, audio_sentiment=0.0, vision_sentiment=0.25,
+        persona_flips=0.0, personas=50, persona=0.1, audio_articulation=0.2, conflict_rate=0.0,
     ).to_dict()  # fmt: skip
     assert json.loads((folder / "planted" / "checks.json").read_text())["clips"]["train"] == 40
     assert (

@@ -1,12 +1,7 @@
 """The cards: one is pinned whole, the rest is what must hold for every card."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -538,29 +533,6 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(RUN))
     with pytest.raises(MsaError, match=r"no config\.json"):
         write_card(tmp_path)
-
-
-@pytest.mark.slow
-def test_a_wheel_holds_the_cards(tmp_path: Path) -> None:
-    """Built as pip builds it, imported from where it was installed, far from the repository."""
-    pytest.importorskip("setuptools")
-    source = tmp_path / "source"
-    source.mkdir()
-    root = cards_folder().parent
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
-        shutil.copy(root / name, source)
-    (source / "LICENSE").touch()
-    shutil.copytree(root / "model_cards", source / "model_cards")
-    shutil.copytree(root / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
-    build = "import setuptools.build_meta as backend, sys; backend.build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        wheel.extractall(tmp_path / "site")
-    code = "from hf_msa.hub import cards; print(cards.cards_folder(), cards.load_facts('text').title)"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    command = [sys.executable, "-P", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
-    assert done.stdout == f"{tmp_path / 'site' / 'hf_msa' / 'model_cards'} Text-only baseline\n"
 
 
 def test_results_on_generated_data_are_labelled_and_no_pipeline_is_promised():

@@ -52,6 +52,15 @@ TINY: dict[str, Any] = {
 }
 
 
+def test_wrong_signs_are_counted_where_the_label_has_one():
+    arm = study.Row(("a", "b", "c"), np.array([1.0, 0.0, -2.0]), (0.0,), (1,), np.array([[[0.1, -1.0, 0.5]]]))
+    beside = study.Row(arm.ids, arm.labels, (0.0,), (1,), np.array([[[-0.1, 1.0, 0.5]]]))
+    assert (arm.error(study.WRONG_SIGN), beside.error(study.WRONG_SIGN)) == (50, 100)
+    found = study.effect(arm, beside, measure=study.WRONG_SIGN)
+    assert (found["difference"], found["clips"]) == (50, 2)
+    assert study.effect(arm, beside, np.array([True, True, False]), study.WRONG_SIGN)["difference"] == 100
+
+
 def _row(seeds: tuple[int, ...], scores: Any, labels: Any = (0.0, 0.0)) -> Any:
     array = np.asarray(scores, dtype=np.float64)
     return study.Row(("a", "b"), np.asarray(labels, dtype=np.float64), tuple(range(array.shape[1])), seeds, array)

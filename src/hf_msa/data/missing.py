@@ -98,7 +98,7 @@ class CompleteProtocol(MissingProtocol):
 
     @classmethod
     def conditions(
-        cls, modalities: Sequence[str], rates: Sequence[float] | None, mask_seeds: Sequence[int], **fields: Any
+        cls, modalities: Sequence[str], rates: Sequence[float] | None, mask_seeds: Sequence[int], /, **fields: Any
     ) -> list[Condition]:
         """The complete data, as rate 0; see `MissingProtocol.conditions`."""
         cls.check_rates(rates)
@@ -304,7 +304,7 @@ class FixedPattern(MissingProtocol):
 
     @classmethod
     def conditions(
-        cls, modalities: Sequence[str], rates: Sequence[float] | None, mask_seeds: Sequence[int], **fields: Any
+        cls, modalities: Sequence[str], rates: Sequence[float] | None, mask_seeds: Sequence[int], /, **fields: Any
     ) -> list[Condition]:
         """Every availability pattern, or the one that `available` names; see `MissingProtocol.conditions`."""
         cls.check_rates(rates)
@@ -611,6 +611,7 @@ def conditions(
     modalities: Sequence[str],
     rates: Sequence[float] | None = None,
     mask_seeds: Sequence[int] = (1111,),
+    /,
     **fields: Any,
 ) -> list[Condition]:
     """List what a protocol is tested under; see `MissingProtocol.conditions`.

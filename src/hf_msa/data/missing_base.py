@@ -224,7 +224,7 @@ class MissingProtocol(ABC):
 
     @classmethod
     def conditions(
-        cls, modalities: Sequence[str], rates: Sequence[float] | None, mask_seeds: Sequence[int], **fields: Any
+        cls, modalities: Sequence[str], rates: Sequence[float] | None, mask_seeds: Sequence[int], /, **fields: Any
     ) -> list[Condition]:
         """List what a model is tested under.
 

@@ -248,8 +248,8 @@ class MsaRows:
             share = unknown_share(ids, special, tokenizer.unk_token_id)
             if share > MOST_UNKNOWN:
                 warnings.warn(
-                    f"The tokenizer does not know {100 * share:.0f} % of the tokens of the split {split!r}, which are the "
-                    "same to the model; take a text encoder for the language and words of the data.",
+                    f"The tokenizer does not know {100 * share:.0f} % of the tokens of the split {split!r}, which are "
+                    "the same to the model; take a text encoder for the language and words of the data.",
                     stacklevel=2,
                 )
 
