@@ -184,6 +184,11 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "assignments",
         "change the model's configuration, e.g. route=mllm for U-ACS; needs --output",
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the code in a checkpoint of a method that is not registered here",
+    )
     parser.add_argument("--batch-size", type=int, default=128, help="rows per batch (default: 128)")
     _media(parser)
 

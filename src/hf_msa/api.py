@@ -18,6 +18,7 @@ from .evaluation.compare import Comparison, compare_runs
 from .evaluation.evaluate import Evaluation, evaluate_runs
 from .evaluation.plots import plot_curves
 from .hub.cards import write_card
+from .methods import METHODS
 from .pipelines import load_pipeline, read_utterance
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ def evaluate(
     changes: Mapping[str, Any] | None = None,
     media: str | None = None,
     protocol_fields: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """Test a checkpoint, or all training seeds of a run, over missing rates or patterns.
 
@@ -198,6 +200,7 @@ def evaluate(
         changes: Values of the model's configuration to be used instead of its own; `output` must then be given.
         media: Folder with the clips' recordings, see `MediaFolder`; for methods that ask a language model.
         protocol_fields: The protocol's other fields, e.g. ``{"blocks": 2}``.
+        trust_remote_code: Whether code that lies in the checkpoint is run, for a method that is not registered here.
 
     Returns:
         The results, and the files that were written.
@@ -227,8 +230,10 @@ def evaluate(
         changes=changes,
         media=media,
         protocol_fields=protocol_fields,
+        trust_remote_code=trust_remote_code,
     )
-    for run in results.runs:
+    # What a card says of a method comes with its registration.
+    for run in results.runs if results.content["method"] in METHODS else ():
         write_card(run)
     return results
 

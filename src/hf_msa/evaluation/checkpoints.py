@@ -94,20 +94,25 @@ def find_model(model: str) -> str:
     return found[0]
 
 
-def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tuple[MsaPreTrainedModel, MsaProcessor]:
+def load_checkpoint(
+    name: str, changes: Mapping[str, Any] | None = None, trust_remote_code: bool = False
+) -> tuple[MsaPreTrainedModel, MsaProcessor]:
     """Load a model in eval mode and its processor, on the GPU where there is one.
 
     Args:
         name: Folder or Hub name.
         changes: Values of its configuration to be used instead of those it was saved with.
+        trust_remote_code: Whether code that lies in the checkpoint is run, for a method that is not registered; a registered
+            one is run from the code that is installed.
 
     Raises:
-        MsaError: If there is no such checkpoint, it is not one of hf_msa, or a change is not possible.
+        MsaError: If there is no such checkpoint, it is not one of hf_msa, a change is not possible, or it brings code that
+            is not trusted.
     """
     try:
         try:
-            known = AutoConfig.from_pretrained(name).to_dict()
-            processor = AutoProcessor.from_pretrained(name)
+            known = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).to_dict()
+            processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
         except BUGS as error:
             # The library takes what lies in files for what it writes there.
             raise ValueError(f"one of its files is damaged ({type(error).__name__}: {reason(error)})") from error
@@ -115,14 +120,23 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
             if field not in known:
                 raise unknown_name("configuration field", field, known)
         model, loading = AutoModel.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **(changes or {})
+            name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            **(changes or {}),
         )
         # The library sets changes one by one and checks nothing but their types.
         model.config.validate()
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError, ValueError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise MsaError(
+                f"The checkpoint {name!r} is of a method that is not registered and brings code of its own, which is run "
+                "with --trust-remote-code alone; read it first, or install the method's package."
+            ) from error
         where = "" if Path(name).is_dir() else ", which is no folder here"
         raise MsaError(f"No checkpoint can be loaded from {name!r}{where}: {reason(error)}.") from error
-    if not isinstance(model, MsaPreTrainedModel) or not isinstance(processor, MsaProcessor):
+    if not _is_of(model, MsaPreTrainedModel) or not _is_of(processor, MsaProcessor):
         raise MsaError(f"{name!r} is no hf_msa checkpoint but a {type(model).__name__}.")
     if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):
         # The library makes an empty one where the files are not there, to which all words are the same.
@@ -145,6 +159,11 @@ def load_checkpoint(name: str, changes: Mapping[str, Any] | None = None) -> tupl
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]  # the library wraps `to` in a way that type checkers misread
     return model.eval(), processor
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    """Whether a value is of a class, or of the copy of it that came with a checkpoint's own code."""
+    return any(base.__name__ == kind.__name__ for base in type(value).__mro__)
 
 
 def whole_path(name: str) -> str:

@@ -86,6 +86,7 @@ def evaluate_runs(
     changes: Mapping[str, Any] | None = None,
     media: str | None = None,
     protocol_fields: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """Evaluate one checkpoint, or all training seeds of a run, and write results.json, predictions and curves.
 
@@ -107,6 +108,7 @@ def evaluate_runs(
             then be given.
         media: Folder with the clips' recordings, see `MediaFolder`; for methods that ask a language model.
         protocol_fields: The protocol's other fields, e.g. ``{"blocks": 2}`` or ``{"source": "masks.json"}``.
+        trust_remote_code: See `load_checkpoint`.
 
     Raises:
         MsaError: If model, data, media or protocol will not do, or the results would replace those of another test.
@@ -161,7 +163,7 @@ def evaluate_runs(
     tested: list[Condition] = []
     model_class = MsaPreTrainedModel
     for (name, own_rates), run in zip(members, runs, strict=True):
-        network, processor = load_checkpoint(name, changes)
+        network, processor = load_checkpoint(name, changes, trust_remote_code)
         # The seeds of one run share their tokenizer: the data is tokenised once.
         if rows is None:
             rows = MsaRows(dataset, split, processor.tokenizer, processor.text_max_length)
