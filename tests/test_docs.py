@@ -150,7 +150,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 part = part.set_column(number, column, pc.divide(part[column], pa.scalar(3, pa.float32())))
         pq.write_table(part, folder / "SIMS" / name)
     (folder / "stars.yaml").write_text("{name: stars, low: -3, high: 3}\n", encoding="utf-8")
-    for name in ("mosei", "mine", "sims"):
+    for name in ("mosei", "mine", "sims", "other"):
         shutil.copytree(corpus, folder / "data" / name)
     return folder
 
@@ -182,8 +182,9 @@ def test_every_reason_stands_before_a_block() -> None:
 @pytest.mark.timeout(3600)
 def test_the_documents_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    order = {document: number for number, document in enumerate(DOCUMENTS)}
-    # What is trained by a document's commands is used by its snippets.
+    pages = ["README.md", *(f"docs/{method}.md" for method in METHODS)]
+    order = {document: number for number, document in enumerate(dict.fromkeys([*pages, *DOCUMENTS]))}
+    # What is trained by the commands of methods' pages is used by the guides, and by a document's snippets.
     for block in sorted(EXECUTED, key=lambda block: (order[block.document], block.language)):
         if block.language == "bash":
             for program, *arguments in map(as_own, commands(block.code)):
