@@ -1,13 +1,16 @@
 """The cards: one is pinned whole, the rest is what must hold for every card."""
 
 import json
+import math
 import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +29,9 @@ from hf_msa.methods import METHODS
 from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.configuration_text import TextConfig
 from loopback_hub import LoopbackHub
+from made_omg import write_checkpoint, write_clips
 from nonempty import some
+from tiny import TINY_CONFIGS, tiny_processor
 
 RUN: dict[str, Any] = {
     "schema_version": 1,
@@ -543,3 +548,55 @@ def test_results_on_generated_data_are_labelled_and_no_pipeline_is_promised():
     assert "pipeline_tag" not in data
     assert {one["dataset"]["name"] for one in data["model-index"][0]["results"]} == {f"sample ({words})"}
     assert words in card.split("## Results")[1]
+
+
+def code_blocks(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+
+
+def tiny_checkpoint(method: str, folder: Path) -> Path:
+    """A checkpoint that can predict: OMG-Agent with planner and knowledge base, U-ACS with a threshold."""
+    if method == "omg":
+        return write_checkpoint(folder, write_clips(folder / "clips"))
+    torch.manual_seed(0)
+    config = TINY_CONFIGS[method](**({"tau_1": 10.0} if method == "uacs" else {}))
+    METHODS[method].model_class(config).save_pretrained(folder)
+    tiny_processor(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if name == "omg" else []) for name in METHODS]
+)
+def test_the_code_of_every_card_runs(method: str, tmp_path: Path) -> None:
+    """Loading with the package, loading with the code that lies beside the weights, and scoring the row of the card."""
+    folder = tiny_checkpoint(method, tmp_path)
+    config = METHODS[method].config_class.from_pretrained(folder)
+    run = {**RUN, "method": method, "recipe": f"{method}/mosi"}
+    card = render_card(run, None, load_facts(method), config, "lab/model")
+    package, remote, score, *_ = (code.replace("lab/model", str(folder)) for code in code_blocks(card))
+    for load in (package, remote):
+        names: dict[str, Any] = {}
+        exec(load, names)
+        exec(score, names)
+        assert type(names["score"]) is float and math.isfinite(names["score"])
+        assert type(names["model"]).__name__ == METHODS[method].model_class.__name__
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_front_matter_of_every_card_is_what_the_hub_reads(method: str) -> None:
+    """Read back as `ModelCardData`, with a task that the Hub knows, and results labelled as of generated data."""
+    names = {**RUN["dataset"], "name": "sample"}
+    run = {**RUN, "method": method, "recipe": f"{method}/sample", "dataset": names}
+    results = {**RESULTS, "method": method, "dataset": {**RESULTS["dataset"], "name": "sample"}}
+    card = render_card(run, results, load_facts(method), TINY_CONFIGS[method](), "lab/model")
+    data = ModelCard(card).data
+    assert isinstance(data, ModelCardData) and data.model_name == "model" and "generated" in data.tags
+    assert {(one.task_type, one.task_name) for one in data.eval_results} == {
+        ("text-classification", "Multimodal sentiment analysis")
+    }
+    assert all(isinstance(one, EvalResult) and "not a benchmark" in one.dataset_name for one in data.eval_results)
+    assert "not a benchmark" in card.split("---\n")[2]
+    # The index survives the way to YAML and back.
+    again = ModelCard(f"---\n{data.to_yaml()}\n---\n").data
+    assert again.eval_results == data.eval_results

@@ -20,7 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hf_msa.errors import MsaError, reason
 from hf_msa.evaluation.checkpoints import RATE_FOLDER
 from hf_msa.evaluation.metrics import METRICS
-from hf_msa.evaluation.report import data_text, format_value, results_markdown
+from hf_msa.evaluation.report import SAMPLE_CORPUS, data_text, format_value, results_markdown
 from hf_msa.evaluation.results import LANGUAGE_MODEL_INPUTS, RESULTS_FILE, Results, read_results, result_metrics
 from hf_msa.evaluation.subsets import SUBSET_FOLDER, subset_text
 from hf_msa.files import atomic_write
@@ -31,6 +31,7 @@ RUN_FILE = "run.json"
 CARD_FILE = "README.md"
 LICENSE = "apache-2.0"
 TASK = "text-classification"
+"""The Hub's task under which sentiment is listed, scores on a scale included; it has none for several modalities."""
 
 # What a card says of a data set of which run.json does not tell more.
 UNKNOWN_DATASET = {
@@ -382,7 +383,7 @@ def _card_data(
         language=dataset["language"],
         license=LICENSE,
         library_name="transformers",
-        tags=["hf_msa", "multimodal-sentiment-analysis", "missing-modalities", run["method"]],
+        tags=["hf_msa", "multimodal-sentiment-analysis", "missing-modalities", run["method"], *_generated(dataset)],
         datasets=[dataset["name"]],
         base_model=base_model,
         metrics=list(dict.fromkeys(_hub_metric(name) for name in (result_metrics(results) if results else ())))
@@ -390,6 +391,11 @@ def _card_data(
         model_name=repo_id.split("/")[-1] if repo_id else title,
         eval_results=_eval_results(results) if results else None,
     )
+
+
+def _generated(dataset: Mapping[str, Any]) -> list[str]:
+    """The tag of models that were trained on generated data."""
+    return ["generated"] if dataset["name"] == SAMPLE_CORPUS else []
 
 
 def _eval_results(results: Results) -> list[Any]:
