@@ -2,11 +2,14 @@
 
 import ast
 import importlib
+import inspect
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,48 +23,17 @@ from hf_msa.analysis import TOOLS
 from hf_msa.cli import training_flags
 from hf_msa.data.missing import PROTOCOLS
 from hf_msa.data.sample_corpus import write_sample_corpus
+from hf_msa.evaluation import metrics
 from hf_msa.methods import METHODS
+from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.training.recipes import load_recipe, train_rates
 from hf_msa_cli import build_parser, main
+from loopback_hub import LoopbackHub, client_environment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
 OTHER_PROGRAMS = {"python", "sqlite3", "vllm"}
-<<<<<<< HEAD
 _BLOCK = re.compile(r"(?:^<!-- not executed: (.+?) -->\n)?^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-=======
-# What is not executed, and why. All of it is parsed and checked for undefined names.
-_NEEDS_HUB = "needs an account of the Hub, or a model on it"
-_NEEDS_SPEECH = "needs a Whisper model"
-_NEEDS_LANGUAGE_MODEL = "needs a language model or its server"
-_TRAINED_ELSEWHERE = "needs runs of several methods; tests of each method execute these commands"
-NOT_EXECUTED = {
-    "README.md#0": "installs packages",
-    "README.md#2": "make test is what runs this; scripts/demo.sh is tests/test_cli.py in other words",
-    "README.md#4": _NEEDS_HUB,
-    "README.md#5": _NEEDS_SPEECH,
-    "docs/analysis.md#1": _TRAINED_ELSEWHERE,
-    "docs/analysis.md#2": _TRAINED_ELSEWHERE,
-    "docs/analysis.md#3": _TRAINED_ELSEWHERE,
-    "docs/evaluation.md#0": _TRAINED_ELSEWHERE,
-    "docs/evaluation.md#1": "tests/evaluation/test_foreign.py makes and scores such files",
-    "docs/evaluation.md#2": "tests/test_baselines.py executes it",
-    "docs/evaluation.md#3": _TRAINED_ELSEWHERE,
-    **{f"docs/omg.md#{number}": _NEEDS_LANGUAGE_MODEL for number in (0, 1, 2, 3, 4)},
-    **{f"docs/omg.md#{number}": _TRAINED_ELSEWHERE for number in range(5, 13)},
-    "docs/recordings.md#0": _NEEDS_SPEECH,
-    "docs/recordings.md#1": _NEEDS_HUB,
-    "docs/recordings.md#2": _NEEDS_SPEECH,
-    "docs/recordings.md#3": _NEEDS_HUB,
-    "docs/retrieval.md#0": _TRAINED_ELSEWHERE,
-    "docs/retrieval.md#1": _TRAINED_ELSEWHERE,
-    "docs/servers.md#0": _NEEDS_LANGUAGE_MODEL,
-    "docs/tcmr.md#0": "trains eight rows; tests/models/test_tcmr_ablations.py makes them all",
-    "docs/training.md#0": "README.md#6 executes it",
-    "docs/training.md#1": _TRAINED_ELSEWHERE,
-    **{f"docs/uacs.md#{number}": _NEEDS_LANGUAGE_MODEL for number in range(10)},
-}
->>>>>>> face2-show
 
 
 @dataclass(frozen=True)
@@ -163,6 +135,25 @@ def test_snippets_import_what_there_is_and_define_all_names(block: Block) -> Non
     assert done.returncode == 0, done.stdout
 
 
+def test_a_metric_is_added_as_the_page_says() -> None:
+    page = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+    entry, terms = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    source = inspect.getsource(metrics)
+    for place, added, depth in (
+        ("    for metric in (\n", entry, 8),
+        ('    """The terms of one metric of a score."""\n', terms, 4),
+    ):
+        assert source.count(place) == 1
+        source = source.replace(place, place + textwrap.indent(added, " " * depth))
+    changed = types.ModuleType("hf_msa.evaluation.metrics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, changed.__name__, changed)
+        exec(compile(source, "metrics.py", "exec"), changed.__dict__)
+        family = LabelFamily.from_dict({"name": "half", "low": -3, "high": 3, "metrics": ["fine_acc", "within_half"]})
+        # Misses of .5, .6 and 0.
+        assert changed.regression_metrics([0.5, 1.6, -2.0], [0.0, 1.0, -2.0], family)["within_half"] == 2 / 3
+
+
 # --- Executed ---
 
 QUICK = ["--num_train_epochs", "1", "--use_cpu", "--disable_tqdm", "true", "--set", "missing.selection_repeats=1"]
@@ -178,15 +169,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("unaligned_50.pkl", "reviews"):
         shutil.copytree(corpus, folder / name)
     (folder / "SIMS").mkdir()
+    (folder / "street").symlink_to(folder / "SIMS")
     for name, part in rows.items():
         for number, column in enumerate(part.column_names):
             if column.startswith("label"):
                 part = part.set_column(number, column, pc.divide(part[column], pa.scalar(3, pa.float32())))
         pq.write_table(part, folder / "SIMS" / name)
     (folder / "stars.yaml").write_text("{name: stars, low: -3, high: 3}\n", encoding="utf-8")
-    for name in ("mosei", "mine", "sims", "other"):
+    for name in ("mosei", "mine", "mosi", "other", "sample"):
         shutil.copytree(corpus, folder / "data" / name)
+    assert main(["prepare", "sims", "--source", str(folder / "SIMS"), "--output", str(folder / "data" / "sims")]) == 0
     return folder
+
+
+def provide(named: str) -> None:
+    """Train and test the runs that a document takes for granted: `runs/<method>...`, and `runs/mosei`."""
+    for name in dict.fromkeys(re.findall(r"\bruns/([a-z]+[\w.-]*)", named)):
+        method = "text" if name == "mosei" else re.split("[_-]", name)[0]
+        if method in METHODS and not Path("runs", name).exists():
+            data = {"cmc": "data/sims", "mosei": "data/mosei"}.get(name, "data/mosi")
+            fast = ["--set", "model.route=fast"] if method == "uacs" else []
+            command = ["train", f"{method}/mosi", "--data", data, "--output", f"runs/{name}", *fast]
+            assert main(quick([*command, "--seeds", "1111", "1112"])) == 0
+            assert main(["evaluate", f"runs/{name}", "--data", data]) == 0
 
 
 def quick(arguments: list[str]) -> list[str]:
@@ -216,21 +221,28 @@ def test_every_reason_stands_before_a_block() -> None:
 @pytest.mark.timeout(3600)
 def test_the_documents_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    pages = ["README.md", *(f"docs/{method}.md" for method in METHODS)]
-    order = {document: number for number, document in enumerate(dict.fromkeys([*pages, *DOCUMENTS]))}
-    # What is trained by the commands of methods' pages is used by the guides, and by a document's snippets.
-    for block in sorted(EXECUTED, key=lambda block: (order[block.document], block.language)):
-        if block.language == "bash":
-            for program, *arguments in map(as_own, commands(block.code)):
-                needs_hub = arguments[0] == "push" or "--push-to-hub" in arguments
-                if program == "hf-msa" and not needs_hub:
-                    if arguments[0] == "prepare":
-                        arguments = [*arguments, "--overwrite"]
-                    assert main(quick(arguments)) == 0, (block.name, arguments)
-        else:
-            code = block.code.replace("org/tcmr-mosi", "runs/tcmr/seed-1111")
-            code = code.replace("org/tcmr-start", "runs/start/seed-1111")
-            code = code.replace("bert-base-uncased", "corpus/text_model")
-            code = re.sub(r"^.*\bpush\(.*$", "", code, flags=re.MULTILINE)  # which needs the Hub
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, (block.name, done.stderr)
+    order = {document: number for number, document in enumerate(DOCUMENTS)}
+    # What is trained by a document's commands is used by its snippets.
+    with LoopbackHub() as hub:
+        for block in sorted(EXECUTED, key=lambda block: (order[block.document], block.language)):
+            execute(block, client_environment(hub, str(place / "home")))
+
+
+def execute(block: Block, environment: dict[str, str]) -> None:
+    """Execute a block in the current folder."""
+    if block.language == "bash":
+        for program, *arguments in map(as_own, commands(block.code)):
+            needs_hub = arguments[0] == "push" or "--push-to-hub" in arguments
+            if program == "hf-msa" and not needs_hub:
+                if arguments[0] == "prepare":
+                    arguments = [*arguments, "--overwrite"]
+                elif arguments[0] != "train":
+                    provide(" ".join(arguments))
+                assert main(quick(arguments)) == 0, (block.name, arguments)
+    else:
+        provide(block.code)
+        # A model that no snippet pushes, one that is not downloaded, and an organisation that the loopback Hub knows.
+        code = block.code.replace("org/tcmr-mosi", "runs/tcmr/seed-1111")
+        code = code.replace("bert-base-uncased", "corpus/text_model").replace('"org/', '"lab/')
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, (block.name, done.stderr)

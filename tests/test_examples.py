@@ -1,7 +1,6 @@
 """The quickstart of docs/api.md and the example in each public docstring run, on a tiny sample corpus."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 
 import hf_msa
 from hf_msa_cli import COMMANDS
-from loopback_hub import WRITE_TOKEN, LoopbackHub
+from loopback_hub import LoopbackHub, client_environment
 from run_examples import example_of, quickstart_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
@@ -31,20 +30,7 @@ train("uacs/sample", data, "runs/uacs", flags={"num_train_epochs": 1})
 def run_examples(folder: Path, names: list[str], page: Path) -> dict[str, str | None]:
     """Run examples in a folder, with a Hub of their own; the error of each, None for those that ran."""
     with LoopbackHub() as hub:
-        home = str(folder / "home")
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": home,
-            "HF_TOKEN": WRITE_TOKEN,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-        }
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE"):
-            environment.pop(name, None)
+        environment = client_environment(hub, str(folder / "home"))
         command = [sys.executable, str(Path(__file__).with_name("run_examples.py")), str(page), "ran.jsonl", *names]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

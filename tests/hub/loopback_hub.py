@@ -9,6 +9,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 import socket
 import threading
@@ -532,3 +533,21 @@ def _entries(commit: Commit, prefix: str) -> list[dict[str, Any]]:
             entry["lfs"] = {"oid": blob.sha256, "size": len(blob.data), "pointerSize": 130}
         entries.append(entry)
     return entries
+
+
+def client_environment(hub: LoopbackHub, home: str) -> dict[str, str]:
+    """Environment of a process whose only Hub is this one, for an owner who may write."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": home,
+        "HF_TOKEN": WRITE_TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE"):
+        environment.pop(name, None)
+    return environment
