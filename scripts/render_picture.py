@@ -1,6 +1,7 @@
 """Render the picture of the README from the results under docs/results/: `python scripts/render_picture.py`."""
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Render it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=PICTURE, help="the file (default: that of the README)")
-    print(render(parser.parse_args(arguments).output))
+    sys.stdout.write(f"{render(parser.parse_args(arguments).output)}\n")
 
 
 if __name__ == "__main__":
