@@ -158,7 +158,7 @@ def test_a_metric_is_added_as_the_page_says() -> None:
     entry, terms = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     source = inspect.getsource(metrics)
     for place, added, depth in (
-        ("    for metric in (\n", entry, 8),
+        ("    for metric in (\n", f"{entry.strip()},\n", 8),
         ('    """The terms of one metric of a score."""\n', terms, 4),
     ):
         assert source.count(place) == 1
