@@ -240,7 +240,7 @@ def execute(block: Block, environment: dict[str, str]) -> None:
                     provide(" ".join(arguments))
                 assert main(quick(arguments)) == 0, (block.name, arguments)
     else:
-        for made in re.findall(r'\bsample_corpus\(\s*"(.+?)"', block.code):
+        for made in re.findall(r'\b(?:sample_corpus\(|train\("[^"]+", \w+,)\s*"(.+?)"', block.code):
             shutil.rmtree(made, ignore_errors=True)  # which another document has made
         provide(block.code)
         # A model that no snippet pushes, one that is not downloaded, and an organisation that the loopback Hub knows.
