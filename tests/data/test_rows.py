@@ -93,6 +93,8 @@ def test_pickling_for_a_new_process_sends_no_arrays(tmp_path):
 class Tokenizer:
     """Two special tokens around one token per word; cuts as real ones do."""
 
+    unk_token_id = None
+
     def __call__(self, texts, truncation, max_length, return_special_tokens_mask, **_):
         ids = []
         for text in texts:
