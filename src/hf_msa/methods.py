@@ -66,6 +66,8 @@ class Stages:
             because analyses read it; none unless the module says so.
         lora: `LORA_STAGES`, those that train an adapter of a language model, whose arguments are `LoraTrainingArguments`;
             none unless the module says so.
+        of: `stages_of(config)`, those that a run with this configuration has, in order; all of `names` unless the module has
+            that function.
         run: `run(context)`, which runs all stages by `RunContext.train_stage` and its like, and returns the model. None: one
             call of `train_stage`.
     """
@@ -76,6 +78,7 @@ class Stages:
     shared: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     lora: tuple[str, ...] = ()
+    of: Callable[[Any], tuple[str, ...]] | None = None
     run: Callable[[Any], MsaPreTrainedModel] | None = None
 
 
@@ -111,7 +114,8 @@ class Method:
         rate_free, kept = getattr(module, "RATE_FREE_STAGES", ()), getattr(module, "KEPT", ())
         lora = getattr(module, "LORA_STAGES", ())
         shared = getattr(module, "SHARED_STAGES", ())
-        return Stages(tuple(module.STAGES), module.FINAL_STAGE, rate_free, shared, kept, lora, module.run)
+        of = getattr(module, "stages_of", None)
+        return Stages(tuple(module.STAGES), module.FINAL_STAGE, rate_free, shared, kept, lora, of, module.run)
 
     def recipe_names(self) -> list[str]:
         """Names of its recipes, `<method>/<dataset>`."""

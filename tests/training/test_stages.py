@@ -118,6 +118,8 @@ def test_every_training_scheme_runs(tiny_corpus: Path, tmp_path: Path, ablation:
         ablation, ["main"]
     )
     assert stages == ["polarity", "regressor", *expected] and run["selection"]["stage"] == "main"
+    assert METHODS["tcmr"].stages.of(context.config) == tuple(stages)
+    assert f"stage {stages.index('main') + 1} of {len(stages)} 'main'" in context.title("main")
 
 
 def test_confnet_first_and_later_freeze_what_they_say(tiny_corpus: Path, tmp_path: Path) -> None:

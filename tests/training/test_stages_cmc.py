@@ -14,6 +14,7 @@ from transformers import AutoModel, TrainerCallback
 
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
+from hf_msa.methods import METHODS
 from hf_msa.models.modeling_cmc import CmcForSentimentAnalysis, CmcUnimodalModels
 from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.training.cmc.pseudo_labels import updated_labels
@@ -536,7 +537,7 @@ def test_without_guidance_labels_stay_multimodal(corpus: Path, tmp_path: Path) -
 
 def test_without_pretraining_there_is_one_stage(corpus: Path, tmp_path: Path) -> None:
     context = whole_run(corpus, tmp_path, ablation="wo_pretrain")
-    assert [stage["name"] for stage in context.log] == ["main"]
+    assert [stage["name"] for stage in context.log] == ["main"] == list(METHODS["cmc"].stages.of(context.config))
     losses = {name for entry in context.log[0]["history"] for name in entry if name.startswith("loss_")}
     assert losses == {"loss_task", "loss_ce_text", "loss_ce_audio", "loss_ce_vision", "loss_supcon"}
 

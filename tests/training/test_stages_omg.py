@@ -20,6 +20,7 @@ from hf_msa.data.rows import MsaRows
 from hf_msa.data.sample_corpus import write_sample_corpus
 from hf_msa.errors import MsaError
 from hf_msa.evaluation.sweep import masked_batches
+from hf_msa.methods import METHODS
 from hf_msa.models.modeling_omg import OmgForSentimentAnalysis
 from hf_msa.models.omg_executor import LatentVae
 from hf_msa.models.omg_knowledge_base import KnowledgeBase
@@ -679,6 +680,7 @@ class TestAblations:
     ) -> None:
         context = whole_run(corpus, tmp_path, few, ablation="wo_refit", shared=run.folder)
         assert [stage["name"] for stage in context.log][-2:] == ["classifier", "main"]
+        assert [stage["name"] for stage in context.log] == list(METHODS["omg"].stages.of(context.config))
         assert changed(weights(context, "vae"), weights(context, "classifier")) == {"fusion"}
         assert not changed(weights(context, "main"), load_file(context.folder / "model.safetensors"))
         evaluated = [entry for entry in context.log[-1]["history"] if "eval_loss" in entry]
@@ -754,6 +756,7 @@ def test_a_language_model_learns_to_plan_and_its_adapter_goes_with_the_checkpoin
     ]
     run = whole_run(corpus, tmp_path / "run", rows, *settings)
     assert [stage["name"] for stage in run.log][:2] == ["planner", "plans"]
+    assert [stage["name"] for stage in run.log] == list(METHODS["omg"].stages.of(run.config))
     assert run.log[0]["samples"] == 6 and run.log[0]["epochs"] == 1
     model = loaded(run)
     assert model.config.condition_dim == 32 and model.language_model_input == "transcript"

@@ -24,6 +24,7 @@ from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.report import caption, results_markdown
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.hub.cards import card_of, without_local_paths
+from hf_msa.methods import METHODS
 from hf_msa.models import msa_remembering
 from hf_msa.models.configuration_uacs import UacsConfig
 from hf_msa.models.modeling_uacs import ExpertAnswer, UacsForSentimentAnalysis
@@ -471,6 +472,8 @@ def test_an_adapter_is_trained_saved_and_asked(
     ]
     run = whole_run(corpus, tmp_path / "run", *assignments, media=media)
     assert [stage["name"] for stage in run.log] == ["ubm", "lora", "calibration"]
+    assert METHODS["uacs"].stages.of(run.config) == ("ubm", "lora", "calibration")
+    assert METHODS["uacs"].stages.of(UacsConfig(route="fast")) == ("ubm", "calibration")
     published = without_local_paths(json.loads((run.folder / "run.json").read_text(encoding="utf-8")))
     assert published["settings"]["model"]["expert_model"] == published["config"]["expert_model"] == "thinker"
     assert "models/thinker" not in json.dumps(published)

@@ -195,7 +195,8 @@ class RunContext:
 
     def title(self, stage: str) -> str:
         """What the display calls a stage, e.g. ``"stage 1 of 3 'polarity', seed 1112 (2 of 2)"``."""
-        names = METHODS[self.recipe.method].stages.names
+        stages = METHODS[self.recipe.method].stages
+        names = stages.names if stages.of is None else stages.of(self.config)
         place = f" {names.index(stage) + 1} of {len(names)}" if stage in names else ""
         rate = "" if self.recipe.train_rate is None else f", training rate {self.recipe.train_rate:g}"
         several = f" ({self.seeds.index(self.seed) + 1} of {len(self.seeds)})" if self.seed in self.seeds else ""

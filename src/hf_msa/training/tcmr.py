@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from hf_msa.data.rows import DrawnRows
 from hf_msa.errors import MsaError
 from hf_msa.files import atomic_write
+from hf_msa.models.configuration_tcmr import TcmrConfig
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrPolarityClassifier, TcmrTextRegressor
 from hf_msa.models.msa_encoders import TokenTransformer
@@ -32,6 +33,12 @@ FINAL_STAGE = "main"
 RATE_FREE_STAGES = ("polarity", "regressor")
 # What the analysis tools judge by: confidences by the true-class probability, rebuilt text by complete-text features.
 KEPT = ("polarity/model/*", "regressor/model/*")
+
+
+def stages_of(config: TcmrConfig) -> tuple[str, ...]:
+    """The stages of a run, see above."""
+    last = {"confnet_first": ("confidence", "main"), "confnet_later": ("main", "confidence")}
+    return ("polarity", "regressor", *(("main",) if config.is_oracle else last.get(config.optimization, ("main",))))
 
 
 class TcmrTrainer(MsaTrainer):

@@ -35,12 +35,16 @@ from .pseudo_labels import PseudoLabels, momentum_at
 
 STAGES = ("unimodal", "main")
 FINAL_STAGE = "main"
-
 # What the first stage gives beside its models.
 PSEUDO_LABELS_FILE = "pseudo_labels.safetensors"
 KEPT = (f"unimodal/{PSEUDO_LABELS_FILE}",)
 _STATE_FILE = "cmc_state.safetensors"
 _SPLITS = ("train", "validation")
+
+
+def stages_of(config: CmcConfig) -> tuple[str, ...]:
+    """The stages of a run: without `pretrain` only the second."""
+    return STAGES if config.pretrain else ("main",)
 
 
 class _TextDecayTrainer(AdamTrainer):

@@ -82,6 +82,15 @@ AUTOENCODERS_FILE = "autoencoders.safetensors"
 _TEXT_STATES = "text_states"
 
 
+def stages_of(config: OmgConfig) -> tuple[str, ...]:
+    """The stages of a run: an adapter only for a language model that gets one, and the classifier before `main` or after."""
+    absent = {
+        "classifier" if config.refit_classifier else "classifier_after",
+        "" if _is_adapted(config) else "planner",
+    }
+    return tuple(stage for stage in STAGES if stage not in absent)
+
+
 class OmgTrainer(AdamTrainer):
     """Trains a part of the system by one of its objectives; plans and states of the frozen text encoder come from caches.
 

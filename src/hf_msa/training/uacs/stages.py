@@ -28,6 +28,11 @@ FINAL_STAGE = "ubm"
 LORA_STAGES = ("lora",)
 
 
+def stages_of(config: UacsConfig) -> tuple[str, ...]:
+    """The stages of a run: an adapter only for an expert that is asked and gets one."""
+    return STAGES if config.route != "fast" and config.expert_adapter else ("ubm", "calibration")
+
+
 def run(context: RunContext) -> MsaPreTrainedModel:
     """Train the small model, the adapter where the recipe wants one, and calibrate."""
     config = cast(UacsConfig, context.config)
