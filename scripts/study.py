@@ -253,11 +253,15 @@ def plan_jobs(plan: Mapping[str, Any], work: Path, seeds: Sequence[int], only: S
             named = {arm.name: arm for arm in arms_of(plan, name, corpus)}
             for tool, analysed in study["tools"].items():
                 for each in analysed:
-                    folder = named[each].folder(work, "results" if tool == "router" else "runs")
+                    arm = named[each]
+                    reads_results = tool in plan.get("tools of results", ())
+                    folders = (
+                        [arm.result(work, seed) for seed in seeds] if reads_results else [arm.folder(work, "runs")]
+                    )
                     output = work / "tools" / name / _slug(corpus) / f"{tool}-{_slug(each)}"
                     yield Job(
                         f"{tool} {name} {corpus} {each} of {len(seeds)}",
-                        (_cli("analyze", tool, folder, "--data", _data(work, corpus), "--output", output),),
+                        (_cli("analyze", tool, *folders, "--data", _data(work, corpus), "--output", output),),
                         3,
                     )
 
