@@ -52,6 +52,13 @@ TINY: dict[str, Any] = {
 }
 
 
+def test_tools_of_results_are_given_those_of_each_seed():
+    jobs = list(study.plan_jobs(study.load_plan(), Path("work"), [1, 2], ["cmc"]))
+    router, *_ = [job.commands[0] for job in jobs if job.name.startswith("router cmc lies CMC")]
+    results = Path("work/results/cmc/lies/CMC")
+    assert router[4:6] == (str(results / "seed-1"), str(results / "seed-2"))
+
+
 def test_wrong_signs_are_counted_where_the_label_has_one():
     arm = study.Row(("a", "b", "c"), np.array([1.0, 0.0, -2.0]), (0.0,), (1,), np.array([[[0.1, -1.0, 0.5]]]))
     beside = study.Row(arm.ids, arm.labels, (0.0,), (1,), np.array([[[-0.1, 1.0, 0.5]]]))
