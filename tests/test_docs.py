@@ -240,9 +240,9 @@ def execute(block: Block, environment: dict[str, str]) -> None:
                     provide(" ".join(arguments))
                 assert main(quick(arguments)) == 0, (block.name, arguments)
     else:
+        provide(block.code)
         for made in re.findall(r'\b(?:sample_corpus\(|train\("[^"]+", \w+,)\s*"(.+?)"', block.code):
             shutil.rmtree(made, ignore_errors=True)  # which another document has made
-        provide(block.code)
         # A model that no snippet pushes, one that is not downloaded, and an organisation that the loopback Hub knows.
         code = block.code.replace("org/tcmr-mosi", "runs/tcmr/seed-1111")
         code = code.replace("bert-base-uncased", "corpus/text_model").replace('"org/', '"lab/')
