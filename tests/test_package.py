@@ -123,7 +123,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     build = "import setuptools.build_meta as backend, sys; getattr(backend, sys.argv[1])(sys.argv[2])"
     done(sys.executable, "-c", build, "build_sdist", folder, cwd=folder / "clone")
     with tarfile.open(next(folder.glob("*.tar.gz"))) as sdist:
-        sdist.extractall(folder / "sdist", filter="data")
+        # Which Python 3.11 has from 3.11.4 on.
+        sdist.extraction_filter = getattr(tarfile, "data_filter", None)
+        sdist.extractall(folder / "sdist")
     (source,) = (folder / "sdist").iterdir()
     done(sys.executable, "-c", build, "build_wheel", folder, cwd=source)
     (wheel,) = folder.glob("*.whl")
