@@ -418,11 +418,11 @@ def test_a_small_corpus_keeps_its_promises(tmp_path: Path):
     measured = check_corpus(write_sample_corpus(tmp_path / "small", "small"))
     found = measured["mechanisms"]
     assert found["label"]["complete"]["inferred"]["mse"] < found["label"]["complete"]["unknown"]["mse"]
-    assert found["persona"]["complete"] > 0.05
-    gained = found["knowledge"]["complete"]["inferred before unknown"]
+    gained, errors = found["knowledge"]["complete"]["inferred before unknown"], found["label"]["complete"]
     assert (
-        gained["mean"] == pytest.approx(found["persona"]["complete"]) and 0 < gained["standard_error"] < gained["mean"]
+        gained["mean"] == pytest.approx(errors["unknown"]["mse"] - errors["inferred"]["mse"]) and gained["mean"] > 0.05
     )
+    assert 0 < gained["standard_error"] < gained["mean"]
     assert min(found["lies"].values()) > 0.75
     for hidden in found["frames"].values():
         assert hidden["half"]["words"]["posterior, persona inferred"] < hidden["half"]["no words"]["linear"]

@@ -23,7 +23,7 @@ from hf_msa.models.feature_extraction_msa import MsaFeatureExtractor
 from hf_msa.models.processing_msa import MsaProcessor
 
 from .evaluate import Evaluation, write_evaluation
-from .results import EvaluationFacts, predictions_table
+from .results import EvaluationFacts, predictions_table, protocol_facts
 
 METHOD = "ceiling"
 
@@ -66,8 +66,7 @@ def evaluate_ceiling(
     facts = EvaluationFacts(
         method=METHOD,
         dataset={"name": known.name, "split": split, "label_family": known.family.to_value()},
-        protocol={"name": protocol}
-        | {k: v for k, v in tested[0].protocol.to_dict().items() if k not in ("name", "rate", "seed", "available")},
+        protocol=protocol_facts(tested),
         trained_on=known.name,
         oracle=True,
     )

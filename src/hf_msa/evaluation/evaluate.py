@@ -42,6 +42,7 @@ from .results import (
     Results,
     build_results,
     predictions_table,
+    protocol_facts,
     read_results,
     trained_on,
     write_results,
@@ -172,9 +173,7 @@ def evaluate_runs(
         )
         facts.method, model_class = method_of(network), type(network)
         facts.changes = with_located_model(facts.changes, network.config)
-        facts.protocol = {"name": protocol} | {
-            k: v for k, v in tested[0].protocol.to_dict().items() if k not in ("name", "rate", "seed", "available")
-        }
+        facts.protocol = protocol_facts(tested)
         if not parts:
             rates_tested = {rate for _, one in members for rate in one or ()} if matched else {c.rate for c in tested}
             check_same_test(target, facts, rates_tested, {c.mask_seed for c in tested})

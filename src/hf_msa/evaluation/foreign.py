@@ -15,7 +15,7 @@ from hf_msa.errors import MsaError, reason
 from hf_msa.models.msa_schema import MODALITIES
 
 from .evaluate import Evaluation, check_same_test, write_evaluation
-from .results import EvaluationFacts, predictions_table
+from .results import EvaluationFacts, predictions_table, protocol_facts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,8 +100,7 @@ def evaluate_predictions(
     facts = EvaluationFacts(
         method=name,
         dataset={"name": known.name, "split": split, "label_family": known.family.to_value()},
-        protocol={"name": protocol}
-        | {k: v for k, v in tested[0].protocol.to_dict().items() if k not in ("name", "rate", "seed", "available")},
+        protocol=protocol_facts(tested),
         foreign=Path(predictions).name,
     )
     check_same_test(Path(output), facts, settings, set(columns["mask_seed"]))

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CURVES_FILE = "curves"
-"""The name, without ending, of the curves beside a result."""
-
 # Okabe and Ito's colours, told apart by the colour-blind; with markers they also survive a black-and-white print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_msa.data.missing import Rate
+from hf_msa.data.missing import Condition, Rate
 from hf_msa.errors import MsaError, reason, unknown_name
 from hf_msa.evaluation.metrics import (
     METRICS,
@@ -266,6 +266,16 @@ def _encode(table: "pa.Table", column: str) -> tuple[list[Any], NDArray[np.int64
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     return [values[index] for index in order], rank[codes]
+
+
+def protocol_facts(tested: Sequence[Condition]) -> dict[str, Any]:
+    """What the conditions of one test share, as results say it: the protocol's name and its fields but rate, seed, pattern.
+
+    Args:
+        tested: See `hf_msa.data.missing.conditions`.
+    """
+    values = tested[0].protocol.to_dict()
+    return {name: value for name, value in values.items() if name not in ("rate", "seed", "available")}
 
 
 def predictions_table(parts: Iterable[Mapping[str, Any]]) -> "pa.Table":

@@ -42,8 +42,8 @@ def mechanism_ceilings(
 
     Returns:
         ``label[setting][persona]``: `mse`, `mae`, `accuracy_consistent`, `accuracy_inconsistent`; ``lies[modality]``: AUC or
-        None; ``persona[setting]``: how much lower the squared error is where a persona is looked up than for a stranger;
-        ``knowledge[setting]``: how much lower it is with more knowledge than with the next, each with its standard error;
+        None; ``knowledge[setting]``: how much lower the squared error is with more knowledge of the persona than with less
+        (``"inferred before unknown"``: looked up against a stranger), each with its standard error;
         ``frames[modality][hidden][words][method]``: relative squared errors.
     """
     script, _ = clips.make_clips(config, numbers)
@@ -83,15 +83,7 @@ def mechanism_ceilings(
         }
         for modality in FEATURE_MODALITIES
     }
-    gain = {setting: found["unknown"]["mse"] - found["inferred"]["mse"] for setting, found in label.items()}
-    return {
-        "clips": len(numbers),
-        "label": label,
-        "lies": lies,
-        "persona": gain,
-        "knowledge": knowledge,
-        "frames": frames,
-    }
+    return {"clips": len(numbers), "label": label, "lies": lies, "knowledge": knowledge, "frames": frames}
 
 
 def _mean_and_error(values: Floats) -> dict[str, float]:
