@@ -257,7 +257,7 @@ class CmcBranch(nn.Module):
         hidden = self.projection(values)
         if valid is None:
             return F.normalize(self.encoder(hidden).mean(dim=1), dim=-1)
-        return encode_by_length(self._encode_valid, hidden, valid)
+        return encode_by_length(self._encode_valid, hidden, valid, hidden.shape[-1])
 
     def _encode_valid(self, hidden: Tensor, valid: Tensor) -> Tensor:
         there = valid.any(dim=1, keepdim=True)

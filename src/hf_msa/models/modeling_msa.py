@@ -440,7 +440,7 @@ class MsaPreTrainedModel(PreTrainedModel):
 
         # Without masks behind the encoder, its outputs at padding are part of the result.
         return (
-            encode_by_length(encode, input_ids, attention_mask)
+            encode_by_length(encode, input_ids, attention_mask, self.text_encoder.config.hidden_size)
             if self.config.mask_padding
             else encode(input_ids, attention_mask)
         )

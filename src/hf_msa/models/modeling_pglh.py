@@ -81,7 +81,7 @@ def transform(transformer: nn.TransformerEncoder, hidden: Tensor, mask: Tensor) 
         output: Tensor = transformer(sequence, src_key_padding_mask=padding_mask(attend))
         return F.pad(output, (0, 0, 0, length - sequence.shape[1]))
 
-    return encode_by_length(run, hidden, mask)
+    return encode_by_length(run, hidden, mask, hidden.shape[-1])
 
 
 def mean_error(errors: Tensor, mask: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from .msa_attention import PreNormLayer
 
-# Rows that a CPU encodes together: few enough that they have like lengths and stay in the cache.
-_GROUP_ROWS = 8
+
+def _group_rows(width: int) -> int:
+    """Rows that a CPU encodes together: few enough that they have like lengths and stay in the cache."""
+    return max(8, min(32, 1024 // width))
 
 
-def encode_by_length(encode: Callable[[Tensor, Tensor], Tensor], sequence: Tensor, mask: Tensor) -> Tensor:
+def encode_by_length(encode: Callable[[Tensor, Tensor], Tensor], sequence: Tensor, mask: Tensor, width: int) -> Tensor:
     """Encode rows of like length together, each group cut behind its longest, so that less padding is computed.
 
     For encoders that leave padding out and give every row the same number of positions the result is that of
@@ -27,13 +29,15 @@ def encode_by_length(encode: Callable[[Tensor, Tensor], Tensor], sequence: Tenso
         encode: Takes a sequence and its mask.
         sequence (`torch.Tensor` of shape `(batch, length, ...)`): What to encode.
         mask (`torch.Tensor` of shape `(batch, length)`): 1 or True = a real position.
+        width: Width of the hidden states within the encoder.
     """
-    if sequence.device.type != "cpu" or len(sequence) <= _GROUP_ROWS:
+    group_rows = _group_rows(width)
+    if sequence.device.type != "cpu" or len(sequence) <= group_rows:
         return encode(sequence, mask)
     ends = (mask.bool() * torch.arange(1, mask.shape[1] + 1)).amax(dim=1)
     order = ends.argsort(stable=True)
     groups = []
-    for rows in order.split(_GROUP_ROWS):
+    for rows in order.split(group_rows):
         longest = max(1, int(ends[rows[-1]]))
         groups.append(encode(sequence[rows, :longest], mask[rows, :longest]))
     return torch.cat(groups)[order.argsort()]
@@ -197,7 +201,7 @@ class SequenceEncoder(nn.Module):
         """
         if mask is None:
             return self._encode(frames, None)
-        return encode_by_length(self._encode, frames, mask)
+        return encode_by_length(self._encode, frames, mask, self.projection.out_features)
 
     def _encode(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         tokens: Tensor = self.transformer(self.projection(frames), mask)
