@@ -72,6 +72,17 @@ def drops_the_proxy() -> None:
     assert torch.equal(out.reconstructed_features, out.confidence.unsqueeze(-1) * out.text_features)
 
 
+def teaches_the_proxy_by_itself() -> None:
+    (taught, batch), (model, _) = rebuilding("proxy_taught"), rebuilding(None)
+    taught.load_state_dict(model.state_dict())
+    for each in (taught, model):
+        each.proxy_generator.forward = lambda features: (torch.tensor([[[2.0, 2.0]], [[2.0, 6.0]]]), None)
+    out, plain = taught(**batch, objective="other"), model(**batch, objective="other")
+    # Less the mean (2, 2): (0, 0) and (0, 4) for (-1, -2) and (1, 2); mean of 1, 4, 1 and 4, in units of the variance 2.5.
+    assert out.losses["reconstruct_proxy"].item() == pytest.approx(1.0)
+    assert out.loss.item() == pytest.approx(plain.loss.item() + 0.8)
+
+
 def takes_a_frozen_classifier_for_the_estimator() -> None:
     model = build("ub")
     names = {name.split(".")[0] for name in parameter_names(model) ^ parameter_names(build())}
@@ -174,6 +185,7 @@ EFFECTS: dict[str, Callable[[], None]] = {
     "ub": takes_a_frozen_classifier_for_the_estimator,
     "proxy_mean": drops_only_the_gate,
     "proxy_none": drops_the_proxy,
+    "proxy_taught": teaches_the_proxy_by_itself,
     "uncentred": leaves_the_mean_in,
     "random_start": starts_anew,
     "rec_mean": takes_the_plain_mean,

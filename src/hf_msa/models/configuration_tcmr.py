@@ -65,6 +65,9 @@ class TcmrConfig(MsaConfig):
     Loss weights (T1; eq. 14):
         w_conf, w_rec_text, w_rec_aux, w_task (`float`): Of confidence, text reconstruction, audio and vision
             reconstruction, and the sentiment score.
+        w_rec_proxy (`float`): Of the error of the proxy by itself against the target of eq. 11 (ours; 0 = as published).
+            Eq. 11 reaches the generators by way of the mixture alone, by one minus the confidence and for what the text
+            leaves over.
 
     Example:
         ```python
@@ -87,6 +90,7 @@ class TcmrConfig(MsaConfig):
         "ub": {"confidence_source": "oracle"},
         "proxy_mean": {"proxy": "mean"},
         "proxy_none": {"proxy": "none"},
+        "proxy_taught": {"w_rec_proxy": 0.8},
         "uncentred": {"center_text": False},
         "random_start": {"start_from_regressor": False},
         "rec_mean": {"reconstruction_reduction": "mean"},
@@ -124,6 +128,7 @@ class TcmrConfig(MsaConfig):
     w_rec_text: float | int = 0.8
     w_rec_aux: float | int = 0.1
     w_task: float | int = 1.0
+    w_rec_proxy: float | int = 0.0
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -157,7 +162,9 @@ class TcmrConfig(MsaConfig):
         )
         if any(width < 1 for width in self.confnet_hidden):
             raise ValueError(f"confnet_hidden must hold widths of at least 1, got {self.confnet_hidden}.")
-        self.check_numbers("w_conf", "w_rec_text", "w_rec_aux", "w_task", at_least=0)
+        self.check_numbers("w_conf", "w_rec_text", "w_rec_aux", "w_task", "w_rec_proxy", at_least=0)
+        if self.w_rec_proxy and self.proxy == "none":
+            raise ValueError("w_rec_proxy weighs the error of a proxy, but proxy is 'none'; set w_rec_proxy to 0.")
         if self.is_oracle and self.confidence_target != "tcp":
             raise ValueError(
                 "confidence_source='oracle' stands for the true-class probability and needs confidence_target='tcp', "

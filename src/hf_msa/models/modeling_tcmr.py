@@ -25,9 +25,9 @@ from .msa_schema import FEATURE_MODALITIES
 
 # The loss terms of every objective of the training scheme (section 3.7, eq. 14 and 15).
 OBJECTIVES = {
-    "all": ("task", "confidence", "reconstruct_text", "reconstruct_aux"),
+    "all": ("task", "confidence", "reconstruct_text", "reconstruct_proxy", "reconstruct_aux"),
     "confidence": ("confidence",),
-    "other": ("task", "reconstruct_text", "reconstruct_aux"),
+    "other": ("task", "reconstruct_text", "reconstruct_proxy", "reconstruct_aux"),
     "task": ("task",),
 }
 
@@ -37,7 +37,8 @@ class TcmrOutput(MsaOutput):
     """Output of `TcmrForSentimentAnalysis`. Features have the shape `(batch, num_tokens, hidden_size)`.
 
     Args:
-        loss, logits, losses: See `MsaOutput`; `losses` may hold task, confidence, reconstruct_text, reconstruct_aux.
+        loss, logits, losses: See `MsaOutput`; `losses` may hold task, confidence, reconstruct_text,
+            reconstruct_proxy, reconstruct_aux.
         confidence (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Confidence in the text, in [0, 1], as used
             in eq. 10: predicted, or what was given in its place.
         gate (`torch.FloatTensor` of shape `(batch, 1)`, *optional*): Weight of audio against vision in the proxy
@@ -521,6 +522,8 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             terms["task"] = F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
         if text_targets is not None:
             terms["reconstruct_text"] = self.text_reconstruction_loss(reconstructed, text_targets)
+            if self.config.w_rec_proxy:
+                terms["reconstruct_proxy"] = self.text_reconstruction_loss(proxy, text_targets)
         complete = {name: value for name in features if (value := inputs.complete(name)) is not None}
         if complete and "reconstruct_aux" in OBJECTIVES[objective]:
             attention = {name: inputs.complete_attention(name) for name in complete}
@@ -552,6 +555,7 @@ class TcmrForSentimentAnalysis(MsaPreTrainedModel):
             "task": self.config.w_task,
             "confidence": self.config.w_conf if objective == "all" else 1.0,
             "reconstruct_text": self.config.w_rec_text,
+            "reconstruct_proxy": self.config.w_rec_proxy,
             "reconstruct_aux": self.config.w_rec_aux,
         }
         loss = torch.stack([weights[name] * term for name, term in chosen.items()]).sum()
