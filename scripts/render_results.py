@@ -155,7 +155,7 @@ def paper(name: str, table: str, method: str, metric: str) -> str:
 
 def study_rows(study: str, corpus: str) -> str:
     """The rows of one study of mechanisms on one corpus: errors per setting, and the way from the text to the ceiling."""
-    rows = read("study/study.json")["studies"][study]["corpora"][corpus]["arms"]
+    rows = read(f"study/{study}.json")["corpora"][corpus]["arms"]
     settings = list(next(iter(rows.values()))["settings"])
     several = settings if len(settings) in range(2, 5) else []
     heading = ["row", "seeds", *(f"MAE at {setting}" for setting in several), "MAE ↓", "Corr ↑", "Non0 Acc-2 ↑", "way"]
@@ -177,7 +177,7 @@ def _spread(estimate: dict[str, float | None], scale: int = 1, digits: int = 3) 
 
 def study_effects(study: str) -> str:
     """How much each part of a method lowers the error, with its fuel and without."""
-    found = read("study/study.json")["studies"][study]
+    found = read(f"study/{study}.json")
     corpora, digits = found["corpora"], 1 if found["measure"] == "wrong sign" else 3
     labels = dict.fromkeys(label for part in corpora.values() for label in part["effects"])
     heading = [f"{corpus} ({_seeds(part['effects'].values())})" for corpus, part in corpora.items()]

@@ -2,7 +2,7 @@
 
     python scripts/study.py run WORK                 # everything that study.yaml plans; what is there already stays
     python scripts/study.py run WORK --only tcmr --seeds 1 2
-    python scripts/study.py report WORK              # WORK/report: study.json, figures, and the tools' tables
+    python scripts/study.py report WORK              # WORK/report: for each study NAME.json, a figure, and the tools' tables
     python scripts/render_results.py keep WORK/report study
 
 A job is one process with one thread: a corpus, a training with its evaluation, a ceiling, an analysis tool. Jobs go through
@@ -465,18 +465,14 @@ def _table_row(row: Row, family: Any, measure: str, ways: Mapping[str, float]) -
     return found
 
 
-def report(plan: Mapping[str, Any], work: Path, output: Path) -> dict[str, Any]:
+def report(plan: Mapping[str, Any], work: Path, output: Path) -> None:
     """Compute tables and effects of what has been run, and write them with figures.
 
     Args:
         plan: See study.yaml.
         work: The folder that `run` filled.
-        output: Where `study.json`, a figure for each study and the tools' tables shall be.
-
-    Returns:
-        The content of `study.json`.
+        output: Where a JSON file and a figure for each study and the tools' tables shall be.
     """
-    found: dict[str, Any] = {"core hours": _core_hours(work), "studies": {}}
     for name, study in plan["studies"].items():
         own = {corpus: _corpus_report(plan, work, name, corpus) for corpus in _corpora(study)}
         own = {corpus: part for corpus, part in own.items() if part["arms"]}
@@ -484,7 +480,8 @@ def report(plan: Mapping[str, Any], work: Path, output: Path) -> dict[str, Any]:
             continue
         measure = study.get("measure", ABSOLUTE)
         facts = {"question": study["question"], "fuel": study["fuel"], "measure": measure}
-        found["studies"][name] = {**facts, "corpora": own}
+        facts["core hours"] = _core_hours(plan, work, name)
+        write_json(output / f"{name}.json", plain({**facts, "corpora": own}))
         write_figure(output / name, partial(_draw, corpora=own, measure=measure))
         for summary in sorted((work / "tools" / name).glob("*/*/*.md")):
             target = output / f"{name}-{summary.parent.parent.name}-{summary.parent.name}.md"
@@ -492,13 +489,12 @@ def report(plan: Mapping[str, Any], work: Path, output: Path) -> dict[str, Any]:
     for name in plan.get("scripts", {}):
         for file in (*(work / "tools" / name).glob("*.md"), *(work / "tools" / name).glob("*.json")):
             shutil.copyfile(file, output / f"{name}{file.suffix}")
-    write_json(output / "study.json", plain(found))
-    return found
 
 
-def _core_hours(work: Path) -> float:
-    files = sorted((work / "jobs").glob("*.json"))
-    seconds = [float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in files]
+def _core_hours(plan: Mapping[str, Any], work: Path, study: str) -> float:
+    """Of one study, with the rows beside it."""
+    files = [work / "jobs" / f"{job.slug}.json" for job in plan_jobs(plan, work, plan["seeds"], [study])]
+    seconds = [float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in files if file.is_file()]
     return round(sum(seconds) / 3600, 1)
 
 

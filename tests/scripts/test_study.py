@@ -193,12 +193,13 @@ def test_a_study_that_there_is_not_is_one_sentence(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_tiny_study_runs_from_corpus_to_report(tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(yaml.safe_dump(TINY, sort_keys=False), encoding="utf-8")
     assert study.main(["--plan", str(plan), "run", str(tmp_path / "work"), "--seeds", "1"]) == 0
     assert study.main(["--plan", str(plan), "report", str(tmp_path / "work"), "--output", str(tmp_path / "out")]) == 0
-    found = json.loads((tmp_path / "out" / "study.json").read_text(encoding="utf-8"))["studies"]["pglh"]["corpora"]
+    found = json.loads((tmp_path / "out" / "pglh.json").read_text(encoding="utf-8"))["corpora"]
     assert list(found) == ["with", "without it"]
     rows = found["with"]["arms"]
     assert list(rows) == ["constant", "text", "ceiling", "PGLH", "no prompt", "again"]
