@@ -63,6 +63,7 @@ def test_the_card_has_the_table_the_licence_and_the_splits(tmp_path, pickle_file
     text = (tmp_path / "mosi" / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(text.split("---")[1])
     assert header["license"] == "other"
+    assert header["task_categories"] == ["text-classification"]
     assert header["configs"][0]["data_files"][1] == {"split": "validation", "path": "data/validation-*.parquet"}
     assert {split["name"]: split["num_examples"] for split in header["dataset_info"]["splits"]}["train"] == 6
     assert "| train | 6 |" in text

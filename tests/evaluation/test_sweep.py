@@ -549,6 +549,21 @@ def test_widths_must_be_those_of_the_checkpoint(
         check_widths(loaded[0], rows, "m")
 
 
+def test_who_reads_text_alone_is_tested_on_data_without_sound(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    silent = tmp_path / "silent"
+    rows = load_msa(corpus)
+    columns = [name for name in rows["test"].column_names if name.startswith("audio")]
+    for split in rows:
+        (silent / "data").mkdir(parents=True, exist_ok=True)
+        rows[split].remove_columns(columns).to_parquet(silent / "data" / f"{split}-00000-of-00001.parquet")
+    shutil.copy(corpus / "msa_dataset.json", silent)
+    save_untrained(corpus, tmp_path / "text" / "seed-1", "text", 1)
+    found = [evaluate_runs(str(tmp_path / "text"), str(data), rates=[0.0]).content for data in (corpus, silent)]
+    assert found[0]["mean_over_rates"]["mae"]["mean"] == found[1]["mean_over_rates"]["mae"]["mean"]
+    with pytest.raises(MsaError, match="reads audio, but the data has no audio column"):
+        evaluate_runs(str(runs), str(silent))
+
+
 def test_seeds_of_two_experiments_have_no_mean(corpus: Path, runs: Path, tmp_path: Path) -> None:
     mixed = copy_of(runs, tmp_path / "mixed")
     run = json.loads((mixed / "seed-2" / "run.json").read_text(encoding="utf-8"))
