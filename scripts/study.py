@@ -401,7 +401,9 @@ def _one_seed(predictions: Predictions) -> Floats:
     return np.asarray(predictions.scores.mean(axis=(0, 1), dtype=np.float64))
 
 
-def effect(arm: Row, beside: Row, clips: NDArray[np.bool_] | None = None, measure: str = ABSOLUTE) -> dict[str, Any]:
+def effect(
+    arm: Row, beside: Row, clips: NDArray[np.bool_] | None = None, measure: str = ABSOLUTE, setting: Any = None
+) -> dict[str, Any]:
     """How much lower the error of one arm is than another's, over the seeds that both have.
 
     The interval covers chance of training and of test clips at once: the variance of the mean is that over seeds of a seed's
@@ -413,6 +415,7 @@ def effect(arm: Row, beside: Row, clips: NDArray[np.bool_] | None = None, measur
         beside: What it is compared with, on the same clips and settings.
         clips: The clips that count (N,); default: all.
         measure: One of `MEASURES`.
+        setting: The one missing rate or pattern that counts; default: the mean over all.
 
     Returns:
         `difference` (positive: the arm is better), `low`, `high` (None for a single seed), `seeds` and `clips`.
@@ -428,10 +431,15 @@ def effect(arm: Row, beside: Row, clips: NDArray[np.bool_] | None = None, measur
         raise MsaError("The two arms were not tested alike; remove the results of one and run the study again.")
     if not both:
         raise MsaError("The two arms have no training seed in common; run the study with the same seeds for both.")
+    if setting is not None and setting not in arm.settings:
+        raise MsaError(
+            f"No arm was tested at {setting!r}, but at {', '.join(map(str, arm.settings))}; change the effect."
+        )
     gained = (
         beside.errors(measure)[[beside.seeds.index(seed) for seed in both]]
         - arm.errors(measure)[[arm.seeds.index(seed) for seed in both]]
-    ).mean(axis=1)
+    )
+    gained = gained.mean(axis=1) if setting is None else gained[:, arm.settings.index(setting)]
     gained = gained[:, arm.judged(measure) & (True if clips is None else clips)]
     difference = float(gained.mean())
     found: dict[str, Any] = {"difference": difference, "low": None, "high": None}
@@ -528,7 +536,7 @@ def _corpus_report(plan: Mapping[str, Any], work: Path, name: str, corpus: str) 
             arm = rows[wanted["arm"]]
             clips = np.array([planted[each] == wanted["clips"] for each in arm.ids]) if "clips" in wanted else None
             if clips is None or clips.any():
-                effects[label] = effect(arm, rows[wanted["beside"]], clips, measure)
+                effects[label] = effect(arm, rows[wanted["beside"]], clips, measure, wanted.get("setting"))
     table = {
         each: _table_row(rows[each], family, measure, ways)
         for each in [*plan["baselines"], CEILING, *arms]

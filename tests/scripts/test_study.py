@@ -84,6 +84,14 @@ def test_the_interval_of_an_effect_covers_chance_of_seeds_and_of_clips() -> None
     assert (found["seeds"], found["clips"]) == (2, 2)
 
 
+def test_an_effect_is_of_the_setting_that_counts() -> None:
+    arm = study.Row(("a",), np.zeros(1), (0.0, 0.9), (1,), np.zeros((1, 2, 1)))
+    beside = study.Row(("a",), np.zeros(1), (0.0, 0.9), (1,), np.array([[[1.0], [5.0]]]))
+    assert [study.effect(arm, beside, setting=each)["difference"] for each in (None, 0.0, 0.9)] == [3, 1, 5]
+    with pytest.raises(MsaError, match=r"No arm was tested at 0\.5, but at 0\.0, 0\.9; change the effect\.$"):
+        study.effect(arm, beside, setting=0.5)
+
+
 def test_an_effect_is_paired_by_seed_and_of_the_clips_that_count() -> None:
     arm = _row((1, 3), [[[0, 0]], [[9, 9]]])
     beside = _row((2, 1), [[[7, 7]], [[1, 5]]])
