@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from hf_msa.analysis import TOOLS, run_tool
@@ -22,6 +23,7 @@ from hf_msa.analysis.cmc.pseudo_labels import (
     movable_mass,
     settling,
 )
+from hf_msa.analysis.cmc.refit import ROUTERS, Experts, accuracy, fit
 from hf_msa.analysis.cmc.router import WEIGHINGS, lie_row, weighing_rows, weight_rows
 from hf_msa.analysis.common.consistency_gap import GAP_ALARM, difference_row, subset_scores
 from hf_msa.analysis.common.prediction_columns import SampleNumbers
@@ -34,6 +36,7 @@ from hf_msa.evaluation.evaluate import evaluate_runs
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.results import Predictions, predictions_table, write_results
 from hf_msa.evaluation.statistics import resample_counts
+from hf_msa.models.configuration_cmc import CmcConfig
 from hf_msa.models.msa_label_families import BUILT_IN
 from hf_msa.models.msa_schema import MODALITIES, SENTIMENT_CLASSES
 from hf_msa.training.recipes import load_recipe
@@ -48,6 +51,33 @@ def read(path):
 
 
 # Router
+
+
+def made_experts(rows):
+    """Two experts; the one is right where the vectors are alike, the other where they are not."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, (rows, 3), generator=generator).float() * 2 - 1
+    first, second, label = signs.T
+    mixed = torch.stack([torch.stack([first, label], dim=1), torch.stack([second, label], dim=1)], dim=1)
+    right = torch.stack([first == second, first != second], dim=1)
+    said = torch.where(right, label[:, None], -label[:, None])
+    logits = torch.stack([-said, torch.full_like(said, -9), said], dim=2) * 3
+    return Experts(mixed, logits, label, (label + 1).long(), torch.full((rows, 2), 0.5))
+
+
+def test_a_router_that_compares_is_told_from_one_that_adds():
+    config = CmcConfig(audio_dim=2, vision_dim=None, embed_dim=2, num_attention_heads=1)
+    experts, others = made_experts(1000), made_experts(400)
+    found = {}
+    for kind, make in ROUTERS.items():
+        torch.manual_seed(1)
+        router = fit(make(config), experts, torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            weights = router(others.mixed).softmax(dim=-1)
+        found[kind] = accuracy((weights.unsqueeze(-1) * others.logits).sum(dim=1), others, config)[0]
+    # Whether two signs are alike is no sum of theirs.
+    assert found["rows"] > 0.95
+    assert found["constant"] < 0.7 and found["sum"] < 0.7
 
 
 def test_weights_where_a_modality_lies():
@@ -480,6 +510,11 @@ def test_tools_on_a_tiny_run(data, tmp_path):
     for metric in ("class_has0_acc2", "class_acc3"):
         routed = float(kinds["router"][METRICS[metric].pretty])
         assert routed == pytest.approx(facts[metric]["mean"], abs=1e-5)
+    run_tool("refit", [run], data=data, output=str(tmp_path / "refit"))
+    refit = (tmp_path / "refit" / "refit.md").read_text()
+    assert all(f"| {kind} | {source} |" in refit for kind in ROUTERS for source in ("train", "half of test"))
+    with pytest.raises(MsaError, match="--split train is what the experts were trained on"):
+        run_tool("refit", [run], data=data, split="train")
     router = (tmp_path / "router" / "router.md").read_text()
     assert "cmc: its router reads the sum of the modalities" in router and "No AUC can be above" in router
     means = [float(row["mean"]) for row in read(tmp_path / "router" / "router.csv")]
