@@ -259,11 +259,11 @@ def plan_jobs(plan: Mapping[str, Any], work: Path, seeds: Sequence[int], only: S
                         [arm.result(work, seed) for seed in seeds] if reads_results else [arm.folder(work, "runs")]
                     )
                     output = work / "tools" / name / _slug(corpus) / f"{tool}-{_slug(each)}"
-                    yield Job(
-                        f"{tool} {name} {corpus} {each} of {len(seeds)}",
-                        (_cli("analyze", tool, *folders, "--data", _data(work, corpus), "--output", output),),
-                        3,
+                    options_of_tool = _flags(plan.get("options of tools", {}).get(tool, {}))
+                    analyze = _cli(
+                        "analyze", tool, *folders, "--data", _data(work, corpus), "--output", output, *options_of_tool
                     )
+                    yield Job(f"{tool} {name} {corpus} {each} of {len(seeds)}", (analyze,), 3)
 
 
 def _data(work: Path, corpus: str) -> Path:

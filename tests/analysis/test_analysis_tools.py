@@ -205,6 +205,14 @@ def test_proxy(data, output, tmp_path):
     none, half = read(tmp_path / "proxy.csv")
     assert float(none["error of the mean"]) == pytest.approx(float(half["error of the mean"]))
     assert float(none["text: error"]) < float(half["text: error"])
+    # Where words alone are lost, the frames are those of complete clips, and so is what the generators make of them.
+    run_tool("proxy", [output], data=data, output=str(tmp_path / "words"), rates=[0.0, 0.5], modalities=["text"])
+    whole, words = read(tmp_path / "words" / "proxy.csv")
+    assert whole == none and words["text: error"] == half["text: error"]
+    assert float(words["proxy: error"]) == pytest.approx(float(none["proxy: error"]), rel=1e-5)
+    assert words["proxy: error"] != half["proxy: error"]
+    with pytest.raises(MsaError, match="modalities"):
+        run_tool("proxy", [output], data=data, modalities=["sound"])
     # The score as trained is the model's own, the error of text the training term's of a full confidence.
     (run,) = find_runs([output], "tcmr")
     rows = run.rows(data, "validation")

@@ -32,6 +32,7 @@ from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.statistics import mean_and_std
 from hf_msa.evaluation.sweep import masked_batches
 from hf_msa.models.modeling_tcmr import TcmrForSentimentAnalysis, TcmrTextRegressor
+from hf_msa.models.msa_schema import MODALITIES
 from hf_msa.models.processing_msa import MsaProcessor
 
 FEATURES = ("text", "proxy", "rebuilt")
@@ -134,10 +135,12 @@ def gather(
     processor: MsaProcessor,
     rows: MsaRows,
     rates: Sequence[float],
+    modalities: Sequence[str],
     mean: Tensor,
 ) -> dict[float, RateSums]:
-    """Run the model on all rows at all missing rates, the same for every modality; for the mean see `mean_text`."""
-    protocols = [protocol for _, _, protocol in conditions("frame", ("text",), rates, (MASK_SEED,))]
+    """Run the model on all rows at all missing rates of some modalities; for the mean see `mean_text`."""
+    tested = conditions("frame", model.modalities, rates, (MASK_SEED,), modalities=list(modalities))
+    protocols = [protocol for _, _, protocol in tested]
     found = {float(rate): RateSums() for rate in rates}
     target = torch.empty(0)
     for batch in masked_batches(model, processor, rows, protocols, "rebuilt texts", batch_size=64):
@@ -167,7 +170,13 @@ def gather(
 
 @tool("proxy", "what is rebuilt of the text, and what proxy and gate have to do with it", methods=("tcmr",))
 def analyze_proxy(
-    runs: Sequence[str], report: Report, *, data: str, split: str = "validation", rates: Sequence[float] = FRAME_RATES
+    runs: Sequence[str],
+    report: Report,
+    *,
+    data: str,
+    split: str = "validation",
+    rates: Sequence[float] = FRAME_RATES,
+    modalities: Sequence[str] = MODALITIES,
 ) -> None:
     """Show errors and spreads of text, proxy and rebuilt features, the gate, and what each is worth, per missing rate.
 
@@ -177,6 +186,7 @@ def analyze_proxy(
         data: Folder or Hub name of a prepared data set.
         split: The split to look at.
         rates: Missing rates.
+        modalities: The modalities that lose something; the others stay complete.
 
     Raises:
         MsaError: If a run or the data will not do, or a run no longer has its text regressor.
@@ -188,15 +198,16 @@ def analyze_proxy(
         model, processor = run.load(rows)
         tcmr, regressor = cast(TcmrForSentimentAnalysis, model), text_regressor(run)
         mean = mean_text(tcmr, regressor, processor, training_rows)
-        sums = gather(tcmr, regressor, processor, rows, rates, mean)
+        sums = gather(tcmr, regressor, processor, rows, rates, modalities, mean)
         table += [{"training seed": run.seed, "rate": rate, **each.row()} for rate, each in sums.items()]
     report.csv("proxy.csv", table)
     report.summary(
         "proxy.md",
         "Rebuilt text, proxy and gate",
         f"{found[0].name}; {len(rows)} texts ({split}), {counted(len(found), 'training seed')}, ± is the standard deviation "
-        "over them. Errors are in units of that of the mean complete training text per position: 1 is no knowledge of "
-        "the sample. Spreads are variances over samples in units of that of the complete texts: 0 is the same for all.",
+        f"over them. Words and frames are missing of {', '.join(modalities)}. Errors are in units of that of the mean "
+        "complete training text per position: 1 is no knowledge of the sample. Spreads are variances over samples in units "
+        "of that of the complete texts: 0 is the same for all.",
         [
             {"features": name} | {part: _over_seeds(table, f"{name}: {part}") for part in ("error", "spread")}
             for name in FEATURES
