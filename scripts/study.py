@@ -490,7 +490,8 @@ def report(plan: Mapping[str, Any], work: Path, output: Path) -> None:
         facts = {"question": study["question"], "fuel": study["fuel"], "measure": measure}
         facts["core hours"] = _core_hours(plan, work, name)
         write_json(output / f"{name}.json", plain({**facts, "corpora": own}))
-        write_figure(output / name, partial(_draw, corpora=own, measure=measure))
+        if any(part["effects"] for part in own.values()):
+            write_figure(output / name, partial(_draw, corpora=own, measure=measure))
         for summary in sorted((work / "tools" / name).glob("*/*/*.md")):
             target = output / f"{name}-{summary.parent.parent.name}-{summary.parent.name}.md"
             shutil.copyfile(summary, target)
