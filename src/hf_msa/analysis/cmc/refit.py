@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from hf_msa.analysis.common.trained_runs import find_runs
-from hf_msa.analysis.estimates import Estimate
-from hf_msa.analysis.tool_report import Report
+from hf_msa.analysis.estimates import Estimate, bars
+from hf_msa.analysis.tool_report import Figure, Report
 from hf_msa.analysis.tools import tool
 from hf_msa.data.missing import CompleteProtocol
 from hf_msa.data.rows import MsaRows
@@ -186,6 +186,8 @@ def analyze_refit(runs: Sequence[str], report: Report, *, data: str, split: str 
         ],
     )
     estimates = {key: Estimate.of([own[key] for own in refitted]) for key in refitted[0]}
+    name = METRICS[_METRIC].pretty
+    report.csv("refit.csv", [{"router": k, "fitted to": s, **each.cells(name)} for (k, s), each in estimates.items()])
     report.section(
         "What routers learn of them",
         f"The experts are those of the runs, on half of {split}. `constant` are learned weights that are the same for all "
@@ -195,7 +197,7 @@ def analyze_refit(runs: Sequence[str], report: Report, *, data: str, split: str 
             {
                 "router": kind,
                 "fitted to": source,
-                METRICS[_METRIC].pretty: estimate,
+                name: estimate,
                 "minus constant": (estimate - estimates["constant", source]).difference_text()
                 if ("constant", source) in estimates and kind != "constant"
                 else None,
@@ -207,3 +209,15 @@ def analyze_refit(runs: Sequence[str], report: Report, *, data: str, split: str 
             for (kind, source), estimate in estimates.items()
         ],
     )
+    report.figure("refit", _draw, estimates)
+
+
+def _draw(figure: Figure, estimates: Mapping[tuple[str, str], Estimate]) -> None:
+    figure.set_size_inches(5, 0.8 + 0.32 * len(estimates))
+    panel = figure.subplots()
+    means, errors = bars([estimate * 100 for estimate in estimates.values()])
+    names = [f"{kind}, {source}" if source != "-" else kind for kind, source in estimates]
+    panel.errorbar(means, range(len(names)), xerr=errors, fmt="o", markersize=4, capsize=2)
+    panel.set_yticks(range(len(names)), names)
+    panel.invert_yaxis()
+    panel.set_xlabel(f"{METRICS[_METRIC].pretty} (%), 95 % interval over samples")
