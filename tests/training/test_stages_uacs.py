@@ -301,13 +301,16 @@ class TestCalibrate:
         )
         assert results.content["config"]["tau_1"] == made["budget"]["tau_1"]
         table = pyarrow.parquet.read_table(runs / "results" / "predictions.parquet").to_pydict()
-        assert sum(route > 0 for route in table["route"]) == len(rows) // 4
+        handed_on = sum(route > 0 for route in table["route"])
+        assert 0 < handed_on <= len(rows) // 4, "fewer where some are equally uncertain"
+        assert handed_on == sum(uncertainty > made["budget"]["tau_1"] for uncertainty in table["uncertainty"])
+        share = handed_on / len(rows)
         cost = results.content["cost"]
         assert cost["calls"] == pytest.approx(np.mean(table["expert_calls"])) and cost["unreadable"] == 0
-        assert cost["routes"]["fast"] == pytest.approx(0.75) and sum(cost["routes"].values()) == pytest.approx(1)
+        assert cost["routes"]["fast"] == pytest.approx(1 - share) and sum(cost["routes"].values()) == pytest.approx(1)
         assert cost["tokens"] > cost["calls"] and cost["seconds"] == pytest.approx(np.mean(table["seconds"]), rel=1e-5)
-        assert "fast 75.0 %" in results_markdown(results.content)
-        assert "25.0 % are handed on" in capsys.readouterr().out
+        assert f"fast {1 - share:.1%}".replace("%", " %") in results_markdown(results.content)
+        assert f"{share:.1%} are handed on".replace("%", " %") in capsys.readouterr().out
         facts = json.loads((runs / "budget" / "seed-1" / "run.json").read_text(encoding="utf-8"))
         assert (
             facts["calibration"]["changes"]["budget_share"] == 0.25 and facts["language_model_input"] == "transcript"

@@ -44,12 +44,16 @@ def threshold(fit: Mapping[str, Any], weight: float, shift: float) -> float | No
 def threshold_for(uncertainties: Floats, count: int) -> float:
     """The threshold that hands on the `count` most uncertain samples; fewer where some are equally uncertain.
 
+    It lies halfway between the two samples that it parts: in other batches their uncertainties differ in the last digits.
+
     Args:
         uncertainties: `(samples,)`.
         count: From 0 to the number of samples.
     """
     ordered = np.sort(uncertainties)
-    return float(ordered[len(ordered) - count - 1]) if count < len(ordered) else -math.inf
+    if count == len(ordered):
+        return -math.inf
+    return float(ordered[-count - 1 :][:2].mean())
 
 
 def small_weight(small: Floats, expert: Floats, epsilon: float) -> Floats:
