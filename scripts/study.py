@@ -114,6 +114,7 @@ class Arm:
         runs: The arm whose runs are evaluated.
         changes: What the evaluation changes.
         test: Options of the evaluation.
+        stages_from: The arm whose early stages it takes, of the same seed, where they would be the same.
     """
 
     study: str
@@ -124,6 +125,7 @@ class Arm:
     runs: str
     changes: tuple[str, ...]
     test: tuple[str, ...]
+    stages_from: str | None = None
 
     def folder(self, work: Path, kind: str, name: str | None = None) -> Path:
         """Its folder among runs or results."""
@@ -152,7 +154,7 @@ def load_plan(path: Path = PLAN) -> dict[str, Any]:
             ("tests", [study["test"]]),
             ("arms", [effect[side] for effect in effects for side in ("arm", "beside")]),
             ("arms", [arm for arms in study["tools"].values() for arm in arms]),
-            ("arms", [arm["runs"] for arm in study["arms"].values() if "runs" in arm]),
+            ("arms", [arm[key] for arm in study["arms"].values() for key in ("runs", "stages from") if key in arm]),
         ):
             among = study["arms"] if known == "arms" else plan[known]
             unknown = next((each for each in named if each not in among), None)
@@ -177,6 +179,7 @@ def arms_of(plan: Mapping[str, Any], study: str, corpus: str) -> list[Arm]:
             arm.get("runs", name),
             tuple(_set(arm.get("evaluate", []))),
             test,
+            arm.get("stages from"),
         )
         for name, arm in own["arms"].items()
     ]
@@ -231,12 +234,15 @@ def plan_jobs(plan: Mapping[str, Any], work: Path, seeds: Sequence[int], only: S
     for seed in seeds:
         for name, study in studies.items():
             for corpus in _corpora(study):
-                for arm in arms_of(plan, name, corpus):
-                    yield _training(work, arm, seed)
+                arms = arms_of(plan, name, corpus)
+                for arm in arms:
+                    if arm.stages_from is None:
+                        after = [other for other in arms if other.stages_from == arm.name]
+                        yield _training(work, [arm, *after], seed)
         for test, corpus in tested:
             for arm in rows_of(plan, test, corpus):
                 if seed in plan["baselines"][arm.name].get("seeds", seeds):
-                    yield _training(work, arm, seed)
+                    yield _training(work, [arm], seed)
     for test, corpus in tested:
         output = rows_of(plan, test, corpus)[0].folder(work, "results", CEILING)
         options = json.dumps(plan["tests"][test]["evaluate"])
@@ -270,17 +276,27 @@ def _data(work: Path, corpus: str) -> Path:
     return work / "data" / _slug(corpus)
 
 
-def _training(work: Path, arm: Arm, seed: int) -> Job:
-    data, runs = _data(work, arm.corpus), arm.folder(work, "runs", arm.runs)
-    train = _cli(
-        "train", arm.recipe, *arm.options, "--data", data, "--output", runs, "--seeds", seed, "--disable_tqdm", "true"
+def _training(work: Path, arms: Sequence[Arm], seed: int) -> Job:
+    """Training and evaluation of an arm, then of those that take stages of it."""
+    commands = [command for arm in arms for command in _training_commands(work, arm, seed)]
+    first = arms[0]
+    # An arm that evaluates the runs of another one waits for all of them.
+    return Job(
+        f"{first.study} {first.corpus} {first.name} seed={seed}", tuple(commands), 2 if first.recipe is None else 1
     )
-    evaluate = _cli(
+
+
+def _training_commands(work: Path, arm: Arm, seed: int) -> Iterator[tuple[str, ...]]:
+    data, runs = _data(work, arm.corpus), arm.folder(work, "runs", arm.runs)
+    shared = () if arm.stages_from is None else ("--stages-from", arm.folder(work, "runs", arm.stages_from))
+    if arm.recipe is not None:
+        yield _cli(
+            *("train", arm.recipe, *arm.options, "--data", data, "--output", runs, "--seeds", seed, *shared),
+            *("--disable_tqdm", "true"),
+        )
+    yield _cli(
         "evaluate", runs / f"seed-{seed}", *arm.test, *arm.changes, "--data", data, "--output", arm.result(work, seed)
     )
-    commands = (evaluate,) if arm.recipe is None else (train, evaluate)
-    # An arm that evaluates the runs of another one waits for all of them.
-    return Job(f"{arm.study} {arm.corpus} {arm.name} seed={seed}", commands, 2 if arm.recipe is None else 1)
 
 
 def run_job(job: Job, work: Path) -> float | None:

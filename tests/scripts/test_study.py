@@ -52,14 +52,30 @@ TINY: dict[str, Any] = {
 }
 
 
-def test_tools_of_results_are_given_those_of_each_seed():
+def test_tools_of_results_are_given_those_of_each_seed() -> None:
     jobs = list(study.plan_jobs(study.load_plan(), Path("work"), [1, 2], ["cmc"]))
     router, *_ = [job.commands[0] for job in jobs if job.name.startswith("router cmc lies CMC")]
     results = Path("work/results/cmc/lies/CMC")
     assert router[4:6] == (str(results / "seed-1"), str(results / "seed-2"))
 
 
-def test_wrong_signs_are_counted_where_the_label_has_one():
+def test_an_arm_that_takes_stages_of_another_is_trained_after_it_in_the_same_job() -> None:
+    jobs = [job for job in study.plan_jobs(study.load_plan(), Path("work"), [1], ["omg"]) if job.name[:3] == "omg"]
+    assert [job.name for job in jobs if job.phase == 1] == [
+        "omg personas OMG-Agent seed=1",
+        "omg no personas OMG-Agent seed=1",
+    ]
+    commands = next(job.commands for job in jobs if job.name == "omg no personas OMG-Agent seed=1")
+    runs = Path("work/runs/omg/no-personas")
+    trained = [each for each in commands if each[2] == "train"]
+    assert [each[each.index("--output") + 1] for each in trained] == [
+        str(runs / name) for name in ("OMG-Agent", "no-planner", "no-retriever")
+    ]
+    sources = [each[each.index("--stages-from") + 1] for each in trained if "--stages-from" in each]
+    assert sources == [str(runs / "OMG-Agent")] * 2 and "--stages-from" not in trained[0]
+
+
+def test_wrong_signs_are_counted_where_the_label_has_one() -> None:
     arm = study.Row(("a", "b", "c"), np.array([1.0, 0.0, -2.0]), (0.0,), (1,), np.array([[[0.1, -1.0, 0.5]]]))
     beside = study.Row(arm.ids, arm.labels, (0.0,), (1,), np.array([[[-0.1, 1.0, 0.5]]]))
     assert (arm.error(study.WRONG_SIGN), beside.error(study.WRONG_SIGN)) == (50, 100)
