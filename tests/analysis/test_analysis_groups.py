@@ -39,7 +39,7 @@ def test_members_by_hand():
     assert members == {
         "all": [0, 1, 2, 3],
         "up to 1 words": [0, 3],
-        "1 to 3 words": [1],
+        "2 to 3 words": [1],
         "more than 3 words": [2],
         "with negation": [1, 3],
         "without negation": [0, 2],

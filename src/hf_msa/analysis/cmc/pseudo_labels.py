@@ -334,5 +334,6 @@ def _draw(figure: Figure, tables: Sequence[Rows], modalities: Sequence[str]) -> 
             axis.axvspan(*SETTLED_BY, color=GREY, alpha=0.2, linewidth=0)
         axis.set_ylim(bottom=0)
         axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(title, fontsize=8)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

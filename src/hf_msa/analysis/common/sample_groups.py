@@ -52,14 +52,14 @@ def sample_groups(texts: Sequence[str], labels: Sequence[float], family: LabelFa
         Name -> which samples belong to it (N,); groups without a sample are left out.
     """
     counts, values = np.array([len(text.split()) for text in texts]), np.asarray(labels, dtype=np.float64)
-    short, long = np.quantile(counts, (1 / 3, 2 / 3)) if len(counts) else (0, 0)
+    short, long = np.floor(np.quantile(counts, (1 / 3, 2 / 3))).astype(int) if len(counts) else (0, 0)
     negated, contrast = np.array([*map(is_negated, texts)], bool), np.array([*map(has_contrast, texts)], bool)
     strength = np.abs(values - family.neutral) / (family.high - family.neutral)
     groups = {
         "all": np.ones(len(values), bool),
-        f"up to {short:g} words": counts <= short,
-        f"{short:g} to {long:g} words": (counts > short) & (counts <= long),
-        f"more than {long:g} words": counts > long,
+        f"up to {short} words": counts <= short,
+        f"{short + 1} to {long} words": (counts > short) & (counts <= long),
+        f"more than {long} words": counts > long,
         "with negation": negated,
         "without negation": ~negated,
         "with contrast": contrast,
