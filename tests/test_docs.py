@@ -5,14 +5,17 @@ import importlib
 import inspect
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import tomllib
 import types
+import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,10 +32,13 @@ from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.training.recipes import load_recipe, train_rates
 from hf_msa_cli import build_parser, main
 from loopback_hub import LoopbackHub, client_environment
+from loopback_mllm_server import Reply, Server, completion, token
+from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
 OTHER_PROGRAMS = {"python", "sqlite3", "vllm"}
+LANGUAGE_MODEL = "names a language model; tests/test_docs.py executes it with a tiny one"
 _BLOCK = re.compile(r"(?:^<!-- not executed: (.+?) -->\n)?^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -248,3 +254,69 @@ def execute(block: Block, environment: dict[str, str]) -> None:
         code = code.replace("bert-base-uncased", "corpus/text_model").replace('"org/', '"lab/')
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, (block.name, done.stderr)
+
+
+# --- Executed with a tiny language model ---
+
+_ASKS: dict[str, list[str]] = {
+    "uacs": ["model.route=cascade", "model.expert_model=omni", "model.expert_adapter=true"],
+    "omg": [
+        "model.planner=mllm",
+        "model.planner_model=omni",
+        "model.num_candidates=2",
+        "model.plan_max_new_tokens=64",
+    ],
+}
+"""What recipes of the data sets say of their language model and those of the sample corpus do not, by method."""
+
+
+def answer(number: int, body: dict[str, Any]) -> Reply:
+    """A plan or a score, as it is asked."""
+    said = "Entity: a woman; Action: praises it; Sentiment: positive" if "Entity" in str(body) else f"{number % 7 - 3}"
+    return completion(said, [token(said, 0.6, 0.3)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_what_names_a_language_model_runs_with_a_tiny_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_MSA_ENDPOINT_TOKEN", "a key")
+    tiny_thinker().save_pretrained("omni")
+    tiny_mllm_processor().save_pretrained("omni")
+    Path("Raw").mkdir()
+    for rows in Path("data/mosi/data").glob("*.parquet"):
+        with wave.open(f"Raw/{pq.read_table(rows, columns=['id'])['id'][0].as_py()}.wav", "wb") as file:
+            file.setparams((1, 2, 16_000, 16_000, "NONE", ""))
+            file.writeframes(bytes(32_000))
+    server = Server()
+    server.reply = answer
+    names = {"HuggingFaceTB/SmolLM2-135M-Instruct": "omni", "org/name": "omni", "http://localhost:8000/v1": server.url}
+
+    def run(*arguments: str) -> None:
+        for name, stand_in in names.items():
+            arguments = tuple(argument.replace(name, stand_in) for argument in arguments)
+        if arguments[0] in ("train", "calibrate", "sample-corpus"):
+            shutil.rmtree(arguments[arguments.index("--output") + 1], ignore_errors=True)
+        if arguments[0] == "train":
+            method = arguments[1].partition("/")[0]
+            arguments = (*arguments[:2], "--set", *_ASKS[method], *arguments[2:])
+        assert main(quick([*arguments])) == 0, arguments
+
+    asks = [block for block in (*BASH, *PYTHON) if block.not_executed == LANGUAGE_MODEL]
+    for block in sorted(asks, key=lambda block: (block.document, block.language)):
+        if block.document == "docs/uacs.md" and "train uacs" not in block.code:
+            run("train", "uacs/mosi", "--data", "data/mosi", "--output", "runs/uacs", "--seeds", "1111")
+            run("evaluate", "runs/uacs", "--data", "data/mosi", "--protocol", "complete")
+            for made, name in (("runs/uacs/seed-1111/adapter", "my-adapter"), ("runs/uacs", "runs/uacs_members")):
+                shutil.copytree(made, name, dirs_exist_ok=True)
+        if block.language == "python":
+            code = block.code.replace("org/uacs-mosi", "runs/uacs/seed-1111")
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            assert done.returncode == 0, (block.name, done.stderr)
+            continue
+        for program, *arguments in commands(block.code):
+            if program == "hf-msa":
+                run(*arguments)
+            elif program == "sqlite3":
+                assert sqlite3.connect(arguments[0]).execute(arguments[1]).fetchone()
+    server.close()
