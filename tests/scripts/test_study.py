@@ -60,19 +60,16 @@ def test_tools_of_results_are_given_those_of_each_seed() -> None:
 
 
 def test_an_arm_that_takes_stages_of_another_is_trained_after_it_in_the_same_job() -> None:
-    jobs = [job for job in study.plan_jobs(study.load_plan(), Path("work"), [1], ["omg"]) if job.name[:3] == "omg"]
-    assert [job.name for job in jobs if job.phase == 1] == [
-        "omg personas OMG-Agent seed=1",
-        "omg no personas OMG-Agent seed=1",
-    ]
-    commands = next(job.commands for job in jobs if job.name == "omg no personas OMG-Agent seed=1")
-    runs = Path("work/runs/omg/no-personas")
-    trained = [each for each in commands if each[2] == "train"]
-    assert [each[each.index("--output") + 1] for each in trained] == [
-        str(runs / name) for name in ("OMG-Agent", "no-planner", "no-retriever")
-    ]
-    sources = [each[each.index("--stages-from") + 1] for each in trained if "--stages-from" in each]
-    assert sources == [str(runs / "OMG-Agent")] * 2 and "--stages-from" not in trained[0]
+    arms = {"PGLH": {}, "alone": {}, "no prompt": {"ablation": "wo_prompt", "stages from": "PGLH"}}
+    plan = {**TINY, "studies": {"pglh": {**TINY["studies"]["pglh"], "arms": arms}}}
+    jobs = {job.name: job for job in study.plan_jobs(plan, Path("work"), [1], ["pglh"]) if job.name[:9] == "pglh with"}
+    assert [name for name in jobs if " with " in name] == ["pglh with PGLH seed=1", "pglh with alone seed=1"]
+    commands = jobs["pglh with PGLH seed=1"].commands
+    assert [each[2] for each in commands] == ["train", "evaluate"] * 2
+    first, second = commands[::2]
+    runs = Path("work/runs/pglh/with")
+    assert "--stages-from" not in first and second[second.index("--stages-from") + 1] == str(runs / "PGLH")
+    assert second[second.index("--output") + 1] == str(runs / "no-prompt")
 
 
 def test_wrong_signs_are_counted_where_the_label_has_one() -> None:
