@@ -145,6 +145,8 @@ def load_plan(path: Path = PLAN) -> dict[str, Any]:
     plan: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name, study in plan["studies"].items():
         effects = study["effects"].values()
+        first = [arm for arm, values in study["arms"].items() if "stages from" not in values]
+        own_arms = {"arms": list(study["arms"]), "arms that take no stages": first}
         if study.get("measure", ABSOLUTE) not in MEASURES:
             raise MsaError(
                 f"The study {name!r} measures by {study['measure']!r}; give one of {', '.join(MEASURES)}, or nothing."
@@ -154,9 +156,13 @@ def load_plan(path: Path = PLAN) -> dict[str, Any]:
             ("tests", [study["test"]]),
             ("arms", [effect[side] for effect in effects for side in ("arm", "beside")]),
             ("arms", [arm for arms in study["tools"].values() for arm in arms]),
-            ("arms", [arm[key] for arm in study["arms"].values() for key in ("runs", "stages from") if key in arm]),
+            ("arms", [arm["runs"] for arm in study["arms"].values() if "runs" in arm]),
+            (
+                "arms that take no stages",
+                [arm["stages from"] for arm in study["arms"].values() if "stages from" in arm],
+            ),
         ):
-            among = study["arms"] if known == "arms" else plan[known]
+            among = own_arms.get(known) or plan[known]
             unknown = next((each for each in named if each not in among), None)
             if unknown is not None:
                 raise MsaError(
@@ -282,7 +288,9 @@ def _training(work: Path, arms: Sequence[Arm], seed: int) -> Job:
     first = arms[0]
     # An arm that evaluates the runs of another one waits for all of them.
     return Job(
-        f"{first.study} {first.corpus} {first.name} seed={seed}", tuple(commands), 2 if first.recipe is None else 1
+        f"{first.study} {first.corpus} {' + '.join(arm.name for arm in arms)} seed={seed}",
+        tuple(commands),
+        2 if first.recipe is None else 1,
     )
 
 

@@ -13,6 +13,7 @@ import tomllib
 import types
 import wave
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -318,5 +319,6 @@ def test_what_names_a_language_model_runs_with_a_tiny_one(place: Path, monkeypat
             if program == "hf-msa":
                 run(*arguments)
             elif program == "sqlite3":
-                assert sqlite3.connect(arguments[0]).execute(arguments[1]).fetchone()
+                with closing(sqlite3.connect(arguments[0])) as database:
+                    assert database.execute(arguments[1]).fetchone()
     server.close()

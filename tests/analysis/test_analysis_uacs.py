@@ -421,6 +421,9 @@ class TestAccuracyCost:
     def test_thresholds_by_count(self) -> None:
         values = np.array([0.3, 0.1, 0.2])
         assert [(values > threshold_for(values, count)).sum() for count in range(4)] == [0, 1, 2, 3]
+        # Halfway between the samples that it parts; the largest where nothing is handed on, and no bound where all are.
+        ordered = np.array([8.0, 1.0, 4.0, 2.0])
+        assert [threshold_for(ordered, count) for count in range(5)] == [8, 6, 3, 1.5, -math.inf]
 
     def test_points_by_hand(self, recorded: Recorded) -> None:
         rows = sweep_rows([recorded], [Rules(**TAUS)], np.array(LABELS), BUILT_IN["mosi"])

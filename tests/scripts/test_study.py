@@ -63,8 +63,11 @@ def test_an_arm_that_takes_stages_of_another_is_trained_after_it_in_the_same_job
     arms = {"PGLH": {}, "alone": {}, "no prompt": {"ablation": "wo_prompt", "stages from": "PGLH"}}
     plan = {**TINY, "studies": {"pglh": {**TINY["studies"]["pglh"], "arms": arms}}}
     jobs = {job.name: job for job in study.plan_jobs(plan, Path("work"), [1], ["pglh"]) if job.name[:9] == "pglh with"}
-    assert [name for name in jobs if " with " in name] == ["pglh with PGLH seed=1", "pglh with alone seed=1"]
-    commands = jobs["pglh with PGLH seed=1"].commands
+    assert [name for name in jobs if " with " in name] == [
+        "pglh with PGLH + no prompt seed=1",
+        "pglh with alone seed=1",
+    ]
+    commands = jobs["pglh with PGLH + no prompt seed=1"].commands
     assert [each[2] for each in commands] == ["train", "evaluate"] * 2
     first, second = commands[::2]
     runs = Path("work/runs/pglh/with")
@@ -138,6 +141,11 @@ def test_the_share_of_the_way_to_the_ceiling() -> None:
         ("effects", {"x": {"arm": "PGLH", "beside": "that"}}, "'that', which is not among the plan's arms"),
         ("tools", {"proxy": ["TCMR"]}, "'TCMR', which is not among the plan's arms"),
         ("arms", {"PGLH": {}, "no prompt": {}, "again": {"runs": "it"}}, "'it', which is not among the plan's arms"),
+        (
+            "arms",
+            {"PGLH": {}, "no prompt": {"stages from": "PGLH"}, "again": {"stages from": "no prompt"}},
+            "'no prompt', which is not among the plan's arms that take no stages: PGLH",
+        ),
     ],
 )
 def test_a_plan_that_names_what_it_lacks_is_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
