@@ -660,7 +660,7 @@ class TestSharedStages:
     def test_folders_without_any_are_refused(self, corpus: Path, few: dict[str, MsaRows], tmp_path: Path) -> None:
         with pytest.raises(MsaError, match="has no folder 'shared_stages'"):
             whole_run(corpus, tmp_path / "run", few, stages_from=tmp_path)
-        with pytest.raises(MsaError, match="no stages of text are shared by runs, those of omg are"):
+        with pytest.raises(MsaError, match="no stages of text are shared by runs, those of tcmr, cmc, omg are"):
             run_recipe(load_recipe("text/sample"), str(corpus), tmp_path / "text", 1, QUIET, stages_from=tmp_path)
         assert not list(tmp_path.iterdir()) or not list(tmp_path.rglob("settings.json"))
 

@@ -8,6 +8,7 @@ files with their digests, and is taken only whole. Runs copy what they take, so 
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,8 +82,16 @@ class SharedStages:
         with atomic_directory(entry) as work:
             for file in files:
                 (work / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / file, work / file)
+                _link_or_copy(source / file, work / file)
             finish_stage(work, {**facts, _MADE_BY: self._run})
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give a finished file a second name, so that it takes no room; where the file system cannot, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _key(depends_on: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,15 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
 
 from hf_msa._version import __version__
 from hf_msa.data.collator import MsaCollator
@@ -222,9 +230,10 @@ class RunContext:
         return_complete: bool = False,
         validate_complete: bool = False,
         trainer_class: type[MsaTrainer] = MsaTrainer,
+        later_fields: Collection[str] | None = None,
         **options: Any,
     ) -> Model:
-        """Train one model to its end, or load it where this stage is finished.
+        """Train one model to its end, or load it where this stage is finished, or where other runs have made the same.
 
         Args:
             stage: Name of the stage and of its folder.
@@ -235,7 +244,9 @@ class RunContext:
             return_complete: Whether training batches also hold the complete inputs.
             validate_complete: Whether validation batches do; those of a method that predicts with them do anyway.
             trainer_class: The trainer.
-            **options: Passed on to the trainer.
+            later_fields: The fields of the configuration on which the stage does not depend: runs that differ in them alone
+                share it, see `SharedStages`. None: it is not shared.
+            **options: Passed on to the trainer; of a stage that is shared they must follow from data and configuration.
 
         Returns:
             The model with the weights of the checkpoint that is best on the validation split, in eval mode.
@@ -249,11 +260,18 @@ class RunContext:
                 # Which a kill may have cut short.
                 tidy_stage(folder, self.keeps_checkpoints)
             self.say(stage, "is finished already")
-            trained: Model = model_class.from_pretrained(folder / "model")
-            trained.eval()
-            return trained
+            return self._finished_model(model_class, folder / "model", later_fields or ())
         started = time.perf_counter()
         model = build() if build is not None else self.new_model(model_class)
+        depends_on: dict[str, Any] = {}
+        if later_fields is not None:
+            depends_on = self.dependencies(self.config, later_fields) | {
+                "arguments": self.arguments_to_share(self.arguments(stage, final)),
+                "missing": None if complete else [dataclasses.asdict(self.recipe.missing), self.recipe.train_rate],
+                "weights": weights_digest(model.state_dict()),
+            }
+            if self.take_stage(stage, depends_on):
+                return self._finished_model(model_class, folder / "model", later_fields)
         repeats = 1 if complete else self.recipe.missing.selection_repeats
         sees_complete = validate_complete or any(name in COMPLETE_KEYS.values() for name in self.config.oracle_inputs)
         trainer = trainer_class(
@@ -291,8 +309,41 @@ class RunContext:
             tidy_stage(folder, self.keeps_checkpoints)
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.free_memory()
+        if depends_on:
+            self.give_stage(stage, depends_on)
         self.log.append(facts)
         return model
+
+    def _finished_model(self, model_class: type[Model], folder: Path, later_fields: Iterable[str]) -> Model:
+        """The model that a stage has given, which another run may have made that differs in these fields."""
+        saved = type(self.config).from_pretrained(folder)
+        fields = saved.to_dict() | {name: getattr(self.config, name) for name in later_fields}
+        model: Model = model_class.from_pretrained(folder, config=type(self.config).from_dict(fields))
+        model.eval()
+        return model
+
+    def dependencies(self, config: MsaConfig, later_fields: Collection[str]) -> dict[str, Any]:
+        """What all stages depend on that runs share.
+
+        Args:
+            config: The configuration.
+            later_fields: The fields of it that do not matter.
+
+        Returns:
+            Of data, code, features, recordings, seed, device, and the other fields, as JSON can hold it.
+        """
+        return {
+            "made of": self.fingerprints,
+            "config": {name: value for name, value in own_fields(config).items() if name not in later_fields},
+            "features": [self.recipe.feature_norm, self.recipe.pad_to_fixed],
+            "media": None if self.media is None else [str(self.media.folder.resolve()), self.media_counts],
+            "seed": self.seed,
+            "device": PartialState().device.type,
+        }
+
+    def arguments_to_share(self, arguments: TrainingArguments) -> dict[str, Any]:
+        """Training arguments without those that say where the run lies."""
+        return {name: value for name, value in arguments.to_dict().items() if str(self.folder) not in str(value)}
 
     def take_stage(self, stage: str, depends_on: Mapping[str, Any]) -> bool:
         """Finish a stage by what another run has made of the same things, if there is one; it is then in the log.
@@ -369,6 +420,16 @@ class RunContext:
         known = read_stage(folder)
         self.log.append(known)
         return known
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """A hash of weights, with their names and shapes."""
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        given = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(given.shape)} {given.dtype} ".encode())
+        digest.update(given.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def training_arguments(folder: Path, values: Mapping[str, Any]) -> MsaTrainingArguments:

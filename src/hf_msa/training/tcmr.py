@@ -31,6 +31,14 @@ from .trainer import MsaTrainer
 STAGES = ("polarity", "regressor", "confidence", "main")
 FINAL_STAGE = "main"
 RATE_FREE_STAGES = ("polarity", "regressor")
+SHARED_STAGES = RATE_FREE_STAGES
+# Of the configuration, what the two text models do not depend on.
+LATER_FIELDS = (
+    *("generator_layers", "refinement_layers", "cross_layers", "reconstructor_layers", "hyper_head_dim"),
+    *("confnet_hidden", "gate_hidden", "optimization", "proxy", "confidence_target", "confidence_source"),
+    *("detach_confidence", "fusion_style", "target_norm", "center_text", "start_from_regressor"),
+    *("reconstruction_reduction", "w_conf", "w_rec_text", "w_rec_aux", "w_task", "w_rec_proxy"),
+)
 # What the analysis tools judge by: confidences by the true-class probability, rebuilt text by complete-text features.
 KEPT = ("polarity/model/*", "regressor/model/*")
 
@@ -177,8 +185,8 @@ def start_model(model: TcmrForSentimentAnalysis, regressor: TcmrTextRegressor, t
 def run(context: RunContext) -> MsaPreTrainedModel:
     """Run all stages of TCMR; see the module's docstring for which there are."""
     config = context.config
-    classifier = context.train_stage("polarity", TcmrPolarityClassifier, complete=True)
-    regressor = context.train_stage("regressor", TcmrTextRegressor, complete=True)
+    classifier = context.train_stage("polarity", TcmrPolarityClassifier, complete=True, later_fields=LATER_FIELDS)
+    regressor = context.train_stage("regressor", TcmrTextRegressor, complete=True, later_fields=LATER_FIELDS)
     targets = complete_text_features(context, regressor, context.stage_folder("regressor") / "features.safetensors")
     teachers: dict[str, Any] = {"classifier": classifier, "text_targets": targets}
 

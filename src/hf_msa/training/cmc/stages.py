@@ -35,6 +35,9 @@ from .pseudo_labels import PseudoLabels, momentum_at
 
 STAGES = ("unimodal", "main")
 FINAL_STAGE = "main"
+SHARED_STAGES = ("unimodal",)
+# Of the configuration, what the unimodal models do not depend on.
+LATER_FIELDS = ("fusion_temperature", "top_k", "pfm", "mcr", "router_input", "pretrain")
 # What the first stage gives beside its models.
 PSEUDO_LABELS_FILE = "pseudo_labels.safetensors"
 KEPT = (f"unimodal/{PSEUDO_LABELS_FILE}",)
@@ -406,6 +409,7 @@ def run(context: RunContext) -> MsaPreTrainedModel:
         CmcUnimodalModels,
         unimodal_models,
         trainer_class=CmcUnimodalTrainer,
+        later_fields=LATER_FIELDS,
         train_labels=labels["train"],
         validation_labels=labels["validation"],
     )

@@ -15,7 +15,6 @@ what comes later take it from each other, and states of texts, which depend on n
 """
 
 import functools
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +24,11 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from hf_msa.data.missing import CompleteProtocol, FixedPattern
 from hf_msa.errors import MsaError, as_msa_errors, require_package
-from hf_msa.evaluation.checkpoints import ANSWERS_FOLDER, own_fields
+from hf_msa.evaluation.checkpoints import ANSWERS_FOLDER
 from hf_msa.evaluation.sweep import masked_batches
 from hf_msa.files import write_json
 from hf_msa.models.configuration_omg import OmgConfig
@@ -47,7 +45,7 @@ from hf_msa.training.language_models import (
     lora_arguments,
     warn_of_unreadable,
 )
-from hf_msa.training.stages import RunContext
+from hf_msa.training.stages import RunContext, weights_digest
 from hf_msa.training.text_states import TextStates, compute_text_states
 from hf_msa.training.trainer import AdamTrainer
 
@@ -171,15 +169,7 @@ class Dependencies:
 
     def __init__(self, context: RunContext, model: OmgForSentimentAnalysis) -> None:
         self._context, self._model = context, model
-        fields = own_fields(model.config)
-        self._all = {
-            "made of": context.fingerprints,
-            "config": {name: value for name, value in fields.items() if name not in LATER_FIELDS},
-            "features": [context.recipe.feature_norm, context.recipe.pad_to_fixed],
-            "media": None if context.media is None else [str(context.media.folder.resolve()), context.media_counts],
-            "seed": context.seed,
-            "device": PartialState().device.type,
-        }
+        self._all = context.dependencies(model.config, LATER_FIELDS)
 
     @property
     def texts(self) -> dict[str, Any]:
@@ -191,10 +181,8 @@ class Dependencies:
     @property
     def adapter(self) -> dict[str, Any]:
         """Of the adapter of a language model."""
-        return {
-            **self._all,
-            "arguments": self._arguments(lora_arguments(self._context, "planner", PlannerTrainingArguments)),
-        }
+        arguments = lora_arguments(self._context, "planner", PlannerTrainingArguments)
+        return {**self._all, "arguments": self._context.arguments_to_share(arguments)}
 
     @property
     def planner(self) -> dict[str, Any]:
@@ -205,7 +193,8 @@ class Dependencies:
     @property
     def autoencoders(self) -> dict[str, Any]:
         """Of the autoencoders and the feature side of g, of their initial weights as well."""
-        return {**self._with_planner(), "arguments": self._arguments(self._context.arguments("vae", final=False))}
+        arguments = self._context.arguments("vae", final=False)
+        return {**self._with_planner(), "arguments": self._context.arguments_to_share(arguments)}
 
     @property
     def knowledge_base(self) -> dict[str, Any]:
@@ -213,16 +202,11 @@ class Dependencies:
         return self._with_planner()
 
     def _with_planner(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for name, value in autoencoders(self._model).items():
-            digest.update(f"{name} {tuple(value.shape)} ".encode() + value.numpy().tobytes())
-        planner = json.dumps(self._model.planner_values, sort_keys=True)
-        return {**self._all, "weights": digest.hexdigest(), "planner": hashlib.sha256(planner.encode()).hexdigest()}
-
-    def _arguments(self, arguments: TrainingArguments) -> dict[str, Any]:
-        """All but where the run lies."""
-        folder = str(self._context.folder)
-        return {name: value for name, value in arguments.to_dict().items() if folder not in str(value)}
+        return {
+            **self._all,
+            "weights": weights_digest(autoencoders(self._model)),
+            "planner": self._model.planner_values,
+        }
 
 
 def run(context: RunContext) -> MsaPreTrainedModel:
