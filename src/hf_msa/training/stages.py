@@ -8,7 +8,7 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
@@ -260,7 +260,7 @@ class RunContext:
                 # Which a kill may have cut short.
                 tidy_stage(folder, self.keeps_checkpoints)
             self.say(stage, "is finished already")
-            return self._finished_model(model_class, folder / "model", later_fields or ())
+            return self._finished_model(model_class, folder / "model", later_fields)
         started = time.perf_counter()
         model = build() if build is not None else self.new_model(model_class)
         depends_on: dict[str, Any] = {}
@@ -314,11 +314,14 @@ class RunContext:
         self.log.append(facts)
         return model
 
-    def _finished_model(self, model_class: type[Model], folder: Path, later_fields: Iterable[str]) -> Model:
-        """The model that a stage has given, which another run may have made that differs in these fields."""
-        saved = type(self.config).from_pretrained(folder)
-        fields = saved.to_dict() | {name: getattr(self.config, name) for name in later_fields}
-        model: Model = model_class.from_pretrained(folder, config=type(self.config).from_dict(fields))
+    def _finished_model(self, model_class: type[Model], folder: Path, later_fields: Collection[str] | None) -> Model:
+        """The model that a stage has given; if it is shared, a run that differs in these fields may have made it."""
+        options: dict[str, Any] = {}
+        if later_fields is not None:
+            fields = type(self.config).from_pretrained(folder).to_dict()
+            fields |= {name: getattr(self.config, name) for name in later_fields}
+            options["config"] = type(self.config).from_dict(fields)
+        model: Model = model_class.from_pretrained(folder, **options)
         model.eval()
         return model
 
