@@ -519,9 +519,13 @@ def report(plan: Mapping[str, Any], work: Path, output: Path) -> None:
         for summary in sorted((work / "tools" / name).glob("*/*/*.md")):
             target = output / f"{name}-{summary.parent.parent.name}-{summary.parent.name}.md"
             shutil.copyfile(summary, target)
+    output.mkdir(parents=True, exist_ok=True)
     for name in plan.get("scripts", {}):
-        for file in (*(work / "tools" / name).glob("*.md"), *(work / "tools" / name).glob("*.json")):
+        own = work / "tools" / name
+        for file in (*own.glob("*.md"), *own.glob("*.json")):
             shutil.copyfile(file, output / f"{name}{file.suffix}")
+        for drawing in own.glob("analysis/*/*.svg"):
+            shutil.copyfile(drawing, output / f"{name}-{drawing.parent.name}.svg")
 
 
 def _core_hours(plan: Mapping[str, Any], work: Path, study: str) -> float:

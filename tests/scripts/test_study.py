@@ -221,6 +221,16 @@ def test_a_study_that_there_is_not_is_one_sentence(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "error: There is no study 'ridge'; there are tcmr, pglh, cmc, omg, uacs.\n"
 
 
+def test_a_report_of_scripts_alone_has_their_summary_and_their_drawings(tmp_path: Path) -> None:
+    drawings = tmp_path / "tools" / "x" / "analysis" / "accuracy-cost"
+    drawings.mkdir(parents=True)
+    (drawings / "accuracy_cost.svg").write_text("<svg/>", encoding="utf-8")
+    (tmp_path / "tools" / "x" / "summary.md").write_text("# x", encoding="utf-8")
+    plan = {"studies": {}, "scripts": {"x": {"script": "x.py", "corpus": "on"}}}
+    study.report(plan, tmp_path, tmp_path / "report")
+    assert sorted(file.name for file in (tmp_path / "report").iterdir()) == ["x-accuracy-cost.svg", "x.md"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_tiny_study_runs_from_corpus_to_report(tmp_path: Path) -> None:
