@@ -101,7 +101,7 @@ def make_baselines(
     for row, settings in loaded.items():
         folder = Path(output) / row
         for seed in seeds:
-            rows = run_recipe(settings, data, folder, seed, flags, rows).rows
+            rows = run_recipe(settings, data, folder, seed, flags, rows, seeds=seeds).rows
         for run in evaluate_runs(str(folder), data, **tested).runs:
             write_card(run)
         folders.append(folder)

@@ -14,7 +14,7 @@ from hf_msa.training.display import TrainingDisplay, duration
 from hf_msa.training.recipes import load_recipe
 from hf_msa.training.stages import run_recipe
 
-TITLE = "stage 2 of 3 'regressor', seed 1112 (2 of 2)"
+TITLE = "tcmr, stage 2 of 3 'regressor', seed 1112 (2 of 2)"
 
 
 def shown(folder: Path, *, is_terminal: bool, stops_early: bool = False, **given: Any) -> str:
@@ -89,9 +89,9 @@ def test_a_run_says_which_stage_of_which_seed_it_trains(
     run_recipe(recipe, str(tiny_corpus), tmp_path, 4, flags, seeds=(3, 4))
     said = capsys.readouterr()
     assert "eval_" not in said.out + said.err and "epoch':" not in said.out + said.err and "| 1/3 [" not in said.err
-    lines = [line for line in said.err.splitlines() if line.startswith("stage ")]
+    lines = [line for line in said.err.splitlines() if line.startswith("text, stage ")]
     if is_quiet:
         assert not lines
     else:
-        assert lines[0] == "stage 1 of 1 'main', seed 4 (2 of 2): 1 epochs, 3 steps"
+        assert lines[0] == "text, stage 1 of 1 'main', seed 4 (2 of 2): 1 epochs, 3 steps"
         assert "epoch 1 of 1, loss" in lines[1] and "keeps best epoch 1 of 1 (validation" in lines[2]

@@ -43,7 +43,7 @@ class TrainingDisplay(TrainerCallback):
     At the end it says which epoch is kept and, if training stopped early, why.
 
     Args:
-        title: What trains, e.g. ``"stage 1 of 3 'polarity', seed 1111 (1 of 2)"``; default: the name of the output folder.
+        title: What trains, e.g. ``"tcmr, stage 1 of 3 'polarity', seed 1111 (1 of 2)"``; default: the output folder's name.
         console: Where to; default: standard error.
     """
 
