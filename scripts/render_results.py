@@ -68,12 +68,6 @@ def has(name: str) -> bool:
     return (NUMBERS / name).is_file()
 
 
-def mean_of(name: str, key: str) -> float:
-    """The mean of one number over the missing rates."""
-    values = [float(row[key]) for row in read(name)["rates"]]
-    return sum(values) / len(values)
-
-
 def rows(names: dict[str, str], metrics: list[str]) -> str:
     """Means over the missing rates of several results (label to name), with the spread over training seeds."""
     lines = [
@@ -87,25 +81,6 @@ def rows(names: dict[str, str], metrics: list[str]) -> str:
         cells = [format_estimate(metric, results["mean_over_rates"][metric]) for metric in metrics]
         lines.append(f"| {label} | {len(seeds)} | " + " | ".join(cells) + " |")
     return _noted("\n".join(lines), list(found.values()))
-
-
-def value(name: str, metric: str, digits: int = 3, seed: int | None = None) -> str:
-    """One metric of a result, mean over its missing rates and seeds, or over those of one training seed."""
-    return f"{_mean(name, metric, seed):.{digits}f}"
-
-
-def minus(name: str, other: str, metric: str) -> str:
-    """How far two results lie apart in one metric: points for percentages."""
-    scale, digits = (100, 2) if METRICS[metric].percent else (1, 3)
-    return f"{scale * (_mean(name, metric) - _mean(other, metric)):+.{digits}f}"
-
-
-def _mean(name: str, metric: str, seed: int | None = None) -> float:
-    results = read(f"{name}/results.json")
-    if seed is None:
-        return float(results["mean_over_rates"][metric]["mean"])
-    values = [run["metrics"][metric] for run in results["runs"] if run["training_seed"] == seed]
-    return float(sum(values) / len(values))
 
 
 def cell(name: str, column: str, row: str | dict[str, str], table: int = 0) -> str:
@@ -133,13 +108,6 @@ def number(cell_text: str, part: int = 0) -> float:
 def digits(value: float, after_point: int = 2) -> str:
     """A number with so many decimals."""
     return f"{value:.{after_point}f}"
-
-
-def first_p_value(run: str, other: str, metric: str) -> str:
-    """The p-value of two runs of the first version, as it was printed when their predictions were there."""
-    wanted = {"run": run, "minus": other, "metric": metric}
-    (found,) = (row for row in read("first-p-values.json")["p_values"] if wanted.items() <= row.items())
-    return f"p = {found['p']}"
 
 
 def paper(name: str, table: str, method: str, metric: str) -> str:
@@ -336,8 +304,8 @@ def render() -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(number=number, digits=digits, generated=generated)
-    functions: list[Callable[..., Any]] = [table, rows, value, minus, cell, costs, difference, first_p_value, paper]
-    functions += [study_rows, study_effects, training, read, text, tables, has, mean_of]
+    functions: list[Callable[..., Any]] = [table, rows, cell, costs, difference, paper]
+    functions += [study_rows, study_effects, training, read, text, tables, has]
     environment.globals.update({function.__name__: function for function in functions}, GENERATED=GENERATED)
     return environment.get_template(TEMPLATE).render()
 

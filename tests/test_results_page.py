@@ -58,8 +58,8 @@ def test_the_page_is_what_the_files_give(renderer, copied):
         ("mosi-tcmr/results.json", r'(?<="mean_over_rates": \{"acc7": \{"mean": 0\.2)\d'),
         ("mosi-ubm/results.json", r'(?<="lowest": 0\.)8'),
         ("tools/sample-consistency.md", r"(?<=\| -2\.0)7(?= \[)"),
-        ("tools/mosi-prompts.md", r"(?<=0\.00)2(?= ± 0\.000 \|\n\n)"),
-        ("first-p-values.json", r'(?<="mosi-text", "metric": "mae", "p": "0\.4)4'),
+        ("tools/mosi-prompts.md", r"(?<=-0\.09)2(?= ± )"),
+        ("mosi-minus-text.json", r'(?<="mae": \{"value": -0\.0)1'),
         ("readings.json", r'(?<="omg_constant_table": \{"ratio": 0\.76)6'),
         ("mosi-labels.json", r'(?<="test": -0\.3)1'),
     ],
@@ -74,7 +74,7 @@ def test_a_changed_digit_changes_the_page(renderer, copied, file, digits):
 
 
 def test_no_decimal_is_typed_into_the_template():
-    assert typed_decimals("Corr .44 (1.957 to `0.5`), {{ value(1.5) }}, p = 0.058.") == [".44", "1.957", "0.058"]
+    assert typed_decimals("Corr .44 (1.957 to `0.5`), {{ cell(1.5) }}, p = 0.058.") == [".44", "1.957", "0.058"]
     assert typed_decimals(TEMPLATE) == []
 
 
