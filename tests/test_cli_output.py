@@ -14,7 +14,7 @@ from huggingface_hub import errors
 from hf_msa_cli import main
 from hub_answers import answer
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parent / "fixtures" / "results"
 COMPARE = ["compare", str(RESULTS / "sample-text"), str(RESULTS / "sample-tcmr")]
 
 
