@@ -107,8 +107,8 @@ def test_cells_and_numbers(renderer, copied):
 def test_what_is_kept_of_a_run(renderer, copied, tmp_path):
     """No history, but its last step and the validation MAE beside the lowest; of folders the names; a result as before."""
     run = tmp_path / "run"
-    kept = ROOT / "tests" / "fixtures" / "results" / "sample-text" / "results.json"
-    source = json.loads(kept.read_text(encoding="utf-8"))
+    fixture = ROOT / "tests" / "fixtures" / "results" / "sample-text" / "results.json"
+    source = json.loads(fixture.read_text(encoding="utf-8"))
     source.pop("training")
     for seed in (1112, 1111):
         (run / f"seed-{seed}").mkdir(parents=True)

@@ -68,6 +68,7 @@ def test_every_ablation_can_be_chosen(method: str) -> None:
     for ablation, fields in some(config_class.ABLATIONS.items()):
         recipe = load_recipe(f"{method}/sample", ablation=ablation)
         assert recipe.ablation == ablation and fields.items() <= recipe.model.items()
+        assert (recipe.label, load_recipe(f"{method}/sample").label) == (f"{method} ({ablation})", method)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,11 @@ class Recipe:
     ablation: str | None = None
     train_rate: float | None = None
 
+    @property
+    def label(self) -> str:
+        """Method and ablation in a word, e.g. ``"tcmr"`` or ``"ridge (constant)"``."""
+        return self.method if self.ablation is None else f"{self.method} ({self.ablation})"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, for run.json."""
         values = dataclasses.asdict(self)

@@ -203,14 +203,12 @@ class RunContext:
 
     def title(self, stage: str) -> str:
         """What the display calls a stage, e.g. ``"tcmr, stage 1 of 3 'polarity', seed 1112 (2 of 2)"``."""
-        method, ablation = self.recipe.method, self.recipe.ablation
-        name = method if ablation is None else f"{method} ({ablation})"
-        stages = METHODS[method].stages
+        stages = METHODS[self.recipe.method].stages
         names = stages.names if stages.of is None else stages.of(self.config)
         place = f" {names.index(stage) + 1} of {len(names)}" if stage in names else ""
         rate = "" if self.recipe.train_rate is None else f", training rate {self.recipe.train_rate:g}"
         several = f" ({self.seeds.index(self.seed) + 1} of {len(self.seeds)})" if self.seed in self.seeds else ""
-        return f"{name}, stage{place} {stage!r}, seed {self.seed}{several}{rate}"
+        return f"{self.recipe.label}, stage{place} {stage!r}, seed {self.seed}{several}{rate}"
 
     def say(self, stage: str, text: str) -> None:
         """Say something of a stage where the display is, unless it is turned off."""
