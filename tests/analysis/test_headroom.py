@@ -25,6 +25,7 @@ from hf_msa.analysis.common.headroom import (
     sign_rows,
     timed_words,
     unknown,
+    word_counts,
     words_of,
 )
 from hf_msa.analysis.common.probes import (
@@ -311,9 +312,17 @@ def test_the_tool_takes_data_and_no_run(tmp_path: Path, capsys: pytest.CaptureFi
         run_tool("headroom")
 
 
+def test_of_equally_frequent_words_the_first_are_counted() -> None:
+    # "a" three times, "b" and "c" twice, "d" in one text only.
+    texts = [["c", "a"], ["c", "b", "a"], ["a", "b"], ["d", "d"]]
+    np.testing.assert_array_equal(word_counts(texts, 2), [[1, 0], [1, 1], [1, 1], [0, 0]])
+    np.testing.assert_array_equal(word_counts(texts), [[1, 0, 1], [1, 1, 1], [1, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(word_counts([["a"], ["b"]]), [[0], [0]])
+
+
 def test_real_rows_of_one_frame_say_that_they_are(real_data: Path, tmp_path: Path) -> None:
     prepare_dataset("mosi", str(real_data / "mosi" / "mosi_text_audio.pkl"), str(tmp_path / "mosi"))
-    run_tool("headroom", data=str(tmp_path / "mosi"), rows=600, output=str(tmp_path / "out"))
+    run_tool("headroom", data=str(tmp_path / "mosi"), rows=900, output=str(tmp_path / "out"))
     said = (tmp_path / "out" / "headroom.md").read_text(encoding="utf-8")
     assert "- Every row has one frame of audio: mechanisms over time" in said
     assert "- Text tells something about the label: +" in said and "masked frames of" not in said

@@ -11,6 +11,7 @@ frame follows from the times in the column `words`, where there is one; otherwis
 is exact where frames are aligned to words.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -103,7 +104,7 @@ def read_clips(data: str, most: int, text_model: str | None = None) -> tuple[Cli
         facts.append(column_facts(name, raw))
     texts = [str(row[TEXT]) for row in members]
     words = words_of(texts)
-    vectors = {"text": _text_vectors(words) if text_model is None else _text_states(texts, text_model)}
+    vectors = {"text": word_counts(words) if text_model is None else _text_states(texts, text_model)}
     vectors |= {name: _over_time(own) for name, own in sequences.items()}
     own_labels = {
         name: np.array([row[key] for row in members], dtype=np.float64)
@@ -204,15 +205,22 @@ def _over_time(sequences: Sequence[Floats]) -> Floats:
     return filled
 
 
-def _text_vectors(texts: Sequence[Sequence[str]]) -> Floats:
-    from sklearn.feature_extraction.text import CountVectorizer
+def word_counts(texts: Sequence[Sequence[str]], most: int = _MOST_WORDS) -> Floats:
+    """Counts (N, words) of the most frequent of the words that are in two texts or more; of equally frequent ones in order.
 
-    counts = CountVectorizer(analyzer=list, min_df=2, max_features=_MOST_WORDS)
-    try:
-        found: Floats = np.asarray(counts.fit_transform(texts).todense(), dtype=np.float64)
-    except ValueError:
-        # No word in two texts.
-        return np.zeros((len(texts), 1))
+    Args:
+        texts: Words of each text.
+        most: The most words.
+    """
+    counts = Counter(word for words in texts for word in words)
+    in_texts = Counter(word for words in texts for word in set(words))
+    common = sorted((word for word in counts if in_texts[word] > 1), key=lambda word: (-counts[word], word))
+    columns = {word: column for column, word in enumerate(common[:most])}
+    found = np.zeros((len(texts), max(1, len(columns))))
+    for row, words in zip(found, texts, strict=True):
+        for word in words:
+            if word in columns:
+                row[columns[word]] += 1
     return found
 
 
@@ -402,10 +410,7 @@ class WordWindows:
     """
 
     def __init__(self, texts: Sequence[Sequence[str]], times: Sequence[Floats]) -> None:
-        counts: dict[str, int] = {}
-        for words in texts:
-            for word in words:
-                counts[word] = counts.get(word, 0) + 1
+        counts = Counter(word for words in texts for word in words)
         common = sorted(counts, key=lambda word: (-counts[word], word))[:_WORDS_NEARBY]
         self._columns = {word: column for column, word in enumerate(common)}
         self._texts = texts
