@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,12 @@ import pytest
 
 from hf_msa.evaluation.results import write_results
 from made_results import make_results, make_table
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that is imported by now out of garbage collections: each stage of a training asks for two whole ones."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ def content() -> dict:
     return measure(SETTING, memory=False)
 
 
+@pytest.mark.slow
 def test_every_measurement_has_all_numbers(content: dict) -> None:
     assert list(content["measured"]) == ["phase A", "phase B", "epoch", "sweep"]
     for found in content["measured"].values():
@@ -35,6 +36,7 @@ def test_every_measurement_has_all_numbers(content: dict) -> None:
     json.dumps(content)
 
 
+@pytest.mark.slow
 def test_the_report_says_whether_goals_are_reached(content: dict) -> None:
     content["measured"]["sweep"]["times_reference"] = {"low": 19.0, "median": 21.0, "high": 23.0}
     content["measured"]["epoch"]["over_bare"] = {"low": 1.4, "median": 1.6, "high": 1.7}
@@ -56,6 +58,7 @@ def test_ratios_are_taken_within_a_turn() -> None:
     assert found["samples_per_second"]["ours"] == {"median": 1 / 3, "low": 1 / 7, "high": 1.0}
 
 
+@pytest.mark.slow
 def test_memory_is_read_in_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.throughput.SIDES", ("bare",))
     monkeypatch.setattr("benchmarks.throughput.TASKS", ("training",))
@@ -102,6 +105,7 @@ def test_generated_lengths_are_those_of_mosi() -> None:
     assert lengths["vision"].mean() / lengths["audio"].mean() == pytest.approx(500 / 375, rel=0.01)
 
 
+@pytest.mark.slow
 def test_command_line_writes_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: dict) -> None:
     monkeypatch.setattr("benchmarks.throughput.measure", lambda setting: content | {"asked": setting.toy})
     main(["--quick", "--threads", "1", "--output", str(tmp_path)])
@@ -120,6 +124,7 @@ def methods_content() -> dict:
     return methods.measure(SETTING)
 
 
+@pytest.mark.slow
 def test_every_method_is_measured(methods_content: dict) -> None:
     measured = methods_content["measured"]
     assert set(methods.LABELS) < set(measured)
@@ -131,6 +136,7 @@ def test_every_method_is_measured(methods_content: dict) -> None:
     json.dumps(methods_content)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_methods_has_a_row_for_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods_content: dict
 ) -> None:

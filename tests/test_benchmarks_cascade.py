@@ -24,6 +24,7 @@ def content() -> dict[str, Any]:
         return measure(SETTING)
 
 
+@pytest.mark.slow
 def test_every_measurement_has_all_numbers(content: dict[str, Any]) -> None:
     measured = content["measured"]
     assert list(measured["stub"]) == ["small", "expert", "0", "0.5", "0.1 twice", "0.5 twice"]
@@ -98,6 +99,7 @@ def test_true_sizes(name: str, billions: float) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_named_sizes_are_measured_in_half_precision_without_the_stub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "3b", SHAPES["tiny"])
     monkeypatch.setattr(cascade, "RATES", (0.5,))
@@ -106,6 +108,7 @@ def test_named_sizes_are_measured_in_half_precision_without_the_stub(monkeypatch
     assert "The stub" not in markdown(found) and "Qwen2.5-Omni, 3b" in markdown(found)
 
 
+@pytest.mark.slow
 def test_command_line_writes_both_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]
 ) -> None:

@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
+import os
 import re
 import shutil
 import sqlite3
@@ -33,6 +35,7 @@ from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.training.recipes import load_recipe, train_rates
 from hf_msa_cli import build_parser, main
 from loopback_hub import LoopbackHub, client_environment
+from made_recordings import write_sound
 from loopback_mllm_server import Reply, Server, completion, token
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
@@ -40,6 +43,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
 OTHER_PROGRAMS = {"python", "sqlite3", "vllm"}
 LANGUAGE_MODEL = "names a language model; tests/test_docs.py executes it with a tiny one"
+RECORDINGS = "needs recordings; tests/test_docs.py executes it with made ones"
 _BLOCK = re.compile(r"(?:^<!-- not executed: (.+?) -->\n)?^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -239,13 +243,15 @@ def execute(block: Block, environment: dict[str, str]) -> None:
     """Execute a block in the current folder."""
     if block.language == "bash":
         for program, *arguments in map(as_own, commands(block.code)):
-            needs_hub = arguments[0] == "push" or "--push-to-hub" in arguments
-            if program == "hf-msa" and not needs_hub:
+            if program == "hf-msa":
                 if arguments[0] == "prepare":
                     arguments = [*arguments, "--overwrite"]
                 elif arguments[0] != "train":
                     provide(" ".join(arguments))
-                assert main(quick(arguments)) == 0, (block.name, arguments)
+                if arguments[0] == "push" or "--push-to-hub" in arguments:
+                    on_hub(arguments, environment)
+                else:
+                    assert main(quick(arguments)) == 0, (block.name, arguments)
     else:
         provide(block.code)
         for made in re.findall(r'\b(?:sample_corpus\(|train\("[^"]+", \w+,)\s*"(.+?)"', block.code):
@@ -255,6 +261,51 @@ def execute(block: Block, environment: dict[str, str]) -> None:
         code = code.replace("bert-base-uncased", "corpus/text_model").replace('"org/', '"lab/')
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, (block.name, done.stderr)
+
+
+def on_hub(arguments: list[str], environment: dict[str, str]) -> None:
+    """Run a command in a process whose Hub is the loopback one, which knows the organisation `lab`."""
+    command = [sys.executable, "-m", "hf_msa_cli", *(argument.replace("org/", "lab/") for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, (arguments, done.stdout + done.stderr)
+
+
+# --- Executed with made recordings ---
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_what_reads_recordings_runs_with_made_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words come from the list where the environment names no Whisper model, see CONTRIBUTING.md."""
+    monkeypatch.chdir(tmp_path)
+    write_sample_corpus("corpus", preset="tiny", seed=7, version=1)
+    lines = ["path,text,label,split"]
+    for number, split in enumerate(["train"] * 8 + ["validation"] * 3 + ["test"] * 3):
+        write_sound(Path("clips", f"{number}.wav"), channels=(0.1 + 0.05 * number,))
+        lines.append(f"{number}.wav,a film {number},{number % 7 - 3},{split}")
+    Path("clips", "list.csv").write_text("\n".join(lines), encoding="utf-8")
+    shutil.copyfile("clips/0.wav", "clip.wav")
+    whisper = os.environ.get("HF_MSA_WHISPER") if importlib.util.find_spec("faster_whisper") else None
+    with LoopbackHub() as hub:
+        environment = client_environment(hub, str(tmp_path / "home"))
+        for block in (block for block in (*BASH, *PYTHON) if block.not_executed == RECORDINGS):
+            for program, *arguments in commands(block.code) if block.language == "bash" else ():
+                if "--transcribe" in arguments:
+                    place = arguments.index("--transcribe")
+                    arguments[place : place + 2] = ["--transcribe", whisper] if whisper else []
+                if program != "hf-msa" or (arguments[0] == "demo" and "--export" not in arguments):
+                    continue  # A page is served until it is stopped; tests/test_demo_page.py has one.
+                if arguments[0] in ("extract", "train"):
+                    shutil.rmtree(arguments[arguments.index("--output") + 1], ignore_errors=True)
+                if arguments[0] == "demo":
+                    on_hub(["push", "runs/mine/seed-1111", "org/tcmr-mine"], environment)
+                    on_hub(arguments, environment)
+                else:
+                    assert main(quick(arguments)) == 0, (block.name, arguments)
+            if block.language == "python":
+                code = block.code.replace("org/tcmr-mine", "runs/mine/seed-1111")
+                done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+                assert done.returncode == 0, (block.name, done.stderr)
 
 
 # --- Executed with a tiny language model ---

@@ -320,6 +320,7 @@ def test_of_equally_frequent_words_the_first_are_counted() -> None:
     np.testing.assert_array_equal(word_counts([["a"], ["b"]]), [[0], [0]])
 
 
+@pytest.mark.slow
 def test_real_rows_of_one_frame_say_that_they_are(real_data: Path, tmp_path: Path) -> None:
     prepare_dataset("mosi", str(real_data / "mosi" / "mosi_text_audio.pkl"), str(tmp_path / "mosi"))
     run_tool("headroom", data=str(tmp_path / "mosi"), rows=900, output=str(tmp_path / "out"))

@@ -49,6 +49,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+@pytest.mark.slow
 def test_train_evaluate_push_reload(python: Path, tmp_path: Path, loopback_hub: LoopbackHub) -> None:
     corpus = write_sample_corpus(tmp_path / "corpus", preset="tiny", seed=5, version=1)
     run = tmp_path / "runs" / "seed-3"

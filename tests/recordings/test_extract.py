@@ -93,6 +93,7 @@ def test_a_data_set_of_it_names_the_same_sets(clips: Path, tmp_path: Path) -> No
     assert dataset_facts(tmp_path / "again").audio_set == "prosody@1"
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_processes(clips: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         extract(clips / "list.csv", tmp_path / str(workers), label_family="mosi", audio_set="prosody", workers=workers)
