@@ -35,8 +35,8 @@ from hf_msa.models.msa_label_families import LabelFamily
 from hf_msa.training.recipes import load_recipe, train_rates
 from hf_msa_cli import build_parser, main
 from loopback_hub import LoopbackHub, client_environment
-from made_recordings import write_sound
 from loopback_mllm_server import Reply, Server, completion, token
+from made_recordings import write_sound
 from tiny_mllm import tiny_mllm_processor, tiny_thinker
 
 ROOT = Path(__file__).parents[1]
