@@ -742,6 +742,13 @@ def test_a_truncated_pickle_is_named(refused: Callable[..., str], tmp_path: Path
     assert "ends in the middle" in refused("prepare", "mosi", "--source", source, "--output", tmp_path / "out")
 
 
+def test_a_corpus_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sample-corpus", "--preset", "tiny", "--version", "1", "--output", str(tmp_path / "corpus")]
+    for said in ("per second", "160 clips, which were there already"):
+        assert main(command) == 0
+        assert said in capsys.readouterr().out
+
+
 def test_wrong_sources(refused: Callable[..., str], tmp_path: Path) -> None:
     source = write_pickle(tmp_path / "raw.pkl")
     output = ["--output", tmp_path / "out"]

@@ -44,7 +44,11 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for pat
 OTHER_PROGRAMS = {"python", "sqlite3", "vllm"}
 LANGUAGE_MODEL = "names a language model; tests/test_docs.py executes it with a tiny one"
 RECORDINGS = "needs recordings; tests/test_docs.py executes it with made ones"
-_BLOCK = re.compile(r"(?:^<!-- not executed: (.+?) -->\n)?^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"(?:^<!-- not executed: (.+?) -->\n)?^```(bash|python)\n(.*?)^```(?:\n\nIt prints[^\n]*\n\n```text\n(.*?)^```)?",
+    re.MULTILINE | re.DOTALL,
+)
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,14 @@ class Block:
     """A block of code of a document; `name` counts those of bash and Python from 0.
 
     All are parsed and checked for undefined names. What cannot be executed has a comment before it in the document,
-    `<!-- not executed: the reason -->`.
+    `<!-- not executed: the reason -->`. `prints` is what the document shows of its output.
     """
 
     name: str
     not_executed: str
     language: str
     code: str
+    prints: str
 
     @property
     def document(self) -> str:
@@ -261,6 +266,13 @@ def execute(block: Block, environment: dict[str, str]) -> None:
         code = code.replace("bert-base-uncased", "corpus/text_model").replace('"org/', '"lab/')
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, (block.name, done.stderr)
+        # Processors differ in the last digits, which training enlarges.
+        for ours, theirs in (
+            zip(block.prints.splitlines(), done.stdout.splitlines(), strict=True) if block.prints else ()
+        ):
+            assert _NUMBER.sub("#", ours) == _NUMBER.sub("#", theirs), (block.name, done.stdout)
+            values = [[float(value) for value in _NUMBER.findall(line)] for line in (ours, theirs)]
+            assert values[0] == pytest.approx(values[1], abs=0.1), (block.name, done.stdout)
 
 
 def on_hub(arguments: list[str], environment: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .clip_scores import explain as explain_score
 from .clip_scores import find_clips, plot_explanation, score_clips, write_scores
 from .data.sample_corpus import check_corpus, write_sample_corpus
-from .data.sample_corpus.corpus_files import write_checks
+from .data.sample_corpus.corpus_files import read_checks, write_checks
 from .errors import MsaError, as_msa_errors
 from .evaluation.checkpoints import rate_folder
 from .evaluation.compare import Comparison, compare_runs
@@ -38,10 +38,11 @@ def sample_corpus(
         **options: What else `write_sample_corpus` takes, e.g. ``recordings=8`` or ``train=10_000``.
 
     Returns:
-        The folder. What was measured of it is in ``planted/checks.json``, see `read_checks`.
+        The folder. What was measured of it is in ``planted/checks.json``, see `read_checks`. A folder that holds this very
+        corpus is left as it is.
 
     Raises:
-        MsaError: If an option is not allowed, the folder is not empty, or the disk is full.
+        MsaError: If an option is not allowed, the folder holds something else, or the disk is full.
 
     Example:
         ```python
@@ -51,7 +52,8 @@ def sample_corpus(
         ```
     """
     folder = write_sample_corpus(output, preset, seed, overwrite=overwrite, **options)
-    write_checks(folder, check_corpus(folder))
+    if read_checks(folder) is None:
+        write_checks(folder, check_corpus(folder))
     return folder
 
 

@@ -131,14 +131,17 @@ def prepare(*, dataset: str, source: str, output: str, **options: Any) -> None:
 def sample_corpus(*, output: str, **options: Any) -> None:
     """Write a sample corpus; see `hf_msa.sample_corpus` for the options, of which None are left out."""
     from .api import sample_corpus as make
-    from .data.sample_corpus.corpus_files import read_checks
+    from .data.sample_corpus.corpus_files import is_sample_corpus, read_checks
 
-    begun = time.monotonic()
+    begun, there = time.monotonic(), is_sample_corpus(output) and not options.get("overwrite")
     path = make(output, **{name: value for name, value in options.items() if value is not None})
     seconds = time.monotonic() - begun
     measured = read_checks(path) or {}
     clips, spoken = sum(measured["clips"].values()), measured["recordings"]
-    print(f"{clips} clips in {seconds:.1f} s ({clips / seconds:.0f} per second)")
+    if there:
+        print(f"{clips} clips, which were there already")
+    else:
+        print(f"{clips} clips in {seconds:.1f} s ({clips / seconds:.0f} per second)")
     print(f"Sample corpus: {path} (its tiny text encoder: {path / 'text_model'})")
     if spoken:
         print(f"{spoken['count']} recordings: {path / 'recordings' / 'manifest.csv'}")

@@ -333,6 +333,20 @@ def test_an_existing_folder_is_kept(corpus, tmp_path):
     assert sorted(path.name for path in corpus.iterdir()) == before
 
 
+def test_the_very_same_corpus_is_not_written_again(tmp_path):
+    folder = write_sample_corpus(tmp_path / "c", "tiny", seed=3, version=1)
+    mark = folder / "mark"
+    mark.touch()
+    assert write_sample_corpus(folder, "tiny", seed=3, version=1) == folder and mark.exists()
+    with pytest.raises(MsaError, match="not empty"):
+        write_sample_corpus(folder, "tiny", seed=3, version=1, recordings=2)
+    write_sample_corpus(folder, "tiny", seed=3, version=1, overwrite=True)
+    assert not mark.exists()
+    (folder / "planted" / "corpus.json").write_text("{}}")
+    with pytest.raises(MsaError, match="damaged or of another version"):
+        write_sample_corpus(folder, "tiny", seed=3, version=1)
+
+
 def test_the_text_model_knows_every_word(corpus):
     from transformers import AutoModel, AutoTokenizer
 

@@ -76,10 +76,10 @@ def write_sample_corpus(
         **overrides: Other fields of `SampleCorpusConfig`, e.g. ``train=10_000``, ``version=1`` or ``persona=0``.
 
     Returns:
-        The folder.
+        The folder. One that holds this very corpus is left as it is.
 
     Raises:
-        MsaError: If an option is not allowed, the folder is not empty, or the disk is full.
+        MsaError: If an option is not allowed, the folder holds something else, or the disk is full.
     """
     from hf_msa.data.prepare import check_output, write_dataset
 
@@ -88,6 +88,12 @@ def write_sample_corpus(
     if config.version > 1:
         strengths_of(config)  # says at once what cannot be had
 
+    if (
+        not overwrite
+        and is_sample_corpus(output)
+        and ((read_config(output), len(read_planted_recordings(output))) == (config, recordings))
+    ):
+        return Path(output)
     check_output(Path(output), overwrite)
     with scratch_directory(output) as work:
 
@@ -110,11 +116,15 @@ def read_config(folder: str | os.PathLike[str]) -> SampleCorpusConfig:
     """Read what a sample corpus was generated with.
 
     Raises:
-        MsaError: If the folder is not a sample corpus.
+        MsaError: If the folder is not a sample corpus, or one of another version of hf_msa.
     """
     if not is_sample_corpus(folder):
         raise MsaError(f"{folder} is not a sample corpus; make one with `hf-msa sample-corpus`.")
-    return SampleCorpusConfig.from_dict(json.loads(_config_path(Path(folder)).read_text(encoding="utf-8")))
+    file = _config_path(Path(folder))
+    try:
+        return SampleCorpusConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise MsaError(f"{file} is damaged or of another version of hf_msa; make the corpus anew.") from error
 
 
 def is_sample_corpus(folder: str | os.PathLike[str]) -> bool:
