@@ -11,7 +11,7 @@ from hf_msa.evaluation.results import read_results
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PICTURE = DOCS / "missing-rates.png"
-RUNS = ("mosi-tcmr", "mosi-pglh", "mosi-text")
+RUNS = ("mosi-tcmr", "mosi-pglh", "mosi-text-flags")
 METRICS = ("mae", "non0_acc2")
 
 
