@@ -111,9 +111,14 @@ class TestDescriptions:
             find_label_family("mosy")
         with pytest.raises(MsaError, match=r"in '.*nothing\.yaml' cannot be used: .*No such file"):
             find_label_family(str(tmp_path / "nothing.yaml"))
-        file.write_text("- a list")
-        with pytest.raises(MsaError, match="is no group of KEY: VALUE"):
-            find_label_family(str(file))
+        for content, message in (
+            ("- a list", "is no group of KEY: VALUE"),
+            ("a: &x [1]\nb: *x", r"it has an alias \(\*name\)"),
+            ("a: " + "[" * 60_000, "nested more than 10 deep"),
+        ):
+            file.write_text(content)
+            with pytest.raises(MsaError, match=message):
+                find_label_family(str(file))
 
     def test_a_registered_name_is_described_in_files(
         self, monkeypatch: pytest.MonkeyPatch, stars: LabelFamily

@@ -14,6 +14,7 @@ LABEL_FAMILIES: Registry[LabelFamily] = Registry("label family", "hf_msa.label_f
 """Label families by name."""
 
 _MOST_BYTES = 1 << 17
+_DEEPEST = 10
 
 AnyFamily = str | Mapping[str, Any] | LabelFamily
 """A family, its description, its name, or a YAML file with its description."""
@@ -80,12 +81,19 @@ def find_label_family(given: AnyFamily) -> LabelFamily:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases, by which a few lines can stand for gigabytes."""
+    """Without aliases, by which a few lines can stand for gigabytes, and without deep nesting, which takes seconds."""
+
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise ValueError("it has an alias (*name); write out what it stands for")
-        return super().compose_node(parent, index)
+        if self.depth == _DEEPEST:
+            raise ValueError(f"it is nested more than {_DEEPEST} deep, which no description needs")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _read(file: Path) -> Any:
