@@ -255,7 +255,7 @@ def _draw(figure: Figure, per_rate: Rows, pooled: Mapping[str, NDArray[Any]], bi
         left.fill_between(rates, mean - sd, mean + sd, alpha=0.15, linewidth=0)
     left.plot(rates, [1 - rate for rate in rates], color=GREY, linestyle=":", label="1 - missing rate")
     left.set_xlabel("missing rate")
-    left.set_title("mean and standard deviation over texts", fontsize=8)
+    left.set_title("mean and deviation over texts", fontsize=8)
     left.legend(frameon=False, fontsize=6)
     dots = middle.scatter(
         pooled["kept"], pooled["confidence"], c=pooled["truth"], s=3, alpha=0.5, cmap="viridis", rasterized=True

@@ -225,4 +225,5 @@ def _draw(figure: Figure, table: Rows, summary: Rows) -> None:
     right.errorbar(_steps(table), means, yerr=spread, marker="o", markersize=3.5)
     right.axhline(0, color=GREY, linewidth=0.8)
     right.set_xlabel("training step")
-    right.set_title("mean and standard deviation over batches", fontsize=8)
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.set_title("mean and deviation over batches", fontsize=8)
