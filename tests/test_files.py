@@ -208,3 +208,14 @@ def test_writing_a_folder_removes_only_its_own_left_overs(tmp_path: Path) -> Non
     with atomic_directory(tmp_path / "x"):
         pass
     assert set(content(tmp_path)) == {"x", other.name}
+
+
+def test_what_safetensors_leaves_when_it_is_killed_is_removed(tmp_path: Path) -> None:
+    names = (".tmpvpKY6w", "stages/.tmpA1b2C3", ".tmpnotes", ".tmp-a.b-c", "model.safetensors")
+    (tmp_path / "stages").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, "model.safetensors")
+    assert all((tmp_path / name).exists() for name in names)
+    remove_leftovers(tmp_path)
+    assert [name for name in names if not (tmp_path / name).exists()] == [".tmpvpKY6w", "stages/.tmpA1b2C3"]

@@ -24,6 +24,8 @@ _OWNER_FILE = f"{LOCK_FILE}.json"
 # Temporaries say who made them, so that those of a process that was killed are known and removed.
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-.*")
+# What safetensors writes beside a file that it is about to replace.
+_OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 _OLD = ".old"
 _FILES = "files"
 _in_use: set[Path] = set()
@@ -62,9 +64,13 @@ def remove_leftovers(folder: str | os.PathLike[str], name: str | None = None) ->
 
     Args:
         folder: Where to look.
-        name: Of which file or folder in it; default: of all, in folders within, too.
+        name: Of which file or folder in it; default: of all, in folders within, too, and those of safetensors, which do
+            not say whose they are: the caller holds the folder's lock.
     """
     place = Path(folder)
+    for path in list(place.rglob(".tmp*")) if name is None else ():
+        if _OF_SAFETENSORS.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
     found = place.rglob(".*.tmp-*") if name is None else place.glob(f".{glob.escape(name)}*.tmp-*")
     for path in list(found):
         match = _TEMPORARY.fullmatch(path.name)
