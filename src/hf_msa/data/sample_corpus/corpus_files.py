@@ -88,12 +88,9 @@ def write_sample_corpus(
     if config.version > 1:
         strengths_of(config)  # says at once what cannot be had
 
-    if (
-        not overwrite
-        and is_sample_corpus(output)
-        and ((read_config(output), len(read_planted_recordings(output))) == (config, recordings))
-    ):
-        return Path(output)
+    if not overwrite and is_sample_corpus(output) and read_config(output) == config:
+        if len(read_planted_recordings(output)) == recordings:
+            return Path(output)
     check_output(Path(output), overwrite)
     with scratch_directory(output) as work:
 
