@@ -342,15 +342,21 @@ def _fit_summary(fits: Rows) -> list[dict[str, Any]]:
     return summary
 
 
-def _draw(figure: Figure, panels: Sequence[_Panel]) -> None:
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // columns)
-    figure.set_size_inches(3.2 * columns, 0.4 + 2.3 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, panel in zip(axes, panels, strict=False):
-        _draw_panel(axis, *panel)
-    for axis in axes[len(panels) :]:
+def _panels(figure: Figure, count: int, columns: int, width: float, height: float) -> "list[Axes]":
+    """So many panels in rows of at most `columns`, each of this size in inches."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure.set_size_inches(width * columns, 0.4 + height * rows)
+    found = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axis in found[count:]:
         axis.set_visible(False)
+    return found[:count]
+
+
+def _draw(figure: Figure, panels: Sequence[_Panel]) -> None:
+    axes = _panels(figure, len(panels), 3, 3.2, 2.3)
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_panel(axis, *panel)
     axes[0].legend(frameon=False, fontsize=6)
     figure.suptitle(
         "all training seeds; curves: normal distributions of the samples shown; dashed: tau, from validation",
@@ -386,8 +392,7 @@ def _draw_panel(
 
 
 def _draw_comparison(figure: Figure, compared: Mapping[str, tuple[SampleNumbers, Sequence[Uncertainty]]]) -> None:
-    figure.set_size_inches(5.0 * len(compared), 3.6)
-    panels = figure.subplots(1, len(compared), squeeze=False).ravel()
+    panels = _panels(figure, len(compared), 2, 5.0, 3.2)
     styles = {"oracle": {"color": "black", "linestyle": ":"}, "random": {"color": GREY, "linestyle": "--"}}
     for panel, (name, (numbers, kinds)) in zip(panels, compared.items(), strict=True):
         errors, _ = losses(numbers, kinds[0].scores, "mae")
