@@ -272,6 +272,18 @@ def test_runs_that_a_tool_cannot_use(data, output, tmp_path):
     (copy / "run.json").write_text(json.dumps(facts | {"ablation": "wo_tce"}))
     with pytest.raises(MsaError, match=r"seeds of one kind"):
         run_tool("confidence", [str(seed), str(copy)], data=data)
+    (copy / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(MsaError, match=rf"both of seed {facts['seed']}, which would count twice"):
+        run_tool("confidence", [str(seed), str(copy)], data=data)
+    other = {
+        "settings": {"settings": facts["settings"] | {"feature_norm": "none"}},
+        "flags": {"flags": facts["flags"] | {"learning_rate": 0.5}},
+        "data": {"dataset": facts["dataset"] | {"fingerprint": "of other rows"}},
+    }
+    for name, change in other.items():
+        (copy / "run.json").write_text(json.dumps(facts | {"seed": facts["seed"] + 1} | change))
+        with pytest.raises(MsaError, match=f"trained with different {name}; give seeds of one kind"):
+            run_tool("confidence", [str(seed), str(copy)], data=data)
     (copy / "run.json").write_text(json.dumps(facts | {"method": "text"}))
     with pytest.raises(MsaError, match="a run of 'text', but this tool looks into 'tcmr'"):
         run_tool("confidence", [str(copy)], data=data)

@@ -15,6 +15,7 @@ from hf_msa.errors import MsaError
 from hf_msa.evaluation.checkpoints import check_widths, find_models, load_checkpoint
 from hf_msa.models.modeling_msa import MsaPreTrainedModel
 from hf_msa.models.processing_msa import MsaProcessor
+from hf_msa.training.arguments import MsaTrainingArguments
 
 MASK_SEED = 1111
 """The seed of masks where one is enough."""
@@ -42,6 +43,16 @@ class TrainedRun:
         """Method and ablation."""
         ablation = self.facts["ablation"]
         return str(self.facts["method"]) + (f" ({ablation})" if ablation else "")
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What seeds of one kind have in common beside the name, by what it is called in a message."""
+        flags = self.facts["flags"]
+        return {
+            "settings": self.facts["settings"],
+            "flags": {name: flags[name] for name in sorted(MsaTrainingArguments.FINAL_STAGE_ONLY & set(flags))},
+            "data": self.facts["dataset"]["fingerprint"],
+        }
 
     @property
     def processor(self) -> MsaProcessor:
@@ -90,10 +101,10 @@ def find_runs(names: Sequence[str], method: str | None = None) -> list[TrainedRu
         method: The method that the runs must be of; None for any.
 
     Raises:
-        MsaError: If a folder is no finished run of `hf-msa train`, or one of another method, or the runs are of different
-            kinds.
+        MsaError: If a folder is no finished run of `hf-msa train`, or one of another method, or the runs are not seeds of
+            one kind: of one method and ablation, trained on the same rows with the same settings, each seed once.
     """
-    runs = []
+    runs: list[TrainedRun] = []
     for folder in (Path(found) for name in names for found in find_models(name)):
         file = folder / "run.json"
         if not file.is_file():
@@ -112,6 +123,20 @@ def find_runs(names: Sequence[str], method: str | None = None) -> list[TrainedRu
                 f"{runs[0].folder} is a run of {runs[0].name} and {run.folder} one of {run.name}; give seeds of one "
                 "kind, and analyse the others apart."
             )
+        differ = [name for name, value in run.setting.items() if value != runs[0].setting[name]]
+        if differ:
+            raise MsaError(
+                f"{runs[0].folder} and {run.folder} were trained with different {' and '.join(differ)}; give seeds of one "
+                "kind, and analyse the others apart."
+            )
+    seeds: dict[int, TrainedRun] = {}
+    for run in runs:
+        if run.seed in seeds:
+            raise MsaError(
+                f"{seeds[run.seed].folder} and {run.folder} are both of seed {run.seed}, which would count twice; give "
+                "each seed once."
+            )
+        seeds[run.seed] = run
     return runs
 
 
