@@ -11,7 +11,7 @@ import pytest
 
 from hf_msa.analysis import tool_report
 from hf_msa.analysis.estimates import Estimate, bars, format_bounds, format_number, format_spread, seed_means
-from hf_msa.analysis.tool_report import Report, rows_table
+from hf_msa.analysis.tool_report import Report, mark_whole_numbers, rows_table
 from hf_msa.evaluation.statistics import all_and_resampled, resample_counts
 
 if TYPE_CHECKING:
@@ -159,3 +159,12 @@ def test_json_is_read_back(tmp_path: Path) -> None:
     report.json("a.json", {"b": [None, 1.5, math.inf], "c": np.array([1, 2])})
     (path,) = report.write()
     assert json.loads(path.read_text()) == {"b": [None, 1.5, None], "c": [1, 2]}
+
+
+@pytest.mark.parametrize(("steps", "marked"), [([6], [6]), ([3, 4], [3, 4])])
+def test_an_axis_that_counts_is_marked_at_whole_numbers(steps, marked):
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    axes.plot(steps, [0.0] * len(steps), "o")
+    mark_whole_numbers(axes.xaxis)
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == marked

@@ -16,6 +16,7 @@ from hf_msa.figures import write_figure
 from hf_msa.files import atomic_files, write_json
 
 if TYPE_CHECKING:
+    import matplotlib.axis
     import matplotlib.figure
 
 Figure: TypeAlias = "matplotlib.figure.Figure"
@@ -110,6 +111,13 @@ class Report:
         with atomic_files(self.folder) as work:
             written = [path for make in self._writers for path in make(work)]
         return [self.folder / path.name for path in written]
+
+
+def mark_whole_numbers(axis: "matplotlib.axis.Axis") -> None:
+    """Put the ticks of an axis that counts at whole numbers, even where that leaves one."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
 def _write_csv(path: Path, rows: Rows) -> None:

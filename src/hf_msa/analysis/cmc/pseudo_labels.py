@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from hf_msa.analysis.common.split_labels import SplitLabels, read_labels
 from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs
 from hf_msa.analysis.estimates import Rows, format_number, format_spread
-from hf_msa.analysis.tool_report import GREY, Figure, Report
+from hf_msa.analysis.tool_report import GREY, Figure, Report, mark_whole_numbers
 from hf_msa.analysis.tools import tool
 from hf_msa.errors import MsaError, reason
 from hf_msa.evaluation.report import counted
@@ -334,6 +334,6 @@ def _draw(figure: Figure, tables: Sequence[Rows], modalities: Sequence[str]) -> 
             axis.axvspan(*SETTLED_BY, color=GREY, alpha=0.2, linewidth=0)
         axis.set_ylim(bottom=0)
         axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        mark_whole_numbers(axis.xaxis)
         axis.set_title(title, fontsize=8)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

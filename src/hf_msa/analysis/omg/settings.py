@@ -29,7 +29,7 @@ from hf_msa.errors import MsaError, as_msa_errors, unknown_name
 from hf_msa.evaluation.metrics import METRICS
 from hf_msa.evaluation.report import counted
 from hf_msa.evaluation.results import Predictions, predictions_table
-from hf_msa.evaluation.statistics import resample_counts
+from hf_msa.evaluation.statistics import mean_and_std, resample_counts
 from hf_msa.evaluation.sweep import sweep
 from hf_msa.models.msa_answer_store import AnswerStore
 
@@ -262,8 +262,10 @@ def _draw(figure: Figure, scored: Sequence[SettingScores], main: Sequence[str], 
             panel.set_title(
                 f"{METRICS[name].pretty}{' (%)' if METRICS[name].percent else ''}, rate {rate}", fontsize=8
             )
-        clock.plot(at, [1000 * np.mean(scores.seconds) for scores in line], "o-", ms=3.5, label=label)
-    clock.set_title("ms per sample", fontsize=8)
+        times = [mean_and_std([1000 * second for second in scores.seconds]) for scores in line]
+        means, deviations = zip(*times, strict=True)
+        clock.errorbar(at, means, yerr=deviations, fmt="o-", ms=3.5, elinewidth=0.8, label=label)
+    clock.set_title(f"ms per sample{', deviation over seeds' if len(scored[0].seconds) > 1 else ''}", fontsize=8)
     for panel in (*panels, clock):
         panel.set_xticks(range(len(ticks)), ticks)
         panel.set_xlabel(last)

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_msa.analysis.common.trained_runs import find_runs
 from hf_msa.analysis.tcmr.judged_model import polarity_classifier
 from hf_msa.analysis.tcmr.masked_words import Words, planted_roles, run_text, split_words
-from hf_msa.analysis.tool_report import GREY, Figure, Report
+from hf_msa.analysis.tool_report import GREY, Figure, Report, mark_whole_numbers
 from hf_msa.analysis.tools import tool
 from hf_msa.data.loading import load_msa
 from hf_msa.errors import MsaError, unknown_name
@@ -248,6 +248,6 @@ def _draw(figure: Figure, totals: Mapping[float, ClueCounts], roles: Mapping[str
         axis.margins(x=0.2)
         axis.set_title(f"probability above {level:g}: {counts.texts} texts", fontsize=8)
         axis.set_xlabel(f"flips {_TURNS[reading]}")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        mark_whole_numbers(axis.xaxis)
     if roles is not None:
         figure.suptitle("blue: planted cue words; grey: other words", fontsize=8)

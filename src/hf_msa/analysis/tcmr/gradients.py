@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from hf_msa.analysis.common.trained_runs import TrainedRun, find_runs, load_stage_checkpoint
 from hf_msa.analysis.estimates import Rows
 from hf_msa.analysis.tcmr.judged_model import load_judged, text_regressor
-from hf_msa.analysis.tool_report import GREY, Figure, Report
+from hf_msa.analysis.tool_report import GREY, Figure, Report, mark_whole_numbers
 from hf_msa.analysis.tools import tool
 from hf_msa.data.collator import MsaCollator
 from hf_msa.data.missing import protocol_from_dict
@@ -225,5 +225,5 @@ def _draw(figure: Figure, table: Rows, summary: Rows) -> None:
     right.errorbar(_steps(table), means, yerr=spread, marker="o", markersize=3.5)
     right.axhline(0, color=GREY, linewidth=0.8)
     right.set_xlabel("training step")
-    right.xaxis.get_major_locator().set_params(integer=True)
+    mark_whole_numbers(right.xaxis)
     right.set_title("mean and deviation over batches", fontsize=8)
