@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from hf_msa.evaluation.results import write_results
 from made_results import make_results, make_table
+
+# How long an example takes says what else the machine does.
+settings.register_profile("hf_msa", deadline=None)
+settings.load_profile("hf_msa")
 
 
 def pytest_collection_finish() -> None:

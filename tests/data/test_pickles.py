@@ -24,7 +24,7 @@ ARRAYS = hnp.arrays(
 # --- What may be read ---
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(array=ARRAYS, protocol=st.integers(2, 5), fortran=st.booleans())
 def test_arrays_come_back_as_they_were(tmp_path, array, protocol, fortran):
     array = np.asfortranarray(array) if fortran else array
@@ -236,7 +236,7 @@ def test_deep_nesting_is_refused(tmp_path):
     assert "deep" in broken(tmp_path, b"]" * 200 + b"a" * 199 + b".")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0.01, 0.99), protocol=st.sampled_from([2, 4, 5]))
 def test_a_truncated_file_is_named_as_such(tmp_path, share, protocol):
     whole = pickle.dumps(mmsa(), protocol=protocol)
@@ -244,7 +244,7 @@ def test_a_truncated_file_is_named_as_such(tmp_path, share, protocol):
     assert "ends in the middle" in message
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_a_flipped_byte_never_gives_another_error(tmp_path, position, value):
     data = bytearray(pickle.dumps({"train": mmsa_split("train", 2, audio=(2, 2), vision=None)}, protocol=4))
@@ -272,7 +272,7 @@ def rows_of(path):
     return source, {split: list(source.rows(split)) for split in source.splits}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     audio=st.none() | st.tuples(st.integers(1, 6), st.integers(1, 4)),
     vision=st.none() | st.tuples(st.integers(1, 6), st.integers(1, 4)),

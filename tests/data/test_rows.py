@@ -48,7 +48,7 @@ def same(view, rows, order):
     assert view.lengths["audio"].tolist() == [len(rows[index]["audio"]) for index in order]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), count=st.integers(1, 12))
 def test_any_selection_order_and_chunking_gives_the_same_arrays(data, count):
     rows = raw(count)

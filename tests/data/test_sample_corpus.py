@@ -104,7 +104,7 @@ def test_the_rule(sentence, score):
     assert score_tokens(sentence.split())[0] == pytest.approx(score)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6), tone=st.integers(0, len(TONES) - 1), words=st.integers(5, 40),
     topic=st.sampled_from(list(lexicon.TOPICS)),

@@ -15,7 +15,7 @@ from hf_msa.data.video_split import assign_videos
 from hf_msa.errors import MsaError
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     rows=st.dictionaries(st.text("abcdef", min_size=1, max_size=4), st.integers(1, 30), min_size=3, max_size=40),
     seed=st.integers(0, 5),

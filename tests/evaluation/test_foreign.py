@@ -160,7 +160,7 @@ _ROWS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=_ROWS, names=st.permutations(["id", "prediction", "label", "rate", "pattern", "mask_seed"]))
 def test_the_reader_gives_finite_numbers_or_one_sentence(tmp_path, rows, names):
     """Whatever a CSV holds, the reader gives as many rows as it has, or says in a sentence what is wrong."""
@@ -179,7 +179,7 @@ def test_the_reader_gives_finite_numbers_or_one_sentence(tmp_path, rows, names):
         assert setting in ("text", "text+audio") if isinstance(setting, str) else 0 <= setting <= 1
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(
         st.tuples(

@@ -752,16 +752,16 @@ def test_a_score_that_is_no_number_is_refused_with_its_samples(
 ) -> None:
     model, processor = loaded
     lost = {rows.ids[3], rows.ids[7]}
-    predict = type(model).predict_rows
+    predict = model.predict_rows
 
-    def broken(self: MsaPreTrainedModel, inputs: Any, members: Any, given: Any) -> Any:
-        outputs = predict(self, inputs, members, given)
+    def broken(inputs: Any, members: Any, given: Any) -> Any:
+        outputs = predict(inputs, members, given)
         for place, member in enumerate(members):
             if member["id"] in lost:
                 outputs.logits[place] = float("nan")
         return outputs
 
-    monkeypatch.setattr(type(model), "predict_rows", broken)
+    monkeypatch.setattr(model, "predict_rows", broken)
     with pytest.raises(MsaError, match=f"not a finite number for 2 of {len(rows)} samples") as error:
         sweep(model, processor, rows, conditions("frame", MODALITIES, [0.3], [3]))
     assert all(repr(name) in str(error.value) for name in lost) and "at 0.3" in str(error.value)

@@ -82,7 +82,7 @@ class TestTokenTransformer:
         with pytest.raises(ValueError, match="7 positions was given, but the position table holds 6"):
             transformer()(torch.randn(1, 7, 8))
 
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     @given(
         depth=st.integers(1, 3),
         length=st.integers(0, 6),

@@ -39,7 +39,7 @@ def test_few_queries_attend_as_written_out(queries: int, masked: bool) -> None:
         torch.testing.assert_close(ours, expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=80))
 def test_rows_encoded_by_length_give_what_they_give_together(lengths: list[int]) -> None:
     torch.manual_seed(0)

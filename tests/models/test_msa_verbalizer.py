@@ -115,7 +115,7 @@ class TestDescribe:
         row = {"audio": np.ones((2, 3)), "label": np.array(3.0), "text": "great"}
         assert self.verbalizer.describe(row) == self.verbalizer.describe({**row, "label": np.array(-3.0)})
 
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     @given(seed=st.integers(0, 10_000), fill=st.floats(-100, 100))
     def test_what_stands_in_dropped_frames_changes_nothing(self, seed: int, fill: float) -> None:
         generator = np.random.default_rng(seed)

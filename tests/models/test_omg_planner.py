@@ -128,7 +128,7 @@ class TestSchema:
             Plan(entity, "leaves", "neutral")
 
     @given(st.text(max_size=70), st.text(max_size=70), st.sampled_from(SENTIMENT_SCALE))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_whatever_can_be_made_can_be_read_back(self, entity: str, action: str, sentiment: str) -> None:
         try:
             plan = Plan(entity, action, sentiment)
@@ -156,7 +156,7 @@ class TestCosts:
         assert semantic_cost(plans, np.array([[5.0, 0.0]])) == pytest.approx([0.0, 2.0, 1.0, 0.4, 1.0])
 
     @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=6, max_size=6))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_semantic_cost_stays_within_its_bounds(self, values: list[float]) -> None:
         vectors = np.array(values).reshape(2, 3)
         assert 0 <= semantic_cost(vectors[:1], vectors[1:])[0] <= 2
@@ -660,7 +660,7 @@ class TestRules:
     @given(st.text(max_size=80))
     @example("he 'cause")
     @example("the " + "x" * 90)
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_any_text_keeps_to_the_schema(self, text: str) -> None:
         Plan(*rule_entity_action(text), "neutral")
 

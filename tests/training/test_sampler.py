@@ -14,7 +14,7 @@ def batches(epoch: int = 0, **options: object) -> list[list[int]]:
     return list(sampler)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 80),
     size=st.integers(1, 9),
@@ -33,7 +33,7 @@ def test_every_pass_sees_every_row_once(rows: int, size: int, passes: int, group
         assert sorted(seen) == list(range(rows))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(world=st.integers(1, 4), accumulation=st.integers(1, 3), groups=st.integers(1, 5), passes=st.integers(1, 2))
 def test_processes_and_accumulation_share_out_the_single_process_batches(
     world: int, accumulation: int, groups: int, passes: int
