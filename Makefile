@@ -43,11 +43,9 @@ test-slow: setup  ## run the slow tests: resume after a kill, several processes,
 
 # Another environment beside the first, made anew where a bound has changed.
 LOWEST = $(VENV)-lowest
-test-lowest: setup  ## run tests of models, data, training and evaluation with the lowest versions that pyproject.toml allows
+test-lowest: setup  ## run the tests with the lowest versions that pyproject.toml allows
 	$(BIN)/python scripts/lowest_versions.py > $(VENV)/lowest.txt
-	$(MAKE) setup VENV=$(LOWEST) CONSTRAINTS=$(VENV)/lowest.txt TORCH=torch
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n auto --dist worksteal \
-	  tests/models/test_contract.py tests/models/test_common.py tests/data tests/training tests/evaluation
+	$(MAKE) test VENV=$(LOWEST) CONSTRAINTS=$(VENV)/lowest.txt TORCH=torch
 
 lint: style types secrets advisories  ## all checks of the code: style, types, secrets; and tell known vulnerabilities
 

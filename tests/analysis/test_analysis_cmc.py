@@ -190,6 +190,9 @@ def made_run(folder, changes, flips=None, **config):
         "method": "cmc",
         "ablation": None,
         "stages": [{"name": "unimodal", "history": entries}, {"name": "main", "history": []}],
+        "settings": {},
+        "flags": {},
+        "dataset": {"fingerprint": "made"},
         "config": {
             "label_momentum": {"text": 0.8, "audio": 0.99},
             "label_gamma": 0.5,

@@ -71,6 +71,9 @@ def write_logged(folder, values, chosen=2.0):
         "ablation": None,
         "selection": {"epoch": chosen, "stage": "main"},
         "stages": [{"name": "main", "history": history}],
+        "settings": {},
+        "flags": {},
+        "dataset": {"fingerprint": "made"},
     }
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(facts))
