@@ -219,3 +219,22 @@ def test_what_safetensors_leaves_when_it_is_killed_is_removed(tmp_path: Path) ->
     assert all((tmp_path / name).exists() for name in names)
     remove_leftovers(tmp_path)
     assert [name for name in names if not (tmp_path / name).exists()] == [".tmpvpKY6w", "stages/.tmpA1b2C3"]
+
+
+@pytest.mark.parametrize("made", ["in/x", "other/x", "whole"])
+@pytest.mark.parametrize("looked", ["in", "other", "whole"])
+@pytest.mark.parametrize("atomic", [atomic_write, atomic_directory, atomic_files])
+def test_what_is_in_use_stays_whatever_its_folder_is_called(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made: str,
+    looked: str,
+    atomic: Callable[[Path | str], AbstractContextManager[Path]],
+) -> None:
+    """A relative path, a link and a whole path."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "other").symlink_to("in")
+    monkeypatch.chdir(tmp_path)
+    with atomic(tmp_path / "in/x" if made == "whole" else made) as used:
+        remove_leftovers(tmp_path / "in" if looked == "whole" else looked)
+        assert used.exists()

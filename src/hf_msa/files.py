@@ -28,6 +28,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)
 _OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 _OLD = ".old"
 _FILES = "files"
+# Resolved: tempfile gives whole paths since Python 3.12, and a folder may be looked through by another name than it was made.
 _in_use: set[Path] = set()
 
 
@@ -38,11 +39,12 @@ def _prefix(name: str) -> str:
 @contextlib.contextmanager
 def _used(temporary: Path) -> Iterator[Path]:
     """Keep a temporary from being taken for a left-over while it is in use."""
-    _in_use.add(temporary)
+    resolved = temporary.resolve()
+    _in_use.add(resolved)
     try:
         yield temporary
     finally:
-        _in_use.discard(temporary)
+        _in_use.discard(resolved)
 
 
 def _is_running(pid: int) -> bool:
@@ -74,7 +76,7 @@ def remove_leftovers(folder: str | os.PathLike[str], name: str | None = None) ->
     found = place.rglob(".*.tmp-*") if name is None else place.glob(f".{glob.escape(name)}*.tmp-*")
     for path in list(found):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or match["host"] != _HOST or path in _in_use:
+        if match is None or match["host"] != _HOST or path.resolve() in _in_use:
             continue
         pid = int(match["pid"])
         if pid != os.getpid() and _is_running(pid):
