@@ -28,7 +28,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)
 _OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 _OLD = ".old"
 _FILES = "files"
-# Resolved: tempfile gives whole paths since Python 3.12, and a folder may be looked through by another name than it was made.
+# Resolved: tempfile gives whole paths since Python 3.12, and a folder may be looked through by another name.
 _in_use: set[Path] = set()
 
 
