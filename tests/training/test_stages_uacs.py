@@ -314,7 +314,7 @@ class TestCalibrate:
         facts = json.loads((runs / "budget" / "seed-1" / "run.json").read_text(encoding="utf-8"))
         _, printed, everything = re.findall(r"on validation ([\d.]+) % are handed on", capsys.readouterr().out)
         assert everything == "100.0"
-        # A small model of one epoch is equally sure of all but everything: rounding may put these on either side.
+        # A small model of one epoch is almost equally sure of everything: rounding may put these on either side.
         on_the_edge = sum(abs(uncertainty - made["budget"]["tau_1"]) < 1e-6 for uncertainty in table["uncertainty"])
         assert abs(share - float(printed) / 100) < (on_the_edge + 0.5) / len(rows)
         assert (

@@ -47,10 +47,10 @@ class TrainedRun:
     @property
     def setting(self) -> dict[str, Any]:
         """What seeds of one kind have in common beside the name, by what it is called in a message."""
-        flags = self.facts["flags"]
+        learning = MsaTrainingArguments.FINAL_STAGE_ONLY
         return {
             "settings": self.facts["settings"],
-            "flags": {name: flags[name] for name in sorted(MsaTrainingArguments.FINAL_STAGE_ONLY & set(flags))},
+            "flags": {name: value for name, value in self.facts["flags"].items() if name in learning},
             "data": self.facts["dataset"]["fingerprint"],
         }
 
